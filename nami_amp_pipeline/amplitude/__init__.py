@@ -1,0 +1,1 @@
+"""Everything about Amplitude: payloads, requests, answers, delivery, and a local Amplitude to develop against."""

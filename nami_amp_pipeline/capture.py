@@ -1,0 +1,307 @@
+"""Stage 1, ``nami_events``: copies the rows that are new in the warehouse into segments.
+
+Which rows are new. A loader may commit a row until the late-commit window has passed since rows with a later
+``ingested_at`` became visible. So each tick notes the newest ``ingested_at`` it saw and when; once that note is older
+than the window, everything below it is there for good: that is the *frontier* of an app. A tick reads from the frontier
+on and leaves out the ids that were captured before. The frontier is kept at least a window behind the newest row too,
+so that a clock that jumps forward skips nothing.
+
+Rows of a tick are spread over segments by a hash of the user, so that a segment holds all that a tick read of a user:
+order, snapshots and logins are then complete within a segment, and memory is that of one segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import sqlalchemy as sa
+
+from nami_amp_pipeline.compute import compute, files, sql
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.errors import WarehouseUnavailable
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.store import Lease
+from nami_amp_pipeline.warehouse import Source
+
+SEGMENT_SCHEMA = pa.schema(
+    [
+        ("app_id", pa.string()),
+        ("id", pa.string()),
+        ("event_type", pa.string()),
+        ("user_id", pa.string()),
+        ("created_date", pa.timestamp("us", tz="UTC")),
+        ("ingested_at", pa.timestamp("us", tz="UTC")),
+        ("payload", pa.string()),
+        ("well_formed", pa.bool_()),
+    ]
+)
+"""Columns of a segment file (Parquet). ``well_formed``: the payload is a JSON object."""
+
+READ_ROWS = 50_000
+
+
+@dataclass
+class Captured:
+    """What one tick captured of one app.
+
+    Attributes:
+        rows: distinct events.
+        types: events by event type.
+        malformed: events whose payload is not a JSON object.
+        segments: ids of the segments that hold them.
+        min_ingested_at, max_ingested_at, min_created_date, max_created_date: in µs since the epoch.
+    """
+
+    rows: int = 0
+    types: dict[str, int] = field(default_factory=dict)
+    malformed: int = 0
+    segments: list[int] = field(default_factory=list)
+    min_ingested_at: int = 0
+    max_ingested_at: int = 0
+    min_created_date: int = 0
+    max_created_date: int = 0
+
+
+def due_apps(context: Context) -> list[str]:
+    """The apps that have an integration switched on."""
+    with context.store.begin() as tx:
+        query = sa.select(tables.integrations.c.app_id).where(tables.integrations.c.enabled).distinct()
+        return sorted(tx.execute(query).scalars())
+
+
+def capture(context: Context, leases: Mapping[str, Lease]) -> dict[str, Captured]:
+    """Captures what is new of the apps under lease.
+
+    Args:
+        context: the process at work.
+        leases: by app id.
+
+    Returns:
+        By app id; apps without news are left out.
+
+    Raises:
+        WarehouseUnavailable: nothing was captured, the next tick reads the same again.
+    """
+    if not leases:
+        return {}
+    frontiers = _frontiers(context, leases)
+    with compute(context.settings) as connection:
+        with context.warehouse.open(connection) as source:
+            started = context.now()
+            if source.head is None:
+                return {}
+            try:
+                upper = _find_fresh(context, connection, source, frontiers)
+                written = _write(context, connection, source)
+            except duckdb.IOException as error:
+                raise WarehouseUnavailable(f"cannot read {context.warehouse.name}: {error}") from None
+        summaries = [(name, rows, _summary(connection, context, name)) for name, rows in written.items()]
+    settled = _settled(context, started, source.head)
+    return _commit(context, leases, frontiers, summaries, started, source.head, min(settled, upper))
+
+
+def _frontiers(context: Context, app_ids: Iterable[str]) -> dict[str, int | None]:
+    """Where each app reads from; at first where the earliest of its integrations starts (None: the beginning)."""
+    wanted = set(app_ids)
+    with context.store.begin() as tx:
+        begun = {row.app_id: row.frontier for row in tx.execute(sa.select(tables.apps)) if row.app_id in wanted}
+        starts: dict[str, list[int | None]] = {}
+        integrations = tables.integrations
+        for row in tx.execute(sa.select(integrations.c.app_id, integrations.c.start_from)):
+            starts.setdefault(row.app_id, []).append(row.start_from)
+    frontiers: dict[str, int | None] = {}
+    for app_id in wanted:
+        frontier = begun.get(app_id)
+        if frontier is None and None not in starts.get(app_id, [None]):
+            frontier = min(start for start in starts[app_id] if start is not None)
+        frontiers[app_id] = frontier
+    return frontiers
+
+
+def _find_fresh(
+    context: Context, connection: duckdb.DuckDBPyConnection, source: Source, frontiers: Mapping[str, int | None]
+) -> int:
+    """Fills the table ``fresh`` with the row numbers to capture; returns up to which ingested_at they reach."""
+    positions = pa.table(
+        {
+            "app_id": pa.array(list(frontiers), pa.string()),
+            "frontier": pa.array(list(frontiers.values()), pa.int64()),
+        }
+    )
+    connection.register("positions", positions)
+    connection.execute(f"CREATE TEMP VIEW source AS SELECT * FROM {source.relation}")
+    known = _captured_files(context)
+    connection.execute(
+        f"CREATE TEMP VIEW ledger AS SELECT app_id, id FROM read_parquet({files(known)})"
+        if known
+        else "CREATE TEMP VIEW ledger AS SELECT ''::VARCHAR AS app_id, ''::VARCHAR AS id WHERE false"
+    )
+    connection.execute(sql("capture_candidates"))
+    limit = context.settings.max_rows_per_tick
+    total = _scalar(connection, "SELECT count(*) FROM fresh")
+    upper = 2**62
+    if total > limit:
+        upper = _scalar(
+            connection, f"SELECT ingested_at FROM fresh ORDER BY ingested_at LIMIT 1 OFFSET {limit - 1}"  # noqa: S608
+        )
+        connection.execute(f"DELETE FROM fresh WHERE ingested_at > {upper}")  # noqa: S608
+        total = _scalar(connection, "SELECT count(*) FROM fresh")
+    buckets = max(1, -(-total // context.settings.segment_rows))
+    connection.execute(f"CREATE TEMP MACRO bucket_of(app, person) AS (hash(app, person) % {buckets})::INTEGER")
+    return upper
+
+
+def _captured_files(context: Context) -> list[Any]:
+    kept_since = context.now() - context.settings.ledger_retention_days * 86_400_000_000
+    with context.store.begin() as tx:
+        query = sa.select(tables.segments.c.file).where(tables.segments.c.captured_at >= kept_since)
+        return [context.folder.path(name) for name in tx.execute(query).scalars()]
+
+
+def _write(context: Context, connection: duckdb.DuckDBPyConnection, source: Source) -> dict[str, int]:
+    """Writes the fresh rows, one file per bucket; returns file name to rows."""
+    names: dict[int, str] = {}
+    rows: dict[str, int] = {}
+    writers: dict[int, pq.ParquetWriter] = {}
+    reader = connection.sql(sql("capture_rows")).to_arrow_reader(READ_ROWS)
+    with ExitStack() as stack:
+        for batch in reader:
+            table = pa.Table.from_batches([batch])
+            for bucket in pc.unique(table["bucket"]).to_pylist():
+                part = table.filter(pc.equal(table["bucket"], bucket)).drop_columns(["bucket"]).cast(SEGMENT_SCHEMA)
+                if bucket not in writers:
+                    names[bucket] = context.folder.new_name("segments", "parquet")
+                    writers[bucket] = stack.enter_context(context.folder.parquet(names[bucket], SEGMENT_SCHEMA))
+                writers[bucket].write_table(part)
+                rows[names[bucket]] = rows.get(names[bucket], 0) + part.num_rows
+    return rows
+
+
+def _summary(connection: duckdb.DuckDBPyConnection, context: Context, name: str) -> dict[str, Captured]:
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW segment AS FROM read_parquet({files([context.folder.path(name)])})")
+    apps: dict[str, Captured] = {}
+    for app_id, event_type, rows, malformed, first, last, oldest, newest in connection.execute(
+        sql("segment_summary")
+    ).fetchall():
+        app = apps.setdefault(app_id, Captured(0, {}, 0, [], first, last, oldest, newest))
+        app.types[event_type] = rows
+        app.rows += rows
+        app.malformed += malformed
+        app.min_ingested_at = min(app.min_ingested_at, first)
+        app.max_ingested_at = max(app.max_ingested_at, last)
+        app.min_created_date = min(app.min_created_date, oldest)
+        app.max_created_date = max(app.max_created_date, newest)
+    return apps
+
+
+def _settled(context: Context, started: int, head: int) -> int:
+    """The ingested_at below which no row can appear any more."""
+    window = context.settings.late_commit_window_seconds * 1_000_000
+    with context.store.begin() as tx:
+        observations = tables.observations
+        seen = tx.execute(
+            sa.select(sa.func.max(observations.c.max_ingested_at)).where(observations.c.observed_at <= started - window)
+        ).scalar()
+    if window == 0:
+        return head
+    return min(seen, head - window) if seen is not None else -(2**62)
+
+
+def _commit(
+    context: Context,
+    leases: Mapping[str, Lease],
+    frontiers: Mapping[str, int | None],
+    summaries: Sequence[tuple[str, int, dict[str, Captured]]],
+    started: int,
+    head: int,
+    settled: int,
+) -> dict[str, Captured]:
+    window = context.settings.late_commit_window_seconds * 1_000_000
+    captured: dict[str, Captured] = {}
+    context.step("capture.commit")
+    with context.store.begin(under=leases.values()) as tx:
+        for name, rows, apps in summaries:
+            segment_id = tx.execute(
+                sa.insert(tables.segments).values(
+                    file=name, rows=rows, captured_at=started, run_id=context.run_id
+                )
+            ).inserted_primary_key[0]
+            for app_id, part in apps.items():
+                tx.execute(
+                    sa.insert(tables.segment_apps).values(
+                        segment_id=segment_id,
+                        app_id=app_id,
+                        rows=part.rows,
+                        types=orjson.dumps(part.types).decode(),
+                        malformed=part.malformed,
+                        min_ingested_at=part.min_ingested_at,
+                        max_ingested_at=part.max_ingested_at,
+                        min_created_date=part.min_created_date,
+                        max_created_date=part.max_created_date,
+                    )
+                )
+                _add(captured.setdefault(app_id, Captured()), part, segment_id)
+        _advance(tx, frontiers, captured, settled)
+        observations = tables.observations
+        context.store.upsert(
+            tx, observations, [{"observed_at": started, "max_ingested_at": head}], ["observed_at"],
+            update=["max_ingested_at"],
+        )  # fmt: skip
+        # Of the notes that are old enough only the newest matters from here on.
+        newest = sa.select(sa.func.max(observations.c.observed_at)).where(observations.c.observed_at <= started - window)
+        tx.execute(sa.delete(observations).where(observations.c.observed_at < newest.scalar_subquery()))
+    context.step("capture.committed")
+    return captured
+
+
+def _advance(
+    tx: sa.Connection, frontiers: Mapping[str, int | None], captured: Mapping[str, Captured], settled: int
+) -> None:
+    moved = []
+    for app_id, frontier in frontiers.items():
+        reached = settled if frontier is None else max(frontier, settled)
+        part = captured.get(app_id)
+        moved.append(
+            {"app": app_id, "reached": reached if reached > -(2**62) else None,
+             "seen": part.max_ingested_at if part else None}
+        )  # fmt: skip
+    table = tables.apps
+    seen = sa.bindparam("seen", type_=sa.BigInteger)
+    tx.execute(
+        sa.update(table)
+        .where(table.c.app_id == sa.bindparam("app"))
+        .values(
+            frontier=sa.func.coalesce(sa.bindparam("reached", type_=sa.BigInteger), table.c.frontier),
+            watermark=sa.case(
+                (sa.or_(table.c.watermark.is_(None), table.c.watermark < seen), sa.func.coalesce(seen, table.c.watermark)),
+                else_=table.c.watermark,
+            ),
+        ),
+        moved,
+    )
+
+
+def _add(total: Captured, part: Captured, segment_id: int) -> None:
+    first = not total.segments
+    total.segments.append(segment_id)
+    total.rows += part.rows
+    total.malformed += part.malformed
+    for event_type, rows in part.types.items():
+        total.types[event_type] = total.types.get(event_type, 0) + rows
+    total.min_ingested_at = part.min_ingested_at if first else min(total.min_ingested_at, part.min_ingested_at)
+    total.max_ingested_at = part.max_ingested_at if first else max(total.max_ingested_at, part.max_ingested_at)
+    total.min_created_date = part.min_created_date if first else min(total.min_created_date, part.min_created_date)
+    total.max_created_date = part.max_created_date if first else max(total.max_created_date, part.max_created_date)
+
+
+def _scalar(connection: duckdb.DuckDBPyConnection, query: str) -> int:
+    ((value,),) = connection.execute(query).fetchall()
+    return int(value)

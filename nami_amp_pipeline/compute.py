@@ -1,0 +1,73 @@
+"""DuckDB as the compute engine: a bounded connection, the SQL files, and Arrow in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from nami_amp_pipeline.errors import Halted
+from nami_amp_pipeline.settings import Settings
+
+
+SPACES = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
+"""What counts as surrounding space of an id: all that Unicode calls so."""
+
+
+@contextmanager
+def compute(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A fresh in-memory DuckDB within the memory of the settings; it spills into the data folder.
+
+    Raises:
+        Halted: memory and disk do not suffice.
+    """
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": settings.duckdb_memory,
+        "temp_directory": str(settings.data_dir / "spill"),
+        "autoinstall_known_extensions": False,
+        "preserve_insertion_order": False,
+    }
+    if settings.duckdb_threads:
+        config["threads"] = settings.duckdb_threads
+    with duckdb.connect(":memory:", config=config) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET VARIABLE spaces = ?", [SPACES])
+        try:
+            yield connection
+        except duckdb.OutOfMemoryException as error:
+            raise Halted(
+                f"the compute engine ran out of memory or disk ({str(error).splitlines()[0]}): raise "
+                "NAMI_AMP_DUCKDB_MEMORY, lower NAMI_AMP_SEGMENT_ROWS, or free disk space"
+            ) from None
+
+
+@cache
+def sql(name: str) -> str:
+    """The text of ``sql/<name>.sql``, from the wheel or the repository."""
+    beside = Path(__file__).parent / "sql"
+    folder = beside if beside.is_dir() else Path(__file__).parents[1] / "sql"
+    return (folder / f"{name}.sql").read_text()
+
+
+def run(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Runs every statement of an SQL file."""
+    connection.execute(sql(name))
+
+
+def table(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
+    """The whole answer of a query that is known to be small."""
+    return connection.sql(query).to_arrow_table()
+
+
+def files(paths: list[Path]) -> str:
+    """A list of files as a DuckDB literal."""
+    return "[" + ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths) + "]"
+
+
+def literal(text: str) -> str:
+    """A text as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,71 @@
+"""What every stage is given: settings, clock, store, files, warehouse, and who is running."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nami_amp_pipeline.clock import Clock, micros, system_clock
+from nami_amp_pipeline.secrets import Cipher
+from nami_amp_pipeline.segments import DataFolder
+from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.state import Store
+from nami_amp_pipeline.warehouse import Warehouse, open_warehouse
+
+
+def _nothing(_step: str) -> None:
+    return
+
+
+@dataclass
+class Context:
+    """One process at work.
+
+    Attributes:
+        settings: what was set.
+        store: progress.
+        folder: files.
+        warehouse: the events table.
+        cipher: of the API keys.
+        clock: what time it is.
+        run_id: Dagster's run id, or another name for this run.
+        step: called with the name of each step just before it takes effect; a simulation or a kill test ends the
+            process there.
+        log: progress for people; never a secret.
+    """
+
+    settings: Settings
+    store: Store
+    folder: DataFolder
+    warehouse: Warehouse
+    cipher: Cipher
+    clock: Clock = system_clock
+    run_id: str = "none"
+    step: Callable[[str], None] = _nothing
+    log: logging.Logger = field(default_factory=lambda: logging.getLogger("nami_amp_pipeline"))
+
+    @staticmethod
+    def open(settings: Settings, *, run_id: str = "none", clock: Clock = system_clock) -> Context:
+        """Opens the store (making its tables where they are missing), the data folder and the warehouse's address.
+
+        Raises:
+            Misconfigured: a setting cannot be used.
+            StoreUnavailable: the store cannot be reached.
+            Halted: the data folder cannot be written.
+        """
+        store = Store(settings.state_url, clock, settings.lease_seconds)
+        store.create()
+        return Context(
+            settings=settings,
+            store=store,
+            folder=DataFolder(settings.data_dir),
+            warehouse=open_warehouse(settings),
+            cipher=Cipher(settings.encryption_key, settings.home / "encryption.key"),
+            clock=clock,
+            run_id=run_id,
+        )
+
+    def now(self) -> int:
+        """Now in microseconds since the epoch."""
+        return micros(self.clock)

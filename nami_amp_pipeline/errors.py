@@ -1,0 +1,52 @@
+"""Errors, named by what happens next.
+
+- NamiAmpError
+  - Misconfigured: a person has to change a setting or an argument. Exit status 2, one line.
+  - Halted: this work cannot go on until something outside is repaired; what was done stays done. Exit status 1.
+    - WarehouseUnavailable: the next run reads again from where this one stopped.
+    - StoreUnavailable: nothing was committed; the next run does the same again.
+    - IntegrationHalted: one integration stops; no event is spent, the others go on.
+  - Retriable: the same again, later, in the same run.
+    - Busy: somebody else holds the lease or the lock.
+  - LostLease: somebody else works on this partition now; leave without writing anything more.
+
+Anything else that is raised is a bug.
+"""
+
+from __future__ import annotations
+
+
+class NamiAmpError(Exception):
+    """Base of all errors that this package raises on purpose; the message is one line for a person."""
+
+
+class Misconfigured(NamiAmpError):
+    """A setting or an argument cannot be used; the message says what to write instead."""
+
+
+class Halted(NamiAmpError):
+    """Work stops until something outside is repaired; nothing is lost."""
+
+
+class WarehouseUnavailable(Halted):
+    """The warehouse cannot be read as it stands."""
+
+
+class StoreUnavailable(Halted):
+    """The state store cannot be read or written as it stands."""
+
+
+class IntegrationHalted(Halted):
+    """One integration cannot go on, for instance because its API key is refused."""
+
+
+class Retriable(NamiAmpError):
+    """The same again may succeed."""
+
+
+class Busy(Retriable):
+    """Another process holds the lease or the lock."""
+
+
+class LostLease(NamiAmpError):
+    """Another process took this partition over; nothing more may be written or posted for it."""

@@ -1,0 +1,460 @@
+"""Stage 3, ``amplitude_events``: what will be posted, as it will be posted.
+
+An outbox is written once, and from then on nothing of it is computed again: what is sent a second time is the same
+bytes, whatever was learned meanwhile. It is an Arrow IPC file; the events of a lane are consecutive record batches in
+posting order.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import sqlalchemy as sa
+
+from nami_amp_pipeline import contract
+from nami_amp_pipeline.amplitude.properties import create_properties
+from nami_amp_pipeline.compute import compute, files, run, sql
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline.state.store import Lease, Transaction
+from nami_amp_pipeline.state.users import move_sent, read_sent, read_snapshots
+
+OUTBOX_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("event_type", pa.string()),
+        ("user_id", pa.string()),
+        ("identity", pa.string()),
+        ("created_date", pa.timestamp("us", tz="UTC")),
+        ("state", pa.string()),
+        ("reason", pa.string()),
+        ("row", pa.int64()),
+        ("body", pa.string()),
+    ]
+)
+"""Columns of an outbox (Arrow IPC). ``user_id`` is Nami's; ``identity`` is Amplitude's (``u:`` user id or ``d:`` device
+id); ``state`` is send, skipped, dead or waiting; ``row`` is the number in the segment; ``body`` is the event's JSON
+behind a comma, so that consecutive events are a slice of the column's buffer."""
+
+LANE_BATCH_ROWS = 10_000
+"""Rows of each record batch of a lane but its last."""
+
+_READ_ROWS = 50_000
+
+
+@dataclass
+class Prepared:
+    """What one run prepared for one integration.
+
+    Attributes:
+        captured: events of the selected types.
+        sendable: events that will be posted, those released from waiting included.
+        skipped: by reason.
+        dead: by reason.
+        waiting: events held until their user logs in.
+        bytes: of all event bodies.
+        preview: the first few bodies, for people.
+    """
+
+    captured: int = 0
+    sendable: int = 0
+    skipped: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    dead: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    waiting: int = 0
+    bytes: int = 0
+    preview: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Lane:
+    batch: int
+    rows: int
+
+
+@dataclass
+class _Part:
+    """One integration's share of an outbox file."""
+
+    lanes: list[_Lane] = field(default_factory=list)
+    others_batch: int | None = None
+    rows: int = 0
+    exceptions: list[dict[str, object]] = field(default_factory=list)
+    released: list[int] = field(default_factory=list)
+    done: Prepared = field(default_factory=Prepared)
+
+
+def prepare(
+    context: Context, integrations: Sequence[Integration], leases: Mapping[int, Lease]
+) -> dict[int, Prepared]:
+    """Writes the outboxes of the integrations under lease, segment by segment.
+
+    Args:
+        context: the process at work.
+        integrations: those to prepare for; others of their apps are left alone.
+        leases: by integration id.
+
+    Returns:
+        By integration id; those without new segments are left out.
+    """
+    targets = {one.id: one for one in integrations if one.id in leases and one.enabled and not one.halted_reason}
+    done: dict[int, Prepared] = {}
+    for segment_id, file, snapshot_files, ids in _pending(context, targets):
+        chosen = [targets[integration_id] for integration_id in ids]
+        for integration_id, part in _one(context, leases, segment_id, file, snapshot_files, chosen).items():
+            total = done.setdefault(integration_id, Prepared())
+            total.captured += part.captured
+            total.sendable += part.sendable
+            total.waiting += part.waiting
+            total.bytes += part.bytes
+            total.preview = (total.preview + part.preview)[:5]
+            for reason, events in part.skipped.items():
+                total.skipped[reason] += events
+            for reason, events in part.dead.items():
+                total.dead[reason] += events
+    return done
+
+
+def _pending(
+    context: Context, targets: Mapping[int, Integration]
+) -> Iterator[tuple[int, str, list[str], list[int]]]:
+    """(segment, its file, its snapshot files, integrations that lack it), oldest first."""
+    by_app: dict[str, list[Integration]] = defaultdict(list)
+    for one in targets.values():
+        by_app[one.app_id].append(one)
+    if not by_app:
+        return
+    parts, segments = tables.segment_apps, tables.segments
+    oldest = min(one.prepared_through for one in targets.values())
+    with context.store.begin() as tx:
+        rows = tx.execute(
+            sa.select(parts.c.segment_id, segments.c.file, parts.c.app_id, parts.c.snapshot_file, parts.c.max_ingested_at)
+            .join(segments, segments.c.id == parts.c.segment_id)
+            .where(parts.c.segment_id > oldest)
+            .order_by(parts.c.segment_id)
+        ).all()
+    blocked: set[str] = set()  # a segment without snapshots yet holds the later ones of its app
+    pending: dict[int, tuple[str, set[str], list[int]]] = {}
+    for segment_id, file, app_id, snapshot_file, newest in rows:
+        if snapshot_file is None:
+            blocked.add(app_id)
+        if app_id in blocked:
+            continue
+        for one in by_app.get(app_id, ()):
+            if segment_id <= one.prepared_through:
+                continue
+            before_start = one.start_from is not None and newest < one.start_from
+            if before_start and one.anonymous != "wait_for_login":
+                continue
+            entry = pending.setdefault(segment_id, (file, set(), []))
+            entry[1].add(snapshot_file)
+            entry[2].append(one.id)
+    for segment_id, (file, snapshot_files, ids) in pending.items():
+        yield segment_id, file, sorted(snapshot_files), ids
+
+
+def _one(
+    context: Context,
+    leases: Mapping[int, Lease],
+    segment_id: int,
+    file: str,
+    snapshot_files: Sequence[str],
+    integrations: Sequence[Integration],
+) -> dict[int, Prepared]:
+    name = context.folder.new_name("outboxes", "arrow")
+    with compute(context.settings) as connection:
+        _register(context, connection, file, snapshot_files, integrations)
+        connection.execute(
+            "CREATE TEMP VIEW selected_events AS SELECT row, event_type, payload FROM segment WHERE well_formed "
+            "AND (app_id, event_type) IN (SELECT app_id, event_type FROM targets JOIN selected USING (integration_id))"
+        )
+        create_properties(connection)
+        run(connection, "payload_bodies")
+        run(connection, "payload_decide")
+        parts = _write(context, connection, name)
+        sent = [tuple(row) for row in connection.execute(sql("payload_sent")).fetchall()]
+        _add_payloads(connection, parts)
+    for one in integrations:
+        parts.setdefault(one.id, _Part())
+    written = any(part.rows for part in parts.values())
+    context.step("prepare.commit")
+    with context.store.begin(under=[leases[one.id] for one in integrations]) as tx:
+        for integration_id, part in parts.items():
+            _commit(context, tx, integration_id, segment_id, name, part)
+        move_sent(context.store, tx, sent)
+        tx.execute(
+            sa.update(tables.integrations)
+            .where(tables.integrations.c.id.in_([one.id for one in integrations]))
+            .values(prepared_through=segment_id)
+        )
+    if not written:
+        context.folder.remove(name)
+    context.step("prepare.committed")
+    return {integration_id: part.done for integration_id, part in parts.items()}
+
+
+def _register(
+    context: Context,
+    connection: duckdb.DuckDBPyConnection,
+    file: str,
+    snapshot_files: Sequence[str],
+    integrations: Sequence[Integration],
+) -> None:
+    """Makes the relations that the SQL files name."""
+    path = files([context.folder.path(file)])
+    snapshots = files([context.folder.path(name) for name in snapshot_files])
+    targets = pa.table(
+        {
+            "integration_id": pa.array([one.id for one in integrations], pa.int64()),
+            "app_id": pa.array([one.app_id for one in integrations], pa.string()),
+            "user_id_kind": pa.array([one.user_id_kind for one in integrations], pa.string()),
+            "anonymous": pa.array([one.anonymous for one in integrations], pa.string()),
+            "start_from": pa.array([one.start_from for one in integrations], pa.int64()),
+            "lanes_at_most": pa.array([context.settings.max_lanes] * len(integrations), pa.int32()),
+            "lane_rows": pa.array([context.settings.batch_events] * len(integrations), pa.int64()),
+        }
+    )
+    selected = pa.Table.from_pylist(
+        [
+            {"integration_id": one.id, "event_type": event_type, "name": one.rename.get(event_type, event_type)}
+            for one in integrations
+            for event_type in one.events
+        ],
+        schema=pa.schema([("integration_id", pa.int64()), ("event_type", pa.string()), ("name", pa.string())]),
+    )
+    connection.register("targets", targets)
+    connection.register("selected", selected)
+    connection.register("reserved", pa.table({"id": list(contract.RESERVED_IDS)}))
+    connection.execute(
+        f"CREATE TEMP VIEW segment AS SELECT * RENAME (file_row_number AS row) "  # noqa: S608
+        f"FROM read_parquet({path}, file_row_number=true) SEMI JOIN targets USING (app_id)"
+    )
+    connection.execute(f"CREATE TEMP VIEW snapshots AS FROM read_parquet({snapshots})")
+    people: dict[str, list[str]] = defaultdict(list)
+    for app_id, user_id in connection.execute("SELECT DISTINCT app_id, user_id FROM segment").fetchall():
+        people[app_id].append(user_id)
+    identities: list[tuple[str, str, str]] = []
+    sent: list[tuple[int, str, int, str]] = []
+    released: list[dict[str, object]] = []
+    with context.store.begin() as tx:
+        for app_id, user_ids in people.items():
+            rows = read_snapshots(context.store, tx, app_id, user_ids, ("user_id", "external_id"))
+            identities += [(app_id, user_id, external_id) for user_id, external_id in rows if external_id is not None]
+        by_app: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for app_id, user_id, external_id in identities:
+            by_app[app_id].append((user_id, external_id))
+        for one in integrations:
+            known = by_app[one.app_id]
+            names = {user_id.strip() for user_id in people.get(one.app_id, ())}
+            if one.user_id_kind == "external_id":
+                externals = {external_id for _, external_id in known}
+                names = externals | names if one.anonymous == "nami_user_id" else externals
+            sent += [(one.id, *row) for row in read_sent(context.store, tx, one.id, sorted(names))]
+            if one.anonymous == "wait_for_login" and one.user_id_kind == "external_id":
+                released += _released(tx, one, {user_id for user_id, _ in known})
+    connection.register(
+        "identities",
+        _columns(identities, [("app_id", pa.string()), ("user_id", pa.string()), ("external_id", pa.string())]),
+    )
+    connection.register(
+        "sent",
+        _columns(
+            sent,
+            [
+                ("integration_id", pa.int64()),
+                ("user_id", pa.string()),
+                ("as_of_date", pa.int64()),
+                ("as_of_event", pa.string()),
+            ],
+        ),
+    )
+    connection.register("released_rows", pa.Table.from_pylist(released, schema=_RELEASED))
+    connection.execute(
+        "CREATE TEMP VIEW released AS SELECT * REPLACE (make_timestamptz(created_date) AS created_date) FROM released_rows"
+    )
+
+
+_RELEASED = pa.schema(
+    [
+        ("exception_id", pa.int64()),
+        ("integration_id", pa.int64()),
+        ("id", pa.string()),
+        ("event_type", pa.string()),
+        ("user_id", pa.string()),
+        ("created_date", pa.int64()),
+        ("rest", pa.string()),
+    ]
+)
+
+
+def _released(tx: Transaction, one: Integration, known: set[str]) -> list[dict[str, object]]:
+    """Events that waited for a login that has been read now."""
+    table = tables.exceptions
+    waiting = sa.select(table).where(table.c.integration_id == one.id, table.c.state == "waiting")
+    users = set(
+        tx.execute(
+            sa.select(table.c.user_id).where(table.c.integration_id == one.id, table.c.state == "waiting").distinct()
+        ).scalars()
+    )
+    back = sorted(users & known)
+    released: list[dict[str, object]] = []
+    for start in range(0, len(back), 500):
+        for row in tx.execute(waiting.where(table.c.user_id.in_(back[start : start + 500]))):
+            released.append(
+                {
+                    "exception_id": row.id,
+                    "integration_id": one.id,
+                    "id": row.event_id,
+                    "event_type": row.event_type,
+                    "user_id": row.user_id,
+                    "created_date": row.created_date,
+                    "rest": row.body,
+                }
+            )
+    return released
+
+
+def _columns(rows: Sequence[tuple[object, ...]], fields: Sequence[tuple[str, pa.DataType]]) -> pa.Table:
+    schema = pa.schema(fields)
+    if not rows:
+        return schema.empty_table()
+    return pa.table([pa.array(column, type_) for column, (_, type_) in zip(zip(*rows, strict=True), fields, strict=True)],
+                    schema=schema)  # fmt: skip
+
+
+def _write(context: Context, connection: duckdb.DuckDBPyConnection, name: str) -> dict[int, _Part]:
+    """Writes the outbox file; returns by integration where its lanes are and what is not to be posted."""
+    parts: dict[int, _Part] = {}
+    batches = 0
+    with context.folder.ipc(name, OUTBOX_SCHEMA) as writer:
+        reader = connection.sql(sql("payload_outbox")).to_arrow_reader(_READ_ROWS)
+        for (integration_id, lane), table in _lanes(reader):
+            part = parts.setdefault(integration_id, _Part())
+            rows = table.select(OUTBOX_SCHEMA.names).cast(OUTBOX_SCHEMA).combine_chunks()
+            first = batches
+            for start in range(0, rows.num_rows, LANE_BATCH_ROWS):
+                for batch in rows.slice(start, LANE_BATCH_ROWS).combine_chunks().to_batches():
+                    writer.write_batch(batch)
+                    batches += 1
+            part.rows += rows.num_rows
+            _tally(part, rows, table["exception_id"], first, waiting_or_worse=lane < 0)
+    return parts
+
+
+def _tally(part: _Part, rows: pa.Table, exception_ids: pa.ChunkedArray, first: int, *, waiting_or_worse: bool) -> None:
+    done = part.done
+    back = exception_ids.drop_null().to_pylist()
+    part.released += back
+    done.captured += rows.num_rows - len(back)
+    if not waiting_or_worse:
+        part.lanes.append(_Lane(first, rows.num_rows))
+        done.sendable += rows.num_rows
+        done.bytes += rows["body"].nbytes
+        done.preview += [text[1:] for text in rows["body"].slice(0, 5 - min(5, len(done.preview))).to_pylist()]
+        return
+    part.others_batch = first if part.others_batch is None else part.others_batch
+    for row in rows.group_by(["state", "reason"]).aggregate([([], "count_all")]).to_pylist():
+        if row["state"] == "skipped":
+            done.skipped[row["reason"]] += row["count_all"]
+        elif row["state"] == "dead":
+            done.dead[row["reason"]] += row["count_all"]
+        else:
+            done.waiting += row["count_all"]
+    kept = rows.filter(pc.not_equal(rows["state"], "skipped"))
+    part.exceptions += kept.set_column(
+        kept.schema.get_field_index("created_date"), "created_date", kept["created_date"].cast(pa.int64())
+    ).to_pylist()
+
+
+def _lanes(reader: pa.RecordBatchReader) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+    """The sorted rows of a reader as one table for each integration and lane."""
+    held: list[pa.Table] = []
+    current: tuple[int, int] | None = None
+    for batch in reader:
+        table = pa.Table.from_batches([batch])
+        keys = list(zip(table["integration_id"].to_pylist(), table["lane"].to_pylist(), strict=True))
+        start = 0
+        while start < len(keys):
+            end = start
+            while end < len(keys) and keys[end] == keys[start]:
+                end += 1
+            if current is not None and keys[start] != current:
+                yield current, pa.concat_tables(held)
+                held = []
+            current = keys[start]
+            held.append(table.slice(start, end - start))
+            start = end
+    if current is not None:
+        yield current, pa.concat_tables(held)
+
+
+def _add_payloads(connection: duckdb.DuckDBPyConnection, parts: Mapping[int, _Part]) -> None:
+    """Gives dead letters the payload that they are about."""
+    dead = [row for part in parts.values() for row in part.exceptions if row["state"] == "dead"]
+    if not dead:
+        return
+    connection.register("dead_rows", pa.table({"row": pa.array([row["row"] for row in dead], pa.int64())}))
+    payloads = dict(
+        connection.execute("SELECT row, payload FROM segment SEMI JOIN dead_rows USING (row)").fetchall()
+    )
+    for row in dead:
+        row["payload"] = payloads.get(row["row"])
+
+
+def _commit(context: Context, tx: Transaction, integration_id: int, segment_id: int, name: str, part: _Part) -> None:
+    now = context.now()
+    if part.rows:
+        outbox_id = tx.execute(
+            sa.insert(tables.outboxes).values(
+                integration_id=integration_id,
+                segment_id=segment_id,
+                file=name,
+                others_batch=part.others_batch,
+                rows=part.rows,
+                prepared_at=now,
+                run_id=context.run_id,
+            )
+        ).inserted_primary_key[0]
+        if part.lanes:
+            tx.execute(
+                sa.insert(tables.lanes),
+                [
+                    {"outbox_id": outbox_id, "batch": lane.batch, "rows": lane.rows, "next_row": 0, "attempt_end": 0}
+                    for lane in part.lanes
+                ],
+            )
+    if part.exceptions:
+        tx.execute(
+            sa.insert(tables.exceptions),
+            [
+                {
+                    "integration_id": integration_id,
+                    "state": row["state"],
+                    "reason": row["reason"],
+                    "event_id": row["id"],
+                    "event_type": row["event_type"],
+                    "user_id": row["user_id"],
+                    "identity": row["identity"] or "",
+                    "created_date": row["created_date"],
+                    "payload": row.get("payload"),
+                    "body": row["body"],
+                    "segment_id": segment_id,
+                    "run_id": context.run_id,
+                    "at": now,
+                }
+                for row in part.exceptions
+            ],
+        )
+    for start in range(0, len(part.released), 500):
+        tx.execute(
+            sa.delete(tables.exceptions).where(tables.exceptions.c.id.in_(part.released[start : start + 500]))
+        )
+    store = context.store
+    store.count(tx, integration_id, "captured", part.done.captured)
+    store.count(tx, integration_id, "skipped", part.done.skipped)
+    store.count(tx, integration_id, "dead", part.done.dead)

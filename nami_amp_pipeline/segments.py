@@ -1,0 +1,92 @@
+"""Immutable Arrow files: written aside, synced, then named; a row in the store makes them count."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from nami_amp_pipeline.errors import Halted
+
+
+class DataFolder:
+    """The folder of segments, snapshots, outboxes and receipts.
+
+    Files are named ``<kind>/<id>.<suffix>``; the store keeps that relative name.
+
+    Args:
+        root: made where it is missing.
+
+    Raises:
+        Halted: the folder cannot be written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for kind in ("segments", "snapshots", "outboxes", "receipts", "spill"):
+            with _disk(root):
+                (root / kind).mkdir(parents=True, exist_ok=True)
+
+    def new_name(self, kind: str, suffix: str) -> str:
+        """A name that no file has yet."""
+        return f"{kind}/{uuid.uuid4().hex}.{suffix}"
+
+    def path(self, name: str) -> Path:
+        """Where a file is."""
+        return self.root / name
+
+    def remove(self, name: str) -> None:
+        """Removes a file; one that is gone already is fine."""
+        self.path(name).unlink(missing_ok=True)
+
+    @contextmanager
+    def parquet(self, name: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+        """A Parquet file that exists under its name only when whole and on disk."""
+        with self._aside(name) as aside, pq.ParquetWriter(
+            aside, schema, compression="lz4", use_dictionary=False, write_statistics=["app_id"], version="2.6"
+        ) as writer:
+            yield writer
+
+    @contextmanager
+    def ipc(self, name: str, schema: pa.Schema) -> Iterator[pa.RecordBatchFileWriter]:
+        """An Arrow IPC file (LZ4) that exists under its name only when whole and on disk."""
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        with self._aside(name) as aside, pa.ipc.new_file(str(aside), schema, options=options) as writer:
+            yield writer
+
+    def open_ipc(self, name: str) -> pa.RecordBatchFileReader:
+        """Opens an Arrow IPC file by memory mapping."""
+        return pa.ipc.open_file(pa.memory_map(str(self.path(name))))
+
+    @contextmanager
+    def _aside(self, name: str) -> Iterator[Path]:
+        final = self.path(name)
+        aside = final.with_suffix(final.suffix + ".part")
+        with _disk(self.root):
+            try:
+                yield aside
+                with aside.open("rb+") as file:
+                    os.fsync(file.fileno())
+                aside.rename(final)
+                folder = os.open(final.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+            except BaseException:
+                aside.unlink(missing_ok=True)
+                raise
+
+
+@contextmanager
+def _disk(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Halted(f"cannot write to {root}: {error.strerror or error}") from None

@@ -1,0 +1,179 @@
+"""Settings from the environment, or from a ``.env`` file beside the working directory."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from dotenv import dotenv_values
+
+from nami_amp_pipeline import contract
+from nami_amp_pipeline.errors import Misconfigured
+
+T = TypeVar("T")
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be set, with its default; each field is ``NAMI_AMP_<NAME>`` in the environment.
+
+    Attributes:
+        home: folder of everything that has no address of its own.
+        warehouse_url: ``duckdb:///path`` or ``postgresql://…``; read only.
+        warehouse_schema: schema of the events table.
+        warehouse_table: name of the events table.
+        state_url: ``sqlite:///path`` or ``postgresql://…``.
+        data_dir: folder of segments, outboxes and receipts.
+        encryption_key: Fernet key for the API keys; without it one is made in ``home`` (mode 0600).
+        late_commit_window_seconds: how long after later rows a row may still become visible.
+        ledger_retention_days: how long a row that is loaded again is recognised.
+        segment_rows: rows of one segment; memory grows with it, not with the backlog.
+        max_rows_per_tick: rows captured by one run at most, over all apps.
+        batch_events: events of one request at most.
+        batch_bytes: bytes of one request at most, before compression.
+        gzip: whether request bodies are compressed.
+        max_lanes: requests that one integration has under way at most.
+        http_timeout_seconds: for a whole request, answer included.
+        run_retry_seconds: how long a run goes on trying what is not delivered yet.
+        hold_days: how long ``wait_for_login`` holds an event.
+        lease_seconds: how long a process may be silent before another takes its partitions over.
+        tick_minutes: how often the schedule starts a micro-batch.
+        duckdb_memory: memory limit of the compute engine.
+        duckdb_threads: threads of the compute engine; 0 is one per core.
+    """
+
+    home: Path = Path(".nami-amp")
+    warehouse_url: str = ""
+    warehouse_schema: str = ""
+    warehouse_table: str = "nami_events"
+    state_url: str = field(default="", repr=False)
+    data_dir: Path = Path()
+    encryption_key: str | None = field(default=None, repr=False)
+    late_commit_window_seconds: int = 600
+    ledger_retention_days: int = 30
+    segment_rows: int = 200_000
+    max_rows_per_tick: int = 10_000_000
+    batch_events: int = 1_000
+    batch_bytes: int = 950_000
+    gzip: bool = False
+    max_lanes: int = 16
+    http_timeout_seconds: float = 30.0
+    run_retry_seconds: float = 120.0
+    hold_days: int = 30
+    lease_seconds: int = 120
+    tick_minutes: int = 5
+    duckdb_memory: str = "600MB"
+    duckdb_threads: int = 0
+
+    @staticmethod
+    def load(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) -> Settings:
+        """Reads the settings; what the environment says wins over ``.env``.
+
+        Raises:
+            Misconfigured: a value cannot be parsed; the message names the variable, never a secret value.
+        """
+        values = {k: v for k, v in dotenv_values(dotenv).items() if v is not None} if dotenv.is_file() else {}
+        values.update(os.environ if environ is None else environ)
+
+        def read(name: str, parse: Callable[[str], T], default: T, expected: str) -> T:
+            text = values.get(f"NAMI_AMP_{name}", "").strip()
+            if not text:
+                return default
+            try:
+                return parse(text)
+            except ValueError:
+                raise Misconfigured(f"NAMI_AMP_{name} must be {expected}") from None
+
+        base = Settings()
+        home = read("HOME", Path, base.home, "a folder")
+        return Settings(
+            home=home,
+            warehouse_url=read("WAREHOUSE_URL", _url("duckdb", "postgresql"), f"duckdb:///{home}/warehouse.duckdb",
+                               "duckdb:///PATH or postgresql://USER@HOST/DATABASE"),
+            warehouse_schema=read("WAREHOUSE_SCHEMA", _identifier, "", "the name of a schema"),
+            warehouse_table=read("WAREHOUSE_TABLE", _identifier, base.warehouse_table, "the name of a table"),
+            state_url=read("STATE_URL", _url("sqlite", "postgresql"), f"sqlite:///{home}/state.db",
+                           "sqlite:///PATH or postgresql://USER@HOST/DATABASE"),
+            data_dir=read("DATA_DIR", Path, home / "data", "a folder"),
+            encryption_key=read("ENCRYPTION_KEY", str, None, "a Fernet key"),
+            late_commit_window_seconds=read("LATE_COMMIT_WINDOW_SECONDS", _whole(0), base.late_commit_window_seconds,
+                                            "a whole number of seconds"),
+            ledger_retention_days=read("LEDGER_RETENTION_DAYS", _whole(1), base.ledger_retention_days,
+                                       "a whole number of days"),
+            segment_rows=read("SEGMENT_ROWS", _whole(1), base.segment_rows, "a whole number of rows"),
+            max_rows_per_tick=read("MAX_ROWS_PER_TICK", _whole(1), base.max_rows_per_tick, "a whole number of rows"),
+            batch_events=read("BATCH_EVENTS", _whole(1, contract.MAX_REQUEST_EVENTS), base.batch_events,
+                              f"a whole number from 1 to {contract.MAX_REQUEST_EVENTS}"),
+            batch_bytes=read("BATCH_BYTES", _whole(10_000, contract.MAX_BATCH_REQUEST_BYTES), base.batch_bytes,
+                             f"a whole number from 10000 to {contract.MAX_BATCH_REQUEST_BYTES}"),
+            gzip=read("GZIP", _boolean, base.gzip, "'true' or 'false'"),
+            max_lanes=read("MAX_LANES", _whole(1, 256), base.max_lanes, "a whole number from 1 to 256"),
+            http_timeout_seconds=read("HTTP_TIMEOUT_SECONDS", _positive, base.http_timeout_seconds,
+                                      "a number of seconds over 0"),
+            run_retry_seconds=read("RUN_RETRY_SECONDS", _not_negative, base.run_retry_seconds, "a number of seconds"),
+            hold_days=read("HOLD_DAYS", _whole(1), base.hold_days, "a whole number of days"),
+            lease_seconds=read("LEASE_SECONDS", _whole(5), base.lease_seconds, "a whole number of seconds, 5 or more"),
+            tick_minutes=read("TICK_MINUTES", _whole(1, 59), base.tick_minutes, "a whole number from 1 to 59"),
+            duckdb_memory=read("DUCKDB_MEMORY", _memory, base.duckdb_memory, "a size such as 600MB or 2GB"),
+            duckdb_threads=read("DUCKDB_THREADS", _whole(0), base.duckdb_threads, "a whole number"),
+        )  # fmt: skip
+
+
+def _url(*schemes: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        scheme, sep, rest = text.partition("://")
+        if not sep or scheme not in schemes or not rest.strip("/"):
+            raise ValueError(text)
+        return text
+
+    return parse
+
+
+def _identifier(text: str) -> str:
+    if not _IDENTIFIER.fullmatch(text):
+        raise ValueError(text)
+    return text
+
+
+def _memory(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]*(MB|GB|MiB|GiB)", text):
+        raise ValueError(text)
+    return text
+
+
+def _whole(low: int, high: int = 2**53) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        number = int(text)
+        if not low <= number <= high:
+            raise ValueError(text)
+        return number
+
+    return parse
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError(text)
+    return number
+
+
+def _not_negative(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise ValueError(text)
+    return number
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(text)

@@ -1,0 +1,301 @@
+"""The integrations, as the Control Center configures them."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+import sqlalchemy as sa
+
+from nami_amp_pipeline import contract
+from nami_amp_pipeline.clock import micros
+from nami_amp_pipeline.contract import AnonymousPolicy, UserIdKind
+from nami_amp_pipeline.errors import Misconfigured
+from nami_amp_pipeline.secrets import Cipher, Secret
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.store import Store, Transaction
+
+
+@dataclass(frozen=True)
+class Integration:
+    """One Amplitude project that an app's events go to.
+
+    Attributes:
+        id: of the store; never used again.
+        app_id: the Nami app.
+        name: unique in its app.
+        enabled: whether anything is sent.
+        endpoint: the URL that events are posted to.
+        api_key: encrypted.
+        secret_key: encrypted; for reconciliation only.
+        user_id_kind: what becomes Amplitude's ``user_id``.
+        anonymous: what happens to events of users without an External ID.
+        events: the selected event types.
+        rename: Nami's event type to the name in Amplitude.
+        start_from: the first ``ingested_at`` that counts, in µs since the epoch; None for the beginning.
+        created_at: in µs since the epoch.
+        prepared_through: the newest segment that is in an outbox.
+        halted_reason: why delivery stopped, until a person says go on.
+        last_error: what went wrong last, for people.
+    """
+
+    id: int
+    app_id: str
+    name: str
+    enabled: bool
+    endpoint: str
+    api_key: str = field(repr=False)
+    secret_key: str | None = field(repr=False)
+    user_id_kind: UserIdKind
+    anonymous: AnonymousPolicy
+    events: tuple[str, ...]
+    rename: Mapping[str, str]
+    start_from: int | None
+    created_at: int
+    prepared_through: int
+    halted_reason: str | None
+    last_error: str | None
+
+    @property
+    def key(self) -> str:
+        """``<app_id>/<name>``, as people name it."""
+        return f"{self.app_id}/{self.name}"
+
+    @property
+    def partition_key(self) -> str:
+        """``<app_id>|<name>``, as Dagster names it."""
+        return f"{self.app_id}|{self.name}"
+
+
+@dataclass(frozen=True)
+class NewIntegration:
+    """What a person gives to add an integration; see :class:`Integration`."""
+
+    app_id: str
+    name: str
+    endpoint: str
+    api_key: Secret
+    secret_key: Secret | None = None
+    user_id_kind: UserIdKind = "external_id"
+    anonymous: AnonymousPolicy = "skip"
+    events: Sequence[str] = ("all",)
+    rename: Mapping[str, str] = field(default_factory=dict)
+    start_from: int | None = None
+    enabled: bool = True
+    allow_custom_endpoint: bool = False
+
+
+def add(store: Store, cipher: Cipher, new: NewIntegration) -> Integration:
+    """Adds an integration, and its app where that is new.
+
+    Raises:
+        Misconfigured: a value cannot be used, the name is taken, or the app is not on a paid plan.
+    """
+    if not contract.APP_ID.fullmatch(new.app_id):
+        raise Misconfigured(f"app id {new.app_id!r} must be of letters, digits, '.', '_' and '-'")
+    if not contract.INTEGRATION_NAME.fullmatch(new.name):
+        raise Misconfigured(f"integration name {new.name!r} must be of letters, digits, '-' and '_'")
+    endpoint = check_endpoint(new.endpoint, allow_custom=new.allow_custom_endpoint)
+    if not new.api_key.reveal().strip():
+        raise Misconfigured("the API key is empty")
+    try:
+        events = contract.select_events(new.events)
+    except ValueError as error:
+        raise Misconfigured(str(error)) from None
+    for old, name in new.rename.items():
+        if old not in contract.EVENT_TYPES:
+            raise Misconfigured(f"cannot rename {old!r}: it is not one of the event types")
+        if not name.strip():
+            raise Misconfigured(f"cannot rename {old!r} to an empty name")
+        if name.startswith(("[Amplitude]", "$")):
+            raise Misconfigured(f"cannot rename {old!r} to {name!r}: Amplitude reserves names that begin so")
+    with store.begin() as tx:
+        plan = tx.execute(sa.select(tables.apps.c.plan).where(tables.apps.c.app_id == new.app_id)).scalar()
+        if plan == "free" and new.enabled:
+            raise _not_paid(new.app_id)
+        if plan is None:
+            tx.execute(sa.insert(tables.apps).values(app_id=new.app_id))
+        taken = sa.select(tables.integrations.c.id).where(
+            tables.integrations.c.app_id == new.app_id, tables.integrations.c.name == new.name
+        )
+        if tx.execute(taken).scalar() is not None:
+            raise Misconfigured(f"integration {new.app_id}/{new.name} exists already")
+        tx.execute(
+            sa.insert(tables.integrations).values(
+                app_id=new.app_id,
+                name=new.name,
+                enabled=new.enabled,
+                endpoint=endpoint,
+                api_key=cipher.encrypt(Secret(new.api_key.reveal().strip())),
+                secret_key=cipher.encrypt(new.secret_key) if new.secret_key is not None else None,
+                user_id_kind=new.user_id_kind,
+                anonymous=new.anonymous,
+                events=orjson.dumps(events).decode(),
+                rename=orjson.dumps(dict(new.rename)).decode(),
+                start_from=new.start_from,
+                created_at=micros(store.clock),
+            )
+        )
+        _read_from(tx, new.app_id, new.start_from)
+    return get(store, f"{new.app_id}/{new.name}")
+
+
+def _read_from(tx: Transaction, app_id: str, start_from: int | None) -> None:
+    """Lets an app that has been read further already be read from the start of a new integration."""
+    apps = tables.apps
+    frontier = tx.execute(sa.select(apps.c.frontier).where(apps.c.app_id == app_id)).scalar()
+    if frontier is not None and (start_from is None or start_from < frontier):
+        # NULL would make the app begin at the earliest start of its integrations, which this one now is.
+        tx.execute(sa.update(apps).where(apps.c.app_id == app_id).values(frontier=start_from))
+
+
+def check_endpoint(endpoint: str, *, allow_custom: bool) -> str:
+    """The URL of an endpoint: ``us``, ``eu``, or a URL that was allowed.
+
+    Raises:
+        Misconfigured: it may not be used; the message says why.
+    """
+    if endpoint in contract.ENDPOINTS:
+        return contract.ENDPOINTS[endpoint]
+    if endpoint in contract.ENDPOINTS.values():
+        return endpoint
+    try:
+        parts = urlsplit(endpoint)
+        host = parts.hostname or ""
+        _ = parts.port
+    except ValueError:
+        raise Misconfigured("the endpoint must be 'us', 'eu', or a URL") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise Misconfigured(f"endpoint {endpoint!r} must be 'us', 'eu', or a URL such as https://host/2/httpapi")
+    if parts.username or parts.password:
+        raise Misconfigured("the endpoint must not hold a user name or password")
+    if not allow_custom:
+        raise Misconfigured(f"{host} is not Amplitude's: give --allow-custom-endpoint if events shall go there")
+    if parts.scheme == "http" and not _is_loopback(host):
+        raise Misconfigured(f"plain http goes to a loopback address only: use https for {host}")
+    return endpoint
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _not_paid(app_id: str) -> Misconfigured:
+    return Misconfigured(f"app {app_id} is not on a paid plan: its organisation needs one to enable an integration")
+
+
+def all_integrations(store: Store, keys: Sequence[str] | None = None) -> list[Integration]:
+    """The integrations by key, or those named.
+
+    Raises:
+        Misconfigured: one of the names is unknown.
+    """
+    table = tables.integrations
+    with store.begin() as tx:
+        rows = tx.execute(sa.select(table).order_by(table.c.app_id, table.c.name)).all()
+    found = [_from_row(row) for row in rows]
+    if keys is None:
+        return found
+    known = {integration.key: integration for integration in found}
+    for key in keys:
+        if key not in known:
+            raise Misconfigured(f"there is no integration {key}; 'nami-amp integrations list' shows those there are")
+    return [known[key] for key in dict.fromkeys(keys)]
+
+
+def get(store: Store, key: str) -> Integration:
+    """One integration by ``<app_id>/<name>``.
+
+    Raises:
+        Misconfigured: there is none of that name.
+    """
+    return all_integrations(store, [key])[0]
+
+
+def set_enabled(store: Store, key: str, *, enabled: bool) -> Integration:
+    """Switches an integration on or off; on again it goes on where it stopped, and a halt is forgotten.
+
+    Raises:
+        Misconfigured: there is none of that name, or its app is not on a paid plan.
+    """
+    integration = get(store, key)
+    table = tables.integrations
+    with store.begin() as tx:
+        plan = tx.execute(sa.select(tables.apps.c.plan).where(tables.apps.c.app_id == integration.app_id)).scalar()
+        if enabled and plan == "free":
+            raise _not_paid(integration.app_id)
+        values: dict[str, Any] = {"enabled": enabled}
+        if enabled:
+            values |= {"halted_reason": None, "halted_at": None, "last_error": None}
+        tx.execute(sa.update(table).where(table.c.id == integration.id).values(**values))
+    return get(store, key)
+
+
+def remove(store: Store, key: str) -> list[str]:
+    """Removes an integration with its outboxes, receipts and dead letters; what it sent stays in Amplitude.
+
+    Returns:
+        Files that nothing refers to any more, relative to the data folder.
+
+    Raises:
+        Misconfigured: there is none of that name.
+    """
+    integration = get(store, key)
+    table = tables.outboxes
+    with store.begin() as tx:
+        files = set(tx.execute(sa.select(table.c.file).where(table.c.integration_id == integration.id)).scalars())
+        receipts = tx.execute(
+            sa.select(table.c.receipts_file).where(
+                table.c.integration_id == integration.id, table.c.receipts_file.is_not(None)
+            )
+        ).scalars()
+        gone = set(receipts)
+        tx.execute(sa.delete(tables.integrations).where(tables.integrations.c.id == integration.id))
+        kept = set(tx.execute(sa.select(table.c.file).where(table.c.file.in_(files))).scalars())
+    return sorted((files - kept) | gone)
+
+
+def halt(tx: Transaction, integration_id: int, reason: str, now: int) -> None:
+    """Stops an integration until a person enables it again; what is pending stays pending."""
+    table = tables.integrations
+    tx.execute(
+        sa.update(table)
+        .where(table.c.id == integration_id)
+        .values(halted_reason=reason, halted_at=now, last_error=reason)
+    )
+
+
+def set_plan(store: Store, app_id: str, plan: str) -> None:
+    """Registers the plan (``paid`` or ``free``) of the organisation of an app."""
+    with store.begin() as tx:
+        store.upsert(tx, tables.apps, [{"app_id": app_id, "plan": plan}], ["app_id"], update=["plan"])
+
+
+def _from_row(row: Any) -> Integration:
+    return Integration(
+        id=row.id,
+        app_id=row.app_id,
+        name=row.name,
+        enabled=bool(row.enabled),
+        endpoint=row.endpoint,
+        api_key=row.api_key,
+        secret_key=row.secret_key,
+        user_id_kind=row.user_id_kind,
+        anonymous=row.anonymous,
+        events=tuple(orjson.loads(row.events)),
+        rename=orjson.loads(row.rename),
+        start_from=row.start_from,
+        created_at=row.created_at,
+        prepared_through=row.prepared_through,
+        halted_reason=row.halted_reason,
+        last_error=row.last_error,
+    )

@@ -1,0 +1,238 @@
+"""Connections, transactions and leases of the state store (SQLite or PostgreSQL)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
+
+from nami_amp_pipeline.clock import Clock, micros
+from nami_amp_pipeline.errors import Busy, LostLease, Misconfigured, StoreUnavailable
+from nami_amp_pipeline.state import tables
+
+Transaction = Connection
+"""A SQLAlchemy connection inside a transaction that commits when its ``with`` block ends well."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to work on a partition until it is taken over.
+
+    Attributes:
+        name: what it is for, such as ``app:radio`` or ``integration:7``.
+        fence: grows by one with each new holder; a write under an older fence is refused.
+    """
+
+    name: str
+    fence: int
+
+
+@dataclass
+class Store:
+    """The state store.
+
+    Args:
+        url: ``sqlite:///path`` or ``postgresql://…``.
+        clock: what time it is.
+        lease_seconds: how long a lease holds without renewal.
+    """
+
+    url: str = field(repr=False)
+    clock: Clock
+    lease_seconds: float = 120.0
+    owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}")
+
+    def __post_init__(self) -> None:
+        self.is_sqlite = self.url.startswith("sqlite")
+        if self.is_sqlite:
+            path = Path(self.url.removeprefix("sqlite:///"))
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StoreUnavailable(f"cannot create the folder of the state store {path}: {error.strerror}") from None
+            self.engine = sa.create_engine(self.url, connect_args={"timeout": 30, "check_same_thread": False})
+            sa.event.listen(self.engine, "connect", _prepare_sqlite)
+            sa.event.listen(self.engine, "begin", _begin_immediate)
+        else:
+            try:
+                self.engine = sa.create_engine(self.url, pool_pre_ping=True)
+            except (sa.exc.ArgumentError, ImportError):
+                raise Misconfigured("NAMI_AMP_STATE_URL cannot be parsed as a database address") from None
+        self._leases: dict[str, Lease] = {}
+
+    def create(self) -> None:
+        """Creates the tables where they are missing.
+
+        Raises:
+            StoreUnavailable: the store cannot be reached, or is of another version of this program.
+        """
+        with self.begin() as tx:
+            tables.metadata.create_all(tx)
+            version = tx.execute(sa.select(tables.schema_version.c.version)).scalar()
+            if version is None:
+                tx.execute(sa.insert(tables.schema_version).values(version=tables.SCHEMA_VERSION))
+            elif version != tables.SCHEMA_VERSION:
+                raise StoreUnavailable(
+                    f"the state store has schema version {version}, this program needs {tables.SCHEMA_VERSION}: "
+                    "use the program version that wrote it, or start with a new store"
+                )
+
+    @contextmanager
+    def begin(self, *, under: Iterable[Lease] = ()) -> Iterator[Transaction]:
+        """A transaction; it commits at the end of the block, and not at all after an exception.
+
+        Args:
+            under: leases that must still be ours for the transaction to commit.
+
+        Raises:
+            LostLease: one of the leases is somebody else's by now.
+            StoreUnavailable: the store cannot be reached or written.
+        """
+        try:
+            with self.engine.begin() as tx:
+                self._confirm(tx, under)
+                yield tx
+        except sa.exc.DBAPIError as error:
+            if isinstance(error, sa.exc.ProgrammingError | sa.exc.IntegrityError | sa.exc.DataError):
+                raise  # ours: a bug, not the store's state
+            raise StoreUnavailable(f"state store: {_one_line(error)}") from None
+
+    def _confirm(self, tx: Transaction, under: Iterable[Lease]) -> None:
+        for lease in under:
+            ours = tx.execute(
+                sa.update(tables.leases)
+                .where(
+                    tables.leases.c.name == lease.name,
+                    tables.leases.c.owner == self.owner,
+                    tables.leases.c.fence == lease.fence,
+                )
+                .values(expires_at=micros(self.clock) + int(self.lease_seconds * 1e6))
+            )
+            if ours.rowcount != 1:
+                raise LostLease(f"another process took {lease.name} over")
+
+    def acquire(self, names: Sequence[str]) -> dict[str, Lease]:
+        """Takes the leases that are free, in one transaction; those that others hold are left out."""
+        now = micros(self.clock)
+        taken: dict[str, Lease] = {}
+        with self.begin() as tx:
+            known = {row.name: row for row in tx.execute(sa.select(tables.leases).with_for_update())}
+            for name in names:
+                row = known.get(name)
+                if row is not None and row.owner != self.owner and row.expires_at > now:
+                    continue
+                lease = Lease(name, (row.fence if row is not None else 0) + 1)
+                values = {"owner": self.owner, "fence": lease.fence, "expires_at": now + int(self.lease_seconds * 1e6)}
+                if row is None:
+                    self.upsert(tx, tables.leases, [{"name": name, **values}], ["name"], update=values.keys())
+                else:
+                    tx.execute(sa.update(tables.leases).where(tables.leases.c.name == name).values(**values))
+                taken[name] = lease
+        return taken
+
+    def renew(self, leases: Iterable[Lease]) -> None:
+        """Prolongs leases.
+
+        Raises:
+            LostLease: one of them is somebody else's by now.
+        """
+        with self.begin(under=leases):
+            pass
+
+    def release(self, leases: Iterable[Lease]) -> None:
+        """Gives leases back; those lost already are left alone."""
+        with self.begin() as tx:
+            for lease in leases:
+                tx.execute(
+                    sa.update(tables.leases)
+                    .where(
+                        tables.leases.c.name == lease.name,
+                        tables.leases.c.owner == self.owner,
+                        tables.leases.c.fence == lease.fence,
+                    )
+                    .values(expires_at=0)
+                )
+
+    def upsert(
+        self,
+        tx: Transaction,
+        table: sa.Table,
+        rows: Sequence[Mapping[str, Any]],
+        key: Sequence[str],
+        *,
+        update: Iterable[str] = (),
+        add: Iterable[str] = (),
+        where: Any = None,
+    ) -> None:
+        """Inserts rows, or changes those whose key is there already.
+
+        Args:
+            rows: all with the same columns.
+            key: the columns of the primary key or unique constraint.
+            update: columns to overwrite.
+            add: columns to add to.
+            where: a condition over ``table`` (the old row) and ``excluded`` for the change to happen, given as a
+                callable of the insert's ``excluded`` columns.
+        """
+        if not rows:
+            return
+        insert = (sqlite.insert if self.is_sqlite else postgresql.insert)(table)
+        changes: dict[str, Any] = {name: insert.excluded[name] for name in update}
+        changes.update({name: table.c[name] + insert.excluded[name] for name in add})
+        condition = where(insert.excluded) if where is not None else None
+        statement = (
+            insert.on_conflict_do_update(index_elements=list(key), set_=changes, where=condition)
+            if changes
+            else insert.on_conflict_do_nothing(index_elements=list(key))
+        )
+        tx.execute(statement, list(rows))
+
+    def count(
+        self, tx: Transaction, integration_id: int, state: str, reasons: Mapping[str, int] | int
+    ) -> None:
+        """Adds to the counters of an integration: ``captured``, ``delivered``, ``skipped`` or ``dead``."""
+        by_reason = {"": reasons} if isinstance(reasons, int) else reasons
+        rows = [
+            {"integration_id": integration_id, "state": state, "reason": reason, "events": events}
+            for reason, events in by_reason.items()
+            if events
+        ]
+        self.upsert(tx, tables.counts, rows, ["integration_id", "state", "reason"], add=["events"])
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self.engine.dispose()
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # SQLAlchemy's begin event starts the transactions
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")  # a commit that is gone after a power cut could be posted differently
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute("PRAGMA busy_timeout=30000")
+    cursor.close()
+
+
+def _begin_immediate(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _one_line(error: sa.exc.DBAPIError) -> str:
+    text = " ".join(str(error.orig).split())
+    if "locked" in text or "busy" in text:
+        return "it is locked by another process; the next run tries again"
+    return text[:300]
+
+
+__all__ = ["Busy", "Lease", "Store", "Transaction"]

@@ -1,0 +1,127 @@
+"""The current snapshot of each user, and what of it each integration was sent; read and written in bulk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+
+from nami_amp_pipeline.state.store import Store, Transaction
+from nami_amp_pipeline.state.tables import sent_states, user_property_snapshots
+
+_GROUPS: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("external_id_date", "external_id_event"): ("external_id",),
+    ("as_of_date", "as_of_event"): (),
+    ("entitlements_date", "entitlements_event"): (
+        "namiml_active_entitlements",
+        "namiml_active_skus",
+        "has_active_entitlement",
+    ),
+    ("devices_date", "devices_event"): ("namiml_device_ids", "namiml_device_platforms"),
+    ("journey_date", "journey_event"): (
+        "former_subscriber",
+        "namiml_in_grace_period",
+        "namiml_in_trial_period",
+        "namiml_in_intro_offer_period",
+    ),
+}
+"""What moves together, and the event (by creation and id) that it is from."""
+
+
+def read_snapshots(
+    store: Store, tx: Transaction, app_id: str, user_ids: Sequence[str], columns: Iterable[str]
+) -> list[tuple[Any, ...]]:
+    """The rows of these users of an app; users without one are left out.
+
+    Args:
+        store: for its kind.
+        tx: the transaction to read in.
+        app_id: the app.
+        user_ids: any number of them.
+        columns: of ``user_property_snapshots``.
+    """
+    table = user_property_snapshots
+    return [
+        tuple(row)
+        for row in tx.execute(
+            sa.select(*(table.c[name] for name in columns)).where(
+                table.c.app_id == app_id, _among(store, table.c.user_id, user_ids)
+            )
+        )
+    ]
+
+
+def move_forward(store: Store, tx: Transaction, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Moves current snapshots forward; a group that is older than what is stored changes nothing.
+
+    Args:
+        store: for its kind.
+        tx: the transaction to write in.
+        rows: with all columns of ``user_property_snapshots``, sorted by key (twice as fast as unsorted).
+    """
+    if not rows:
+        return
+    names = [column.name for column in user_property_snapshots.columns]
+    changes = []
+    for (date, event), values in _GROUPS.items():
+        newer = _newer("s", date, event, store)
+        changes += [
+            f"{name} = CASE WHEN {newer} THEN excluded.{name} ELSE s.{name} END" for name in (*values, date, event)
+        ]
+    statement = (
+        f"INSERT INTO user_property_snapshots AS s ({', '.join(names)}) "  # noqa: S608
+        f"VALUES ({', '.join(':' + name for name in names)}) "
+        f"ON CONFLICT (app_id, user_id) DO UPDATE SET {', '.join(changes)}"
+    )
+    if store.is_sqlite:
+        # One call of the driver for all rows: SQLAlchemy's own work per row would cost more than SQLite's.
+        cursor = tx.connection.cursor()
+        cursor.executemany(statement, rows)
+        cursor.close()
+    else:
+        tx.execute(sa.text(statement), list(rows))
+
+
+def read_sent(store: Store, tx: Transaction, integration_id: int, user_ids: Sequence[str]) -> list[tuple[str, int, str]]:
+    """Up to which event (creation in µs, id) an integration was given the state of these Amplitude users."""
+    rows = tx.execute(
+        sa.select(sent_states.c.user_id, sent_states.c.as_of_date, sent_states.c.as_of_event).where(
+            sent_states.c.integration_id == integration_id, _among(store, sent_states.c.user_id, user_ids)
+        )
+    )
+    return [(row.user_id, row.as_of_date, row.as_of_event) for row in rows]
+
+
+def move_sent(store: Store, tx: Transaction, rows: Sequence[tuple[int, str, int, str]]) -> None:
+    """Notes (integration, Amplitude user, creation in µs, event id) as given; older ones change nothing."""
+    if not rows:
+        return
+    statement = (
+        "INSERT INTO sent_states AS s (integration_id, user_id, as_of_date, as_of_event) "  # noqa: S608
+        "VALUES ({}) ON CONFLICT (integration_id, user_id) DO UPDATE SET as_of_date = excluded.as_of_date, "
+        f"as_of_event = excluded.as_of_event WHERE {_newer('s', 'as_of_date', 'as_of_event', store)}"
+    )
+    if store.is_sqlite:
+        cursor = tx.connection.cursor()
+        cursor.executemany(statement.format("?, ?, ?, ?"), rows)
+        cursor.close()
+    else:
+        names = ("i", "u", "d", "e")
+        tx.execute(sa.text(statement.format(":i, :u, :d, :e")), [dict(zip(names, row, strict=True)) for row in rows])
+
+
+def _newer(alias: str, date: str, event: str, store: Store) -> str:
+    collate = "" if store.is_sqlite else ' COLLATE "C"'
+    return (
+        f"(excluded.{date} IS NOT NULL AND ({alias}.{date} IS NULL OR excluded.{date} > {alias}.{date} OR "
+        f"(excluded.{date} = {alias}.{date} AND excluded.{event}{collate} > {alias}.{event}{collate})))"
+    )
+
+
+def _among(store: Store, column: sa.Column[Any], values: Sequence[str]) -> sa.ColumnElement[bool]:
+    """``column IN values`` as one parameter, however many they are."""
+    if store.is_sqlite:
+        return column.in_(sa.text("SELECT value FROM json_each(:among)").bindparams(among=orjson.dumps(list(values)).decode()))
+    return column == sa.func.any(sa.bindparam("among", list(values), type_=sa.ARRAY(sa.Text)))

@@ -1,0 +1,21 @@
+"""Reading the events table. Nothing here ever writes to it."""
+
+from __future__ import annotations
+
+from nami_amp_pipeline.errors import Misconfigured
+from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.warehouse.base import Source, Warehouse
+from nami_amp_pipeline.warehouse.duckdb_file import DuckDBWarehouse
+
+__all__ = ["DuckDBWarehouse", "Source", "Warehouse", "open_warehouse"]
+
+
+def open_warehouse(settings: Settings) -> Warehouse:
+    """The warehouse that the settings name.
+
+    Raises:
+        Misconfigured: the address is of a kind that is not supported.
+    """
+    if settings.warehouse_url.startswith("duckdb:///"):
+        return DuckDBWarehouse(settings)
+    raise Misconfigured("NAMI_AMP_WAREHOUSE_URL must be duckdb:///PATH")

@@ -1,0 +1,83 @@
+"""The embedded warehouse: a DuckDB file, opened read-only and briefly."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+from nami_amp_pipeline.compute import literal
+from nami_amp_pipeline.errors import WarehouseUnavailable
+from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.warehouse.base import Source, check_columns
+
+LOCK_PATIENCE_SECONDS = 10.0
+
+
+class DuckDBWarehouse:
+    """A DuckDB file with the events table.
+
+    DuckDB lets one process write a file and no other open it meanwhile, so the file is opened only while rows are
+    copied out, and a lock is waited for.
+    """
+
+    def __init__(self, settings: Settings, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.path = Path(settings.warehouse_url.removeprefix("duckdb:///"))
+        self.schema = settings.warehouse_schema or "main"
+        self.table = settings.warehouse_table
+        self._sleep = sleep
+
+    @property
+    def name(self) -> str:
+        """The table as people call it."""
+        return f"{self.schema}.{self.table} in {self.path}"
+
+    @contextmanager
+    def open(self, connection: duckdb.DuckDBPyConnection) -> Iterator[Source]:
+        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
+        if not self.path.exists():
+            raise WarehouseUnavailable(
+                f"there is no DuckDB file {self.path}: load events with 'nami-amp load', or set NAMI_AMP_WAREHOUSE_URL"
+            )
+        self._attach(connection)
+        try:
+            found = connection.execute(
+                "SELECT column_name, data_type FROM duckdb_columns() "
+                "WHERE database_name = 'warehouse' AND schema_name = ? AND table_name = ?",
+                [self.schema, self.table],
+            ).fetchall()
+            if not found:
+                raise WarehouseUnavailable(f"there is no table {self.schema}.{self.table} in {self.path}")
+            check_columns(dict(found), self.table)
+            qualified = f'warehouse."{self.schema}"."{self.table}"'
+            ((head,),) = connection.execute(f"SELECT epoch_us(max(ingested_at)) FROM {qualified}").fetchall()  # noqa: S608
+            yield Source(f"(SELECT *, rowid AS rid FROM {qualified})", head)  # noqa: S608
+        finally:
+            connection.execute("DETACH warehouse")
+
+    def _attach(self, connection: duckdb.DuckDBPyConnection) -> None:
+        waited, pause = 0.0, 0.05
+        while True:
+            try:
+                connection.execute(f"ATTACH {literal(str(self.path))} AS warehouse (READ_ONLY)")
+                return
+            except duckdb.IOException as error:
+                message = str(error)
+                if "lock" not in message.lower():
+                    raise WarehouseUnavailable(
+                        f"cannot open {self.path} as a DuckDB file: {message.splitlines()[0][:200]}"
+                    ) from None
+                if waited >= LOCK_PATIENCE_SECONDS:
+                    raise WarehouseUnavailable(
+                        f"{self.path} is locked by another process; the next run tries again"
+                    ) from None
+                self._sleep(pause)
+                waited += pause
+                pause = min(pause * 2, 1.0)
+            except duckdb.Error as error:
+                raise WarehouseUnavailable(
+                    f"cannot open {self.path} as a DuckDB file: {str(error).splitlines()[0][:200]}"
+                ) from None

@@ -1,0 +1,22 @@
+-- Rows at or after their app's frontier that were not captured before, one per id.
+-- Views given: source (the events table, rid = number of the row), positions (app_id, frontier in µs or NULL for the
+-- beginning), ledger (app_id, id of what was captured).
+CREATE TEMP TABLE fresh AS
+WITH candidates AS (
+    SELECT app_id, id, rid, epoch_us(ingested_at) AS ingested_at
+    FROM source
+    SEMI JOIN positions USING (app_id)
+    WHERE ingested_at >= (
+        SELECT CASE WHEN bool_or(frontier IS NULL) THEN '-infinity'::TIMESTAMPTZ ELSE make_timestamptz(min(frontier)) END
+        FROM positions
+      )
+      AND id IS NOT NULL
+),
+reached AS (
+    SELECT candidates.*
+    FROM candidates JOIN positions USING (app_id)
+    WHERE positions.frontier IS NULL OR candidates.ingested_at >= positions.frontier
+)
+SELECT min(rid) AS rid, min(ingested_at) AS ingested_at
+FROM reached ANTI JOIN ledger USING (app_id, id)
+GROUP BY app_id, id;

@@ -1,0 +1,65 @@
+-- Everything of an Amplitude event that is the same for all integrations, as JSON text behind its event_type and user_id.
+-- Given: segment (row, app_id, id, event_type, user_id, created_date, payload, well_formed), snapshots (row, namiml_*),
+-- properties (row, properties, device_id, amount, currency, quantity, sku, purchase_env: JSON texts).
+CREATE TEMP MACRO is_text(value) AS starts_with(value, '"');
+CREATE TEMP MACRO is_number(value) AS regexp_full_match(value, '-?[0-9].*');
+CREATE TEMP MACRO as_text(value) AS CASE WHEN is_text(value) THEN value ->> '$' WHEN is_number(value) THEN value END;
+-- Rounded down, before 1970 too.
+CREATE TEMP MACRO whole_ms(moment) AS floor(epoch_us(moment)::DECIMAL(38, 0) / 1000)::BIGINT;
+
+CREATE TEMP TABLE bodies AS
+WITH events AS (
+    SELECT
+        s.row, s.app_id, s.id, s.event_type, s.user_id, s.created_date,
+        starts_with(s.event_type, 'user.') AS is_user,
+        p.properties,
+        CASE WHEN starts_with(s.event_type, 'device.') THEN nullif(trim(as_text(p.device_id), getvariable('spaces')), '') END AS device_id,
+        s.event_type = 'device.transaction'
+            AND is_number(p.amount)
+            AND p.purchase_env IS DISTINCT FROM '"sandbox"' AS is_revenue,
+        p.amount, p.currency, p.sku,
+        CASE WHEN regexp_full_match(as_text(p.quantity), '[+-]?[0-9]{1,15}') THEN as_text(p.quantity)::BIGINT ELSE 1 END
+            AS quantity
+    FROM segment s JOIN properties p USING (row)
+)
+SELECT
+    row, e.app_id, e.id, e.event_type, e.user_id, e.created_date, is_user, device_id,
+    concat(
+        ',"time":', whole_ms(e.created_date),
+        ',"insert_id":', to_json(e.id),
+        ',"device_id":' || to_json(device_id),
+        ',"event_properties":{',
+        concat_ws(
+            ',',
+            nullif(properties, ''),
+            '"namiml_event_category":' || to_json(split_part(e.event_type, '.', 1)),
+            CASE WHEN split_part(e.event_type, '.', 3) <> ''
+                THEN '"namiml_event_subcategory1":' || to_json(split_part(e.event_type, '.', 2))
+            END
+        ),
+        '}',
+        CASE WHEN is_revenue THEN concat(
+            ',"price":', amount,
+            ',"quantity":', quantity,
+            CASE WHEN is_text(sku) THEN ',"productId":' || sku END,
+            ',"revenueType":"purchase"',
+            CASE WHEN is_text(currency) THEN ',"currency":' || currency END
+        ) END,
+        CASE WHEN is_user THEN concat(
+            ',"user_properties":{',
+            concat_ws(
+                ',',
+                '"namiml_active_entitlements":' || to_json(n.namiml_active_entitlements),
+                '"namiml_active_skus":' || to_json(n.namiml_active_skus),
+                '"namiml_device_ids":' || to_json(n.namiml_device_ids),
+                '"namiml_device_platforms":' || to_json(n.namiml_device_platforms),
+                '"namiml_former_subscriber":' || to_json(n.namiml_former_subscriber),
+                '"namiml_in_grace_period":' || to_json(n.namiml_in_grace_period),
+                '"namiml_in_trial_period":' || to_json(n.namiml_in_trial_period),
+                '"namiml_in_intro_offer_period":' || to_json(n.namiml_in_intro_offer_period)
+            ),
+            '}'
+        ) END,
+        '}'
+    ) AS rest
+FROM events e LEFT JOIN snapshots n USING (row);

@@ -1,0 +1,9 @@
+-- Up to which event each Amplitude user has been given its state, once this outbox is posted. Given: decided.
+SELECT integration_id, amplitude_user_id, epoch_us(newest.at), newest.id
+FROM (
+    SELECT integration_id, amplitude_user_id, max({'at': created_date, 'id': id}) AS newest
+    FROM decided
+    WHERE state = 'send' AND is_user AND NOT is_history AND amplitude_user_id IS NOT NULL
+    GROUP BY integration_id, amplitude_user_id
+)
+ORDER BY 1, 2;

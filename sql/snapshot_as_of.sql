@@ -1,0 +1,62 @@
+-- The state of each user as of each of its events: what the event does not carry itself comes from the newest earlier
+-- event that has it. Tables given: carried_by_event; earlier (what was known of the users of incomplete events before
+-- this segment, same columns, one row per event that has a group, row = NULL).
+CREATE TEMP TABLE snapshots AS
+WITH incomplete AS (
+    SELECT DISTINCT app_id, user_id
+    FROM carried_by_event
+    WHERE is_user AND NOT (has_entitlements AND has_devices AND has_journey)
+),
+complete AS (
+    SELECT * FROM carried_by_event ANTI JOIN incomplete USING (app_id, user_id) WHERE is_user
+),
+lives AS (
+    SELECT * FROM carried_by_event SEMI JOIN incomplete USING (app_id, user_id) WHERE is_user
+    UNION ALL BY NAME
+    SELECT * FROM earlier SEMI JOIN incomplete USING (app_id, user_id)
+),
+groups AS (
+    SELECT
+        *,
+        last_value(CASE WHEN has_entitlements THEN {
+            'active': has_active_entitlement,
+            'entitlements': namiml_active_entitlements,
+            'skus': namiml_active_skus
+        } END IGNORE NULLS) OVER life AS e,
+        last_value(CASE WHEN has_devices THEN {
+            'ids': namiml_device_ids,
+            'platforms': namiml_device_platforms
+        } END IGNORE NULLS) OVER life AS d,
+        last_value(CASE WHEN has_journey THEN {
+            'former': former_subscriber,
+            'grace': namiml_in_grace_period,
+            'trial': namiml_in_trial_period,
+            'intro': namiml_in_intro_offer_period
+        } END IGNORE NULLS) OVER life AS j
+    FROM lives
+    WINDOW life AS (
+        PARTITION BY app_id, user_id ORDER BY created_date, id ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
+    )
+)
+SELECT
+    row, app_id, id, user_id, created_date, external_id,
+    has_entitlements, has_devices, has_journey, has_active_entitlement,
+    namiml_active_entitlements, namiml_active_skus, namiml_device_ids, namiml_device_platforms,
+    former_subscriber, namiml_in_grace_period, namiml_in_trial_period, namiml_in_intro_offer_period, truncated_arrays
+FROM complete
+UNION ALL BY NAME
+SELECT
+    row, app_id, id, user_id, created_date, external_id,
+    has_entitlements, has_devices, has_journey,
+    e.active AS has_active_entitlement,
+    e.entitlements AS namiml_active_entitlements,
+    e.skus AS namiml_active_skus,
+    d.ids AS namiml_device_ids,
+    d.platforms AS namiml_device_platforms,
+    j.former AS former_subscriber,
+    j.grace AS namiml_in_grace_period,
+    j.trial AS namiml_in_trial_period,
+    j.intro AS namiml_in_intro_offer_period,
+    truncated_arrays
+FROM groups
+WHERE row IS NOT NULL;

@@ -1,0 +1,74 @@
+-- Payload text to the state that an event carries itself, as it will be sent.
+-- View given: segment (row, app_id, id, event_type, user_id, created_date, payload, well_formed).
+CREATE TEMP TABLE parsed AS
+SELECT
+    row, app_id, id, user_id, created_date,
+    starts_with(event_type, 'user.') AS is_user,
+    from_json(payload, '{
+        "active_entitlements": [{"entitlement_ref_id": "VARCHAR", "sku_ref_id": "VARCHAR"}],
+        "devices": [{"id": "VARCHAR", "platform": {"id": "VARCHAR"}}],
+        "customer_journey_state": {
+            "former_subscriber": "JSON",
+            "in_grace_period": "JSON",
+            "in_trial_period": "JSON",
+            "in_intro_offer_period": "JSON"
+        },
+        "external_ids": [{"key": "VARCHAR", "value": "VARCHAR"}]
+    }') AS p
+FROM segment
+WHERE well_formed AND (starts_with(event_type, 'user.') OR contains(payload, 'external_ids'));
+
+-- Distinct, sorted by code point, nulls dropped.
+CREATE TEMP MACRO tidy(items) AS list_sort(list_distinct(items));
+
+-- Amplitude cuts an array over 1,024 characters of JSON text: keep the longest sorted prefix that fits.
+CREATE TEMP MACRO fits(items) AS length(to_json(items)::VARCHAR) <= 1024;
+CREATE TEMP MACRO cut(items) AS CASE
+    WHEN items IS NULL OR fits(items) THEN items
+    ELSE list_filter(items, lambda item, position: length(to_json(items[:position])::VARCHAR) <= 1024)
+END;
+
+-- JSON true and false; anything else is no boolean.
+CREATE TEMP MACRO flag(value) AS CASE value::VARCHAR WHEN 'true' THEN true WHEN 'false' THEN false END;
+
+CREATE TEMP TABLE carried_by_event AS
+WITH arrays AS (
+    SELECT
+        row, app_id, id, user_id, created_date, is_user,
+        p.active_entitlements IS NOT NULL AS has_entitlements,
+        p.devices IS NOT NULL AS has_devices,
+        p.customer_journey_state IS NOT NULL AS has_journey,
+        len(list_filter(p.active_entitlements, lambda e: e IS NOT NULL)) > 0 AS has_active_entitlement,
+        tidy(list_transform(p.active_entitlements, lambda e: e.entitlement_ref_id)) AS entitlements,
+        tidy(list_transform(p.active_entitlements, lambda e: e.sku_ref_id)) AS skus,
+        tidy(list_transform(p.devices, lambda d: d.id)) AS device_ids,
+        tidy(list_transform(p.devices, lambda d: d.platform.id)) AS device_platforms,
+        flag(p.customer_journey_state.former_subscriber) AS former_subscriber,
+        flag(p.customer_journey_state.in_grace_period) AS in_grace_period,
+        flag(p.customer_journey_state.in_trial_period) AS in_trial_period,
+        flag(p.customer_journey_state.in_intro_offer_period) AS in_intro_offer_period,
+        trim(
+            list_filter(p.external_ids, lambda e: e.key = 'external_id' AND e.value IS NOT NULL)[1].value,
+            getvariable('spaces')
+        ) AS external_id
+    FROM parsed
+)
+SELECT
+    row, app_id, id, user_id, created_date, is_user,
+    has_entitlements, has_devices, has_journey, has_active_entitlement,
+    cut(entitlements) AS namiml_active_entitlements,
+    cut(skus) AS namiml_active_skus,
+    cut(device_ids) AS namiml_device_ids,
+    cut(device_platforms) AS namiml_device_platforms,
+    former_subscriber,
+    in_grace_period AS namiml_in_grace_period,
+    in_trial_period AS namiml_in_trial_period,
+    in_intro_offer_period AS namiml_in_intro_offer_period,
+    replace(external_id, chr(0), '') AS external_id,
+    (CASE WHEN fits(entitlements) THEN 0 ELSE 1 END
+        + CASE WHEN fits(skus) THEN 0 ELSE 1 END
+        + CASE WHEN fits(device_ids) THEN 0 ELSE 1 END
+        + CASE WHEN fits(device_platforms) THEN 0 ELSE 1 END) AS truncated_arrays
+FROM arrays;
+
+DROP TABLE parsed;
