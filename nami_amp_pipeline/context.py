@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -30,6 +31,7 @@ class Context:
         cipher: of the API keys.
         clock: what time it is.
         run_id: Dagster's run id, or another name for this run.
+        sleep: waits so many seconds.
         step: called with the name of each step just before it takes effect; a simulation or a kill test ends the
             process there.
         log: progress for people; never a secret.
@@ -42,6 +44,7 @@ class Context:
     cipher: Cipher
     clock: Clock = system_clock
     run_id: str = "none"
+    sleep: Callable[[float], None] = time.sleep
     step: Callable[[str], None] = _nothing
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("nami_amp_pipeline"))
 

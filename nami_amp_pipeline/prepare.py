@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import sqlalchemy as sa
 
 from nami_amp_pipeline import contract
+from nami_amp_pipeline.amplitude.outbox import LANE_BATCH_ROWS
 from nami_amp_pipeline.amplitude.properties import create_properties
 from nami_amp_pipeline.compute import compute, files, run, sql
 from nami_amp_pipeline.context import Context
@@ -41,9 +42,6 @@ OUTBOX_SCHEMA = pa.schema(
 """Columns of an outbox (Arrow IPC). ``user_id`` is Nami's; ``identity`` is Amplitude's (``u:`` user id or ``d:`` device
 id); ``state`` is send, skipped, dead or waiting; ``row`` is the number in the segment; ``body`` is the event's JSON
 behind a comma, so that consecutive events are a slice of the column's buffer."""
-
-LANE_BATCH_ROWS = 10_000
-"""Rows of each record batch of a lane but its last."""
 
 _READ_ROWS = 50_000
 

@@ -124,6 +124,13 @@ _KEYS: Final = (
 _NUMBER_TEXTS: Final = ("1e3", "1E+2", "-0", "-0.0", "0.10", "1e-7", "100.000", "12345678901234567890.5")
 _MARK: Final = "\ue123"
 
+
+def _mostly(common: st.SearchStrategy[Any], *rare: st.SearchStrategy[Any], odds: int = 4) -> st.SearchStrategy[Any]:
+    """`common`, but one time in `odds` + 1 one of `rare`; `one_of` knows no odds, as it takes each strategy once."""
+    others = st.one_of(*rare)
+    return st.integers(0, odds).flatmap(lambda number: others if number == odds else common)
+
+
 _text = st.one_of(
     st.sampled_from(_TEXTS),
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0" + _MARK), max_size=8),
@@ -143,7 +150,7 @@ _container: st.SearchStrategy[Any] = st.recursive(
     ),
     max_leaves=4,
 )
-_any = st.one_of(_scalar, _scalar, _container)
+_any = _mostly(_scalar, _container, odds=3)
 
 _long_id = st.builds(
     lambda text, times, end: text * times + end,
@@ -156,23 +163,23 @@ _plain_id = st.sampled_from(
 )
 # Ids that are numbers: only such as every writer of JSON writes alike.
 _number_id = st.sampled_from((0, 7, 9, 10, -1, 2**53 + 1, 2**63 - 1, 1.5, -0.25))
-_id = st.one_of(_plain_id, _plain_id, _plain_id, _text, _number_id, _long_id, st.booleans(), st.none(), _container)
+_id = _mostly(_plain_id, _text, _number_id, _long_id, st.booleans(), st.none(), _container, odds=3)
 
 
 def _object_of(fields: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    """Objects with any of these fields, each perhaps absent, and perhaps one more field that nobody knows."""
-    return st.fixed_dictionaries({}, optional={**fields, "unknown": _any})
+    """Objects with these fields; at times any of them is absent, or there is one more that nobody knows."""
+    return _mostly(st.fixed_dictionaries(fields), st.fixed_dictionaries({}, optional={**fields, "unknown": _any}))
 
 
 def _array_of(element: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
     """Arrays of mostly `element`, with elements in between that have no business there."""
-    return st.lists(st.one_of(element, element, element, element, _any), max_size=4)
+    return st.lists(_mostly(element, _any, odds=6), max_size=4)
 
 
 def _group(name: str, proper: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     """A group's value: mostly proper, at times null or of another type."""
     wrong = _any.filter(lambda value: not isinstance(value, GROUPS.get(name, list)))
-    return st.one_of(proper, proper, proper, st.none(), wrong)
+    return _mostly(proper, st.none(), wrong, odds=6)
 
 
 def _many(template: str) -> st.SearchStrategy[list[Any]]:
@@ -186,18 +193,10 @@ def _many(template: str) -> st.SearchStrategy[list[Any]]:
 
 
 _forty = st.sampled_from(("5d1f0000-0000-4000-a000-{:012d}", "{:030d}", '"{:020d}"', "é{:024d}")).flatmap(_many)
-_entitlements = st.one_of(
-    *[_array_of(_object_of({"entitlement_ref_id": _id, "sku_ref_id": _id, "name": _text}))] * 6,
-    st.just([]),
-    _forty,
-)
-_devices = st.one_of(
-    *[_array_of(_object_of({"id": _id, "platform": st.one_of(*[_object_of({"id": _id, "name": _text})] * 4, _any)}))]
-    * 6,
-    st.just([]),
-    _forty,
-)
-_flag = st.one_of(*[st.booleans()] * 5, _any)
+_entitlements = _mostly(_array_of(_object_of({"entitlement_ref_id": _id, "sku_ref_id": _id, "name": _text})), _forty)
+_platform = _mostly(_object_of({"id": _id, "name": _text}), _any)
+_devices = _mostly(_array_of(_object_of({"id": _id, "platform": _platform})), _forty)
+_flag = _mostly(st.booleans(), _any, odds=6)
 _journey = _object_of(
     {
         "former_subscriber": _flag,
@@ -218,9 +217,8 @@ def _reserved(draw: st.DrawFn) -> str:
 
 
 _space = st.sampled_from(("", "", " ", "  ", "\t", "\n", " \r\n"))
-_account = st.one_of(
-    *[st.sampled_from(("account-1", "account-1", "account-2", " account-1", "account-1\n", "ACCOUNT-1", "7", "ü✓"))]
-    * 4,
+_account = _mostly(
+    st.sampled_from(("account-1", "account-1", "account-2", " account-1", "account-1\n", "ACCOUNT-1", "7", "ü✓")),
     _reserved(),
     _number_id,
     _text,
@@ -229,24 +227,25 @@ _account = st.one_of(
     st.none(),
     _container,
 )
-_external_ids = _array_of(
-    st.one_of(
-        st.builds(lambda value: {"key": "external_id", "type": "uuid", "value": value}, _account),
-        st.just({"key": "original_transaction_id", "type": "original_transaction_id", "value": "1000000500000000"}),
-        _object_of({"key": st.one_of(st.just("external_id"), st.just("External_Id"), _any), "value": _account}),
-    )
+_entry = _mostly(
+    st.builds(lambda value: {"key": "external_id", "type": "uuid", "value": value}, _account),
+    st.just({"key": "original_transaction_id", "type": "original_transaction_id", "value": "1000000500000000"}),
+    _object_of({"key": st.one_of(st.just("external_id"), st.just("External_Id"), _any), "value": _account}),
+    odds=2,
 )
+_external_ids = _array_of(_entry)
 
 _transaction: Final[dict[str, st.SearchStrategy[Any]]] = {
-    "amount": st.one_of(*[st.sampled_from((9.99, 0, 49, -9.99, 0.0))] * 3, _number, _any),
-    "quantity": st.one_of(
-        *[st.sampled_from((1, 2, "1", "2", "-1", "007", 0))] * 3,
+    "amount": _mostly(st.sampled_from((9.99, 0, 49, -9.99, 0.0)), _number, _any),
+    "quantity": _mostly(
+        st.sampled_from((1, 2, "1", "2", "-1", "007", 0)),
         st.sampled_from((2.0, 2.5, "2.0", "2.5", "", " 2", "+2", "1e3", "two", "9" * 30, 2**63, "٣")),
         _any,
+        odds=1,
     ),
-    "sku": st.one_of(_plain_id, _any),
-    "currency": st.one_of(st.sampled_from(("USD", "EUR", "usd")), _any),
-    "purchase_env": st.one_of(st.sampled_from(("production", "sandbox", "Sandbox", "sandbox ")), _any),
+    "sku": _mostly(_plain_id, _any),
+    "currency": _mostly(st.sampled_from(("USD", "EUR", "usd")), _any),
+    "purchase_env": _mostly(st.just("production"), st.sampled_from(("sandbox", "Sandbox", "sandbox ")), _any, odds=2),
 }
 
 
@@ -270,6 +269,11 @@ _GROUPS: Final = {
     "customer_journey_state": _group("customer_journey_state", _journey),
     "external_ids": _group("external_ids", _external_ids),
 }
+_sale = _object_of(_transaction)
+_event_type = _mostly(
+    st.one_of(st.sampled_from(SELECTABLE), st.sampled_from(("device.impression", "device.transaction"))),
+    st.sampled_from(UNKNOWN_TYPES),
+)
 _USERS: Final = ("user-1", "user-2", " user-1", "user-1\n", 'é"\\', "NULL", "0")
 _ID_STARTS: Final = ("", "", "9", "A", "a", "é", "\uffff", "\U0001f600", '"\\')
 PATTERNS: Final = (*SELECTABLE, "user.*", "device.*", "user.subscription.*", "user.journey.*", "user.journey.trial.*")
@@ -290,10 +294,10 @@ def payloads(draw: st.DrawFn, event_type: str, ident: str, user_id: str, created
     if event_type.startswith("device") or draw(st.integers(0, 9)) == 0:
         if draw(st.integers(0, 4)):
             payload["device_id"] = draw(
-                st.one_of(*[st.sampled_from(("device-1", "device-2", " d ", "", " ", "0"))] * 4, _id)
+                _mostly(st.sampled_from(("device-1", "device-2")), st.sampled_from((" d ", "", " ", "0")), _id)
             )
         if event_type == "device.transaction":
-            payload |= draw(st.fixed_dictionaries({}, optional=_transaction))
+            payload |= draw(_sale)
     for name, strategy in _GROUPS.items():
         if draw(st.integers(0, 9)) < (7 if event_type.startswith("user") else 1):
             payload[name] = draw(strategy)
@@ -355,7 +359,7 @@ def histories(
 
 
 def _new_row(draw: st.DrawFn, number: int, user_id: str, ingested: datetime, nul: bool) -> dict[str, Any]:
-    event_type = draw(st.one_of(*[st.sampled_from(SELECTABLE)] * 4, st.sampled_from(UNKNOWN_TYPES)))
+    event_type = draw(_event_type)
     ident = draw(st.sampled_from(_ID_STARTS)) + str(number)
     created = draw(st.sampled_from(CREATED))
     return {
@@ -379,14 +383,15 @@ def integrations(*, wait_for_login: bool = True) -> st.SearchStrategy[Settings]:
     policies = ("skip", "nami_user_id", "device_id", *(("wait_for_login",) if wait_for_login else ()))
     return st.builds(
         Settings,
-        user_id=st.sampled_from(("external_id", "external_id", "external_id", "nami_user_id")),
+        user_id=_mostly(st.just("external_id"), st.just("nami_user_id"), odds=3),
         anonymous=st.sampled_from(policies),
-        events=st.one_of(
-            *[st.just(("all",))] * 3,
+        events=_mostly(
+            st.just(("all",)),
             st.lists(st.sampled_from(PATTERNS), min_size=1, max_size=4, unique=True).map(tuple),
+            odds=2,
         ),
         rename=st.dictionaries(st.sampled_from((*SELECTABLE, "weird")), st.sampled_from(_NAMES), max_size=3),
-        start_from=st.one_of(st.none(), st.none(), st.integers(0, 3 * 3600).map(lambda s: BASE + timedelta(seconds=s))),
+        start_from=_mostly(st.none(), st.integers(0, 3 * 3600).map(lambda seconds: BASE + timedelta(seconds=seconds))),
     )
 
 

@@ -76,7 +76,7 @@ def test_every_type_happens(month: list[dict[str, Any]]) -> None:
 
 
 def test_payload_tells_what_the_columns_tell(month: list[dict[str, Any]], payloads: list[dict[str, Any]]) -> None:
-    spellings = Counter()
+    spellings: Counter[int] = Counter()
     for row, payload in zip(month, payloads, strict=True):
         assert (payload["id"], payload["event_type"]) == (row["id"], row["event_type"])
         assert payload["user_id"] == row["user_id"]
@@ -171,7 +171,7 @@ def test_cast_is_the_same_whatever_the_seed() -> None:
 
 def test_cast_tells_its_stories() -> None:
     rows = rows_of(generate(6))
-    told = {}
+    told: dict[str, list[str]] = {}
     for member in cast_of(APP):
         mine = sorted((row for row in rows if row["user_id"] == member.user_id), key=lambda row: row["created_date"])
         told[member.name] = [row["event_type"].split(".")[-1] for row in mine if row["event_type"].startswith("user.")]
@@ -204,4 +204,4 @@ def test_webhook_lines_are_the_payloads_of_the_app() -> None:
 def test_arguments_that_make_no_sense_are_refused() -> None:
     for arguments in ({"start": datetime(2026, 9, 1)}, {"apps": ()}, {"days": 0}, {"batch_rows": 0}, {"rows": -1}):  # noqa: DTZ001
         with pytest.raises(ValueError):
-            generate(1, **arguments)  # type: ignore[arg-type]
+            generate(1, **arguments)

@@ -65,6 +65,7 @@ def _ada(life: Life, member: CastMember) -> None:
     life.grant(MONTHLY, days=7)
     life.now += 2 * SECOND
     life.user_event("user.subscription.purchased")
+    life.now += SECOND
     life.user_event("user.journey.trial.started")
     at(0.25)
     life.set_flags()
@@ -135,6 +136,7 @@ def _cleo(life: Life, member: CastMember) -> None:
     life.grant(YEARLY, days=7)
     life.now += 2 * SECOND
     life.user_event("user.subscription.purchased")
+    life.now += SECOND
     life.user_event("user.journey.trial.started")
     at(0.15)
     life.set_flags("in_trial_period", "is_cancelled")

@@ -157,9 +157,10 @@ class Life:
         if chance < 0.4:
             spelling = 1
         elif chance < 0.5:
-            # The spelling without a fraction is of a whole second, in the table's column too.
+            # The spelling without a fraction is of a whole second, in the table's column too. Rounding up, and the
+            # clock with it, keeps what follows from coming before.
             spelling = 2
-            now -= now % SECOND
+            self.now = now = now + -now % SECOND
         luck = 0.0 if self._tidy else rng.random()
         delay = SECOND + int(rng.random() * 20 * SECOND) + late_us
         if luck > 0.995:
@@ -263,6 +264,8 @@ class Life:
         self.revoke(product)
         for event_type in event_types:
             self.user_event(event_type)
+            if self._tidy:
+                self.now += SECOND
 
 
 @lru_cache(maxsize=64)

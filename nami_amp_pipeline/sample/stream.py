@@ -32,6 +32,8 @@ SCHEMA: Final = pa.schema(
 START: Final = datetime(2026, 9, 1, tzinfo=UTC)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _ROWS_PER_USER: Final = 10
+_DENSEST: Final = 50_000
+"""With `rows`, no more users than this install within `days`, lest memory grow with `rows`; time goes on instead."""
 
 
 def generate(
@@ -49,7 +51,8 @@ def generate(
 
     Users install one after the other over `days` days, and each is followed for `days` days. Without `rows`, what is
     loaded after `start + days` is left out, as it would not be there yet. The first users of each app are its cast
-    (`cast_of`), who live the whole time. Only what users yet to be loaded did is kept in memory, without its text.
+    (`cast_of`), who live the whole time. What is kept in memory is what has happened but is not loaded yet, without its
+    text: about 100 MB for every 50,000 users who live at the same time.
 
     Args:
         users: How many users install, over all apps; the apps take turns.
@@ -97,7 +100,7 @@ def _merged(
     install are complete and can go out.
     """
     span = days * DAY
-    planned = users if rows is None else max(users, rows // _ROWS_PER_USER + 1)
+    planned = users if rows is None else max(users, min(rows // _ROWS_PER_USER + 1, _DENSEST))
     left = rows
     hours: defaultdict[int, list[Event]] = defaultdict(list)
     done = begin // HOUR

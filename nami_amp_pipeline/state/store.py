@@ -100,14 +100,19 @@ class Store:
         """
         try:
             with self.engine.begin() as tx:
-                self._confirm(tx, under)
+                self.confirm(tx, under)
                 yield tx
         except sa.exc.DBAPIError as error:
             if isinstance(error, sa.exc.ProgrammingError | sa.exc.IntegrityError | sa.exc.DataError):
                 raise  # ours: a bug, not the store's state
             raise StoreUnavailable(f"state store: {_one_line(error)}") from None
 
-    def _confirm(self, tx: Transaction, under: Iterable[Lease]) -> None:
+    def confirm(self, tx: Transaction, under: Iterable[Lease]) -> None:
+        """Prolongs leases inside a transaction.
+
+        Raises:
+            LostLease: one of them is somebody else's by now.
+        """
         for lease in under:
             ours = tx.execute(
                 sa.update(tables.leases)

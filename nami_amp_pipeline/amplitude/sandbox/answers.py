@@ -11,9 +11,9 @@ import orjson
 Transport = Literal["reset_before_response", "closed", "truncated_body", "stall", "trickle"]
 """What happens to the connection instead of an orderly answer.
 
-``reset_before_response``: a TCP reset and no answer. ``closed``: an orderly close and no answer. ``truncated_body``: the
-headers and half the body, then a close. ``stall``: nothing for ``delay_s``, then a close. ``trickle``: the whole answer,
-its body byte by byte over ``delay_s``.
+``reset_before_response``: a TCP reset and no answer. ``closed``: an orderly close and no answer. ``truncated_body``:
+the headers and half the body, then a close. ``stall``: nothing for ``delay_s``, then a close. ``trickle``: the whole
+answer, its body byte by byte over ``delay_s``.
 """
 
 JSON_HEADERS: Mapping[str, str] = {"Content-Type": "application/json"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -94,7 +94,7 @@ class Flight:
     arrived: int
     alive: Callable[[], bool] = _always
     project: str = ""
-    identities: frozenset[str] = frozenset()
+    identities: Collection[str] = ()
 
 
 class Flights:
@@ -117,7 +117,7 @@ class Flights:
         self._open[flight.arrived] = flight
         return flight
 
-    def identify(self, flight: Flight, project: str, identities: frozenset[str]) -> list[str]:
+    def identify(self, flight: Flight, project: str, identities: Collection[str]) -> list[str]:
         """Says whose events a request carries.
 
         Returns:
@@ -125,13 +125,15 @@ class Flights:
             flight; sorted.
         """
         flight.project, flight.identities = project, identities
+        others = [other for other in self._open.values() if other is not flight and other.alive()]
+        others += [other for departed, other in self._landed if departed > flight.arrived]
+        rivals = [other for other in others if other.project == project and other.identities]
+        if not rivals:
+            return []
+        own = frozenset(identities)
         shared: set[str] = set()
-        for other in self._open.values():
-            if other is not flight and other.project == project and other.alive():
-                shared |= other.identities & identities
-        for departed, other in self._landed:
-            if departed > flight.arrived and other.project == project:
-                shared |= other.identities & identities
+        for other in rivals:
+            shared |= own.intersection(other.identities)
         return sorted(shared)
 
     def depart(self, flight: Flight) -> None:

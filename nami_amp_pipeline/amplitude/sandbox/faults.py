@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, get_args
 from zlib import crc32
@@ -43,7 +43,16 @@ FaultKind = Literal[
 KINDS: Final[tuple[FaultKind, ...]] = get_args(FaultKind)
 
 _AFTER: Final = frozenset(
-    {"stored_then_500", "stored_then_502", "stored_then_504", "empty_body", "truncated_body", "stall", "trickle", "slow"}
+    {
+        "stored_then_500",
+        "stored_then_502",
+        "stored_then_504",
+        "empty_body",
+        "truncated_body",
+        "stall",
+        "trickle",
+        "slow",
+    }
 )
 _EITHER: Final = frozenset({"reset_before_response", "closed_without_answer"})
 _EVENTS: Final = frozenset({"throttle_user", "quota_user", "silence_device", "poison"})
@@ -244,7 +253,7 @@ class Faults:
                 return True
         return False
 
-    def __iter__(self) -> Iterable[Fault]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Fault]:
         return iter(list(self._rules))
 
     def __len__(self) -> int:
@@ -275,9 +284,7 @@ _TEXTS: Final = frozenset({"api_key", "path", "user_id", "device_id", "insert_id
 _OPTIONAL: Final = frozenset(
     {"times", "api_key", "path", "user_id", "device_id", "insert_id", "text", "share", "seed", "retry_after"}
 )
-_SETTABLE: Final = frozenset(
-    {"kind", "indexes", "enabled", "stored"} | set(_NUMBERS) | _INTEGERS | _TEXTS
-)
+_SETTABLE: Final = frozenset({"kind", "indexes", "enabled", "stored"} | set(_NUMBERS) | _INTEGERS | _TEXTS)
 
 
 def _check_types(rule: Fault) -> None:

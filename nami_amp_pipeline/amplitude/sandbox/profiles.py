@@ -1,4 +1,4 @@
-"""The users as Amplitude would hold them after the events that it took: operations, cuts, and fields that go together."""
+"""The users as Amplitude would hold them after the events that it took: operations, cuts, fields that go together."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ LOCATION_GROUP: Final = ("country", "region", "city", "dma")
 MAX_GROWN_ARRAY: Final = 10_000
 """Characters that an array can reach by ``$append`` and ``$prepend`` (https://amplitude.com/docs/faq/limits)."""
 
+_GROUPED: Final = frozenset(DEVICE_GROUP + LOCATION_GROUP)
+_OPERATIONS: Final = frozenset(OPERATIONS)
 _FIRST_AMPLITUDE_ID: Final = 100_000_000_001
 
 
@@ -42,6 +44,7 @@ class Profile:
         group_values: the last device and location fields.
         first_time: the earliest event time, ms.
         last_time: the latest event time, ms.
+        last_received: when its newest event was received, seconds since the epoch.
         updates_dropped: property updates over the hourly limit.
         values_cut: property values that were cut to Amplitude's lengths.
         merged_into: the profile that took over, for an anonymous one whose device logged in.
@@ -56,6 +59,7 @@ class Profile:
     events: int = 0
     first_time: int | None = None
     last_time: int | None = None
+    last_received: float = 0.0
     updates_dropped: int = 0
     values_cut: int = 0
     merged_into: int | None = None
@@ -109,13 +113,15 @@ class Profiles:
         time = event.get("time")
         moment = int(received_at * 1000) if time is None else cast("int", time)
         profile.events += 1
+        profile.last_received = received_at
         profile.first_time = moment if profile.first_time is None else min(profile.first_time, moment)
         profile.last_time = moment if profile.last_time is None else max(profile.last_time, moment)
         if event.get("$skip_user_properties_sync"):
             return profile
-        for group in (DEVICE_GROUP, LOCATION_GROUP):
-            if any(event.get(name) is not None for name in group):
-                profile.group_values |= {name: event.get(name) for name in group}
+        if not _GROUPED.isdisjoint(event):
+            for group in (DEVICE_GROUP, LOCATION_GROUP):
+                if any(event.get(name) is not None for name in group):
+                    profile.group_values |= {name: event.get(name) for name in group}
         version = event.get("app_version") or event.get("version_name")
         if version is not None:
             profile.app_version = version
@@ -189,7 +195,7 @@ def apply_properties(held: dict[str, Any], sent: dict[str, Any]) -> int:
         How many values were cut to Amplitude's lengths.
     """
     cut = 0
-    for operation in OPERATIONS:
+    for operation in () if _OPERATIONS.isdisjoint(sent) else OPERATIONS:
         if operation not in sent:
             continue
         values = sent[operation]
@@ -199,7 +205,7 @@ def apply_properties(held: dict[str, Any], sent: dict[str, Any]) -> int:
         for name, value in values.items():
             cut += _apply_one(held, operation, name, value)
     for name, value in sent.items():
-        if name not in OPERATIONS:
+        if name not in _OPERATIONS:
             cut += _apply_one(held, "$set", name, value)
     return cut
 
@@ -253,6 +259,8 @@ def cut_value(value: Any, array_characters: int = MAX_TEXT) -> Any:
     if type(value) is dict:
         return {name: cut_value(inner) for name, inner in value.items()}
     if type(value) is list:
+        if len(orjson.dumps(value)) <= MAX_TEXT:
+            return value  # Short enough as a whole, hence in every part of it.
         return _fitting(map(cut_value, value), array_characters)
     return value
 

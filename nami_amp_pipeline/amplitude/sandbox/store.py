@@ -6,17 +6,23 @@ from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from math import inf
+from operator import gt
 from typing import Any, Final
 
 import orjson
 
 from .audit import Audit
+from .collector import paused_collector
 from .profiles import Profiles
 from .settings import DEDUPLICATION_SECONDS, Options
 from .throttle import Throttle
 from .validation import Columns, Event, stored_id
 
 _PARSED_KEPT: Final = 8
+_BATCHES_PER_STEP: Final = 50
+_SKIP: Final = "$skip_user_properties_sync"
 
 
 @dataclass(slots=True)
@@ -119,6 +125,10 @@ class ProjectStore:
             client_upload_time: as the request had it.
         """
         self._compare_with_refused(events, columns.insert_ids)
+        if self._refused_prints:
+            for insert_id in columns.insert_ids:
+                if insert_id is not None:
+                    self._refused_prints.pop(insert_id, None)
         picks = self._pick(events, columns, received_at)
         taken = len(events) if picks is None else len(picks)
         if not taken:
@@ -140,10 +150,19 @@ class ProjectStore:
                 self._compare_with_stored(insert_id, event)
             self._refused_prints.setdefault(insert_id, hash(orjson.dumps(event)))
 
+    @property
     def profiles(self) -> Profiles:
-        """The users, brought up to date with the events taken."""
-        self._profile_until(len(self.batches))
+        """The users as of the last `catch_up`."""
         return self._profiles
+
+    def catch_up(self) -> bool:
+        """Brings the users some way towards the events taken, a step at a time so that uploads can come in between.
+
+        Returns:
+            Whether they are up to date.
+        """
+        self._profile_until(min(self._profiled + _BATCHES_PER_STEP, len(self.batches)))
+        return self._profiled == len(self.batches)
 
     def newest(self) -> Iterator[tuple[Batch, Event]]:
         """The kept events with the batch of each, newest first."""
@@ -154,7 +173,7 @@ class ProjectStore:
     def _pick(self, events: Sequence[Event], columns: Columns, received_at: float) -> tuple[int, ...] | None:
         """Indexes of the events that are no repeats, None for all; they are from then on recognised."""
         ids = columns.insert_ids
-        numbered = any("event_id" in event for event in events)
+        numbered = "event_id" in columns.names
         if not numbered and None not in ids and self._seen.keys().isdisjoint(ids) and len(set(ids)) == len(ids):
             self._seen.update(zip(ids, range(self.accepted, self.accepted + len(ids)), strict=True))  # type: ignore[arg-type]
             return None
@@ -193,7 +212,9 @@ class ProjectStore:
             number = self._seen_elsewhere.get((insert_id, owner))
             if number is None:
                 first = events[within[insert_id]] if insert_id in within else self._stored(self._seen[insert_id])
-                same = first is None or owner == _owner(stored_id(first.get("user_id")), stored_id(first.get("device_id")))
+                same = first is None or owner == _owner(
+                    stored_id(first.get("user_id")), stored_id(first.get("device_id"))
+                )
                 number = self._seen[insert_id] if same else None
         else:
             number = self._seen[insert_id]
@@ -262,9 +283,10 @@ class ProjectStore:
         if not prints or prints.keys().isdisjoint(insert_ids):
             return
         for event, insert_id in zip(events, insert_ids, strict=True):
-            if insert_id in prints and insert_id is not None and insert_id not in self._seen:
-                if hash(orjson.dumps(event)) != prints[insert_id]:
-                    self._audit.changed_repeats.note({"project": self.hint, "insert_id": insert_id})
+            if insert_id is None or insert_id not in prints or insert_id in self._seen:
+                continue
+            if hash(orjson.dumps(event)) != prints[insert_id]:
+                self._audit.changed_repeats.note({"project": self.hint, "insert_id": insert_id})
 
     def _watch_order(
         self, events: Sequence[Event], columns: Columns, picks: tuple[int, ...] | None, received_ms: int
@@ -272,11 +294,16 @@ class ProjectStore:
         """Counts the events that come after a later one of the same user; those that skip the profile may."""
         latest = self._latest_time
         identities = columns.identities()
+        times = columns.times
+        sorted_whole = picks is None and _SKIP not in columns.names and None not in times and times == sorted(times)  # type: ignore[type-var]
+        if sorted_whole and not any(map(gt, map(latest.get, identities, repeat(-inf)), times)):  # type: ignore[arg-type]
+            latest.update(zip(identities, times, strict=True))  # type: ignore[arg-type]
+            return
         for index in range(len(events)) if picks is None else picks:
-            if events[index].get("$skip_user_properties_sync"):
+            if events[index].get(_SKIP):
                 continue
             identity = identities[index]
-            time = columns.times[index]
+            time = times[index]
             if time is None:
                 time = received_ms
             before = latest.get(identity)
@@ -308,8 +335,9 @@ class ProjectStore:
 
     def _profile_until(self, batches: int) -> None:
         for batch in self.batches[self._profiled : batches]:
-            for event in batch.events():
-                self._profiles.apply(event, batch.received_at)
+            with paused_collector():
+                for event in batch.events():
+                    self._profiles.apply(event, batch.received_at)
         self._profiled = max(self._profiled, batches)
 
 

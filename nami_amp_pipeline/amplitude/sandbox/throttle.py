@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -13,11 +13,25 @@ WINDOW_SECONDS: Final = 30
 _DAY_HOURS: Final = 24
 
 
-class SlidingCount:
-    """Events per id over the last slots of time.
+@dataclass
+class _Slot:
+    """The events of one step of time.
 
-    The ids of a slot are kept as they came and only counted again when the slot leaves the window, which keeps adding a
-    request cheap.
+    Attributes:
+        number: which step since the epoch.
+        counts: events by id.
+        most: no id has more than so many.
+    """
+
+    number: int
+    counts: Counter[str] = field(default_factory=Counter)
+    most: int = 0
+
+
+class SlidingCount:
+    """Events per id over the last steps of time.
+
+    Totals are only added up when some id could be over the limit at all, which keeps a request of many ids cheap.
     """
 
     def __init__(self, slot_seconds: int, slots: int) -> None:
@@ -28,30 +42,44 @@ class SlidingCount:
             slots: how many steps the window is long.
         """
         self._slot_seconds = slot_seconds
-        self._slots = slots
-        self._open: deque[tuple[int, Counter[str]]] = deque()
-        self.total: Counter[str] = Counter()
+        self._length = slots
+        self._slots: deque[_Slot] = deque()
 
-    def advance(self, now: float) -> None:
-        """Forgets what is older than the window at ``now`` (seconds since the epoch)."""
-        oldest = int(now // self._slot_seconds) - self._slots + 1
-        while self._open and self._open[0][0] < oldest:
-            _, counts = self._open.popleft()
-            total = self.total
-            for key, count in counts.items():
-                left = total[key] - count
-                if left:
-                    total[key] = left
-                else:
-                    del total[key]
+    def over(self, now: float, counts: Counter[str], most: int, limit: int) -> dict[str, int]:
+        """The ids that more events would take over a limit, with their totals including those.
 
-    def add(self, now: float, ids: Sequence[str]) -> None:
-        """Counts one event for each of the ids."""
-        slot = int(now // self._slot_seconds)
-        if not self._open or self._open[-1][0] < slot:
-            self._open.append((slot, Counter()))
-        self._open[-1][1].update(ids)
-        self.total.update(ids)
+        Args:
+            now: seconds since the epoch.
+            counts: the events to come, by id.
+            most: the highest of the counts.
+            limit: events in the window.
+        """
+        current = self._advance(now)
+        if most + sum(slot.most for slot in self._slots) <= limit:
+            return {}
+        for slot in self._slots:
+            slot.most = max(slot.counts.values(), default=0)
+        if most + sum(slot.most for slot in self._slots) <= limit:
+            return {}
+        tallies = [slot.counts for slot in self._slots if slot.number <= current]
+        totals = {key: count + sum(tally.get(key, 0) for tally in tallies) for key, count in counts.items()}
+        return {key: total for key, total in totals.items() if total > limit}
+
+    def add(self, now: float, ids: Sequence[str], most: int) -> None:
+        """Counts one event for each of the ids, of which none is there more than ``most`` times."""
+        number = self._advance(now)
+        if not self._slots or self._slots[-1].number != number:
+            self._slots.append(_Slot(number))
+        slot = self._slots[-1]
+        slot.counts.update(ids)
+        slot.most += most
+
+    def _advance(self, now: float) -> int:
+        """Forgets what is older than the window; returns the number of the current step."""
+        number = int(now // self._slot_seconds)
+        while self._slots and self._slots[0].number <= number - self._length:
+            self._slots.popleft()
+        return number
 
 
 @dataclass
@@ -104,37 +132,27 @@ class Throttle:
             users: each event's user.
             devices: each event's device.
         """
-        limit = (
-            self._options.batch_events_per_second if path == BATCH_PATH else self._options.v2_events_per_second
-        )
+        limit = self._options.batch_events_per_second if path == BATCH_PATH else self._options.v2_events_per_second
         verdict = Verdict(limit)
-        named = {"user": _present(users), "device": _present(devices)}
-        for kind, over_rate, over_quota in (
-            ("user", verdict.users, verdict.quota_users),
-            ("device", verdict.devices, verdict.quota_devices),
+        counted: list[tuple[str, list[str], int]] = []
+        for kind, ids, over_rate, over_quota in (
+            ("user", _present(users), verdict.users, verdict.quota_users),
+            ("device", _present(devices), verdict.devices, verdict.quota_devices),
         ):
-            recent, daily = self._recent[kind], self._daily[kind]
-            recent.advance(now)
-            daily.advance(now)
-            counts = Counter(named[kind])
-            over_rate |= {
-                key: -(-total // WINDOW_SECONDS)
-                for key, total in _over(counts, recent.total, limit * WINDOW_SECONDS).items()
-            }
-            over_quota |= _over(counts, daily.total, self._options.daily_quota)
+            if not ids:
+                continue
+            counts = Counter(ids)
+            most = max(counts.values())
+            totals = self._recent[kind].over(now, counts, most, limit * WINDOW_SECONDS)
+            over_rate |= {key: -(-total // WINDOW_SECONDS) for key, total in totals.items()}
+            over_quota |= self._daily[kind].over(now, counts, most, self._options.daily_quota)
+            counted.append((kind, ids, most))
         if not verdict:
-            for kind, ids in named.items():
-                if ids:
-                    self._recent[kind].add(now, ids)
-                    self._daily[kind].add(now, ids)
+            for kind, ids, most in counted:
+                self._recent[kind].add(now, ids, most)
+                self._daily[kind].add(now, ids, most)
         return verdict
 
 
 def _present(ids: Sequence[str | None]) -> list[str]:
-    return [key for key in ids if key is not None]
-
-
-def _over(counts: Mapping[str, int], totals: Mapping[str, int], limit: int) -> dict[str, int]:
-    """The ids whose new and earlier events together are over the limit, with that number."""
-    earlier = totals.get
-    return {key: total for key, count in counts.items() if (total := count + earlier(key, 0)) > limit}
+    return list(ids) if None not in ids else [key for key in ids if key is not None]  # type: ignore[arg-type]

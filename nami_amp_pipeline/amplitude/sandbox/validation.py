@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Final
+from operator import itemgetter
+from typing import Any, Final, cast
 
 from .settings import MAX_TEXT, Options
 
@@ -65,13 +66,14 @@ MAX_DEPTH: Final = 40
 
 _TEXT_FIELDS = (
     "event_type user_id device_id insert_id app_version version_name platform os_name os_version device_brand "
-    "device_manufacturer device_model carrier country region city dma language productId revenueType currency idfa idfv "
-    "adid android_id android_app_set_id ip user_agent library partner_id"
+    "device_manufacturer device_model carrier country region city dma language productId revenueType currency idfa "
+    "idfv adid android_id android_app_set_id ip user_agent library partner_id"
 )
+_INTEGER_FIELDS: Final = frozenset({"time", "quantity", "event_id", "session_id"})
 _ABSENT: Final = type(None)
 _FIELD_TYPES: Final[dict[str, frozenset[type]]] = {
     **dict.fromkeys(_TEXT_FIELDS.split(), frozenset({str, _ABSENT})),
-    **dict.fromkeys(("time", "quantity", "event_id", "session_id"), frozenset({int, _ABSENT})),
+    **dict.fromkeys(_INTEGER_FIELDS, frozenset({int, _ABSENT})),
     **dict.fromkeys(("price", "revenue", "location_lat", "location_lng"), frozenset({int, float, _ABSENT})),
     **dict.fromkeys(
         ("event_properties", "user_properties", "groups", "group_properties", "plan", "ingestion_metadata"),
@@ -93,6 +95,7 @@ class Columns:
     Attributes:
         users: user ids as Amplitude would store them: trimmed and cut.
         devices: device ids, likewise.
+        names: every field that an event has.
     """
 
     types: list[str]
@@ -100,6 +103,7 @@ class Columns:
     devices: list[str | None]
     insert_ids: list[str | None]
     times: list[int | None]
+    names: set[str]
 
     def identities(self) -> list[str]:
         """Who each event is of: its user, or its device where it has no user."""
@@ -136,20 +140,33 @@ class Validator:
     def __init__(self, options: Options) -> None:
         """Keeps the options that decide what is refused."""
         self._options = options
-        self._shapes: set[tuple[tuple[str, ...], tuple[type, ...]]] = set()
         self._property_keys: set[tuple[str, ...]] = set()
         self._ids: dict[int, set[str]] = defaultdict(set)
 
     def quick(self, events: Sequence[Any], min_id_length: int) -> Columns | None:
         """The columns of events that are certainly good, or None where only the full check can tell."""
-        if set(map(type, events)) != {dict} or not self._shapes_good(events):
+        if set(map(type, events)) != {dict}:
             return None
+        shapes = set(map(tuple, events))
+        names = set().union(*shapes)
+        everywhere = names.intersection(*shapes)
+        fields: dict[str, list[Any]] = {}
+        for name in names & _FIELD_TYPES.keys():
+            if name in everywhere:
+                values = list(map(itemgetter(name), events))
+            else:
+                values = [event.get(name) for event in events]
+            if not _FIELD_TYPES[name].issuperset(map(type, values)):
+                return None
+            fields[name] = values
+        absent = [None] * len(events)
         columns = Columns(
-            types=[event.get("event_type") for event in events],
-            users=[event.get("user_id") for event in events],
-            devices=[event.get("device_id") for event in events],
-            insert_ids=[event.get("insert_id") for event in events],
-            times=[event.get("time") for event in events],
+            types=fields.get("event_type", absent),
+            users=fields.get("user_id", absent),
+            devices=fields.get("device_id", absent),
+            insert_ids=fields.get("insert_id", absent),
+            times=fields.get("time", absent),
+            names=names,
         )
         for event_type in set(columns.types):
             if not event_type or event_type in RESERVED_EVENT_TYPES or not event_type.strip():
@@ -158,7 +175,7 @@ class Validator:
             return None
         if (None in columns.users or None in columns.devices) and not all(map(_either, columns.users, columns.devices)):
             return None
-        return columns if self._properties_good(events) else None
+        return columns if self._values_good(fields) else None
 
     def full(self, events: list[Any], min_id_length: int) -> tuple[Findings, Columns | None, bool]:
         """Every fault of the events.
@@ -184,19 +201,7 @@ class Validator:
             if event.get("user_id") is None and event.get("device_id") is None:
                 findings.missing["user_id"].append(index)
             self._check_fields(event, index, findings)
-        return findings, None if findings else _normal_columns(events), stripped
-
-    def _shapes_good(self, events: Sequence[Event]) -> bool:
-        shapes = {(tuple(event), tuple(map(type, event.values()))) for event in events}
-        for names, types in shapes - self._shapes:
-            for name, of_type in zip(names, types, strict=True):
-                allowed = _FIELD_TYPES.get(name)
-                if allowed is not None and of_type not in allowed:
-                    return False
-        if len(self._shapes) > _SHAPES_KEPT:
-            self._shapes.clear()
-        self._shapes |= shapes
-        return True
+        return findings, None if findings else normal_columns(events), stripped
 
     def _ids_good(self, ids: Iterable[str | None], min_id_length: int) -> bool:
         good = self._ids[min_id_length]
@@ -212,8 +217,15 @@ class Validator:
         good |= fresh  # type: ignore[arg-type]
         return True
 
-    def _properties_good(self, events: Sequence[Event]) -> bool:
-        user_properties = [properties for event in events if (properties := event.get("user_properties"))]
+    def _values_good(self, fields: dict[str, list[Any]]) -> bool:
+        """Whether integers are in range and properties flat, of plain keys: anything deeper is for the full check."""
+        for name in _INTEGER_FIELDS & fields.keys():
+            numbers = [number for number in fields[name] if number is not None]
+            if numbers and (min(numbers) < -_INT64 or max(numbers) >= _INT64):
+                return False
+        if "groups" in fields or "group_properties" in fields:
+            return False
+        user_properties = list(filter(None, fields.get("user_properties", ())))
         keys = set(map(tuple, user_properties))
         for names in keys - self._property_keys:
             if any(name.startswith("$") for name in names):
@@ -221,17 +233,10 @@ class Validator:
         if len(self._property_keys) > _SHAPES_KEPT:
             self._property_keys.clear()
         self._property_keys |= keys
-        event_properties = [properties for event in events if (properties := event.get("event_properties"))]
+        event_properties = filter(None, fields.get("event_properties", ()))
         values = chain.from_iterable(map(dict.values, chain(user_properties, event_properties)))
         nested = [value for value in values if type(value) in _CONTAINERS]
-        if any(type(value) is dict for value in nested):
-            return False
-        if not _CONTAINERS.isdisjoint(map(type, chain.from_iterable(nested))):
-            return False
-        times = [time for event in events if (time := event.get("time")) is not None]
-        if times and not (-_INT64 <= min(times) and max(times) < _INT64):
-            return False
-        return not any("groups" in event or "group_properties" in event for event in events)
+        return _CONTAINERS.isdisjoint(map(type, chain.from_iterable(nested))) and dict not in set(map(type, nested))
 
     def _check_event_type(self, event: Event, index: int, findings: Findings) -> None:
         event_type = event.get("event_type")
@@ -292,15 +297,19 @@ class Validator:
 
 def depth(value: object) -> int:
     """How many objects and arrays are nested in a value, counting itself; 0 for a scalar. Never recursive."""
-    level, found = [value], 0
+    level: list[object] = [value]
+    found = 0
     while True:
-        inside = [item for item in level if type(item) in _CONTAINERS]
+        inside: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                inside.append(item.values())
+            elif isinstance(item, list):
+                inside.append(item)
         if not inside:
             return found
         found += 1
-        level = []
-        for item in inside:
-            level.extend(item.values() if isinstance(item, dict) else item)  # type: ignore[attr-defined]
+        level = [member for members in inside for member in cast("Iterable[object]", members)]
 
 
 def stored_id(value: str | None) -> str | None:
@@ -312,11 +321,13 @@ def _either(user: str | None, device: str | None) -> bool:
     return user is not None or device is not None
 
 
-def _normal_columns(events: Sequence[Event]) -> Columns:
+def normal_columns(events: Sequence[Event]) -> Columns:
+    """The columns of good events."""
     return Columns(
         types=[event["event_type"] for event in events],
         users=[stored_id(event.get("user_id")) for event in events],
         devices=[stored_id(event.get("device_id")) for event in events],
         insert_ids=[event.get("insert_id") for event in events],
         times=[event.get("time") for event in events],
+        names=set().union(*events),
     )

@@ -1,0 +1,210 @@
+"""What an answer of Amplitude's means for the events of its request.
+
+Sources: https://amplitude.com/docs/apis/analytics/http-v2 and https://amplitude.com/docs/apis/analytics/batch-event-upload;
+Amplitude's own SDKs for what those leave open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from enum import Enum
+from typing import Any
+
+import orjson
+
+from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
+
+USER_PAUSE_SECONDS = 30.0
+QUOTA_PAUSE_SECONDS = 3600.0
+PROJECT_PAUSE_SECONDS = 60.0
+_LISTS = ("events_with_missing_fields", "events_with_invalid_fields", "events_with_invalid_id_lengths")
+
+
+class Outcome(Enum):
+    """What happens next to a request's events.
+
+    DELIVERED: all of them are Amplitude's.
+    REFUSED_SOME: those in ``dead`` are dead letters, the identities in ``pauses`` wait, the others go again at once.
+    REFUSED_ONE_OF: one of them is not to be had, unknown which: bisect.
+    AGAIN: the same again after ``delay``.
+    HALT: the integration stops; no event is spent.
+    """
+
+    DELIVERED = "delivered"
+    REFUSED_SOME = "refused_some"
+    REFUSED_ONE_OF = "refused_one_of"
+    AGAIN = "again"
+    HALT = "halt"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an answer means.
+
+    Attributes:
+        outcome: what happens next.
+        reason: in a word, for receipts and people; of a dead letter when a bisection ends.
+        maybe_stored: whether the events may have been ingested all the same.
+        dead: index in the request to reason.
+        pauses: identity (``u:`` user id, ``d:`` device id) to (reason, seconds).
+        paused: indexes of the request that wait with them.
+        delay: seconds to wait; None leaves it to the back-off.
+        whole_project: whether all of the integration waits, not this request alone.
+    """
+
+    outcome: Outcome
+    reason: str = ""
+    maybe_stored: bool = False
+    dead: Mapping[int, str] = field(default_factory=dict)
+    pauses: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    paused: frozenset[int] = frozenset()
+    delay: float | None = None
+    whole_project: bool = False
+
+
+def judge(answer: HttpAnswer | NoAnswer, identities: Sequence[tuple[str, ...]], *, now: float = 0.0) -> Verdict:
+    """What an answer means for the events of a request.
+
+    Args:
+        answer: what came, or why nothing did.
+        identities: of each event of the request, the identities that Amplitude may throttle.
+        now: seconds since the epoch, for a ``Retry-After`` that is a date.
+    """
+    if isinstance(answer, NoAnswer):
+        return Verdict(Outcome.AGAIN, answer.kind, maybe_stored=answer.maybe_stored)
+    body, is_json = _parse(answer.body)
+    status = answer.status
+    delay = _retry_after(answer.headers, now)
+    if status == 200:
+        if is_json or not answer.body.strip():
+            return Verdict(Outcome.DELIVERED, "delivered")
+        return Verdict(Outcome.AGAIN, "not_json", maybe_stored=True, delay=delay)
+    if 300 <= status < 400:
+        return Verdict(Outcome.HALT, f"redirect ({status}): the endpoint is not Amplitude's HTTP API")
+    if status in (408, 425) or status >= 500:
+        return Verdict(Outcome.AGAIN, f"http_{status}", maybe_stored=status not in (425, 503), delay=delay)
+    if status == 429:
+        return _throttled(body, identities, delay)
+    if status == 413:
+        return Verdict(Outcome.REFUSED_ONE_OF, "too_large")
+    if status == 400:
+        return _bad_request(answer, body, is_json, identities, delay)
+    if status == 403:
+        return Verdict(Outcome.REFUSED_ONE_OF, "forbidden")
+    if 400 < status < 500:
+        return Verdict(Outcome.HALT, f"http_{status}: the endpoint or the API key is not accepted")
+    return Verdict(Outcome.AGAIN, f"http_{status}", maybe_stored=True, delay=delay)
+
+
+def _bad_request(
+    answer: HttpAnswer,
+    body: Mapping[str, Any],
+    is_json: bool,
+    identities: Sequence[tuple[str, ...]],
+    delay: float | None,
+) -> Verdict:
+    if not is_json and answer.body.strip():
+        # A load balancer's own page: nothing that Amplitude said about an event.
+        return Verdict(Outcome.AGAIN, "not_json", maybe_stored=True, delay=delay)
+    error = str(body.get("error", ""))
+    if error.lower().startswith("invalid api key") or body.get("missing_field") == "api_key":
+        return Verdict(Outcome.HALT, "invalid_api_key: Amplitude does not know the API key at this endpoint")
+    if error.lower().startswith("invalid request path") or "missing_field" in body:
+        return Verdict(Outcome.HALT, f"bad_request: {error[:200]}")
+    events = len(identities)
+    named: set[int] = set()
+    for key in _LISTS:
+        named |= _indexes(body.get(key))
+    silenced = _indexes(body.get("silenced_events"))
+    dead = dict.fromkeys(sorted(silenced), "rejected" if named else "silenced")
+    dead |= dict.fromkeys(sorted(named), "rejected")
+    if (dead or named or silenced) and events == 1:
+        return Verdict(Outcome.REFUSED_SOME, "rejected", dead={0: next(iter(dead.values()))})
+    dead = {index: reason for index, reason in dead.items() if 0 <= index < events}
+    throttled = _throttled(body, identities, delay) if _has_throttled(body) else Verdict(Outcome.REFUSED_SOME)
+    if not dead and not throttled.paused:
+        return Verdict(Outcome.REFUSED_ONE_OF, "rejected")
+    return Verdict(
+        Outcome.REFUSED_SOME,
+        "rejected" if named else "silenced",
+        dead=dead,
+        pauses=throttled.pauses,
+        paused=throttled.paused - dead.keys(),
+    )
+
+
+_THROTTLE_KEYS = (
+    "throttled_users",
+    "throttled_devices",
+    "throttled_events",
+    "exceeded_daily_quota_users",
+    "exceeded_daily_quota_devices",
+)
+
+
+def _has_throttled(body: Mapping[str, Any]) -> bool:
+    return any(body.get(key) for key in _THROTTLE_KEYS)
+
+
+def _throttled(body: Mapping[str, Any], identities: Sequence[tuple[str, ...]], delay: float | None) -> Verdict:
+    if not _has_throttled(body):
+        wait = PROJECT_PAUSE_SECONDS if delay is None else delay
+        return Verdict(Outcome.AGAIN, "project_throttled", delay=wait, whole_project=True)
+    quota = _names(body, "exceeded_daily_quota_users", "u:") | _names(body, "exceeded_daily_quota_devices", "d:")
+    listed = _indexes(body.get("throttled_events"))
+    named = quota | _names(body, "throttled_users", "u:") | _names(body, "throttled_devices", "d:")
+    quota_only = bool(quota) and not (named - quota)
+    pauses: dict[str, tuple[str, float]] = {}
+    for index, own in enumerate(identities):
+        if index not in listed and not named & set(own):
+            continue
+        over_quota = bool(quota & set(own)) or (quota_only and index in listed)
+        pause = (
+            ("over_daily_quota", max(QUOTA_PAUSE_SECONDS, delay or 0.0))
+            if over_quota
+            else ("throttled", USER_PAUSE_SECONDS if delay is None else delay)
+        )
+        if own[0] not in pauses or pauses[own[0]][1] < pause[1]:
+            pauses[own[0]] = pause
+    # The lane's own identity of an event is its first: whoever shares it waits too, or its order would break.
+    paused = frozenset(index for index, own in enumerate(identities) if own[0] in pauses)
+    if not paused:
+        wait = USER_PAUSE_SECONDS if delay is None else delay
+        return Verdict(Outcome.AGAIN, "throttled", delay=wait)
+    return Verdict(Outcome.REFUSED_SOME, "throttled", pauses=pauses, paused=paused)
+
+
+def _names(body: Mapping[str, Any], key: str, prefix: str) -> set[str]:
+    names = body.get(key)
+    return {prefix + str(name) for name in names} if isinstance(names, dict | list) else set()
+
+
+def _indexes(value: object) -> set[int]:
+    """The indexes in a list, or in the lists of a map from field to list."""
+    if isinstance(value, Mapping):
+        return set().union(*(_indexes(part) for part in value.values())) if value else set()
+    if isinstance(value, list):
+        return {index for index in value if isinstance(index, int) and not isinstance(index, bool)}
+    return set()
+
+
+def _parse(body: bytes) -> tuple[Mapping[str, Any], bool]:
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}, False
+    return (parsed, True) if isinstance(parsed, dict) else ({}, False)
+
+
+def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    text = headers.get("retry-after", "").strip()
+    if not text:
+        return None
+    if text.isdigit():
+        return min(float(text), 86_400.0)
+    try:
+        return min(max(0.0, parsedate_to_datetime(text).timestamp() - now), 86_400.0)
+    except (TypeError, ValueError):
+        return None

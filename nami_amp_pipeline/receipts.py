@@ -1,0 +1,99 @@
+"""Receipts: one row per event of a finished outbox with its end state, request and run; then the outbox can go."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import sqlalchemy as sa
+
+from nami_amp_pipeline.amplitude.outbox import LANE_BATCH_ROWS
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.store import Lease
+
+RECEIPT_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("event_type", pa.string()),
+        ("user_id", pa.string()),
+        ("identity", pa.string()),
+        ("created_date", pa.timestamp("us", tz="UTC")),
+        ("state", pa.string()),
+        ("reason", pa.string()),
+        ("request_id", pa.int64()),
+    ]
+)
+"""Columns of a receipts file (Parquet). ``state`` is delivered, skipped, dead, held or waiting; what is held, waiting or
+dead may have changed since: the store's ``exceptions`` win. ``request_id`` is of the store's ``requests``."""
+
+
+def finish_outbox(context: Context, outbox_id: int, lease: Lease) -> None:
+    """Writes the receipts of an outbox that is done, and lets its file go once all its integrations are done."""
+    boxes, lanes, requests, exceptions = tables.outboxes, tables.lanes, tables.requests, tables.exceptions
+    with context.store.begin() as tx:
+        box = tx.execute(sa.select(boxes).where(boxes.c.id == outbox_id)).one()
+        lane_rows = tx.execute(sa.select(lanes).where(lanes.c.outbox_id == outbox_id).order_by(lanes.c.id)).all()
+        ids = [lane.id for lane in lane_rows]
+        posted = tx.execute(
+            sa.select(requests.c.id, requests.c.lane_id, requests.c.first_row, requests.c.end_row)
+            .where(requests.c.lane_id.in_(ids), requests.c.outcome == "delivered")
+            .order_by(requests.c.id)
+        ).all()
+        others = tx.execute(
+            sa.select(exceptions.c.lane_id, exceptions.c.lane_row, exceptions.c.state, exceptions.c.reason).where(
+                exceptions.c.lane_id.in_(ids)
+            )
+        ).all()
+    reader = context.folder.open_ipc(box.file)
+    name = context.folder.new_name("receipts", "parquet")
+    with context.folder.parquet(name, RECEIPT_SCHEMA) as writer:
+        for lane in lane_rows:
+            request_ids = np.zeros(lane.rows, dtype=np.int64)
+            for request in posted:
+                if request.lane_id == lane.id:
+                    request_ids[request.first_row : request.end_row] = request.id
+            states = ["delivered"] * lane.rows
+            reasons: list[str | None] = [None] * lane.rows
+            for other in others:
+                if other.lane_id == lane.id:
+                    states[other.lane_row] = other.state
+                    reasons[other.lane_row] = other.reason if other.state != "delivered" else None
+                    request_ids[other.lane_row] = 0
+            for start in range(0, lane.rows, LANE_BATCH_ROWS):
+                batch = reader.get_batch(lane.batch + start // LANE_BATCH_ROWS)
+                end = start + batch.num_rows
+                numbers = pa.array(request_ids[start:end], mask=request_ids[start:end] == 0)
+                writer.write_batch(_receipts(batch, pa.array(states[start:end]), pa.array(reasons[start:end], pa.string()), numbers))
+        left = box.rows - sum(lane.rows for lane in lane_rows)
+        number = box.others_batch
+        while left > 0:
+            batch = reader.get_batch(number)
+            none = pa.nulls(batch.num_rows, pa.int64())
+            writer.write_batch(_receipts(batch, batch["state"], batch["reason"], none))
+            left -= batch.num_rows
+            number += 1
+    context.step("receipts.commit")
+    with context.store.begin(under=[lease]) as tx:
+        tx.execute(sa.update(boxes).where(boxes.c.id == outbox_id).values(done_at=context.now(), receipts_file=name))
+        open_boxes = tx.execute(
+            sa.select(sa.func.count()).where(boxes.c.file == box.file, boxes.c.done_at.is_(None))
+        ).scalar_one()
+    if not open_boxes:
+        context.folder.remove(box.file)
+    context.step("receipts.committed")
+
+
+def _receipts(batch: pa.RecordBatch, states: pa.Array, reasons: pa.Array, request_ids: pa.Array) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays(
+        [
+            batch["id"],
+            batch["event_type"],
+            batch["user_id"],
+            batch["identity"],
+            batch["created_date"],
+            states,
+            reasons,
+            request_ids,
+        ],
+        schema=RECEIPT_SCHEMA,
+    )

@@ -1,0 +1,211 @@
+"""Where every event of every integration is, in numbers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import sqlalchemy as sa
+
+from nami_amp_pipeline.clock import to_text
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline.state.store import Transaction
+
+
+@dataclass
+class IntegrationStatus:
+    """One integration's numbers, of distinct events of its selected types.
+
+    ``captured = delivered + skipped + dead letters + pending`` at every moment; each is counted by itself.
+
+    Attributes:
+        integration: ``<app_id>/<name>``.
+        state: enabled, disabled or halted.
+        captured: read from the warehouse since the integration was added.
+        delivered: acknowledged by Amplitude.
+        skipped: by reason.
+        dead_letters: by reason.
+        pending: not at an end yet.
+        pending_by: pending by why: queued, waiting (for a login), throttled, over_daily_quota.
+        watermark: newest ``ingested_at`` captured of the app, in µs since the epoch.
+        lag_seconds: how long the oldest pending event has been in the warehouse; 0 with none.
+        error: why it stands still, or None.
+    """
+
+    integration: str
+    state: str
+    captured: int = 0
+    delivered: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    dead_letters: dict[str, int] = field(default_factory=dict)
+    pending: int = 0
+    pending_by: dict[str, int] = field(default_factory=dict)
+    watermark: int | None = None
+    lag_seconds: float = 0.0
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of ``status --json``."""
+        return {
+            "integration": self.integration,
+            "captured": self.captured,
+            "delivered": self.delivered,
+            "skipped": self.skipped,
+            "dead_letters": self.dead_letters,
+            "pending": self.pending,
+            "watermark": to_text(self.watermark),
+            "lag_seconds": round(self.lag_seconds, 3),
+            "error": self.error,
+            "state": self.state,
+            "pending_by": self.pending_by,
+        }
+
+
+def status(context: Context, integrations: Sequence[Integration]) -> list[IntegrationStatus]:
+    """The numbers of these integrations, read in one transaction."""
+    with context.store.begin() as tx:
+        counts = _counts(tx)
+        queued = _queued(tx)
+        excepted = _exceptions(tx)
+        unprepared, oldest = _unprepared(context, tx, integrations)
+        watermarks = dict(tx.execute(sa.select(tables.apps.c.app_id, tables.apps.c.watermark)).tuples().all())
+        outbox_ages = _oldest_in_outboxes(tx)
+    found = []
+    for one in integrations:
+        mine = counts.get(one.id, {})
+        pending_by = {"queued": queued.get(one.id, 0) + unprepared.get(one.id, 0), **excepted.get(one.id, {})}
+        ages = [age for age in (oldest.get(one.id), outbox_ages.get(one.id)) if age is not None]
+        found.append(
+            IntegrationStatus(
+                integration=one.key,
+                state="halted" if one.halted_reason else "enabled" if one.enabled else "disabled",
+                captured=mine.get(("captured", ""), 0) + unprepared.get(one.id, 0),
+                delivered=mine.get(("delivered", ""), 0),
+                skipped=_reasons(mine, "skipped"),
+                dead_letters=_reasons(mine, "dead"),
+                pending=sum(pending_by.values()),
+                pending_by={reason: events for reason, events in pending_by.items() if events},
+                watermark=watermarks.get(one.app_id),
+                lag_seconds=max(0.0, (context.now() - min(ages)) / 1e6) if ages else 0.0,
+                error=one.halted_reason or one.last_error,
+            )
+        )
+    return found
+
+
+def _reasons(counts: dict[tuple[str, str], int], state: str) -> dict[str, int]:
+    return {reason: events for (kind, reason), events in sorted(counts.items()) if kind == state and events}
+
+
+def _counts(tx: Transaction) -> dict[int, dict[tuple[str, str], int]]:
+    counts: dict[int, dict[tuple[str, str], int]] = defaultdict(dict)
+    for row in tx.execute(sa.select(tables.counts)):
+        counts[row.integration_id][(row.state, row.reason)] = row.events
+    return counts
+
+
+def _queued(tx: Transaction) -> dict[int, int]:
+    """Rows of lanes that have no end state yet and wait nowhere else."""
+    boxes, lanes, exceptions = tables.outboxes, tables.lanes, tables.exceptions
+    left = (
+        sa.select(boxes.c.integration_id, sa.func.sum(lanes.c.rows - lanes.c.next_row))
+        .join(lanes, lanes.c.outbox_id == boxes.c.id)
+        .where(boxes.c.done_at.is_(None))
+        .group_by(boxes.c.integration_id)
+    )
+    queued = {integration_id: int(rows) for integration_id, rows in tx.execute(left)}
+    ahead = (
+        sa.select(exceptions.c.integration_id, sa.func.count())
+        .join(lanes, lanes.c.id == exceptions.c.lane_id)
+        .where(exceptions.c.lane_row >= lanes.c.next_row)
+        .group_by(exceptions.c.integration_id)
+    )
+    for integration_id, rows in tx.execute(ahead):
+        queued[integration_id] -= rows
+    return queued
+
+
+def _exceptions(tx: Transaction) -> dict[int, dict[str, int]]:
+    table, pauses = tables.exceptions, tables.pauses
+    found: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    rows = tx.execute(
+        sa.select(table.c.integration_id, table.c.state, pauses.c.reason, sa.func.count())
+        .outerjoin(
+            pauses, sa.and_(pauses.c.integration_id == table.c.integration_id, pauses.c.identity == table.c.identity)
+        )
+        .where(table.c.state.in_(("held", "waiting")))
+        .group_by(table.c.integration_id, table.c.state, pauses.c.reason)
+    )
+    for integration_id, state, reason, events in rows:
+        found[integration_id]["waiting_for_login" if state == "waiting" else reason or "held"] += events
+    return found
+
+
+def _unprepared(
+    context: Context, tx: Transaction, integrations: Iterable[Integration]
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Selected events of segments that are in no outbox yet, and the oldest ``ingested_at`` of those segments."""
+    by_app: dict[str, list[Integration]] = defaultdict(list)
+    for one in integrations:
+        by_app[one.app_id].append(one)
+    if not by_app:
+        return {}, {}
+    parts, segments = tables.segment_apps, tables.segments
+    first = min(one.prepared_through for ones in by_app.values() for one in ones)
+    rows = tx.execute(
+        sa.select(parts, segments.c.file)
+        .join(segments, segments.c.id == parts.c.segment_id)
+        .where(parts.c.segment_id > first)
+    ).all()
+    events: dict[int, int] = defaultdict(int)
+    oldest: dict[int, int] = {}
+    for row in rows:
+        types: dict[str, int] = orjson.loads(row.types)
+        for one in by_app.get(row.app_id, ()):
+            if row.segment_id <= one.prepared_through:
+                continue
+            if one.start_from is not None and row.max_ingested_at < one.start_from:
+                continue
+            if one.start_from is None or row.min_ingested_at >= one.start_from:
+                count = sum(types.get(event_type, 0) for event_type in one.events)
+            else:
+                count = _count_from(context, row.file, one)
+            events[one.id] += count
+            if count:
+                oldest[one.id] = min(oldest.get(one.id, row.min_ingested_at), row.min_ingested_at)
+    return events, oldest
+
+
+def _count_from(context: Context, file: str, one: Integration) -> int:
+    """Selected events of a segment that reaches across the start of an integration."""
+    table = pq.read_table(context.folder.path(file), columns=["app_id", "event_type", "ingested_at"])
+    chosen = pc.and_(
+        pc.and_(pc.equal(table["app_id"], one.app_id), pc.is_in(table["event_type"], value_set=_texts(one.events))),
+        pc.greater_equal(table["ingested_at"].cast("int64"), one.start_from),
+    )
+    return int(pc.sum(chosen).as_py() or 0)
+
+
+def _texts(values: Sequence[str]) -> Any:
+    import pyarrow as pa
+
+    return pa.array(values, pa.string())
+
+
+def _oldest_in_outboxes(tx: Transaction) -> dict[int, int]:
+    boxes, parts, integrations = tables.outboxes, tables.segment_apps, tables.integrations
+    rows = tx.execute(
+        sa.select(boxes.c.integration_id, sa.func.min(parts.c.min_ingested_at))
+        .join(integrations, integrations.c.id == boxes.c.integration_id)
+        .join(parts, sa.and_(parts.c.segment_id == boxes.c.segment_id, parts.c.app_id == integrations.c.app_id))
+        .where(boxes.c.done_at.is_(None))
+        .group_by(boxes.c.integration_id)
+    )
+    return dict(rows.tuples().all())
