@@ -174,7 +174,7 @@ def _write(context: Context, connection: duckdb.DuckDBPyConnection, source: Sour
     reader = connection.sql(sql("capture_rows")).to_arrow_reader(READ_ROWS)
     with ExitStack() as stack:
         for batch in reader:
-            table = pa.Table.from_batches([batch])
+            table = _strict(pa.Table.from_batches([batch]))
             for bucket in pc.unique(table["bucket"]).to_pylist():
                 part = table.filter(pc.equal(table["bucket"], bucket)).drop_columns(["bucket"]).cast(SEGMENT_SCHEMA)
                 if bucket not in writers:
@@ -183,6 +183,25 @@ def _write(context: Context, connection: duckdb.DuckDBPyConnection, source: Sour
                 writers[bucket].write_table(part)
                 rows[names[bucket]] = rows.get(names[bucket], 0) + part.num_rows
     return rows
+
+
+def _strict(table: pa.Table) -> pa.Table:
+    """Drops the column ``suspicious``; where it is true, ``well_formed`` means JSON as RFC 8259 has it."""
+    column = table.schema.get_field_index("well_formed")
+    if pc.any(table["suspicious"]).as_py():
+        flags = table["well_formed"].to_pylist()
+        for row in pc.indices_nonzero(table["suspicious"]).to_pylist():
+            flags[row] = flags[row] and _is_json(table["payload"][row].as_py())
+        table = table.set_column(column, "well_formed", pa.array(flags, pa.bool_()))
+    return table.drop_columns(["suspicious"])
+
+
+def _is_json(text: str) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _summary(connection: duckdb.DuckDBPyConnection, context: Context, name: str) -> dict[str, Captured]:

@@ -22,7 +22,7 @@ from nami_amp_pipeline.amplitude.properties import create_properties
 from nami_amp_pipeline.compute import compute, files, run, sql
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline.state.integrations import Integration, reread
 from nami_amp_pipeline.state.store import Lease, Transaction
 from nami_amp_pipeline.state.users import move_sent, read_sent, read_snapshots
 
@@ -100,7 +100,9 @@ def prepare(
     Returns:
         By integration id; those without new segments are left out.
     """
-    targets = {one.id: one for one in integrations if one.id in leases and one.enabled and not one.halted_reason}
+    with context.store.begin() as tx:
+        current = reread(tx, integrations)  # another process may have worked on them before the lease was ours
+    targets = {one.id: one for one in current if one.id in leases and one.enabled and not one.halted_reason}
     done: dict[int, Prepared] = {}
     for segment_id, file, snapshot_files, ids in _pending(context, targets):
         chosen = [targets[integration_id] for integration_id in ids]

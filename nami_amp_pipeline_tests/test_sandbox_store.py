@@ -106,7 +106,7 @@ def test_padded_ids_are_the_same_user() -> None:
 def test_plain_properties_set_and_skip_leaves_the_profile_alone() -> None:
     sandbox = Sandbox()
     post(sandbox, event("a", user_properties={"x": 1, "flags": [True], "gone": None}))
-    post(sandbox, event("b", user_properties={"x": 2, "y": 3}, **{"$skip_user_properties_sync": True}))
+    post(sandbox, {**event("b", user_properties={"x": 2, "y": 3}), "$skip_user_properties_sync": True})
     assert properties(sandbox) == {"x": 1, "flags": [True]}
 
 
@@ -185,7 +185,7 @@ def test_an_event_older_than_one_taken_before_is_an_order_violation_unless_it_sk
     sandbox = Sandbox()
     post(sandbox, event("a", time=20), event("b", time=20), event("c", user_id="user-2", time=5))
     assert sandbox.audit.order_violations.count == 0
-    post(sandbox, event("d", time=10, **{"$skip_user_properties_sync": True}))
+    post(sandbox, {**event("d", time=10), "$skip_user_properties_sync": True})
     assert sandbox.audit.order_violations.count == 0
     post(sandbox, event("e", time=19))
     assert sandbox.audit.order_violations.count == 1
@@ -272,7 +272,9 @@ def test_no_endpoint_and_no_journal_holds_a_whole_api_key(tmp_path: Path) -> Non
     post(sandbox, event("a", time=1))
     post(sandbox, event("a"), key="short")
     sandbox.close()
-    shown = [sandbox.handle("GET", f"/sandbox/{name}", {}).body for name in "faults audit summary users events".split()]
+    shown = [
+        sandbox.handle("GET", f"/sandbox/{name}", {}).body for name in ["faults", "audit", "summary", "users", "events"]
+    ]
     for text in (*shown, path.read_bytes()):
         assert KEY.encode() not in text
         assert b"short" not in text

@@ -1,4 +1,4 @@
--- Rows at or after their app's frontier that were not captured before, one per id.
+-- Rows at or after their app's frontier that were not captured before, the first of each id.
 -- Views given: source (the events table, rid = number of the row), positions (app_id, frontier in µs or NULL for the
 -- beginning), ledger (app_id, id of what was captured).
 CREATE TEMP TABLE fresh AS
@@ -17,6 +17,6 @@ reached AS (
     FROM candidates JOIN positions USING (app_id)
     WHERE positions.frontier IS NULL OR candidates.ingested_at >= positions.frontier
 )
-SELECT min(rid) AS rid, min(ingested_at) AS ingested_at
+SELECT arg_min(rid, ingested_at) AS rid, min(ingested_at) AS ingested_at
 FROM reached ANTI JOIN ledger USING (app_id, id)
 GROUP BY app_id, id;

@@ -7,6 +7,13 @@ SELECT
     coalesce(created_date, ingested_at) AS created_date,
     ingested_at,
     payload::VARCHAR AS payload,
+    -- DuckDB reads more than JSON is; what looks so is looked at again.
+    regexp_matches(payload, ',\s*[\]}]') OR (
+        (contains(payload, 'an') OR contains(payload, 'aN') OR contains(payload, 'AN') OR contains(payload, 'nf')
+            OR contains(payload, 'NF'))
+        AND regexp_matches(payload, '[:\[,]\s*-?(?:[nN][aA]|[iI])')
+    )
+        AS suspicious,
     coalesce(CASE WHEN json_valid(payload) THEN json_type(payload) = 'OBJECT' END, false) AS well_formed,
     bucket_of(app_id, coalesce(user_id, '')) AS bucket
 FROM source

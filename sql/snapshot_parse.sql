@@ -5,18 +5,25 @@ SELECT
     row, app_id, id, user_id, created_date,
     starts_with(event_type, 'user.') AS is_user,
     from_json(payload, '{
-        "active_entitlements": [{"entitlement_ref_id": "VARCHAR", "sku_ref_id": "VARCHAR"}],
-        "devices": [{"id": "VARCHAR", "platform": {"id": "VARCHAR"}}],
+        "active_entitlements": [{"entitlement_ref_id": "JSON", "sku_ref_id": "JSON"}],
+        "devices": [{"id": "JSON", "platform": {"id": "JSON"}}],
         "customer_journey_state": {
             "former_subscriber": "JSON",
             "in_grace_period": "JSON",
             "in_trial_period": "JSON",
             "in_intro_offer_period": "JSON"
         },
-        "external_ids": [{"key": "VARCHAR", "value": "VARCHAR"}]
+        "external_ids": [{"key": "VARCHAR", "value": "JSON"}]
     }') AS p
 FROM segment
 WHERE well_formed AND (starts_with(event_type, 'user.') OR contains(payload, 'external_ids'));
+
+-- An id is a text, or a number as it is written; anything else is none.
+CREATE TEMP MACRO id_text(value) AS CASE ascii(value::VARCHAR)
+    WHEN 34 THEN value ->> '$'
+    WHEN 45 THEN value::VARCHAR
+    ELSE CASE WHEN ascii(value::VARCHAR) BETWEEN 48 AND 57 THEN value::VARCHAR END
+END;
 
 -- Distinct, sorted by code point, nulls dropped.
 CREATE TEMP MACRO tidy(items) AS list_sort(list_distinct(items));
@@ -39,16 +46,18 @@ WITH arrays AS (
         p.devices IS NOT NULL AS has_devices,
         p.customer_journey_state IS NOT NULL AS has_journey,
         len(list_filter(p.active_entitlements, lambda e: e IS NOT NULL)) > 0 AS has_active_entitlement,
-        tidy(list_transform(p.active_entitlements, lambda e: e.entitlement_ref_id)) AS entitlements,
-        tidy(list_transform(p.active_entitlements, lambda e: e.sku_ref_id)) AS skus,
-        tidy(list_transform(p.devices, lambda d: d.id)) AS device_ids,
-        tidy(list_transform(p.devices, lambda d: d.platform.id)) AS device_platforms,
+        tidy(list_transform(p.active_entitlements, lambda e: id_text(e.entitlement_ref_id))) AS entitlements,
+        tidy(list_transform(p.active_entitlements, lambda e: id_text(e.sku_ref_id))) AS skus,
+        tidy(list_transform(p.devices, lambda d: id_text(d.id))) AS device_ids,
+        tidy(list_transform(p.devices, lambda d: id_text(d.platform.id))) AS device_platforms,
         flag(p.customer_journey_state.former_subscriber) AS former_subscriber,
         flag(p.customer_journey_state.in_grace_period) AS in_grace_period,
         flag(p.customer_journey_state.in_trial_period) AS in_trial_period,
         flag(p.customer_journey_state.in_intro_offer_period) AS in_intro_offer_period,
         trim(
-            list_filter(p.external_ids, lambda e: e.key = 'external_id' AND e.value IS NOT NULL)[1].value,
+            id_text(list_filter(
+                p.external_ids, lambda e: e.key = 'external_id' AND id_text(e.value) IS NOT NULL
+            )[1].value),
             getvariable('spaces')
         ) AS external_id
     FROM parsed

@@ -212,6 +212,13 @@ def all_integrations(store: Store, keys: Sequence[str] | None = None) -> list[In
     return [known[key] for key in dict.fromkeys(keys)]
 
 
+def reread(tx: Transaction, integrations: Sequence[Integration]) -> list[Integration]:
+    """The same integrations as they are now; those that were removed meanwhile are left out."""
+    table = tables.integrations
+    rows = {row.id: row for row in tx.execute(sa.select(table))}
+    return [_from_row(rows[one.id]) for one in integrations if one.id in rows]
+
+
 def get(store: Store, key: str) -> Integration:
     """One integration by ``<app_id>/<name>``.
 

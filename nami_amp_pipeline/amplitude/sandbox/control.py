@@ -113,15 +113,13 @@ class Control:
                 {
                     "project": store.project_id,
                     "api_key": store.hint,
+                    "number": number,
                     "received_at": batch.received_at,
                     "path": batch.path,
                     "event": event,
                 }
                 for store in self._chosen(given)
-                for batch, event in islice(
-                    (pair for pair in store.newest() if _is_wanted(pair[1], given)),
-                    limit,
-                )
+                for batch, number, event in islice((row for row in store.newest() if _is_wanted(row[2], given)), limit)
             ]
         found.sort(key=lambda row: row["received_at"], reverse=True)
         return {"events": found[:limit]}

@@ -1,0 +1,289 @@
+// Shows what the sandbox received. Every text goes into the page as text, never as markup: events are hostile.
+"use strict";
+
+const REFRESH_MS = 2000;
+const byId = (id) => document.getElementById(id);
+const numbers = new Intl.NumberFormat("en");
+const shown = new Map();
+let paused = false;
+let timer = 0;
+
+function make(tag, className, ...children) {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  element.append(...children.map((child) => (child instanceof Node ? child : String(child))));
+  return element;
+}
+
+// Builds a part of the page anew only when its data changed, so that nothing flickers or loses the focus.
+function showIfChanged(name, data, build) {
+  const text = JSON.stringify(data);
+  if (shown.get(name) === text) return;
+  shown.set(name, text);
+  build(data);
+}
+
+// Keeps one element per key: those that stay are not touched, so an open one stays open.
+function reconcile(list, rows, keyOf, build) {
+  const known = new Map([...list.children].map((element) => [element.dataset.key, element]));
+  let place = list.firstElementChild;
+  for (const row of rows) {
+    const key = keyOf(row);
+    let element = known.get(key);
+    known.delete(key);
+    if (!element) {
+      element = build(row);
+      element.dataset.key = key;
+    }
+    if (element === place) place = place.nextElementSibling;
+    else list.insertBefore(element, place);
+  }
+  for (const element of known.values()) element.remove();
+}
+
+async function ask(path, options) {
+  const response = await fetch(path, { cache: "no-store", ...options });
+  const content = response.status === 204 ? null : await response.json();
+  if (!response.ok) throw new Error(content.error || `status ${response.status}`);
+  return content;
+}
+
+function clockTime(milliseconds) {
+  const moment = new Date(milliseconds);
+  return Number.isNaN(moment.getTime()) ? String(milliseconds) : moment.toISOString().slice(11, 23);
+}
+
+function dateTime(milliseconds) {
+  const moment = new Date(milliseconds);
+  return Number.isNaN(moment.getTime()) ? String(milliseconds) : moment.toISOString().replace("T", " ").replace(".000Z", "Z");
+}
+
+function projectName(project) {
+  return project.name || `Project ${project.project}`;
+}
+
+function showTiles({ summary, audit, users }) {
+  const tiles = [
+    ["Events accepted", audit.accepted],
+    ["Users", users.total],
+    ["Projects", summary.projects.length],
+    ["Requests", audit.requests],
+    ["Repeats dropped", audit.duplicates],
+  ];
+  byId("tiles").replaceChildren(
+    ...tiles.map(([name, value]) => make("div", "", make("dt", "", name), make("dd", "", numbers.format(value)))),
+  );
+}
+
+function bar(length, share) {
+  const image = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  image.setAttribute("viewBox", "0 0 100 8");
+  image.setAttribute("preserveAspectRatio", "none");
+  const filled = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+  filled.setAttribute("width", String(Math.max(length * 100, 1)));
+  filled.setAttribute("height", "8");
+  image.append(filled);
+  const frame = make("div", "bar", image);
+  frame.setAttribute("role", "img");
+  frame.setAttribute("aria-label", `${Math.round(share * 100)} %`);
+  return frame;
+}
+
+function showTotals(summary) {
+  const rows = [];
+  const types = new Set();
+  for (const project of summary.projects) {
+    const entries = Object.entries(project.event_types);
+    const most = Math.max(...Object.values(project.event_types));
+    entries.forEach(([type, count], place) => {
+      types.add(type);
+      const row = make("tr", "");
+      if (place === 0) {
+        const head = make("th", "", projectName(project), make("span", "sub", `key ${project.api_key}`),
+          make("span", "sub", `${numbers.format(project.events)} events`));
+        head.scope = "rowgroup";
+        head.rowSpan = entries.length;
+        row.append(head);
+      }
+      row.append(make("td", "mono wrap", type), make("td", "number", numbers.format(count)),
+        make("td", "", bar(count / most, count / project.events)));
+      rows.push(row);
+    });
+  }
+  byId("totals").replaceChildren(...rows);
+  byId("no-totals").hidden = rows.length > 0;
+  const filter = byId("type-filter");
+  const chosen = filter.value;
+  if (chosen) types.add(chosen);
+  filter.replaceChildren(new Option("all", ""), ...[...types].sort().map((type) => new Option(type, type)));
+  filter.value = chosen;
+}
+
+const CHECKS = [
+  ["accepted_more_than_once", "Taken more than once", true],
+  ["order_violations", "A user's events out of order", true],
+  ["concurrent_same_user", "Same user in two requests at once", true],
+  ["changed_repeats", "Repeats with other content", true],
+  ["duplicates", "Repeats recognised and dropped", false],
+];
+
+function showAudit(audit) {
+  const open = new Set([...byId("checks").querySelectorAll("details[open]")].map((element) => element.dataset.check));
+  byId("checks").replaceChildren(
+    ...CHECKS.map(([name, label, mustBeZero]) => {
+      const count = audit[name];
+      const state = mustBeZero ? (count ? "fail" : "pass") : "note";
+      const mark = make("span", "mark", { fail: "✕", pass: "✓", note: "·" }[state]);
+      mark.setAttribute("aria-hidden", "true");
+      const result = make("strong", "", numbers.format(count));
+      if (mustBeZero) result.append(make("span", "hidden", count ? " – not good" : " – good"));
+      const item = make("li", state, mark, make("span", "", label), result);
+      const examples = audit.examples[name];
+      if (examples) {
+        const details = make("details", "", make("summary", "", "Examples"),
+          make("pre", "", examples.map((example) => JSON.stringify(example)).join("\n")));
+        details.dataset.check = name;
+        details.open = open.has(name);
+        item.append(details);
+      }
+      return item;
+    }),
+  );
+  const answers = Object.entries(audit.requests_by_status).map(([status, count]) => {
+    const tone = status === "200" ? "good" : /^[345]/.test(status) ? "warn" : "bad";
+    return make("span", `chip ${tone}`, `${status} × ${numbers.format(count)}`);
+  });
+  byId("answers").replaceChildren(...(answers.length ? answers : [make("span", "none", "None yet.")]));
+}
+
+function showFaults({ rules, kinds }) {
+  const kindList = byId("fault-kind");
+  if (!kindList.options.length) kindList.append(...kinds.map((kind) => new Option(kind.replaceAll("_", " "), kind)));
+  const items = rules.map((rule) => {
+    const { id, kind, enabled, fired, ...more } = rule;
+    const input = make("input", "");
+    input.type = "checkbox";
+    input.checked = enabled;
+    input.setAttribute("role", "switch");
+    input.addEventListener("change", () =>
+      steer(`/sandbox/faults?id=${id}`, "PATCH", { enabled: input.checked }));
+    const toggle = make("label", "switch", input, make("span", "hidden", `Fault ${kind}`));
+    const details = Object.entries(more).map(([name, value]) => `${name} ${JSON.stringify(value)}`).join(", ");
+    const what = make("span", "what", make("strong", enabled ? "" : "off", kind),
+      make("span", "sub", `${details ? `${details} · ` : ""}happened ${numbers.format(fired)}×`));
+    const remove = make("button", "", "Remove");
+    remove.type = "button";
+    remove.setAttribute("aria-label", `Remove fault ${kind}`);
+    remove.addEventListener("click", () => steer(`/sandbox/faults?id=${id}`, "DELETE"));
+    return make("li", "", toggle, what, remove);
+  });
+  byId("rules").replaceChildren(...(items.length ? items : [make("li", "none", "None. Every good request is answered 200.")]));
+}
+
+function eventRow(row) {
+  const event = row.event;
+  const summary = make("summary", "",
+    make("span", "time", clockTime(row.received_at * 1000)),
+    make("span", "type", event.event_type),
+    make("span", "", event.user_id ?? event.device_id ?? ""),
+    make("span", "mono", event.insert_id ?? "–"),
+    make("span", "mono", row.api_key));
+  const details = make("details", "", summary);
+  details.addEventListener("toggle", () => {
+    if (details.open && details.children.length === 1) details.append(make("pre", "", JSON.stringify(event, null, 2)));
+  });
+  return make("li", "", details);
+}
+
+function userRow(user) {
+  const name = user.user_id ?? `Device ${user.device_ids[0] ?? ""}`;
+  const head = make("th", "wrap", name, make("span", "sub", `key ${user.api_key}`));
+  head.scope = "row";
+  if (user.user_id === null) head.append(make("span", "sub", "no user yet"));
+  if (user.updates_dropped) head.append(make("span", "sub", `${numbers.format(user.updates_dropped)} updates dropped`));
+  const properties = Object.entries(user.user_properties).map(([key, value]) =>
+    make("span", "chip", make("span", "key", `${key} `), JSON.stringify(value)));
+  return make("tr", "", head, make("td", "number", numbers.format(user.events)), make("td", "mono", dateTime(user.last_time)),
+    make("td", "", properties.length ? make("div", "chips", ...properties) : make("span", "none", "none")));
+}
+
+function showEmpty(isEmpty) {
+  byId("empty").hidden = !isEmpty;
+  const endpoint = `${location.origin}/2/httpapi`;
+  byId("endpoint").textContent = endpoint;
+  byId("example").textContent =
+    `curl ${endpoint} -H 'Content-Type: application/json' -d '\n` +
+    `  {"api_key": "my-api-key", "events": [\n` +
+    `    {"event_type": "hello", "user_id": "user-1", "insert_id": "1", "user_properties": {"plan": "pro"}}]}'`;
+}
+
+async function refresh() {
+  const type = byId("type-filter").value;
+  const user = byId("user-search").value.trim();
+  const eventsPath = `/sandbox/events?limit=100${type ? `&event_type=${encodeURIComponent(type)}` : ""}`;
+  const usersPath = `/sandbox/users?limit=50${user ? `&user_id=${encodeURIComponent(user)}` : ""}`;
+  const status = byId("status");
+  try {
+    const [summary, audit, faults, events, users] = await Promise.all(
+      ["/sandbox/summary", "/sandbox/audit", "/sandbox/faults", eventsPath, usersPath].map((path) => ask(path)));
+    showIfChanged("tiles", { summary, audit, users: { total: users.total } }, showTiles);
+    showIfChanged("totals", summary, showTotals);
+    showIfChanged("audit", audit, showAudit);
+    showIfChanged("faults", faults, showFaults);
+    showIfChanged("empty", audit.requests === 0 && summary.events === 0, showEmpty);
+    reconcile(byId("events"), events.events, (row) => `${row.project}/${row.number}/${row.received_at}`, eventRow);
+    byId("no-events").hidden = events.events.length > 0;
+    reconcile(byId("users"), users.users, (row) => JSON.stringify(row), userRow);
+    byId("no-users").hidden = users.users.length > 0;
+    byId("users-count").textContent =
+      users.matching > users.users.length ? `newest ${users.users.length} of ${numbers.format(users.matching)}` : "";
+    status.textContent = paused ? "Paused" : "Live, every 2 s";
+    status.classList.remove("lost");
+  } catch (error) {
+    status.textContent = "Not reachable, trying again…";
+    status.classList.add("lost");
+  }
+}
+
+async function loop() {
+  clearTimeout(timer);
+  if (!paused && !document.hidden) await refresh();
+  clearTimeout(timer);
+  timer = setTimeout(loop, REFRESH_MS);
+}
+
+async function steer(path, method, content) {
+  const error = byId("fault-error");
+  try {
+    await ask(path, {
+      method,
+      ...(content === undefined ? {} : { headers: { "Content-Type": "application/json" }, body: JSON.stringify(content) }),
+    });
+    error.hidden = true;
+  } catch (problem) {
+    error.textContent = problem.message;
+    error.hidden = false;
+  }
+  await refresh();
+}
+
+byId("pause").addEventListener("click", () => {
+  paused = !paused;
+  byId("pause").setAttribute("aria-pressed", String(paused));
+  byId("status").textContent = paused ? "Paused" : "Loading…";
+  loop();
+});
+byId("clear").addEventListener("click", () => {
+  if (confirm("Forget all events, users and counts of this sandbox?")) steer("/sandbox/data", "DELETE");
+});
+byId("fault-form").addEventListener("submit", (submitted) => {
+  submitted.preventDefault();
+  const rule = { kind: byId("fault-kind").value, probability: Number(byId("fault-probability").value || 1) };
+  if (byId("fault-times").value) rule.times = Number(byId("fault-times").value);
+  if (byId("fault-user").value.trim()) rule.user_id = byId("fault-user").value.trim();
+  steer("/sandbox/faults", "POST", [rule]);
+});
+byId("type-filter").addEventListener("change", refresh);
+byId("user-search").addEventListener("input", refresh);
+document.addEventListener("visibilitychange", () => !document.hidden && loop());
+loop();

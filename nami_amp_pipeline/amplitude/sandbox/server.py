@@ -171,19 +171,21 @@ def serve(
 async def _listen(
     sandbox: Sandbox, host: str, port: int, stop: asyncio.Event, listening: Callable[[int], None]
 ) -> None:
-    connections: set[asyncio.Task[None]] = set()
+    connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.ensure_future(_Connection(sandbox, reader, writer).run())
-        connections.add(task)
-        task.add_done_callback(connections.discard)
+        connections[task] = writer
+        task.add_done_callback(lambda done: connections.pop(done, None))
 
     server = await asyncio.start_server(accept, host, port, limit=_READ_AHEAD, backlog=1024)
     listening(server.sockets[0].getsockname()[1])
     await stop.wait()
     server.close()
-    for task in connections:
+    # One that was never begun cannot close its socket itself.
+    for task, writer in connections.items():
         task.cancel()
+        writer.transport.abort()
     await asyncio.gather(*connections, return_exceptions=True)
     await server.wait_closed()
 
@@ -198,13 +200,15 @@ class _Connection:
 
     async def run(self) -> None:
         """Answers until the connection ends."""
-        # A client that is gone is a matter of course here: there is nobody to tell.
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        try:
             while await self._exchange():
                 pass
-        self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # The client is gone, which is a matter of course here: there is nobody to tell.
+        finally:
+            self._writer.close()
+            with contextlib.suppress(OSError):
+                await self._writer.wait_closed()
 
     async def _exchange(self) -> bool:
         """One request and its answer. Returns whether the connection goes on."""

@@ -164,11 +164,12 @@ class ProjectStore:
         self._profile_until(min(self._profiled + _BATCHES_PER_STEP, len(self.batches)))
         return self._profiled == len(self.batches)
 
-    def newest(self) -> Iterator[tuple[Batch, Event]]:
-        """The kept events with the batch of each, newest first."""
+    def newest(self) -> Iterator[tuple[Batch, int, Event]]:
+        """The kept events with the batch and the number of each, newest first."""
         for batch in reversed(self.batches[self._oldest_kept :]):
-            for event in reversed(batch.events()):
-                yield batch, event
+            events = batch.events()
+            for offset in range(len(events) - 1, -1, -1):
+                yield batch, batch.first + offset, events[offset]
 
     def _pick(self, events: Sequence[Event], columns: Columns, received_at: float) -> tuple[int, ...] | None:
         """Indexes of the events that are no repeats, None for all; they are from then on recognised."""

@@ -1,0 +1,154 @@
+"""The job ``micro_batch``: all stages, for all partitions with work, in one run and one process.
+
+A run for each partition would cost seconds before it did anything. So four ops take everything that has work, and log a
+materialization for each partition that they moved, and for no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import dagster as dg
+from pydantic import Field
+
+from nami_amp_pipeline.defs import metadata
+from nami_amp_pipeline.defs.checks import evaluations
+from nami_amp_pipeline.defs.partitions import add_partitions
+from nami_amp_pipeline.defs.resources import Pipeline
+from nami_amp_pipeline.defs.stopping import graceful
+from nami_amp_pipeline.defs.tick import Tick
+from nami_amp_pipeline.errors import NamiAmpError
+
+MICRO_BATCH = "micro_batch"
+CONCURRENCY_TAG = {"nami/job": MICRO_BATCH}
+"""``dagster.yaml`` lets one run with this tag run at a time."""
+
+
+class MicroBatch(dg.Config):
+    """What a run of ``micro_batch`` may be given."""
+
+    integrations: list[str] = Field(
+        default_factory=list,
+        description="Only these integrations, as <app_id>/<name>. Empty: all that are switched on.",
+    )
+    console_log_level: str = Field(
+        default="INFO",
+        description="How much of the run's log goes to the console as well: DEBUG, INFO, WARNING, ERROR or CRITICAL.",
+    )
+
+
+class Selected(dg.Config):
+    """What each op is given."""
+
+    integrations: list[str] = Field(default_factory=list, description="<app_id>/<name>; empty for all.")
+
+
+@contextmanager
+def in_one_line(pipeline: Pipeline) -> Iterator[None]:
+    """Fails the step with the message of an error that was raised on purpose, and without its traceback."""
+    try:
+        yield
+    except NamiAmpError as error:
+        pipeline.error = error
+        raise dg.Failure(str(error), allow_retries=False) from None
+
+
+def _begin(context: dg.OpExecutionContext, config: Selected, pipeline: Pipeline) -> Tick:
+    return pipeline.tick(config.integrations, context.log)
+
+
+def _materialized(
+    context: dg.OpExecutionContext, asset: str, moved: Mapping[str, Mapping[str, Any]]
+) -> None:
+    for partition, facts in moved.items():
+        context.log_event(dg.AssetMaterialization(asset, partition=partition, metadata=facts))
+
+
+@dg.op(out=dg.Out(dg.Nothing), tags={"dagster/kind": "duckdb"})
+def capture(context: dg.OpExecutionContext, config: Selected, pipeline: dg.ResourceParam[Pipeline]) -> None:
+    """Copies what is new in the warehouse into segments; ``nami_events``.
+
+    Where the warehouse cannot be read, the ops after this one still deliver what was captured earlier, and the run
+    fails at its end.
+    """
+    with in_one_line(pipeline):
+        tick = _begin(context, config, pipeline)
+        add_partitions(context.instance, tick.integrations())
+        moved = tick.capture()
+        _materialized(context, "nami_events", metadata.captured(tick.context, moved))
+
+
+@dg.op(ins={"captured": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), tags={"dagster/kind": "duckdb"})
+def snapshot(context: dg.OpExecutionContext, config: Selected, pipeline: dg.ResourceParam[Pipeline]) -> None:
+    """Computes the state of each user as of each new event; ``user_property_snapshots``."""
+    with in_one_line(pipeline):
+        tick = _begin(context, config, pipeline)
+        moved = tick.snapshot()
+        _materialized(context, "user_property_snapshots", metadata.snapshotted(tick.context, moved))
+
+
+@dg.op(ins={"snapshotted": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), tags={"dagster/kind": "duckdb"})
+def prepare(context: dg.OpExecutionContext, config: Selected, pipeline: dg.ResourceParam[Pipeline]) -> None:
+    """Writes what will be posted, as it will be posted; ``amplitude_events``."""
+    with in_one_line(pipeline):
+        tick = _begin(context, config, pipeline)
+        moved = tick.prepare()
+        _materialized(context, "amplitude_events", metadata.prepared(tick.context, tick.integrations(), moved))
+
+
+@dg.op(ins={"prepared": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), tags={"dagster/kind": "amplitude"})
+def upload(context: dg.OpExecutionContext, config: Selected, pipeline: dg.ResourceParam[Pipeline]) -> None:
+    """Posts to Amplitude and records every answer; ``amplitude_deliveries``.
+
+    Fails if anything of this run, or of one of its integrations, could not be done, after everything else was.
+    """
+    with in_one_line(pipeline):
+        tick = _begin(context, config, pipeline)
+        with graceful() as stop:
+            moved = tick.deliver(stop)
+            facts = metadata.delivered(tick.context, tick.integrations(), moved)
+            _materialized(context, "amplitude_deliveries", facts)
+            for evaluation in evaluations(tick, set(facts)):
+                context.log_event(cast("dg.AssetMaterialization", evaluation))  # which it takes, says its code
+        problems = tick.problems()
+        for line in problems:
+            context.log.error(line)
+        if problems:
+            raise incomplete(problems)
+
+
+def incomplete(problems: Iterable[str]) -> dg.Failure:
+    """The failure of a run that could not do everything: a line for each reason."""
+    lines = list(problems)
+    return dg.Failure(
+        "Not everything was delivered; what could be, was.\n" + "\n".join(lines),
+        metadata={"problems": dg.MetadataValue.md("\n".join(f"- {line}" for line in lines))},
+        allow_retries=False,
+    )
+
+
+@dg.config_mapping
+def _for_each_op(config: MicroBatch) -> dict[str, Any]:
+    selected = {"config": {"integrations": config.integrations}}
+    return {
+        "ops": {op.name: selected for op in (capture, snapshot, prepare, upload)},
+        "loggers": {"console": {"config": {"log_level": config.console_log_level}}},
+    }
+
+
+@dg.job(
+    name=MICRO_BATCH,
+    config=_for_each_op,
+    executor_def=dg.in_process_executor,
+    tags=CONCURRENCY_TAG,
+    description=(
+        "Captures what is new in the warehouse, computes snapshots, prepares and delivers, for every app and "
+        "integration with work. The schedule runs it; `nami-amp run` is the same in one process. It fails if an "
+        "integration has an error, after everything else was delivered; the last lines of its log say which and why."
+    ),
+)
+def micro_batch() -> None:
+    """The whole way, once."""
+    upload(prepared=prepare(snapshotted=snapshot(captured=capture())))

@@ -1,0 +1,59 @@
+"""The partitions, and how they are kept in step with the integrations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import dagster as dg
+
+from nami_amp_pipeline.state.integrations import Integration
+
+APPS: Final = "nami_apps"
+INTEGRATIONS: Final = "nami_integrations"
+"""Names of dynamic partitions are shared by everything that one Dagster serves, hence the prefix."""
+
+MOST_CHANGES: Final = 1_000
+"""Partitions added or deleted at once, so that one evaluation of the sensor stays short."""
+
+nami_apps = dg.DynamicPartitionsDefinition(name=APPS)
+nami_integrations = dg.DynamicPartitionsDefinition(name=INTEGRATIONS)
+app_integrations = dg.MultiPartitionsDefinition({"app": nami_apps, "integration": nami_integrations})
+"""``<app_id>|<name>``. Names are mostly shared by all apps; a pair that does not exist is left alone by the assets."""
+
+
+def wanted_partitions(integrations: Iterable[Integration]) -> dict[str, list[str]]:
+    """The keys that there should be, by the name of the dynamic partitions."""
+    everyone = list(integrations)
+    return {
+        APPS: sorted({one.app_id for one in everyone}),
+        INTEGRATIONS: sorted({one.name for one in everyone}),
+    }
+
+
+def missing_partitions(instance: dg.DagsterInstance, integrations: Iterable[Integration]) -> dict[str, list[str]]:
+    """The keys that should be there and are not, at most :data:`MOST_CHANGES` of each; names without any left out."""
+    missing = {}
+    for name, wanted in wanted_partitions(integrations).items():
+        there = set(instance.get_dynamic_partitions(name))
+        new = [key for key in wanted if key not in there][:MOST_CHANGES]
+        if new:
+            missing[name] = new
+    return missing
+
+
+def orphaned_partitions(instance: dg.DagsterInstance, integrations: Iterable[Integration]) -> dict[str, list[str]]:
+    """The keys that no integration has any more, at most :data:`MOST_CHANGES` of each; names without any left out."""
+    orphaned = {}
+    for name, wanted in wanted_partitions(integrations).items():
+        kept = set(wanted)
+        gone = [key for key in instance.get_dynamic_partitions(name) if key not in kept][:MOST_CHANGES]
+        if gone:
+            orphaned[name] = gone
+    return orphaned
+
+
+def add_partitions(instance: dg.DagsterInstance, integrations: Sequence[Integration]) -> None:
+    """Registers what is missing, so that the pages of a partition exist before its first materialization."""
+    for name, keys in missing_partitions(instance, integrations).items():
+        instance.add_dynamic_partitions(name, keys)

@@ -1,0 +1,130 @@
+"""What comes out of the SQL core is what a plain reading of the contract says, for fixed cases and for any history."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, Phase, given, settings
+
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline_tests import reference
+from nami_amp_pipeline_tests.harness import Pipeline
+from nami_amp_pipeline_tests.histories import histories, integrations, times
+
+GOLDEN = Path(__file__).parent / "cases" / "golden"
+
+
+def canonical(events: list[dict[str, Any]]) -> list[str]:
+    """Texts that tell 1 from 1.0 and from true."""
+    return sorted(json.dumps(event, sort_keys=True) for event in events)
+
+
+@pytest.mark.parametrize("name", ["external_id_skip", "anonymous_nami_user_id", "anonymous_device_id", "nami_user_id"])
+def test_fixed_cases_come_out_exactly(name: str, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (GOLDEN / "nami_events.ndjson").read_text("utf-8").splitlines()]
+    case = json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
+    pipeline = Pipeline(tmp_path)
+    pipeline.insert(rows)
+    wanted = case["integration"]
+    one = pipeline.add(
+        "app-105-0",
+        user_id_kind=wanted["user_id"],
+        anonymous=wanted.get("anonymous", "skip"),
+        events=[wanted["events"]],
+    )
+    pipeline.tick()
+    sent = pipeline.sent(one)
+    for event in sent:
+        event.pop("$skip_user_properties_sync", None)
+    assert canonical(sent) == canonical(case["delivered"])
+    numbers = pipeline.status(one)
+    assert numbers.skipped == dict(Counter(case["skipped"].values()))
+    assert numbers.dead_letters == dict(Counter(case["dead_letters"].values()))
+    assert numbers.captured == numbers.delivered + sum(numbers.skipped.values()) + sum(numbers.dead_letters.values())
+    assert numbers.pending == 0
+    with pipeline.context.store.begin() as tx:
+        dead = dict(tx.execute(sa.select(tables.exceptions.c.event_id, tables.exceptions.c.reason)).tuples().all())
+    assert dead == case["dead_letters"]
+    pipeline.close()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(history=histories(), wanted=integrations())
+def test_any_history_comes_out_as_the_plain_reading_says(
+    history: list[list[reference.Row]], wanted: reference.Settings
+) -> None:
+    expected = reference.run(history, wanted, app_id="app", times=times(history))
+    home = Path(tempfile.mkdtemp())
+    try:
+        pipeline = Pipeline(home)
+        pipeline.add("app", "reader", events=["device.impression"])  # so that rows before start_from are read too
+        patterns = [wanted.events] if isinstance(wanted.events, str) else list(wanted.events)
+        selected = [
+            event_type
+            for event_type in reference.SELECTABLE
+            if wanted.selects(event_type)
+        ]
+        one = pipeline.add(
+            "app",
+            user_id_kind=wanted.user_id,
+            anonymous=wanted.anonymous,
+            events=selected or patterns,
+            rename={old: new for old, new in wanted.rename.items() if old in reference.SELECTABLE},
+            start_from=wanted.start_from,
+        )
+        for tick, now in zip(history, times(history), strict=True):
+            pipeline.insert(tick)
+            pipeline.clock.set(now)
+            pipeline.tick()
+            numbers = pipeline.status(one)
+            assert numbers.captured == numbers.delivered + sum(numbers.skipped.values()) + sum(
+                numbers.dead_letters.values()
+            ) + numbers.pending
+        assert canonical(pipeline.sent(one)) == canonical(expected.delivered)
+        numbers = pipeline.status(one)
+        assert numbers.captured == len(expected.captured)
+        assert numbers.skipped == dict(Counter(expected.skipped.values()))
+        assert numbers.dead_letters == dict(Counter(expected.dead_letters.values()))
+        assert numbers.pending == len(expected.pending)
+        assert current_snapshots(pipeline) == {
+            user_id: snapshot.properties for user_id, snapshot in expected.current.items()
+        }
+        pipeline.close()
+    finally:
+        shutil.rmtree(home)
+
+
+def current_snapshots(pipeline: Pipeline) -> dict[str, dict[str, Any]]:
+    """The current snapshots of the store, by user, without what was never seen."""
+    found = {}
+    with pipeline.context.store.begin() as tx:
+        for row in tx.execute(sa.select(tables.user_property_snapshots)).mappings():
+            if row["app_id"] != "app" or row["as_of_date"] is None:
+                continue
+            properties = {
+                name: orjson.loads(row[name])
+                for name in (
+                    "namiml_active_entitlements",
+                    "namiml_active_skus",
+                    "namiml_device_ids",
+                    "namiml_device_platforms",
+                )
+                if row[name] is not None
+            }
+            if row["former_subscriber"] is not None:
+                properties["namiml_former_subscriber"] = bool(
+                    row["former_subscriber"] and not row["has_active_entitlement"]
+                )
+            for name in ("namiml_in_grace_period", "namiml_in_trial_period", "namiml_in_intro_offer_period"):
+                if row[name] is not None:
+                    properties[name] = bool(row[name])
+            found[row["user_id"]] = properties
+    return found
