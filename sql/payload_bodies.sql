@@ -13,7 +13,9 @@ WITH events AS (
         s.row, s.app_id, s.id, s.event_type, s.user_id, s.created_date,
         starts_with(s.event_type, 'user.') AS is_user,
         p.properties,
-        CASE WHEN starts_with(s.event_type, 'device.') THEN nullif(trim(as_text(p.device_id), getvariable('spaces')), '') END AS device_id,
+        CASE WHEN starts_with(s.event_type, 'device.') AND trim(as_text(p.device_id), getvariable('spaces')) <> ''
+            THEN as_text(p.device_id)
+        END AS device_id,
         s.event_type = 'device.transaction'
             AND is_number(p.amount)
             AND p.purchase_env IS DISTINCT FROM '"sandbox"' AS is_revenue,

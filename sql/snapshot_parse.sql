@@ -2,7 +2,26 @@
 -- View given: segment (row, app_id, id, event_type, user_id, created_date, payload, well_formed).
 CREATE TEMP TABLE parsed AS
 SELECT
-    row, app_id, id, user_id, created_date,
+    * EXCLUDE (payload),
+    -- The transform makes an object of NULLs out of what is none, so where nothing was found the type decides.
+    CASE
+        WHEN p.customer_journey_state IS NULL THEN false
+        WHEN coalesce(
+            p.customer_journey_state.former_subscriber,
+            p.customer_journey_state.in_grace_period,
+            p.customer_journey_state.in_trial_period,
+            p.customer_journey_state.in_intro_offer_period
+        ) IS NOT NULL THEN true
+        ELSE json_type(payload, '$.customer_journey_state') = 'OBJECT'
+    END AS has_journey,
+    CASE
+        WHEN len(p.active_entitlements) = 0 THEN false
+        WHEN len(list_filter(p.active_entitlements, lambda e: e.entitlement_ref_id IS NOT NULL)) > 0 THEN true
+        WHEN len(p.active_entitlements) > 0
+            THEN list_contains(json_type(payload, '$.active_entitlements[*]'), 'OBJECT')
+    END AS has_active_entitlement
+FROM (SELECT
+    row, app_id, id, user_id, created_date, payload,
     starts_with(event_type, 'user.') AS is_user,
     from_json(payload, '{
         "active_entitlements": [{"entitlement_ref_id": "JSON", "sku_ref_id": "JSON"}],
@@ -16,7 +35,7 @@ SELECT
         "external_ids": [{"key": "VARCHAR", "value": "JSON"}]
     }') AS p
 FROM segment
-WHERE well_formed AND (starts_with(event_type, 'user.') OR contains(payload, 'external_ids'));
+WHERE well_formed AND (starts_with(event_type, 'user.') OR contains(payload, 'external_ids')));
 
 -- An id is a text, or a number as it is written; anything else is none.
 CREATE TEMP MACRO id_text(value) AS CASE ascii(value::VARCHAR)
@@ -44,8 +63,7 @@ WITH arrays AS (
         row, app_id, id, user_id, created_date, is_user,
         p.active_entitlements IS NOT NULL AS has_entitlements,
         p.devices IS NOT NULL AS has_devices,
-        p.customer_journey_state IS NOT NULL AS has_journey,
-        len(list_filter(p.active_entitlements, lambda e: e IS NOT NULL)) > 0 AS has_active_entitlement,
+        has_journey, has_active_entitlement,
         tidy(list_transform(p.active_entitlements, lambda e: id_text(e.entitlement_ref_id))) AS entitlements,
         tidy(list_transform(p.active_entitlements, lambda e: id_text(e.sku_ref_id))) AS skus,
         tidy(list_transform(p.devices, lambda d: id_text(d.id))) AS device_ids,

@@ -19,6 +19,7 @@ from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
 USER_PAUSE_SECONDS = 30.0
 QUOTA_PAUSE_SECONDS = 3600.0
 PROJECT_PAUSE_SECONDS = 60.0
+MOST_RETRY_AFTER_SECONDS = 3600.0
 _LISTS = ("events_with_missing_fields", "events_with_invalid_fields", "events_with_invalid_id_lengths")
 
 
@@ -78,13 +79,13 @@ def judge(answer: HttpAnswer | NoAnswer, identities: Sequence[tuple[str, ...]], 
     status = answer.status
     delay = _retry_after(answer.headers, now)
     if status == 200:
-        if is_json or not answer.body.strip():
+        if (is_json and body.get("code", 200) == 200) or not answer.body.strip():
             return Verdict(Outcome.DELIVERED, "delivered")
-        return Verdict(Outcome.AGAIN, "not_json", maybe_stored=True, delay=delay)
+        return _again("not_json" if not is_json else "not_accepted", delay, maybe_stored=True)
     if 300 <= status < 400:
         return Verdict(Outcome.HALT, f"redirect ({status}): the endpoint is not Amplitude's HTTP API")
     if status in (408, 425) or status >= 500:
-        return Verdict(Outcome.AGAIN, f"http_{status}", maybe_stored=status not in (425, 503), delay=delay)
+        return _again(f"http_{status}", delay, maybe_stored=status not in (425, 503))
     if status == 429:
         return _throttled(body, identities, delay)
     if status == 413:
@@ -95,7 +96,12 @@ def judge(answer: HttpAnswer | NoAnswer, identities: Sequence[tuple[str, ...]], 
         return Verdict(Outcome.REFUSED_ONE_OF, "forbidden")
     if 400 < status < 500:
         return Verdict(Outcome.HALT, f"http_{status}: the endpoint or the API key is not accepted")
-    return Verdict(Outcome.AGAIN, f"http_{status}", maybe_stored=True, delay=delay)
+    return _again(f"http_{status}", delay, maybe_stored=True)
+
+
+def _again(reason: str, delay: float | None, *, maybe_stored: bool) -> Verdict:
+    """The same again; what names a time (``Retry-After``) speaks for the whole project."""
+    return Verdict(Outcome.AGAIN, reason, maybe_stored=maybe_stored, delay=delay, whole_project=delay is not None)
 
 
 def _bad_request(
@@ -107,28 +113,28 @@ def _bad_request(
 ) -> Verdict:
     if not is_json and answer.body.strip():
         # A load balancer's own page: nothing that Amplitude said about an event.
-        return Verdict(Outcome.AGAIN, "not_json", maybe_stored=True, delay=delay)
+        return _again("not_json", delay, maybe_stored=True)
     error = str(body.get("error", ""))
-    if error.lower().startswith("invalid api key") or body.get("missing_field") == "api_key":
+    folded = error.lower()
+    missing = body.get("missing_field")
+    if folded.startswith("invalid api key") or missing == "api_key":
         return Verdict(Outcome.HALT, "invalid_api_key: Amplitude does not know the API key at this endpoint")
-    if error.lower().startswith("invalid request path") or "missing_field" in body:
+    if missing or folded.startswith(("invalid request path", "missing request body")):
         return Verdict(Outcome.HALT, f"bad_request: {error[:200]}")
-    events = len(identities)
     named: set[int] = set()
     for key in _LISTS:
         named |= _indexes(body.get(key))
     silenced = _indexes(body.get("silenced_events"))
-    dead = dict.fromkeys(sorted(silenced), "rejected" if named else "silenced")
-    dead |= dict.fromkeys(sorted(named), "rejected")
-    if (dead or named or silenced) and events == 1:
-        return Verdict(Outcome.REFUSED_SOME, "rejected", dead={0: next(iter(dead.values()))})
-    dead = {index: reason for index, reason in dead.items() if 0 <= index < events}
+    events = len(identities)
+    dead = {index: "rejected" if named else "silenced" for index in sorted(named | silenced) if 0 <= index < events}
     throttled = _throttled(body, identities, delay) if _has_throttled(body) else Verdict(Outcome.REFUSED_SOME)
     if not dead and not throttled.paused:
+        if events == 1 and (named or silenced):  # the lists are of another request, but there is one event only
+            return Verdict(Outcome.REFUSED_SOME, "rejected", dead={0: "rejected" if named else "silenced"})
         return Verdict(Outcome.REFUSED_ONE_OF, "rejected")
     return Verdict(
         Outcome.REFUSED_SOME,
-        "rejected" if named else "silenced",
+        "rejected" if named else "silenced" if silenced else "throttled",
         dead=dead,
         pauses=throttled.pauses,
         paused=throttled.paused - dead.keys(),
@@ -154,13 +160,14 @@ def _throttled(body: Mapping[str, Any], identities: Sequence[tuple[str, ...]], d
         return Verdict(Outcome.AGAIN, "project_throttled", delay=wait, whole_project=True)
     quota = _names(body, "exceeded_daily_quota_users", "u:") | _names(body, "exceeded_daily_quota_devices", "d:")
     listed = _indexes(body.get("throttled_events"))
-    named = quota | _names(body, "throttled_users", "u:") | _names(body, "throttled_devices", "d:")
-    quota_only = bool(quota) and not (named - quota)
+    rate = _names(body, "throttled_users", "u:") | _names(body, "throttled_devices", "d:")
+    named = quota | rate
     pauses: dict[str, tuple[str, float]] = {}
     for index, own in enumerate(identities):
         if index not in listed and not named & set(own):
             continue
-        over_quota = bool(quota & set(own)) or (quota_only and index in listed)
+        # Listed without being named: over whichever limit the answer is about; the longer wait only if no other is.
+        over_quota = bool(quota & set(own)) or (bool(quota) and not rate)
         pause = (
             ("over_daily_quota", max(QUOTA_PAUSE_SECONDS, delay or 0.0))
             if over_quota
@@ -171,8 +178,7 @@ def _throttled(body: Mapping[str, Any], identities: Sequence[tuple[str, ...]], d
     # The lane's own identity of an event is its first: whoever shares it waits too, or its order would break.
     paused = frozenset(index for index, own in enumerate(identities) if own[0] in pauses)
     if not paused:
-        wait = USER_PAUSE_SECONDS if delay is None else delay
-        return Verdict(Outcome.AGAIN, "throttled", delay=wait)
+        return Verdict(Outcome.AGAIN, "throttled", delay=USER_PAUSE_SECONDS if delay is None else delay)
     return Verdict(Outcome.REFUSED_SOME, "throttled", pauses=pauses, paused=paused)
 
 
@@ -199,12 +205,12 @@ def _parse(body: bytes) -> tuple[Mapping[str, Any], bool]:
 
 
 def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds to wait; a value that nobody can read counts as none, a very long one is looked at again after an hour."""
     text = headers.get("retry-after", "").strip()
     if not text:
         return None
-    if text.isdigit():
-        return min(float(text), 86_400.0)
     try:
-        return min(max(0.0, parsedate_to_datetime(text).timestamp() - now), 86_400.0)
-    except (TypeError, ValueError):
+        seconds = float(text) if text.isascii() and text.isdigit() else parsedate_to_datetime(text).timestamp() - now
+    except (TypeError, ValueError, OverflowError):
         return None
+    return min(max(0.0, seconds), MOST_RETRY_AFTER_SECONDS)

@@ -1,10 +1,11 @@
-"""Reading an outbox: which rows come next, and their bytes as one request body."""
+"""Reading outboxes: which rows come next, and their bytes as one request body."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,19 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-LANE_BATCH_ROWS = 10_000
+LANE_BATCH_ROWS = 5_000
 """Rows of each record batch of a lane but its last."""
 
-_CACHED_BATCHES = 32
+HOT_ROWS = 100
+"""An identity with more rows than this in a record batch is watched for its rate."""
+
+_CACHED_BYTES = 256_000_000
+_OPEN_FILES = 32
+
+Ints = np.ndarray[Any, np.dtype[np.int32]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OutboxBatch:
     """A record batch of a lane, with the bytes of its bodies at hand.
 
@@ -29,7 +36,7 @@ class OutboxBatch:
     """
 
     rows: pa.RecordBatch
-    offsets: np.ndarray[Any, np.dtype[np.int32]]
+    offsets: Ints
     data: memoryview
 
     @staticmethod
@@ -41,7 +48,7 @@ class OutboxBatch:
         return OutboxBatch(rows, numbers, memoryview(data) if data is not None else memoryview(b""))
 
     def end_within(self, start: int, events: int, size: int) -> int:
-        """The row behind the longest run from ``start`` of at most ``events`` events and ``size`` bytes, but one at least."""
+        """The row behind the longest run from ``start`` of at most ``events`` events and ``size`` bytes; one at least."""
         end = min(start + events, len(self.offsets) - 1)
         fitting = int(np.searchsorted(self.offsets, int(self.offsets[start]) + size, side="right")) - 1
         return max(start + 1, min(end, fitting))
@@ -50,47 +57,106 @@ class OutboxBatch:
         """Bytes of one body, its comma included."""
         return int(self.offsets[row + 1] - self.offsets[row])
 
-    def text(self, runs: Iterable[tuple[int, int]]) -> bytes:
-        """The bodies of runs of rows (start, end), separated by commas."""
-        return b"".join(self.data[self.offsets[start] : self.offsets[end]] for start, end in runs)[1:]
+    def text(self, head: bytes, runs: Iterable[tuple[int, int]], tail: bytes) -> bytes:
+        """A request body: the bodies of runs of rows (start, end), separated by commas, between ``head`` and ``tail``."""
+        parts: list[bytes | memoryview] = [head]
+        skip = 1  # the first body's comma
+        for start, end in runs:
+            parts.append(self.data[int(self.offsets[start]) + skip : int(self.offsets[end])])
+            skip = 0
+        parts.append(tail)
+        return b"".join(parts)
 
     def bodies(self, rows: Sequence[int]) -> list[bytes]:
         """Single bodies, without their commas."""
         return [bytes(self.data[self.offsets[row] + 1 : self.offsets[row + 1]]) for row in rows]
 
-    def among(self, start: int, end: int, identities: Sequence[str]) -> list[int]:
+    @cached_property
+    def _codes(self) -> tuple[Ints, pa.Array]:
+        """The identity of each row as a number, and the identities by number."""
+        encoded = pc.dictionary_encode(self.rows["identity"])
+        return encoded.indices.to_numpy(), encoded.dictionary
+
+    @cached_property
+    def _names(self) -> list[str]:
+        names: list[str] = self._codes[1].to_pylist()
+        return names
+
+    @cached_property
+    def hot(self) -> dict[str, Ints]:
+        """The rows, in order, of each identity that has many."""
+        codes, names = self._codes
+        counts = np.bincount(codes, minlength=len(names))
+        return {
+            names[int(code)].as_py(): np.flatnonzero(codes == code).astype(np.int32)
+            for code in np.flatnonzero(counts > HOT_ROWS)
+        }
+
+    def among(self, start: int, end: int, identities: Collection[str]) -> list[int]:
         """The rows from ``start`` to ``end`` of these identities."""
-        column = self.rows["identity"].slice(start, end - start)
-        found = pc.indices_nonzero(pc.is_in(column, value_set=pa.array(identities, pa.string())))
-        return [start + row for row in found.to_pylist()]
+        here = self._codes[0][start:end]
+        wanted = [int(code) for code in np.unique(here) if self._names[int(code)] in identities]
+        if not wanted:
+            return []
+        found: list[int] = (np.flatnonzero(np.isin(here, wanted)) + start).tolist()
+        return found
 
     def identities(self, rows: Sequence[int]) -> list[tuple[str, ...]]:
-        """What Amplitude may throttle each of these events by: its lane's identity first, then its device."""
+        """What Amplitude may throttle each of these events by; see :func:`identities_of`."""
         lane = self.rows["identity"].take(pa.array(rows, pa.int64())).to_pylist()
-        devices = [orjson.loads(body).get("device_id") for body in self.bodies(rows)]
-        return [
-            (own,) if device is None or own == f"d:{device}" else (own, f"d:{device}")
-            for own, device in zip(lane, devices, strict=True)
-        ]
+        return [identities_of(own, body) for own, body in zip(lane, self.bodies(rows), strict=True)]
 
 
-class OutboxFile:
-    """An outbox file with the record batches that were used last."""
+def identities_of(own: str, body: bytes) -> tuple[str, ...]:
+    """What Amplitude may throttle an event by: its lane's identity first, then its device."""
+    device = orjson.loads(body).get("device_id")
+    return (own,) if device is None or own == f"d:{device}" else (own, f"d:{device}")
 
-    def __init__(self, reader: pa.RecordBatchFileReader) -> None:
-        self._reader = reader
-        self._cache: OrderedDict[int, OutboxBatch] = OrderedDict()
 
-    def batch(self, number: int) -> OutboxBatch:
-        """One record batch."""
-        if number in self._cache:
-            self._cache.move_to_end(number)
-            return self._cache[number]
-        batch = OutboxBatch.of(self._reader.get_batch(number))
-        self._cache[number] = batch
-        if len(self._cache) > _CACHED_BATCHES:
-            self._cache.popitem(last=False)
+class Shelf:
+    """The outbox files at hand, shared by all integrations, with the record batches that were used last.
+
+    Args:
+        open_file: opens a file of the data folder by its name.
+    """
+
+    def __init__(self, open_file: Callable[[str], pa.RecordBatchFileReader]) -> None:
+        self._open_file = open_file
+        self._readers: OrderedDict[str, pa.RecordBatchFileReader] = OrderedDict()
+        self._batches: OrderedDict[tuple[str, int], OutboxBatch] = OrderedDict()
+        self._bytes = 0
+
+    def batch(self, name: str, number: int) -> OutboxBatch:
+        """One record batch of a file.
+
+        Raises:
+            OSError: the file cannot be read.
+            pyarrow.ArrowException: it is not an outbox.
+        """
+        key = (name, number)
+        if key in self._batches:
+            self._batches.move_to_end(key)
+            return self._batches[key]
+        batch = OutboxBatch.of(self._reader(name).get_batch(number))
+        self._batches[key] = batch
+        self._bytes += batch.rows.nbytes
+        while self._bytes > _CACHED_BYTES and len(self._batches) > 1:
+            self._bytes -= self._batches.popitem(last=False)[1].rows.nbytes
         return batch
+
+    def _reader(self, name: str) -> pa.RecordBatchFileReader:
+        if name not in self._readers:
+            self._readers[name] = self._open_file(name)
+            if len(self._readers) > _OPEN_FILES:
+                self._readers.popitem(last=False)
+        self._readers.move_to_end(name)
+        return self._readers[name]
+
+    def forget(self, name: str) -> None:
+        """Lets a file go."""
+        self._readers.pop(name, None)
+        for key in [key for key in self._batches if key[0] == name]:
+            self._bytes -= self._batches.pop(key).rows.nbytes
 
 
 def runs_without(start: int, end: int, skipped: Sequence[int]) -> list[tuple[int, int]]:

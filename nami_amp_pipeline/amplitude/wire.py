@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import queue
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+import threading
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer, Transport
 
 MAX_REQUESTS = 64
 """Requests under way at most, over all integrations."""
+
+LATE_SECONDS = 5.0
+"""A request that could not leave for so long is not posted any more: the process was stopped meanwhile."""
+
+_POLL_SECONDS = 0.2
 
 
 class Wire(Protocol):
@@ -20,47 +27,84 @@ class Wire(Protocol):
         """Posts a request in the background."""
 
     def wait(self, seconds: float) -> list[tuple[int, HttpAnswer | NoAnswer]]:
-        """The answers that came, by the requests' numbers; waits for the first at most so long."""
+        """The answers that came, by the requests' numbers; waits for the first at most so long, or shorter."""
 
     def close(self) -> None:
-        """Gives everything back; nothing may be under way."""
+        """Gives everything back; what is still under way is left to itself."""
 
 
 class ThreadedWire:
-    """Requests in threads.
+    """Requests in threads that end with the process, so that a request that hangs does not keep it from ending.
 
     Args:
         transport: what posts; used from several threads at once.
         requests: under way at most.
+        stop: asked while waiting; once it turns true, a wait ends early.
     """
 
-    def __init__(self, transport: Transport, requests: int = MAX_REQUESTS) -> None:
+    def __init__(
+        self, transport: Transport, requests: int = MAX_REQUESTS, *, stop: Callable[[], bool] = lambda: False
+    ) -> None:
         self._transport = transport
-        self._pool = ThreadPoolExecutor(requests, thread_name_prefix="amplitude")
-        self._answers: queue.SimpleQueue[tuple[int, HttpAnswer | NoAnswer | BaseException]] = queue.SimpleQueue()
+        self._most = requests
+        self._stop = stop
+        self._stopped = False
+        self._threads: list[threading.Thread] = []
+        self._under_way = 0
+        self._jobs: queue.SimpleQueue[tuple[int, str, bytes, float] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[int, HttpAnswer | NoAnswer]] = queue.SimpleQueue()
 
     def start(self, number: int, url: str, body: bytes) -> None:
         """See :class:`Wire`."""
-        self._pool.submit(self._transport.post, url, body).add_done_callback(partial(self._put, number))
+        self._under_way += 1
+        if len(self._threads) < min(self._under_way, self._most):
+            thread = threading.Thread(target=self._work, name=f"amplitude-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._jobs.put((number, url, body, time.monotonic()))
 
-    def _put(self, number: int, future: Future[HttpAnswer]) -> None:
-        error = future.exception()
-        self._answers.put((number, future.result() if error is None else error))
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            number, url, body, put_at = job
+            del job
+            answer: HttpAnswer | NoAnswer
+            if time.monotonic() - put_at > LATE_SECONDS:
+                answer = NoAnswer("late", maybe_stored=False)
+            else:
+                try:
+                    answer = self._transport.post(url, body)
+                except NoAnswer as error:
+                    answer = error
+                except Exception as error:  # noqa: BLE001 - one request's trouble must not end the thread or the run
+                    logging.getLogger("nami_amp_pipeline").error("a request failed: %s", type(error).__name__)
+                    answer = NoAnswer("failed", maybe_stored=True)
+            self._answers.put((number, answer))
 
     def wait(self, seconds: float) -> list[tuple[int, HttpAnswer | NoAnswer]]:
         """See :class:`Wire`."""
         came: list[tuple[int, HttpAnswer | NoAnswer]] = []
-        try:
-            number, answer = self._answers.get(timeout=max(0.0, seconds))
-            while True:
-                if isinstance(answer, BaseException) and not isinstance(answer, NoAnswer):
-                    raise answer
-                came.append((number, answer))
-                number, answer = self._answers.get_nowait()
-        except queue.Empty:
-            return came
+        until = time.monotonic() + seconds
+        while not came:
+            try:
+                came.append(self._answers.get(timeout=max(0.0, min(until - time.monotonic(), _POLL_SECONDS))))
+            except queue.Empty:
+                if time.monotonic() >= until or self._has_turned():
+                    return came
+        while True:
+            try:
+                came.append(self._answers.get_nowait())
+            except queue.Empty:
+                self._under_way -= len(came)
+                return came
+
+    def _has_turned(self) -> bool:
+        if self._stopped or not self._stop():
+            return False
+        self._stopped = True
+        return True
 
     def close(self) -> None:
         """See :class:`Wire`."""
-        self._pool.shutdown(wait=True)
+        for _ in self._threads:
+            self._jobs.put(None)
         self._transport.close()

@@ -1,0 +1,47 @@
+"""The command line: a thin front on the same code that Dagster runs."""
+
+from __future__ import annotations
+
+import click
+
+from nami_amp_pipeline import __version__
+from nami_amp_pipeline.commands.apps import apps
+from nami_amp_pipeline.commands.dead_letters import dead_letters
+from nami_amp_pipeline.commands.demo import demo, sandbox
+from nami_amp_pipeline.commands.frame import Front, Invocation
+from nami_amp_pipeline.commands.integrations import integrations
+from nami_amp_pipeline.commands.load import load
+from nami_amp_pipeline.commands.run import run
+from nami_amp_pipeline.commands.status import status
+from nami_amp_pipeline.commands.trace import trace
+
+
+@click.group(cls=Front, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="nami-amp", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show where in the program a bug is (also: NAMI_AMP_DEBUG=1).")
+@click.pass_obj
+def cli(invocation: Invocation, debug: bool) -> None:
+    """Sends what happens to your Nami subscribers to Amplitude.
+
+    Events are read from your warehouse, joined with what is known of each user, and posted to the Amplitude projects that
+    you set up as integrations: nothing lost, nothing twice.
+
+    To see it work without any account, run: nami-amp demo
+
+    \b
+    To set it up:
+      nami-amp load events.ndjson --app my-app
+      nami-amp integrations add my-app prod --endpoint us --api-key-env AMPLITUDE_API_KEY
+      nami-amp run
+      nami-amp status
+    """  # noqa: D301 - \b is click's mark for text that is not to be wrapped
+    invocation.debug = invocation.debug or debug
+
+
+for command in (demo, load, integrations, apps, run, status, dead_letters, trace, sandbox):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """The entry point ``nami-amp``."""
+    cli.main()

@@ -1,0 +1,1 @@
+"""The commands of ``nami-amp``, one concept a module; what takes long to import is imported where it is used."""

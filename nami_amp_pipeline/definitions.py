@@ -1,0 +1,25 @@
+"""What Dagster loads. Loading reads no store, warehouse or network, and needs no setting."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from nami_amp_pipeline.defs.assets import amplitude_deliveries, amplitude_events, nami_events, user_property_snapshots
+from nami_amp_pipeline.defs.checks import asset_checks
+from nami_amp_pipeline.defs.jobs import micro_batch
+from nami_amp_pipeline.defs.resources import PipelineResource
+from nami_amp_pipeline.defs.schedules import micro_batch_every_5_minutes
+from nami_amp_pipeline.defs.sensors import integration_partitions
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """All of it: the assets in the order in which an event passes them, and what drives them."""
+    return dg.Definitions(
+        assets=[nami_events, user_property_snapshots, amplitude_events, amplitude_deliveries],
+        asset_checks=asset_checks,
+        jobs=[micro_batch],
+        schedules=[micro_batch_every_5_minutes],
+        sensors=[integration_partitions],
+        resources={"pipeline": PipelineResource()},
+    )

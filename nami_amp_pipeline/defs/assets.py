@@ -1,0 +1,120 @@
+"""The four assets, for people who run one app or integration by hand, and for backfills.
+
+Each does what the job ``micro_batch`` does, for its own partitions: what is new since the last time, under a lease, so a
+partition that a micro-batch works on at the moment is left to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import dagster as dg
+
+from nami_amp_pipeline.capture import due_apps
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.defs import metadata
+from nami_amp_pipeline.defs.descriptions import DESCRIPTIONS
+from nami_amp_pipeline.defs.jobs import in_one_line, incomplete
+from nami_amp_pipeline.defs.partitions import app_integrations, nami_apps
+from nami_amp_pipeline.defs.resources import Pipeline
+from nami_amp_pipeline.defs.schemas import definition_metadata
+from nami_amp_pipeline.defs.stopping import graceful, interruptible_wire
+from nami_amp_pipeline.pipeline import capture_apps, deliver_integrations, prepare_integrations, snapshot_apps
+from nami_amp_pipeline.state.integrations import Integration, all_integrations
+
+CODE_VERSION: Final = "1"
+"""Raised when the same rows would give other bytes."""
+
+
+def _asset(name: str, partitions: dg.PartitionsDefinition, kinds: set[str], *deps: str) -> Callable[..., Any]:
+    return dg.asset(
+        name=name,
+        deps=list(deps),
+        partitions_def=partitions,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        output_required=False,
+        group_name="nami_to_amplitude",
+        owners=["team:data-platform"],
+        kinds=kinds,
+        tags={"domain": "subscriptions", "grain": "event"},
+        code_version=CODE_VERSION,
+        description=DESCRIPTIONS[name],
+        metadata=definition_metadata(name),
+    )
+
+
+@_asset("nami_events", nami_apps, {"duckdb", "parquet"})
+def nami_events(
+    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Stage 1."""
+    with in_one_line(pipeline):
+        opened, apps = _apps(context, pipeline)
+        found = metadata.captured(opened, capture_apps(opened, apps))
+    yield from _materialized(context, apps, found)
+
+
+@_asset("user_property_snapshots", nami_apps, {"duckdb", "parquet"}, "nami_events")
+def user_property_snapshots(
+    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Stage 2."""
+    with in_one_line(pipeline):
+        opened, apps = _apps(context, pipeline)
+        found = metadata.snapshotted(opened, snapshot_apps(opened, apps))
+    yield from _materialized(context, apps, found)
+
+
+@_asset("amplitude_events", app_integrations, {"duckdb", "arrow"}, "nami_events", "user_property_snapshots")
+def amplitude_events(
+    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Stage 3."""
+    with in_one_line(pipeline):
+        opened, chosen = _integrations(context, pipeline)
+        found = metadata.prepared(opened, chosen, prepare_integrations(opened, chosen))
+    yield from _materialized(context, [one.partition_key for one in chosen], found)
+
+
+@_asset("amplitude_deliveries", app_integrations, {"amplitude", "parquet"}, "amplitude_events")
+def amplitude_deliveries(
+    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Stage 4."""
+    with in_one_line(pipeline):
+        opened, chosen = _integrations(context, pipeline)
+        with graceful() as stop:
+            wire = interruptible_wire(opened.settings, stop)
+            done = deliver_integrations(opened, chosen, wire=wire, stop=stop)
+        found = metadata.delivered(opened, chosen, done)
+    problems = [f"{one.key}: {done[one.id].error}" for one in chosen if one.id in done and done[one.id].error]
+    if problems:
+        for key, facts in found.items():
+            context.log_event(dg.AssetMaterialization("amplitude_deliveries", partition=key, metadata=facts))
+        raise incomplete(problems)
+    yield from _materialized(context, [one.partition_key for one in chosen], found)
+
+
+def _apps(context: dg.AssetExecutionContext, pipeline: Pipeline) -> tuple[Context, list[str]]:
+    opened = pipeline.open(context.log)
+    due = set(due_apps(opened))
+    return opened, [key for key in map(str, context.partition_keys) if key in due]
+
+
+def _integrations(context: dg.AssetExecutionContext, pipeline: Pipeline) -> tuple[Context, list[Integration]]:
+    opened = pipeline.open(context.log)
+    keys = set(map(str, context.partition_keys))
+    return opened, [one for one in all_integrations(opened.store) if one.partition_key in keys]
+
+
+def _materialized(
+    context: dg.AssetExecutionContext, existing: list[str], found: Mapping[str, metadata.Facts]
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Marks the partitions of this run as up to date, unless none of them is of an integration that exists."""
+    if not existing:
+        context.log.info("no integration that is switched on has these partitions; nothing to do")
+        return
+    for key in existing:
+        context.add_asset_metadata(found.get(key, {metadata.ROW_COUNT: 0}), partition_key=key)
+    yield dg.MaterializeResult()

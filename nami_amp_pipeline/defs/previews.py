@@ -1,0 +1,66 @@
+"""The first rows of what a run wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+PREVIEW_ROWS = 5
+
+
+def segment_preview(path: Path, app_id: str) -> list[dict[str, Any]]:
+    """A few events of an app, without their payload."""
+    return _head(path, app_id, ["id", "event_type", "user_id", "created_date", "ingested_at"])
+
+
+def snapshot_preview(path: Path, app_id: str) -> list[dict[str, Any]]:
+    """A few snapshots of an app."""
+    return _head(
+        path,
+        app_id,
+        [
+            "user_id",
+            "created_date",
+            "namiml_active_entitlements",
+            "namiml_active_skus",
+            "namiml_device_platforms",
+            "namiml_former_subscriber",
+            "namiml_in_trial_period",
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class Receipts:
+    """What became of the events of a few outboxes.
+
+    Attributes:
+        first, last: their earliest and latest ``created_date``.
+        rows: a few of them.
+    """
+
+    first: datetime
+    last: datetime
+    rows: list[dict[str, Any]]
+
+
+def receipt_preview(paths: Sequence[Path]) -> Receipts:
+    """The first receipts, and between which times all of them lie."""
+    dates = [pc.min_max(pq.read_table(path, columns=["created_date"])["created_date"]).as_py() for path in paths]
+    rows = ds.dataset(paths[0]).head(
+        PREVIEW_ROWS, columns=["id", "event_type", "user_id", "created_date", "state", "reason", "request_id"]
+    )
+    return Receipts(min(one["min"] for one in dates), max(one["max"] for one in dates), rows.to_pylist())
+
+
+def _head(path: Path, app_id: str, columns: list[str]) -> list[dict[str, Any]]:
+    rows = ds.dataset(path).head(PREVIEW_ROWS, columns=columns, filter=ds.field("app_id") == app_id, batch_size=1_024)
+    found: list[dict[str, Any]] = rows.to_pylist()
+    return found
