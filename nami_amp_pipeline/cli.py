@@ -23,8 +23,8 @@ from nami_amp_pipeline.commands.trace import trace
 def cli(invocation: Invocation, debug: bool) -> None:
     """Sends what happens to your Nami subscribers to Amplitude.
 
-    Events are read from your warehouse, joined with what is known of each user, and posted to the Amplitude projects that
-    you set up as integrations: nothing lost, nothing twice.
+    Events are read from your warehouse, joined with what is known of each user, and posted to the Amplitude projects
+    that you set up as integrations: nothing lost, nothing twice.
 
     To see it work without any account, run: nami-amp demo
 
@@ -34,7 +34,7 @@ def cli(invocation: Invocation, debug: bool) -> None:
       nami-amp integrations add my-app prod --endpoint us --api-key-env AMPLITUDE_API_KEY
       nami-amp run
       nami-amp status
-    """  # noqa: D301 - \b is click's mark for text that is not to be wrapped
+    """
     invocation.debug = invocation.debug or debug
 
 

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from heapq import heappop, heappush
 
-import sqlalchemy as sa
+import pyarrow as pa
 
-from nami_amp_pipeline.amplitude.channel import Attempt, Change, Channel, Delivered, Held, Lane
-from nami_amp_pipeline.amplitude.outbox import OutboxFile
+from nami_amp_pipeline.amplitude.answers import Outcome
+from nami_amp_pipeline.amplitude.attempt import Attempt, Delivered
+from nami_amp_pipeline.amplitude.channel import Channel
 from nami_amp_pipeline.amplitude.transport import HttpAnswer, HttpTransport, NoAnswer
 from nami_amp_pipeline.amplitude.wire import MAX_REQUESTS, ThreadedWire, Wire
+from nami_amp_pipeline.clock import micros
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.errors import LostLease, Misconfigured, StoreUnavailable
+from nami_amp_pipeline.amplitude.endpoints import Endpoints
+from nami_amp_pipeline.errors import Halted, Misconfigured, NamiAmpError, StoreUnavailable
+from nami_amp_pipeline.channels import ChannelOpener
 from nami_amp_pipeline.receipts import finish_outbox
-from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline.state.store import Lease
 
 STORE_PATIENCE_SECONDS = 60.0
-"""How long an answer waits to be recorded before the run ends."""
+"""How long answers wait to be recorded before the run ends."""
 
+STOP_SECONDS = 8.0
+"""How long a run that is told to stop waits for the answers under way; without one their outcome is unknown."""
 
-@dataclass
-class _Run:
-    """One run of the delivery loop."""
-
-    context: Context
-    wire: Wire
-    leases: Mapping[int, Lease]
-    channels: dict[int, Channel] = field(default_factory=dict)
-    under_way: dict[int, Attempt] = field(default_factory=dict)
-    changes: list[tuple[Channel, Change]] = field(default_factory=list)
-    started: int = 0
-    renewed_at: int = 0
+MAX_BYTES_UNDER_WAY = 100_000_000
 
 
 def deliver(
@@ -63,230 +57,278 @@ def deliver(
         StoreUnavailable: answers could not be recorded; the next run sends those requests again, byte for byte.
     """
     rng = rng or random.Random()  # noqa: S311 - jitter
-    wire = wire or ThreadedWire(
-        HttpTransport(context.settings.http_timeout_seconds, compress=context.settings.gzip)
-    )
-    run = _Run(context, wire, leases, renewed_at=context.now())
+    opener = ChannelOpener(context, rng)
+    pending = opener.pending()
     done: dict[int, Delivered] = {}
+    channels: dict[int, Channel] = {}
     for one in integrations:
         if one.id not in leases or not one.enabled:
             continue
-        if one.halted_reason:
-            done[one.id] = Delivered(error=one.halted_reason)
+        done[one.id] = Delivered(error=one.halted_reason)
+        if one.halted_reason or one.id not in pending:
             continue
         try:
-            channel = _open(context, one, rng)
-        except Misconfigured as error:
-            done[one.id] = Delivered(error=str(error))
+            channels[one.id] = opener.open(one)
+        except (Misconfigured, Halted) as error:
+            if isinstance(error, StoreUnavailable):
+                raise
+            done[one.id].error = str(error)
             continue
-        done[one.id] = channel.done
-        channel.progress_at = context.now()
-        run.channels[one.id] = channel
-        _next_outbox(run, channel)
+        done[one.id] = channels[one.id].done
+    if not channels:
+        return done
+    if wire is None:
+        transport = HttpTransport(context.settings.http_timeout_seconds, compress=context.settings.gzip)
+        wire = ThreadedWire(transport, stop=stop)
     try:
-        _loop(run, stop)
+        _Run(context, opener, wire, leases, channels, stop).loop()
     finally:
         wire.close()
-    for channel in run.channels.values():
-        if channel.done.error is None and channel.wake_at(context.now()) is not None:
+    for channel in channels.values():
+        if channel.done.error is None and (channel.has_pending or channel.outbox_id is not None):
             trouble = channel.last_trouble or ("throttled" if channel.held else "")
             channel.done.error = f"not everything was delivered in time{f' ({trouble})' if trouble else ''}"
     return done
 
 
-def _open(context: Context, one: Integration, rng: random.Random) -> Channel:
-    channel = Channel(
-        context.store,
-        one.id,
-        one.endpoint,
-        context.cipher.decrypt(one.api_key),
-        batch_events=context.settings.batch_events,
-        batch_bytes=context.settings.batch_bytes,
-        max_lanes=context.settings.max_lanes,
-        run_id=context.run_id,
-        rng=rng,
-    )
-    table, pauses = tables.exceptions, tables.pauses
-    now = context.now()
-    with context.store.begin() as tx:
-        waiting = tx.execute(
-            sa.select(table.c.identity, sa.func.max(pauses.c.until))
-            .outerjoin(
-                pauses,
-                sa.and_(pauses.c.integration_id == table.c.integration_id, pauses.c.identity == table.c.identity),
-            )
-            .where(table.c.integration_id == one.id, table.c.state == "held")
-            .group_by(table.c.identity)
-        ).all()
-    channel.held = {identity: Held(until if until is not None else now) for identity, until in waiting}
-    return channel
+class _Run:
+    """One run of the delivery loop: its work for an answer does not grow with the number of integrations."""
 
+    def __init__(
+        self,
+        context: Context,
+        opener: ChannelOpener,
+        wire: Wire,
+        leases: Mapping[int, Lease],
+        channels: Mapping[int, Channel],
+        stop: Callable[[], bool],
+    ) -> None:
+        self._context = context
+        self._opener = opener
+        self._wire = wire
+        self._leases = leases
+        self._stop = stop
+        self._channels = dict(channels)
+        self._endpoints = Endpoints()
+        self._wakes: list[tuple[int, int]] = []
+        self._wake_of: dict[int, int] = {}
+        self._changed: dict[int, Channel] = {}
+        self._under_way: dict[int, tuple[Channel, Attempt]] = {}
+        self._bytes = 0
+        self._number = 0
+        self._patience = int(context.settings.run_retry_seconds * 1e6)
+        self._lease_micros = int(context.settings.lease_seconds * 1e6)
+        self._clock_was = micros(context.clock)
+        self._clock_ahead = 0
+        self._renewed_at = self._now()
 
-def _next_outbox(run: _Run, channel: Channel) -> None:
-    """Turns a channel to its oldest outbox that is not done."""
-    boxes, lanes, exceptions = tables.outboxes, tables.lanes, tables.exceptions
-    channel.lanes = []
-    channel.outbox_id = None
-    with run.context.store.begin() as tx:
-        box = tx.execute(
-            sa.select(boxes)
-            .where(boxes.c.integration_id == channel.id, boxes.c.done_at.is_(None))
-            .order_by(boxes.c.id)
-            .limit(1)
-        ).one_or_none()
-        if box is None:
-            return
-        rows = tx.execute(sa.select(lanes).where(lanes.c.outbox_id == box.id).order_by(lanes.c.id)).all()
-        taken: dict[int, set[int]] = {}
-        for lane_id, lane_row in tx.execute(
-            sa.select(exceptions.c.lane_id, exceptions.c.lane_row)
-            .join(lanes, lanes.c.id == exceptions.c.lane_id)
-            .where(lanes.c.outbox_id == box.id, exceptions.c.lane_row >= lanes.c.next_row)
-        ):
-            taken.setdefault(lane_id, set()).add(lane_row)
-    channel.load(
-        box.id,
-        box.segment_id,
-        OutboxFile(run.context.folder.open_ipc(box.file)),
-        [
-            Lane(
-                row.id,
-                row.batch,
-                row.rows,
-                row.next_row,
-                row.attempt_end,
-                row.unknown_since,
-                taken=taken.get(row.id, set()),
-            )
-            for row in rows
-        ],
-    )
+    def _now(self) -> int:
+        """The clock, but never back: what waits for a time must not wait longer because the clock was set."""
+        now = micros(self._context.clock)
+        self._clock_ahead += max(0, self._clock_was - now)
+        self._clock_was = now
+        return now + self._clock_ahead
 
-
-def _loop(run: _Run, stop: Callable[[], bool]) -> None:
-    context = run.context
-    number = 0
-    came: list[tuple[int, HttpAnswer | NoAnswer]] = []
-    while True:
-        now = context.now()
-        for finished, answer in came:
-            attempt = run.under_way.pop(finished)
-            _with_changes(run, attempt.channel, lambda changes, a=attempt, b=answer: a.channel.finish(a, b, now, changes))  # type: ignore[misc]
-        if any(channel.held_changed for channel in run.channels.values()):
-            _commit(run)  # what is held is read from the store
-        _renew(run, now)
-        starting: list[Attempt] = []
-        stopping = stop()
-        for channel in list(run.channels.values()):
-            _finish_outboxes(run, channel)
-            if stopping or _gives_up(run, channel, now):
-                continue
-            changes: list[Change] = []
-            starting += channel.start(now, MAX_REQUESTS - len(run.under_way) - len(starting), changes)
-            run.changes += [(channel, change) for change in changes]
-        lost = _commit(run)
-        for attempt in starting:
-            if attempt.channel.id in lost:
-                continue
-            number += 1
-            run.under_way[number] = attempt
-            context.step("deliver.post")
-            run.wire.start(number, attempt.channel.endpoint, attempt.body)
-        if not run.under_way:
-            wake = _wake(run, now, stopping)
-            if wake is None:
+    def loop(self) -> None:
+        """Runs until nothing is left, or nothing is left that makes progress."""
+        for channel in list(self._channels.values()):
+            self._finish_outboxes(channel)
+            self._enqueue(channel)
+        came: list[tuple[int, HttpAnswer | NoAnswer]] = []
+        stopping_until: int | None = None
+        while True:
+            now = self._now()
+            finished = self._take_in(came, now)
+            if any(channel.waits_for_commit for channel in finished):
+                self._commit()  # what waits is read from the store
+            if stopping_until is None and self._stop():
+                stopping_until = now + int(STOP_SECONDS * 1e6)
+            starting = [] if stopping_until is not None else self._start(now)
+            self._renew(now)
+            changed = list(self._changed.values())
+            self._commit()
+            self._post(starting)
+            for channel in changed:
+                if stopping_until is None and channel.outbox_done and channel.id in self._channels:
+                    self._finish_outboxes(channel)
+                    self._enqueue(channel)
+            wait = self._wait_micros(self._now(), stopping_until)
+            if wait is None:
                 return
-            came = run.wire.wait(max(0.0, min((wake - now) / 1e6, context.settings.lease_seconds / 4)))
-        else:
-            wake = _wake(run, now, stopping)
-            most = context.settings.lease_seconds / 4
-            came = run.wire.wait(most if wake is None or wake <= now else min(most, (wake - now) / 1e6))
-        if came:
-            context.step("deliver.answered")
+            came = self._wire.wait(wait / 1e6)
+            if came:
+                self._context.step("deliver.answered")
 
+    # -- answers ---------------------------------------------------------------------------------------------------
 
-def _with_changes(run: _Run, channel: Channel, act: Callable[[list[Change]], None]) -> None:
-    if channel.id not in run.channels:
-        return  # lost its lease meanwhile: somebody else sends this again and records it
-    changes: list[Change] = []
-    act(changes)
-    run.changes += [(channel, change) for change in changes]
+    def _take_in(self, came: Iterable[tuple[int, HttpAnswer | NoAnswer]], now: int) -> list[Channel]:
+        touched: dict[int, Channel] = {}
+        for number, answer in came:
+            channel, attempt = self._under_way.pop(number)
+            self._bytes -= len(attempt.body)
+            if channel.id not in self._channels:  # lost its lease meanwhile: whoever has it sends this again
+                self._endpoints.left(channel.target.endpoint, failed=False)
+                continue
+            verdict = channel.finish(attempt, answer, now)
+            unreachable = verdict.outcome is Outcome.AGAIN and not verdict.whole_project and verdict.reason != "throttled"
+            self._endpoints.left(channel.target.endpoint, failed=unreachable)
+            self._changed[channel.id] = channel
+            touched[channel.id] = channel
+            self._enqueue(channel)
+        return list(touched.values())
 
-
-def _finish_outboxes(run: _Run, channel: Channel) -> None:
-    while channel.outbox_id is not None and channel.outbox_done:
-        if _commit(run) & {channel.id}:
-            return
-        finish_outbox(run.context, channel.outbox_id, run.leases[channel.id])
-        _next_outbox(run, channel)
-
-
-def _gives_up(run: _Run, channel: Channel, now: int) -> bool:
-    patience = int(run.context.settings.run_retry_seconds * 1e6)
-    return now - channel.progress_at > patience
-
-
-def _wake(run: _Run, now: int, stopping: bool) -> int | None:
-    """When the next request can start; None if none will in this run."""
-    if stopping:
-        return None
-    patience = int(run.context.settings.run_retry_seconds * 1e6)
-    times = []
-    for channel in run.channels.values():
-        wake = channel.wake_at(now)
-        if wake is not None and wake <= channel.progress_at + patience:
-            times.append(wake)
-    return min(times) if times else None
-
-
-def _renew(run: _Run, now: int) -> None:
-    """Says that this process still works, where it has nothing to record."""
-    if now - run.renewed_at < run.context.settings.lease_seconds * 250_000:
-        return
-    for channel in run.channels.values():
-        run.changes.append((channel, lambda tx: None))
-    run.renewed_at = now
-
-
-def _commit(run: _Run) -> set[int]:
-    """Records the changes; returns the integrations whose lease is lost, which are left alone from now on."""
-    for channel in run.channels.values():
-        channel.held_changed = False
-    if not run.changes:
-        return set()
-    context = run.context
-    begun = context.now()
-    while True:
-        lost: set[int] = set()
-        confirmed: set[int] = set()
-        context.step("deliver.commit")
+    def _finish_outboxes(self, channel: Channel) -> None:
+        """Writes the receipts of outboxes that are done, and turns the channel to the next one."""
         try:
-            with context.store.begin() as tx:
-                for channel, change in run.changes:
-                    if channel.id in lost:
-                        continue
-                    if channel.id not in confirmed:
-                        try:
-                            context.store.confirm(tx, [run.leases[channel.id]])
-                        except LostLease:
-                            lost.add(channel.id)
-                            continue
-                        confirmed.add(channel.id)
-                    change(tx)
-            break
+            while channel.outbox_id is None or channel.outbox_done:
+                if channel.outbox_id is not None:
+                    finish_outbox(self._context, channel.outbox_id, self._leases[channel.id])
+                if not self._opener.load_next(channel):
+                    return
         except StoreUnavailable:
-            # Nothing may be posted before this is recorded; what was answered meanwhile waits in memory.
-            if context.now() - begun > STORE_PATIENCE_SECONDS * 1e6:
-                raise
-            context.log.warning("the state store cannot be written; trying again")
-            context.sleep(1.0)
-    run.changes.clear()
-    context.step("deliver.committed")
-    for integration_id in lost:
-        channel = run.channels.pop(integration_id)
-        channel.halted = True
-        channel.done.error = "another process took this integration over"
-    return lost
+            raise
+        except NamiAmpError as error:
+            self._drop(channel, str(error))
 
+    def _drop(self, channel: Channel, error: str) -> None:
+        channel.done.error = error
+        self._channels.pop(channel.id, None)
+        self._changed.pop(channel.id, None)
 
-__all__ = ["Delivered", "deliver"]
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    def _enqueue(self, channel: Channel) -> None:
+        if channel.id in self._channels and not channel.halted:
+            self._endpoints.enqueue(channel.target.endpoint, channel.id)
+
+    def _start(self, now: int) -> list[tuple[Channel, Attempt]]:
+        while self._wakes and self._wakes[0][0] <= now:
+            at, integration_id = heappop(self._wakes)
+            if self._wake_of.get(integration_id) == at:
+                del self._wake_of[integration_id]
+                if integration_id in self._channels:
+                    self._enqueue(self._channels[integration_id])
+        starting: list[tuple[Channel, Attempt]] = []
+        while len(self._under_way) + len(starting) < MAX_REQUESTS and self._bytes < MAX_BYTES_UNDER_WAY:
+            integration_id = self._endpoints.next()
+            if integration_id is None:
+                break
+            channel = self._channels.get(integration_id)
+            if channel is None or channel.halted:
+                continue
+            at = channel.next_at(now)
+            since = now if channel.progress_at is None else channel.progress_at
+            if at is None or max(at, now) > since + self._patience:
+                continue  # an answer wakes it, or it is given up
+            attempt = self._attempt(channel, now) if at <= now else None
+            if channel.changes:
+                self._changed[channel.id] = channel
+            if attempt is None:
+                if channel.id in self._channels:
+                    self._wake_up(channel, now)
+                continue
+            self._endpoints.entered(channel.target.endpoint)
+            self._bytes += len(attempt.body)
+            starting.append((channel, attempt))
+            self._enqueue(channel)
+        return starting
+
+    def _attempt(self, channel: Channel, now: int) -> Attempt | None:
+        try:
+            return channel.start(now)
+        except (OSError, pa.ArrowException) as error:
+            self._drop(channel, f"an outbox file cannot be read: {type(error).__name__}")
+            return None
+
+    def _wake_up(self, channel: Channel, now: int) -> None:
+        at = channel.next_at(now)
+        since = now if channel.progress_at is None else channel.progress_at
+        if at is None or at > since + self._patience:
+            return
+        known = self._wake_of.get(channel.id)
+        if known is None or at < known:
+            self._wake_of[channel.id] = at
+            heappush(self._wakes, (at, channel.id))
+
+    def _post(self, starting: Sequence[tuple[Channel, Attempt]]) -> None:
+        for channel, attempt in starting:
+            self._context.step("deliver.post")
+            if self._now() - self._renewed_at > self._lease_micros // 2:
+                # The process was stopped since it recorded that it will post: are the leases still ours?
+                self._renewed_at = 0
+                self._renew(self._now())
+                self._commit()
+            if channel.id not in self._channels:
+                self._endpoints.left(channel.target.endpoint, failed=False)
+                self._bytes -= len(attempt.body)
+                continue
+            self._number += 1
+            self._under_way[self._number] = (channel, attempt)
+            self._wire.start(self._number, channel.target.endpoint, attempt.body)
+
+    def _wait_micros(self, now: int, stopping_until: int | None) -> int | None:
+        """How long to wait for answers; None if the run is over."""
+        if stopping_until is not None:
+            return min(stopping_until - now, self._lease_micros // 4) if self._under_way and now < stopping_until else None
+        while self._wakes and self._wake_of.get(self._wakes[0][1]) != self._wakes[0][0]:
+            heappop(self._wakes)
+        wake = self._wakes[0][0] if self._wakes else None
+        if self._endpoints.has_next and len(self._under_way) < MAX_REQUESTS and self._bytes < MAX_BYTES_UNDER_WAY:
+            return 0
+        if wake is None and not self._under_way:
+            return None
+        most = self._lease_micros // 4
+        return most if wake is None else max(0, min(most, wake - now))
+
+    # -- the store -------------------------------------------------------------------------------------------------
+
+    def _renew(self, now: int) -> None:
+        """Says that this process still works, for the integrations that have nothing to record."""
+        if now - self._renewed_at >= self._lease_micros // 4:
+            self._changed.update(self._channels)
+
+    def _commit(self) -> None:
+        """Records the changes; integrations whose lease is lost are left alone from now on."""
+        if not self._changed:
+            return
+        context = self._context
+        changed = list(self._changed.values())
+        begun = self._now()
+        renewed_at, expires_at = begun, 0
+        lost: set[int] = set()
+        whole = len(changed) == len(self._channels)
+        while True:
+            context.step("deliver.commit")
+            try:
+                if expires_at and self._went_through(changed, lost, expires_at):
+                    break
+                renewed_at = self._now()
+                expires_at = max(expires_at + 1, micros(context.clock) + self._lease_micros)
+                with context.store.begin() as tx:
+                    leases = {self._leases[channel.id]: channel for channel in changed}
+                    gone = context.store.lost(tx, list(leases), expires_at=expires_at)
+                    lost = {leases[lease].id for lease in gone}
+                    for channel in changed:
+                        if channel.id not in lost and channel.changes:
+                            channel.changes.write(context.store, tx)
+                break
+            except StoreUnavailable:
+                # Nothing may be posted before this is recorded; what was answered meanwhile waits in memory.
+                if self._now() - begun > STORE_PATIENCE_SECONDS * 1e6:
+                    raise
+                context.log.warning("the state store cannot be written; trying again")
+                context.sleep(1.0)
+        for channel in changed:
+            channel.changes.clear()
+            channel.waits_for_commit = False
+        self._changed.clear()
+        if whole:
+            self._renewed_at = renewed_at
+        context.step("deliver.committed")
+        for integration_id in lost:
+            self._drop(self._channels[integration_id], "another process took this integration over")
+
+    def _went_through(self, changed: Sequence[Channel], lost: set[int], expires_at: int) -> bool:
+        """Whether a transaction that ended in an error was committed all the same: a connection can be lost just then."""
+        kept = [channel for channel in changed if channel.id not in lost]
+        return bool(kept) and self._context.store.expiry(self._leases[kept[0].id]) == expires_at

@@ -62,7 +62,8 @@ named AS (
 timed AS (
     SELECT
         *,
-        CASE WHEN regexp_full_match(created_text, '{time}') THEN try_cast(created_text AS TIMESTAMPTZ) END AS created_date
+        CASE WHEN regexp_full_match(created_text, '{time}')
+            THEN try_cast(created_text AS TIMESTAMPTZ) END AS created_date
     FROM named
 )
 SELECT
@@ -137,7 +138,7 @@ class LoadReport:
             self.bad.append(bad)
 
 
-class _Unreadable(Exception):
+class _UnreadableError(Exception):
     """The file cannot be read to its end."""
 
 
@@ -193,9 +194,7 @@ def _check_readable(file: Path) -> None:
 
 
 @contextmanager
-def _opened(
-    connection: duckdb.DuckDBPyConnection, settings: Settings, sleep: Callable[[float], None]
-) -> Iterator[str]:
+def _opened(connection: duckdb.DuckDBPyConnection, settings: Settings, sleep: Callable[[float], None]) -> Iterator[str]:
     """Opens the DuckDB file for writing and gives the quoted name of its events table."""
     path = Path(settings.warehouse_url.removeprefix("duckdb:///"))
     schema, name = settings.warehouse_schema or "main", settings.warehouse_table
@@ -244,7 +243,12 @@ def _attach(connection: duckdb.DuckDBPyConnection, path: Path, sleep: Callable[[
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield
-    except (duckdb.IOException, duckdb.TransactionException, duckdb.ConstraintException, duckdb.FatalException) as error:
+    except (
+        duckdb.IOException,
+        duckdb.TransactionException,
+        duckdb.ConstraintException,
+        duckdb.FatalException,
+    ) as error:
         raise WarehouseUnavailable(f"cannot write to {path}: {str(error).splitlines()[0][:200]}") from None
 
 
@@ -263,7 +267,7 @@ def _load_file(
         for first, block in _blocks(file, mine, progress):
             mine.bytes += len(block)
             mine.rows += _load_block(connection, table, file, app_id, now, first, block, mine)
-    except _Unreadable as error:
+    except _UnreadableError as error:
         connection.execute("ROLLBACK")
         report.add(BadLine(file, None, f"{error}; nothing of this file was loaded"))
         report.bytes += mine.bytes
@@ -314,11 +318,11 @@ def _chunks(file: Path, progress: Callable[[int], None]) -> Iterator[bytes]:
                 yield chunk.removeprefix(_BOM) if is_first else chunk
                 is_first = False
     except EOFError:
-        raise _Unreadable("the gzip file is cut off") from None
+        raise _UnreadableError("the gzip file is cut off") from None
     except (zlib.error, gzip.BadGzipFile):
-        raise _Unreadable("the gzip file is damaged") from None
+        raise _UnreadableError("the gzip file is damaged") from None
     except OSError as error:
-        raise _Unreadable(f"cannot read it to its end: {error.strerror}") from None
+        raise _UnreadableError(f"cannot read it to its end: {error.strerror}") from None
 
 
 def _load_block(

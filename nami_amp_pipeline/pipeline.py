@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 
-from nami_amp_pipeline.amplitude.channel import Delivered
+from nami_amp_pipeline.amplitude.attempt import Delivered
 from nami_amp_pipeline.amplitude.wire import Wire
 from nami_amp_pipeline.capture import Captured, capture, due_apps
 from nami_amp_pipeline.context import Context

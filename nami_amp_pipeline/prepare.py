@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
@@ -377,18 +379,15 @@ def _lanes(reader: pa.RecordBatchReader) -> Iterator[tuple[tuple[int, int], pa.T
     current: tuple[int, int] | None = None
     for batch in reader:
         table = pa.Table.from_batches([batch])
-        keys = list(zip(table["integration_id"].to_pylist(), table["lane"].to_pylist(), strict=True))
-        start = 0
-        while start < len(keys):
-            end = start
-            while end < len(keys) and keys[end] == keys[start]:
-                end += 1
-            if current is not None and keys[start] != current:
+        numbers = [table[name].to_numpy().astype(np.int64) for name in ("integration_id", "lane")]
+        changes = np.flatnonzero((np.diff(numbers[0]) != 0) | (np.diff(numbers[1]) != 0)) + 1
+        for start, end in pairwise([0, *changes.tolist(), table.num_rows]):
+            key = (int(numbers[0][start]), int(numbers[1][start]))
+            if current is not None and key != current:
                 yield current, pa.concat_tables(held)
                 held = []
-            current = keys[start]
+            current = key
             held.append(table.slice(start, end - start))
-            start = end
     if current is not None:
         yield current, pa.concat_tables(held)
 

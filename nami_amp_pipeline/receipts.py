@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from nami_amp_pipeline.amplitude.outbox import LANE_BATCH_ROWS
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.errors import Halted
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease
 
@@ -40,38 +46,36 @@ def finish_outbox(context: Context, outbox_id: int, lease: Lease) -> None:
             .order_by(requests.c.id)
         ).all()
         others = tx.execute(
-            sa.select(exceptions.c.lane_id, exceptions.c.lane_row, exceptions.c.state, exceptions.c.reason).where(
-                exceptions.c.lane_id.in_(ids)
-            )
+            sa.select(
+                exceptions.c.lane_id,
+                exceptions.c.lane_row,
+                exceptions.c.state,
+                exceptions.c.reason,
+                exceptions.c.request_id,
+            ).where(exceptions.c.lane_id.in_(ids))
         ).all()
-    reader = context.folder.open_ipc(box.file)
+    requests_of: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+    for request in posted:
+        requests_of[request.lane_id].append((request.id, request.first_row, request.end_row))
+    others_of: dict[int, list[Any]] = defaultdict(list)
+    for other in others:
+        others_of[other.lane_id].append(other)
     name = context.folder.new_name("receipts", "parquet")
-    with context.folder.parquet(name, RECEIPT_SCHEMA) as writer:
-        for lane in lane_rows:
-            request_ids = np.zeros(lane.rows, dtype=np.int64)
-            for request in posted:
-                if request.lane_id == lane.id:
-                    request_ids[request.first_row : request.end_row] = request.id
-            states = ["delivered"] * lane.rows
-            reasons: list[str | None] = [None] * lane.rows
-            for other in others:
-                if other.lane_id == lane.id:
-                    states[other.lane_row] = other.state
-                    reasons[other.lane_row] = other.reason if other.state != "delivered" else None
-                    request_ids[other.lane_row] = 0
-            for start in range(0, lane.rows, LANE_BATCH_ROWS):
-                batch = reader.get_batch(lane.batch + start // LANE_BATCH_ROWS)
-                end = start + batch.num_rows
-                numbers = pa.array(request_ids[start:end], mask=request_ids[start:end] == 0)
-                writer.write_batch(_receipts(batch, pa.array(states[start:end]), pa.array(reasons[start:end], pa.string()), numbers))
-        left = box.rows - sum(lane.rows for lane in lane_rows)
-        number = box.others_batch
-        while left > 0:
-            batch = reader.get_batch(number)
-            none = pa.nulls(batch.num_rows, pa.int64())
-            writer.write_batch(_receipts(batch, batch["state"], batch["reason"], none))
-            left -= batch.num_rows
-            number += 1
+    try:
+        reader = context.folder.open_ipc(box.file)
+        with context.folder.parquet(name, RECEIPT_SCHEMA) as writer:
+            for lane in lane_rows:
+                _write_lane(writer, reader, lane, requests_of[lane.id], others_of[lane.id])
+            left = box.rows - sum(lane.rows for lane in lane_rows)
+            number = box.others_batch
+            while left > 0:
+                batch = reader.get_batch(number)
+                none = pa.nulls(batch.num_rows, pa.int64())
+                writer.write_batch(_receipts(batch, batch["state"], batch["reason"], none))
+                left -= batch.num_rows
+                number += 1
+    except (OSError, pa.ArrowException) as error:
+        raise Halted(f"the receipts of {box.file} cannot be written ({type(error).__name__}); nothing is lost") from None
     context.step("receipts.commit")
     with context.store.begin(under=[lease]) as tx:
         tx.execute(sa.update(boxes).where(boxes.c.id == outbox_id).values(done_at=context.now(), receipts_file=name))
@@ -81,6 +85,30 @@ def finish_outbox(context: Context, outbox_id: int, lease: Lease) -> None:
     if not open_boxes:
         context.folder.remove(box.file)
     context.step("receipts.committed")
+
+
+def _write_lane(
+    writer: pq.ParquetWriter,
+    reader: pa.RecordBatchFileReader,
+    lane: Any,
+    posted: Sequence[tuple[int, int, int]],
+    others: Sequence[Any],
+) -> None:
+    request_ids = np.zeros(lane.rows, dtype=np.int64)
+    for request_id, first, end in posted:
+        request_ids[first:end] = request_id
+    states, reasons = np.full(lane.rows, "delivered", dtype=object), np.full(lane.rows, None, dtype=object)
+    for other in others:
+        states[other.lane_row] = other.state
+        reasons[other.lane_row] = other.reason if other.state != "delivered" else None
+        request_ids[other.lane_row] = other.request_id or 0
+    for start in range(0, lane.rows, LANE_BATCH_ROWS):
+        batch = reader.get_batch(lane.batch + start // LANE_BATCH_ROWS)
+        end = start + batch.num_rows
+        numbers = pa.array(request_ids[start:end], mask=request_ids[start:end] == 0)
+        writer.write_batch(
+            _receipts(batch, pa.array(states[start:end], pa.string()), pa.array(reasons[start:end], pa.string()), numbers)
+        )
 
 
 def _receipts(batch: pa.RecordBatch, states: pa.Array, reasons: pa.Array, request_ids: pa.Array) -> pa.RecordBatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken
@@ -83,7 +84,7 @@ class Cipher:
         try:
             self._key_file.parent.mkdir(parents=True, exist_ok=True)
             # Written aside and linked, so that two processes on a first run agree on one whole key.
-            aside = self._key_file.with_name(f"{self._key_file.name}.{os.getpid()}")
+            aside = self._key_file.with_name(f"{self._key_file.name}.{uuid.uuid4().hex}")
             descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(Fernet.generate_key())

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from nami_amp_pipeline.clock import to_text
@@ -186,18 +184,17 @@ def _unprepared(
 
 def _count_from(context: Context, file: str, one: Integration) -> int:
     """Selected events of a segment that reaches across the start of an integration."""
+    import pyarrow as pa  # here, for most of the time it takes to say how things stand would go into the import
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
     table = pq.read_table(context.folder.path(file), columns=["app_id", "event_type", "ingested_at"])
+    selected = pc.is_in(table["event_type"], value_set=pa.array(one.events, pa.string()))
     chosen = pc.and_(
-        pc.and_(pc.equal(table["app_id"], one.app_id), pc.is_in(table["event_type"], value_set=_texts(one.events))),
+        pc.and_(pc.equal(table["app_id"], one.app_id), selected),
         pc.greater_equal(table["ingested_at"].cast("int64"), one.start_from),
     )
     return int(pc.sum(chosen).as_py() or 0)
-
-
-def _texts(values: Sequence[str]) -> Any:
-    import pyarrow as pa
-
-    return pa.array(values, pa.string())
 
 
 def _oldest_in_outboxes(tx: Transaction) -> dict[int, int]:

@@ -10,7 +10,7 @@ CREATE TEMP MACRO whole_ms(moment) AS floor(epoch_us(moment)::DECIMAL(38, 0) / 1
 CREATE TEMP TABLE bodies AS
 WITH events AS (
     SELECT
-        s.row, s.app_id, s.id, s.event_type, s.user_id, s.created_date,
+        s.row, s.id, s.event_type, s.created_date,
         starts_with(s.event_type, 'user.') AS is_user,
         p.properties,
         CASE WHEN starts_with(s.event_type, 'device.') AND trim(as_text(p.device_id), getvariable('spaces')) <> ''
@@ -25,7 +25,7 @@ WITH events AS (
     FROM segment s JOIN properties p USING (row)
 )
 SELECT
-    row, e.app_id, e.id, e.event_type, e.user_id, e.created_date, is_user, device_id,
+    row, device_id,
     concat(
         ',"time":', whole_ms(e.created_date),
         ',"insert_id":', to_json(e.id),

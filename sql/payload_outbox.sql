@@ -1,4 +1,5 @@
--- The outbox in posting order; lane -1 holds what is not posted. Given: decided, shared_devices, lane_counts.
+-- The outbox in posting order; lane -1 holds what is not posted. Given: decided, shared_devices, lane_counts, bodies,
+-- released.
 SELECT
     d.integration_id,
     CASE
@@ -13,12 +14,14 @@ SELECT
             ',{"event_type":', to_json(d.name),
             ',"user_id":' || to_json(d.amplitude_user_id),
             CASE WHEN d.is_history THEN ',"$skip_user_properties_sync":true' END,
-            d.rest
+            coalesce(b.rest, r.rest)
         )
-        WHEN 'waiting' THEN d.rest
+        WHEN 'waiting' THEN coalesce(b.rest, r.rest)
     END AS body
 FROM decided d
-LEFT JOIN lane_counts l USING (integration_id)
+LEFT JOIN bodies b ON b.row = d.row
+LEFT JOIN released r ON r.exception_id = d.exception_id
+LEFT JOIN lane_counts l ON l.integration_id = d.integration_id
 LEFT JOIN shared_devices s ON s.integration_id = d.integration_id AND s.user_id = d.user_id
     AND d.amplitude_user_id IS NULL AND d.state = 'send'
 ORDER BY d.integration_id, lane, d.created_date, d.id;

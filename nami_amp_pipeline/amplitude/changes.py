@@ -11,8 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import sqlalchemy as sa
 
+from nami_amp_pipeline.amplitude.lane import Lane
+from nami_amp_pipeline.amplitude.outbox import OutboxBatch
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import halt
 from nami_amp_pipeline.state.store import Store, Transaction
@@ -153,3 +156,44 @@ class Changes:
 
 def _execute(written: Written, statement: sa.Executable) -> None:
     written.tx.execute(statement)
+
+
+def exception_rows(
+    lane: Lane, batch: OutboxBatch, rows: Sequence[int], origin: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Rows of a lane's record batch as rows of the table ``exceptions``.
+
+    Args:
+        lane: the lane, whose next row is in this record batch.
+        batch: the record batch.
+        rows: numbers in the record batch.
+        origin: the columns that are the same for all of them.
+    """
+    if not rows:
+        return []
+    columns = batch.rows.select(["id", "event_type", "user_id", "identity", "created_date"]).take(
+        pa.array(rows, pa.int64())
+    )
+    return [
+        {
+            **origin,
+            "event_id": event["id"],
+            "event_type": event["event_type"],
+            "user_id": event["user_id"],
+            "identity": event["identity"],
+            "created_date": created,
+            "payload": None,
+            "body": "," + body.decode(),
+            "answer": None,
+            "lane_id": lane.id,
+            "lane_row": lane.base + row,
+            "unknown_since": lane.unknown_since_of(lane.base + row),
+        }
+        for row, event, created, body in zip(
+            rows,
+            columns.select(["id", "event_type", "user_id", "identity"]).to_pylist(),
+            columns["created_date"].cast(pa.int64()).to_pylist(),
+            batch.bodies(rows),
+            strict=True,
+        )
+    ]

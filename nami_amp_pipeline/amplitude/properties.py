@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import duckdb
 import orjson
@@ -16,8 +16,8 @@ from nami_amp_pipeline.compute import literal
 NOT_PROPERTIES = ("id", "event_type", "created_date", "user_id", "device_id", "external_id")
 """Payload fields that are something else of the Amplitude event."""
 
-ADDED = ("namiml_event_category", "namiml_event_subcategory1")
-"""Properties that the pipeline computes; a payload's own of that name gives way."""
+ADDED = {"device": ("namiml_event_category",), "user": ("namiml_event_category", "namiml_event_subcategory1")}
+"""Properties that the pipeline computes, by the first part of the event type; a payload's own of that name gives way."""
 
 CONTAINERS = ("active_entitlements", "customer_journey_state", "devices", "external_ids")
 """Payload fields that Nami documents as arrays or objects; large, so they are looked at only where they are not."""
@@ -67,30 +67,37 @@ def _fast(connection: duckdb.DuckDBPyConnection, category: str) -> None:
     for field, events in rows:
         frequency[field] = events
     columns = _columns(frequency)
-    wanted = [field for field in columns if field not in NOT_PROPERTIES and field not in ADDED]
+    wanted = [field for field in columns if field not in NOT_PROPERTIES and field not in ADDED[category]]
     read = list(dict.fromkeys([*wanted, *NEEDED]))
     known = [*columns, *CONTAINERS]
     connection.register("known_fields", pa.table({"field": pa.array(known, pa.string())}))
     here = f"split_part(event_type, '.', 1) = {literal(category)}"
-    containers = "[" + ", ".join(literal(f"$.{field}") for field in CONTAINERS) + "]"
-    connection.execute(
-        f"""
-        CREATE OR REPLACE TEMP TABLE odd_shapes AS
-        SELECT DISTINCT fields FROM shapes
-        WHERE category = {literal(category)} AND (
+    connection.execute("CREATE OR REPLACE TEMP TABLE odd (row BIGINT)")
+    odd_shapes = connection.execute(
+        """
+        SELECT DISTINCT fields FROM shapes WHERE category = ? AND (
             len(fields) <> len(list_distinct(fields))
             OR NOT list_has_all((SELECT list(field) FROM known_fields), fields)
-        );
-        CREATE OR REPLACE TEMP TABLE odd AS
-        SELECT row FROM selected_events
-        WHERE {here} AND (
-            json_keys(payload) IN (FROM odd_shapes)
-            OR len(list_filter(json_type(payload, {containers}),
+        )
+        """,
+        [category],
+    ).fetchall()
+    if odd_shapes:
+        connection.register("odd_shapes", pa.table({"fields": pa.array([fields for (fields,) in odd_shapes])}))
+        connection.execute(
+            f"INSERT INTO odd SELECT row FROM selected_events WHERE {here} AND json_keys(payload) IN (FROM odd_shapes)"  # noqa: S608
+        )
+    present = [field for field in CONTAINERS if field in frequency]
+    if present:
+        paths = "[" + ", ".join(literal(f"$.{field}") for field in present) + "]"
+        connection.execute(
+            f"""
+            INSERT INTO odd SELECT row FROM selected_events
+            WHERE {here} AND len(list_filter(json_type(payload, {paths}),
                 lambda kind: kind IS NOT NULL AND kind NOT IN ('ARRAY', 'OBJECT', 'NULL'))) > 0
-        );
-        INSERT INTO slow FROM odd;
-        """  # noqa: S608
-    )
+            """  # noqa: S608
+        )
+    connection.execute("INSERT INTO slow SELECT DISTINCT row FROM odd")
     structure = orjson.dumps(dict.fromkeys(read, "JSON")).decode()
     texts = ", ".join(
         f"CASE WHEN is_scalar({_field(field)}) THEN {literal(orjson.dumps(field).decode() + ':')} || {_field(field)} END"
@@ -128,26 +135,27 @@ def _columns(frequency: Counter[str]) -> list[str]:
 
 def _slow(connection: duckdb.DuckDBPyConnection) -> None:
     rows = connection.execute(
-        "SELECT row, json_extract(payload, '$')::VARCHAR FROM selected_events SEMI JOIN slow USING (row)"
+        "SELECT row, split_part(event_type, '.', 1), json_extract(payload, '$')::VARCHAR "
+        "FROM selected_events SEMI JOIN slow USING (row)"
     ).fetchall()
     if not rows:
         return
     texts: dict[str, list[str | int | None]] = {"row": [], "properties": [], **{field: [] for field in NEEDED}}
-    for row, payload in rows:
+    for row, category, payload in rows:
         fields = json.loads(payload)
         texts["row"].append(row)
-        texts["properties"].append(_properties(fields.items()))
+        texts["properties"].append(_properties(fields.items(), ADDED[category]))
         for field in NEEDED:
             texts[field].append(_text(fields[field]) if field in fields else None)
     connection.register("slow_properties", pa.table(texts))
     connection.execute(f"INSERT INTO properties SELECT row, properties, {', '.join(NEEDED)} FROM slow_properties")  # noqa: S608
 
 
-def _properties(fields: Iterable[tuple[str, object]]) -> str:
+def _properties(fields: Iterable[tuple[str, object]], added: Sequence[str]) -> str:
     kept = {
         name: value
         for name, value in fields
-        if name not in NOT_PROPERTIES and name not in ADDED and _is_scalar(value)
+        if name not in NOT_PROPERTIES and name not in added and _is_scalar(value)
     }
     return _text(kept)[1:-1]
 

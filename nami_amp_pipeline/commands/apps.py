@@ -26,7 +26,9 @@ def list_apps(invocation: Invocation, as_json: bool) -> None:
     from nami_amp_pipeline.state import tables
 
     counted = (
-        sa.select(tables.apps.c.app_id, tables.apps.c.plan, tables.apps.c.watermark, sa.func.count(tables.integrations.c.id))
+        sa.select(
+            tables.apps.c.app_id, tables.apps.c.plan, tables.apps.c.watermark, sa.func.count(tables.integrations.c.id)
+        )
         .outerjoin(tables.integrations, tables.integrations.c.app_id == tables.apps.c.app_id)
         .group_by(tables.apps.c.app_id, tables.apps.c.plan, tables.apps.c.watermark)
         .order_by(tables.apps.c.app_id)

@@ -12,8 +12,12 @@ from nami_amp_pipeline.errors import Misconfigured
 
 
 @click.command()
-@click.option("--users", type=click.IntRange(1), default=2000, show_default=True, help="How many subscribers to make up.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Where the local Amplitude listens; a free port by default.")
+@click.option(
+    "--users", type=click.IntRange(1), default=2000, show_default=True, help="How many subscribers to make up."
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="Where the local Amplitude listens; a free port by default."
+)
 @click.option("--serve", is_flag=True, help="Keep the local Amplitude running afterwards, to look around.")
 @click.pass_obj
 def demo(invocation: Invocation, users: int, port: int | None, serve: bool) -> int:
@@ -32,8 +36,8 @@ def demo(invocation: Invocation, users: int, port: int | None, serve: bool) -> i
 def sandbox(port: int, journal: Path | None) -> None:
     """Start a local Amplitude to develop against.
 
-    It is as strict as Amplitude's documentation, takes any API key but those that begin with "invalid", and shows what it
-    received on a page. Ctrl-C ends it.
+    It is as strict as Amplitude's documentation, takes any API key, and shows what it received on a page. Ctrl-C ends
+    it.
     """
     from nami_amp_pipeline.amplitude.sandbox import Sandbox, serve
 

@@ -1,4 +1,4 @@
-"""What all commands share: settings and store opened when asked for, one line for every error, one object for --json."""
+"""What all commands share: settings and store when asked for, one line for each error, one object for --json."""
 
 from __future__ import annotations
 
@@ -117,7 +117,9 @@ class Invocation:
         if not text.strip() and Path(".env").is_file():
             text = dotenv_values(".env").get(variable) or ""
         if not text.strip():
-            raise Misconfigured(f"environment variable {variable} is not set: put the key in it, never on the command line")
+            raise Misconfigured(
+                f"environment variable {variable} is not set: put the key in it, never on the command line"
+            )
         self.secrets.append(text.strip())
         return text.strip()
 
@@ -151,12 +153,12 @@ class Front(click.Group):
             sys.stdout.flush()
         sys.exit(status)
 
-    def _run(self, invocation: Invocation, arguments: list[str], complete_var: str | None, extra: dict[str, Any]) -> int:
+    def _run(
+        self, invocation: Invocation, arguments: list[str], complete_var: str | None, extra: dict[str, Any]
+    ) -> int:
         message, status = "", 1
         try:
-            result = super().main(
-                arguments, "nami-amp", complete_var, standalone_mode=False, obj=invocation, **extra
-            )
+            result = super().main(arguments, "nami-amp", complete_var, standalone_mode=False, obj=invocation, **extra)
             return result if isinstance(result, int) else 0
         except click.exceptions.NoArgsIsHelpError as help_wanted:
             click.echo(help_wanted.format_message())
@@ -164,8 +166,8 @@ class Front(click.Group):
         except (click.Abort, KeyboardInterrupt):
             return 130
         except click.UsageError as error:
-            about = f"; '{error.ctx.command_path} --help' tells more" if error.ctx else ""
-            message, status = f"{error.format_message().rstrip('.')}{about}", 2
+            about = f" ('{error.ctx.command_path} --help' tells more)" if error.ctx else ""
+            message, status = f"{error.format_message()}{about}", 2
         except Misconfigured as error:
             message, status = str(error), 2
         except (click.ClickException, NamiAmpError) as error:
@@ -202,13 +204,17 @@ json_option: Callable[[Any], Any] = click.option(
 )
 
 
-def integration_keys(names: Sequence[str]) -> list[str]:
-    """The integrations that arguments name: ``APP/NAME``, or ``APP NAME``.
+def integration_keys(names: Sequence[str], *, in_two_words: bool = False) -> list[str]:
+    """The integrations that arguments name as ``APP/NAME``.
+
+    Args:
+        names: as given.
+        in_two_words: whether ``APP NAME`` will do, as ``integrations add`` takes it.
 
     Raises:
-        Misconfigured: it is neither.
+        Misconfigured: one is not of that form.
     """
-    if len(names) == 2 and not any("/" in name for name in names):
+    if in_two_words and len(names) == 2 and not any("/" in name for name in names):
         return ["/".join(names)]
     for name in names:
         if name.count("/") != 1:

@@ -19,7 +19,9 @@ _PIPE_COLUMNS = 100
 def console(*, stderr: bool = False) -> Console:
     """Where tables go; what stands in them is never markup."""
     is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False, width=None if is_terminal else _PIPE_COLUMNS)
+    return Console(
+        stderr=stderr, markup=False, highlight=False, emoji=False, width=None if is_terminal else _PIPE_COLUMNS
+    )
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> None:

@@ -4,8 +4,6 @@ Each does what the job ``micro_batch`` does, for its own partitions: what is new
 partition that a micro-batch works on at the moment is left to that.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -20,6 +18,7 @@ from nami_amp_pipeline.defs.partitions import app_integrations, nami_apps
 from nami_amp_pipeline.defs.resources import Pipeline
 from nami_amp_pipeline.defs.schemas import definition_metadata
 from nami_amp_pipeline.defs.stopping import graceful, interruptible_wire
+from nami_amp_pipeline.defs.unsettled import unsettled
 from nami_amp_pipeline.pipeline import capture_apps, deliver_integrations, prepare_integrations, snapshot_apps
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
 
@@ -28,7 +27,7 @@ CODE_VERSION: Final = "1"
 
 
 def _asset(name: str, partitions: dg.PartitionsDefinition, kinds: set[str], *deps: str) -> Callable[..., Any]:
-    return dg.asset(
+    options: dict[str, Any] = dict(
         name=name,
         deps=list(deps),
         partitions_def=partitions,
@@ -42,6 +41,9 @@ def _asset(name: str, partitions: dg.PartitionsDefinition, kinds: set[str], *dep
         description=DESCRIPTIONS[name],
         metadata=definition_metadata(name),
     )
+    with unsettled():  # backfill_policy
+        decorate: Callable[..., Any] = dg.asset(**options)
+        return decorate
 
 
 @_asset("nami_events", nami_apps, {"duckdb", "parquet"})

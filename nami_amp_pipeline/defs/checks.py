@@ -1,8 +1,5 @@
 """What must hold of a partition after a run; cheap enough to look at each time."""
 
-from __future__ import annotations
-
-import warnings
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
@@ -11,6 +8,7 @@ import dagster as dg
 from nami_amp_pipeline.defs.partitions import app_integrations
 from nami_amp_pipeline.defs.resources import Pipeline
 from nami_amp_pipeline.defs.tick import Tick
+from nami_amp_pipeline.defs.unsettled import unsettled
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
 from nami_amp_pipeline.status import IntegrationStatus, status
 
@@ -111,7 +109,5 @@ def _checks() -> tuple[dg.AssetChecksDefinition, ...]:
     return conservation, lag
 
 
-with warnings.catch_warnings():
-    # Checks by partition are new in Dagster and say so each time; the version is pinned.
-    warnings.simplefilter("ignore")
+with unsettled():  # checks by partition
     asset_checks = _checks()

@@ -4,8 +4,6 @@ A run for each partition would cost seconds before it did anything. So four ops 
 materialization for each partition that they moved, and for no other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast

@@ -93,7 +93,7 @@ class Pipeline:
             self._context = None
 
 
-class PipelineResource(dg.ConfigurableResourceFactory[Pipeline]):
+class PipelineResource(dg.ConfigurableResource[Pipeline]):
     """The pipeline as ``NAMI_AMP_…`` in the environment (or ``.env``) describes it.
 
     It has no fields: what it needs are addresses and keys, which have no place in run config, and are read inside the

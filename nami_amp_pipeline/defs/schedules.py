@@ -1,7 +1,5 @@
 """When micro-batches start."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from typing import Final
 

@@ -1,7 +1,5 @@
 """Keeps the partitions in step with the integrations, without a reload."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from nami_amp_pipeline.defs.partitions import missing_partitions, orphaned_partitions

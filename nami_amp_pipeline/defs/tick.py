@@ -130,6 +130,8 @@ class Tick:
                     "watermark": to_text(now.watermark),
                     "lag_seconds": round(now.lag_seconds, 3),
                     "error": self._error(one, now),
+                    "state": now.state,
+                    "pending_by": now.pending_by,
                 }
             )
         return rows

@@ -20,6 +20,8 @@ from nami_amp_pipeline.clock import Clock, micros
 from nami_amp_pipeline.errors import Busy, LostLease, Misconfigured, StoreUnavailable
 from nami_amp_pipeline.state import tables
 
+_LEASES_AT_A_TIME = 500
+
 Transaction = Connection
 """A SQLAlchemy connection inside a transaction that commits when its ``with`` block ends well."""
 
@@ -50,7 +52,7 @@ class Store:
     url: str = field(repr=False)
     clock: Clock
     lease_seconds: float = 120.0
-    owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}")
+    owner: str = field(default_factory=new_owner)
 
     def __post_init__(self) -> None:
         self.is_sqlite = self.url.startswith("sqlite")
@@ -107,34 +109,56 @@ class Store:
                 raise  # ours: a bug, not the store's state
             raise StoreUnavailable(f"state store: {_one_line(error)}") from None
 
-    def confirm(self, tx: Transaction, under: Iterable[Lease]) -> None:
+    def confirm(self, tx: Transaction, under: Iterable[Lease], *, expires_at: int | None = None) -> None:
         """Prolongs leases inside a transaction.
 
         Raises:
             LostLease: one of them is somebody else's by now.
         """
-        for lease in under:
-            ours = tx.execute(
-                sa.update(tables.leases)
-                .where(
-                    tables.leases.c.name == lease.name,
-                    tables.leases.c.owner == self.owner,
-                    tables.leases.c.fence == lease.fence,
-                )
-                .values(expires_at=micros(self.clock) + int(self.lease_seconds * 1e6))
+        for lease in self.lost(tx, list(under), expires_at=expires_at):
+            raise LostLease(f"another process took {lease.name} over")
+
+    def lost(self, tx: Transaction, under: Sequence[Lease], *, expires_at: int | None = None) -> list[Lease]:
+        """Prolongs those leases that are still ours inside a transaction, and returns the others."""
+        if expires_at is None:
+            expires_at = micros(self.clock) + int(self.lease_seconds * 1e6)
+        table = tables.leases
+        gone: list[Lease] = []
+        for start in range(0, len(under), _LEASES_AT_A_TIME):
+            some = under[start : start + _LEASES_AT_A_TIME]
+            mine = sa.and_(table.c.owner == self.owner, table.c.name.in_([lease.name for lease in some]))
+            ours = dict(
+                tx.execute(sa.select(table.c.name, table.c.fence).where(mine).with_for_update()).tuples().all()
             )
-            if ours.rowcount != 1:
-                raise LostLease(f"another process took {lease.name} over")
+            kept = [lease.name for lease in some if ours.get(lease.name) == lease.fence]
+            gone += [lease for lease in some if ours.get(lease.name) != lease.fence]
+            if kept:
+                tx.execute(sa.update(table).where(mine, table.c.name.in_(kept)).values(expires_at=expires_at))
+        return gone
+
+    def expiry(self, lease: Lease) -> int | None:
+        """Until when a lease of ours holds; None where it is somebody else's."""
+        table = tables.leases
+        with self.begin() as tx:
+            found: int | None = tx.execute(
+                sa.select(table.c.expires_at).where(
+                    table.c.name == lease.name, table.c.owner == self.owner, table.c.fence == lease.fence
+                )
+            ).scalar()
+        return found
 
     def acquire(self, names: Sequence[str]) -> dict[str, Lease]:
-        """Takes the leases that are free, in one transaction; those that others hold are left out."""
+        """Takes the leases that are free, in one transaction; those that others hold are left out.
+
+        Free is also what a process of this machine held that has ended without giving it back.
+        """
         now = micros(self.clock)
         taken: dict[str, Lease] = {}
         with self.begin() as tx:
             known = {row.name: row for row in tx.execute(sa.select(tables.leases).with_for_update())}
             for name in names:
                 row = known.get(name)
-                if row is not None and row.owner != self.owner and row.expires_at > now:
+                if row is not None and row.owner != self.owner and row.expires_at > now and not has_ended(row.owner):
                     continue
                 lease = Lease(name, (row.fence if row is not None else 0) + 1)
                 values = {"owner": self.owner, "fence": lease.fence, "expires_at": now + int(self.lease_seconds * 1e6)}
@@ -217,6 +241,38 @@ class Store:
     def close(self) -> None:
         """Closes all connections."""
         self.engine.dispose()
+
+
+def new_owner() -> str:
+    """A name for this process, by which others of the same machine can tell whether it still runs."""
+    pid = os.getpid()
+    return f"{_machine()}|{pid}|{_started(pid) or ''}|{uuid.uuid4().hex[:8]}"
+
+
+def has_ended(owner: str) -> bool:
+    """Whether the process of that name has ended for certain: a process of another machine never has."""
+    parts = owner.split("|")
+    if len(parts) != 4 or parts[0] != _machine() or not parts[1].isdigit() or not parts[2]:
+        return False
+    return _started(int(parts[1])) != parts[2]
+
+
+def _machine() -> str:
+    """This machine since it was started, and the part of it whose process numbers these are (Linux)."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()}:{boot}:{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return f"{socket.gethostname()}:"
+
+
+def _started(pid: int) -> str | None:
+    """When a process was started, as the kernel counts; None where there is none, or only its remains."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else fields[19]
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

@@ -1,0 +1,178 @@
+"""``nami-amp dead-letters``: the events that Amplitude will not get, why, and a second try."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nami_amp_pipeline.commands.frame import Invocation, integration_keys, json_option, parse_time
+
+if TYPE_CHECKING:
+    from nami_amp_pipeline.dead_letters import Filter
+
+
+@click.group(name="dead-letters")
+def dead_letters() -> None:
+    """Look at the events that could not be delivered, and send them again.
+
+    A dead letter is an event that Amplitude refused, or that could not be made into one of Amplitude's.
+    """
+
+
+def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--until", metavar="TIME", help="… and before then."),
+        click.option("--since", metavar="TIME", help="Those that became dead letters at or after this time."),
+        click.option("--reason", "reasons", multiple=True, metavar="REASON", help="Only of this reason."),
+        click.option("--integration", "integrations", multiple=True, metavar="APP/NAME", help="Only of this one."),
+    ):
+        command = option(command)
+    return command
+
+
+def _filter(
+    invocation: Invocation,
+    ids: tuple[str, ...],
+    integrations: tuple[str, ...],
+    reasons: tuple[str, ...],
+    since: str | None,
+    until: str | None,
+) -> Filter:
+    from nami_amp_pipeline.dead_letters import Filter
+    from nami_amp_pipeline.state.integrations import all_integrations
+
+    keys = integration_keys(integrations)
+    all_integrations(invocation.store, keys)
+    return Filter(
+        ids,
+        keys,
+        reasons,
+        parse_time(since, "--since") if since else None,
+        parse_time(until, "--until") if until else None,
+    )
+
+
+@dead_letters.command(name="list")
+@_filters
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="The newest so many.")
+@json_option
+@click.pass_obj
+def list_dead_letters(
+    invocation: Invocation,
+    integrations: tuple[str, ...],
+    reasons: tuple[str, ...],
+    since: str | None,
+    until: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Show the dead letters, the newest first."""
+    from nami_amp_pipeline import dead_letters as letters
+    from nami_amp_pipeline.commands import screen
+
+    which = _filter(invocation, (), integrations, reasons, since, until)
+    found, total = letters.find(invocation.store, which, limit)
+    if as_json:
+        invocation.answer({"total": total, "dead_letters": [letter.to_json() for letter in found]})
+    elif found:
+        screen.table(
+            ("No.", "Integration", "Reason", "Event", "Type", "At"),
+            [
+                (
+                    letter.id,
+                    letter.integration,
+                    letter.reason,
+                    letter.event_id,
+                    letter.event_type,
+                    screen.moment(letter.at),
+                )
+                for letter in found
+            ],
+            right=("No.",),
+        )
+        if total > len(found):
+            click.echo(f"… and {total - len(found):,} older ones (--limit).")
+    else:
+        click.echo("No dead letters.")
+
+
+@dead_letters.command()
+@click.argument("id")
+@json_option
+@click.pass_obj
+def show(invocation: Invocation, id: str, as_json: bool) -> None:  # noqa: A002 - the name of the argument in --help
+    """Show one dead letter whole: the event, why it was refused, and Amplitude's answer.
+
+    ID is its number in the list, or the event's id.
+    """
+    from nami_amp_pipeline import dead_letters as letters
+    from nami_amp_pipeline.clock import to_text
+    from nami_amp_pipeline.commands import screen
+
+    found = letters.show(invocation.store, id)
+    if as_json:
+        whole = [{**letter.to_json(), "body": letter.body, "payload": letter.payload} for letter in found]
+        invocation.answer(whole[0] if len(whole) == 1 else {"dead_letters": whole})
+        return
+    for letter in found:
+        screen.facts(
+            {
+                "No.": letter.id,
+                "Integration": letter.integration,
+                "Reason": letter.reason,
+                "Event": letter.event_id,
+                "Type": letter.event_type,
+                "Nami user": letter.user_id,
+                "Created": to_text(letter.created_date),
+                "Dead since": to_text(letter.at),
+                "First sent": to_text(letter.first_sent) or "never",
+                "Run": letter.run_id,
+                "Answer": letter.answer,
+                "Amplitude event": letter.body,
+                "Nami payload": letter.payload,
+            }
+        )
+
+
+@dead_letters.command()
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@_filters
+@click.option("--all", "everything", is_flag=True, help="All dead letters.")
+@click.option(
+    "--force", is_flag=True, help="Also those first sent over 7 days ago; Amplitude may then count one twice."
+)
+@json_option
+@click.pass_obj
+def retry(
+    invocation: Invocation,
+    ids: tuple[str, ...],
+    integrations: tuple[str, ...],
+    reasons: tuple[str, ...],
+    since: str | None,
+    until: str | None,
+    everything: bool,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Send dead letters again, with the next run.
+
+    They keep their content and their insert id, so that Amplitude recognises one that it has already. Name them by
+    number or event id, or choose by reason, integration or time.
+    """
+    from nami_amp_pipeline import dead_letters as letters
+
+    if not (ids or integrations or reasons or since or until or everything):
+        raise click.UsageError(
+            "Name dead letters, choose some by an option, or give --all", click.get_current_context()
+        )
+    which = _filter(invocation, ids, integrations, reasons, since, until)
+    done = letters.retry(invocation.store, which, force=force)
+    if as_json:
+        invocation.answer({"retried": done.retried, "refused": dict(done.refused)})
+    else:
+        click.echo(f"{done.retried:,} dead letter{'s' if done.retried != 1 else ''} will be sent with the next run.")
+    for why, count in done.refused.items():
+        invocation.complain(f"{count:,} not retried: {why}")
+    return 1 if done.refused else 0

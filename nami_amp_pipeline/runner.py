@@ -1,0 +1,181 @@
+"""Runs one micro-batch through Dagster in this process, so that it stands in the same history as the scheduled ones."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import dagster as dg
+from dagster import DagsterExecutionInterruptedError
+
+from nami_amp_pipeline.defs.jobs import micro_batch
+from nami_amp_pipeline.defs.resources import Pipeline
+from nami_amp_pipeline.defs.tick import Tick
+from nami_amp_pipeline.errors import Halted, Misconfigured, NamiAmpError
+from nami_amp_pipeline.settings import Settings
+
+CODE_LOCATION: Final = "nami_amp_pipeline"
+
+DAGSTER_YAML: Final = """\
+# Dagster's settings for one machine, made by nami-amp; its storage is this folder. Change it as you like.
+telemetry: {enabled: false}
+compute_logs: {module: dagster._core.storage.noop_compute_log_manager, class: NoOpComputeLogManager}
+concurrency:
+  runs:
+    max_concurrent_runs: 2
+    tag_concurrency_limits:
+      - {key: nami/job, value: micro_batch, limit: 1}
+run_queue: {dequeue_interval_seconds: 1}
+run_monitoring: {enabled: true, start_timeout_seconds: 180, max_runtime_seconds: 3600, poll_interval_seconds: 60}
+run_retries: {enabled: true, max_retries: 1, retry_on_asset_or_op_failure: false}
+scheduler: {module: dagster._core.scheduler, class: DagsterDaemonScheduler, config: {max_catchup_runs: 0}}
+retention:
+  schedule: {purge_after_days: 14}
+  sensor: {purge_after_days: {skipped: 2, failure: 30, success: 14}}
+"""
+"""The same as ``dagster.yaml`` of a clone, for where there is none."""
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What one micro-batch did.
+
+    Attributes:
+        run_id: Dagster's; the run's page is ``/runs/<run_id>``.
+        integrations: one object each, as ``nami-amp run --json`` prints them. ``captured``, ``delivered``, ``skipped``
+            and ``dead_letters`` are of this run; ``pending``, ``watermark`` and ``lag_seconds`` are as of its end.
+        problems: a line for each thing that kept events from being delivered; empty if all is well.
+        error: what a stage could not get past, such as a warehouse that cannot be read. What the other stages could do
+            was done all the same.
+    """
+
+    run_id: str
+    integrations: list[dict[str, Any]]
+    problems: list[str]
+    error: NamiAmpError | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything that can be delivered was."""
+        return not self.problems and not any(one["error"] for one in self.integrations)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of ``run --json``."""
+        return {"run_id": self.run_id, "integrations": self.integrations}
+
+
+def run_micro_batch(
+    settings: Settings, integrations: Sequence[str] | None = None, *, verbose: bool = False
+) -> RunReport:
+    """Runs one micro-batch and waits for it.
+
+    Args:
+        settings: what was set.
+        integrations: ``<app_id>/<name>`` of those to work for; None for all that are switched on.
+        verbose: whether the run's log goes to standard error.
+
+    Returns:
+        What was done, also where an integration or a stage failed.
+
+    Raises:
+        Misconfigured: a setting cannot be used, or one of the integrations is unknown; nothing was run.
+        StoreUnavailable: the state store cannot be read or written.
+        KeyboardInterrupt: somebody asked this process to end; what was under way is recorded.
+    """
+    run_id = str(uuid.uuid4())
+    pipeline = Pipeline(settings, run_id)
+    try:
+        Tick.begin(pipeline.open(), integrations)  # unknown names and a missing store are no failed run
+        with dagster_instance(settings) as instance:
+            _execute(instance, pipeline, run_id, integrations, verbose)
+        tick = pipeline.last_tick
+        if pipeline.error is not None or tick is None:
+            raise pipeline.error or Halted(f"run {run_id} did not begin")
+        return RunReport(run_id, tick.report(), tick.problems(), tick.troubles[0][1] if tick.troubles else None)
+    finally:
+        pipeline.close()
+
+
+def _execute(
+    instance: dg.DagsterInstance, pipeline: Pipeline, run_id: str, integrations: Sequence[str] | None, verbose: bool
+) -> None:
+    try:
+        micro_batch.execute_in_process(
+            run_config={
+                "integrations": list(integrations or ()),
+                "console_log_level": "INFO" if verbose else "CRITICAL",
+            },
+            instance=instance,
+            resources={"pipeline": pipeline},
+            run_id=run_id,
+            # Makes the run stand on the job's page too, which shows those of its code location only.
+            tags={".dagster/repository": f"__repository__@{CODE_LOCATION}", "nami/from": "nami-amp run"},
+        )
+    except dg.Failure:
+        return  # the tick, or the pipeline, knows what it was
+    except DagsterExecutionInterruptedError:
+        raise KeyboardInterrupt from None
+
+
+def dagster_home(settings: Settings) -> Path:
+    """Where Dagster's history is: ``DAGSTER_HOME``, or a folder under the pipeline's home."""
+    return Path(os.environ.get("DAGSTER_HOME") or settings.home / "dagster").absolute()
+
+
+@contextmanager
+def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
+    """Opens Dagster's history, making it where it is missing.
+
+    Raises:
+        Misconfigured: ``DAGSTER_HOME`` is no folder, or its ``dagster.yaml`` cannot be used.
+        Halted: the folder cannot be written.
+    """
+    home = dagster_home(settings)
+    if os.environ.get("DAGSTER_HOME"):
+        if not home.is_dir():
+            raise Misconfigured(f"DAGSTER_HOME is {home}, which is not a folder")
+    else:
+        _make_home(home)
+    with _alone(home):
+        instance = _open(home)
+    with instance:
+        yield instance
+
+
+def _open(home: Path) -> dg.DagsterInstance:
+    try:
+        instance = dg.DagsterInstance.from_config(str(home))
+    except (dg.DagsterInvalidConfigError, dg.DagsterInvariantViolationError) as error:
+        raise Misconfigured(f"{home / 'dagster.yaml'} cannot be used: {' '.join(str(error).split())[:300]}") from None
+    instance.get_runs_count()  # the tables are made on first use, which must not happen twice at once
+    return instance
+
+
+def _make_home(home: Path) -> None:
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if not (home / "dagster.yaml").exists():
+            aside = home / f"dagster.yaml.{os.getpid()}"
+            aside.write_text(DAGSTER_YAML)
+            aside.rename(home / "dagster.yaml")
+    except OSError as error:
+        raise Halted(f"cannot write to {home}: {error.strerror}") from None
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Lets one process at a time make the tables: two at once leave a history that Dagster refuses to open."""
+    try:
+        file = (home / ".nami-amp.lock").open("w")
+    except OSError:
+        yield  # a home that is only read was made by somebody else before
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
