@@ -137,10 +137,10 @@ def _find_fresh(
         }
     )
     connection.register("positions", positions)
-    connection.execute(f"CREATE TEMP VIEW source AS SELECT * FROM {source.relation}")
+    connection.execute(f"CREATE TEMP VIEW source AS SELECT * FROM {source.relation}")  # noqa: S608
     known = _captured_files(context)
     connection.execute(
-        f"CREATE TEMP VIEW ledger AS SELECT app_id, id FROM read_parquet({files(known)})"
+        f"CREATE TEMP VIEW ledger AS SELECT app_id, id FROM read_parquet({files(known)})"  # noqa: S608
         if known
         else "CREATE TEMP VIEW ledger AS SELECT ''::VARCHAR AS app_id, ''::VARCHAR AS id WHERE false"
     )
@@ -150,7 +150,8 @@ def _find_fresh(
     upper = 2**62
     if total > limit:
         upper = _scalar(
-            connection, f"SELECT ingested_at FROM fresh ORDER BY ingested_at LIMIT 1 OFFSET {limit - 1}"  # noqa: S608
+            connection,
+            f"SELECT ingested_at FROM fresh ORDER BY ingested_at LIMIT 1 OFFSET {limit - 1}",  # noqa: S608
         )
         connection.execute(f"DELETE FROM fresh WHERE ingested_at > {upper}")  # noqa: S608
         total = _scalar(connection, "SELECT count(*) FROM fresh")
@@ -205,7 +206,9 @@ def _is_json(text: str) -> bool:
 
 
 def _summary(connection: duckdb.DuckDBPyConnection, context: Context, name: str) -> dict[str, Captured]:
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW segment AS FROM read_parquet({files([context.folder.path(name)])})")
+    connection.execute(
+        f"CREATE OR REPLACE TEMP VIEW segment AS FROM read_parquet({files([context.folder.path(name)])})"
+    )
     apps: dict[str, Captured] = {}
     for app_id, event_type, rows, malformed, first, last, oldest, newest in connection.execute(
         sql("segment_summary")
@@ -249,10 +252,8 @@ def _commit(
     with context.store.begin(under=leases.values()) as tx:
         for name, rows, apps in summaries:
             segment_id = tx.execute(
-                sa.insert(tables.segments).values(
-                    file=name, rows=rows, captured_at=started, run_id=context.run_id
-                )
-            ).inserted_primary_key[0]
+                sa.insert(tables.segments).values(file=name, rows=rows, captured_at=started, run_id=context.run_id)
+            ).inserted_primary_key[0]  # type: ignore[index]
             for app_id, part in apps.items():
                 tx.execute(
                     sa.insert(tables.segment_apps).values(
@@ -275,7 +276,9 @@ def _commit(
             update=["max_ingested_at"],
         )  # fmt: skip
         # Of the notes that are old enough only the newest matters from here on.
-        newest = sa.select(sa.func.max(observations.c.observed_at)).where(observations.c.observed_at <= started - window)
+        newest = sa.select(sa.func.max(observations.c.observed_at)).where(
+            observations.c.observed_at <= started - window
+        )
         tx.execute(sa.delete(observations).where(observations.c.observed_at < newest.scalar_subquery()))
     context.step("capture.committed")
     return captured
@@ -300,7 +303,10 @@ def _advance(
         .values(
             frontier=sa.func.coalesce(sa.bindparam("reached", type_=sa.BigInteger), table.c.frontier),
             watermark=sa.case(
-                (sa.or_(table.c.watermark.is_(None), table.c.watermark < seen), sa.func.coalesce(seen, table.c.watermark)),
+                (
+                    sa.or_(table.c.watermark.is_(None), table.c.watermark < seen),
+                    sa.func.coalesce(seen, table.c.watermark),
+                ),
                 else_=table.c.watermark,
             ),
         ),

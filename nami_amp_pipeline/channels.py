@@ -40,7 +40,8 @@ class ChannelOpener:
         """The integrations that have an outbox that is not done, or events that wait."""
         boxes, exceptions = tables.outboxes, tables.exceptions
         with self._context.store.begin() as tx:
-            ids = set(tx.execute(sa.select(boxes.c.integration_id).where(boxes.c.done_at.is_(None)).distinct()).scalars())
+            open_boxes = sa.select(boxes.c.integration_id).where(boxes.c.done_at.is_(None)).distinct()
+            ids = set(tx.execute(open_boxes).scalars())
             held = sa.select(exceptions.c.integration_id).where(exceptions.c.state == "held").distinct()
             return ids | set(tx.execute(held).scalars())
 
@@ -63,8 +64,8 @@ class ChannelOpener:
         table, pauses = tables.exceptions, tables.pauses
         now = context.now()
         with context.store.begin() as tx:
-            held = sa.select(table.c.identity).where(table.c.integration_id == one.id, table.c.state == "held").distinct()
-            waiting = tx.execute(held).scalars().all()
+            held = sa.and_(table.c.integration_id == one.id, table.c.state == "held")
+            waiting = tx.execute(sa.select(table.c.identity).where(held).distinct()).scalars().all()
             until = dict(
                 tx.execute(sa.select(pauses.c.identity, pauses.c.until).where(pauses.c.integration_id == one.id))
                 .tuples()
@@ -105,7 +106,7 @@ class ChannelOpener:
             if any(row.next_row < row.rows for row in rows):
                 self.shelf.batch(box.file, rows[0].batch)
         except (OSError, pa.ArrowException) as error:
-            raise Halted(f"outbox {box.file} cannot be read ({type(error).__name__}); nothing of it was posted") from None
+            raise Halted(f"outbox {box.file} cannot be read: {type(error).__name__}") from None
         channel.load(
             box.id,
             box.segment_id,

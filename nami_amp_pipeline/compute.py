@@ -13,7 +13,6 @@ import pyarrow as pa
 from nami_amp_pipeline.errors import Halted
 from nami_amp_pipeline.settings import Settings
 
-
 SPACES = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 """What counts as surrounding space of an id: all that Unicode calls so."""
 

@@ -11,13 +11,13 @@ import pyarrow as pa
 from nami_amp_pipeline.amplitude.answers import Outcome
 from nami_amp_pipeline.amplitude.attempt import Attempt, Delivered
 from nami_amp_pipeline.amplitude.channel import Channel
+from nami_amp_pipeline.amplitude.endpoints import Endpoints
 from nami_amp_pipeline.amplitude.transport import HttpAnswer, HttpTransport, NoAnswer
 from nami_amp_pipeline.amplitude.wire import MAX_REQUESTS, ThreadedWire, Wire
+from nami_amp_pipeline.channels import ChannelOpener
 from nami_amp_pipeline.clock import micros
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.amplitude.endpoints import Endpoints
 from nami_amp_pipeline.errors import Halted, Misconfigured, NamiAmpError, StoreUnavailable
-from nami_amp_pipeline.channels import ChannelOpener
 from nami_amp_pipeline.receipts import finish_outbox
 from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline.state.store import Lease
@@ -170,8 +170,8 @@ class _Run:
                 self._endpoints.left(channel.target.endpoint, failed=False)
                 continue
             verdict = channel.finish(attempt, answer, now)
-            unreachable = verdict.outcome is Outcome.AGAIN and not verdict.whole_project and verdict.reason != "throttled"
-            self._endpoints.left(channel.target.endpoint, failed=unreachable)
+            failed = verdict.outcome is Outcome.AGAIN and not verdict.whole_project and verdict.reason != "throttled"
+            self._endpoints.left(channel.target.endpoint, failed=failed)
             self._changed[channel.id] = channel
             touched[channel.id] = channel
             self._enqueue(channel)
@@ -203,11 +203,11 @@ class _Run:
 
     def _start(self, now: int) -> list[tuple[Channel, Attempt]]:
         while self._wakes and self._wakes[0][0] <= now:
-            at, integration_id = heappop(self._wakes)
-            if self._wake_of.get(integration_id) == at:
-                del self._wake_of[integration_id]
-                if integration_id in self._channels:
-                    self._enqueue(self._channels[integration_id])
+            woken_at, woken = heappop(self._wakes)
+            if self._wake_of.get(woken) == woken_at:
+                del self._wake_of[woken]
+                if woken in self._channels:
+                    self._enqueue(self._channels[woken])
         starting: list[tuple[Channel, Attempt]] = []
         while len(self._under_way) + len(starting) < MAX_REQUESTS and self._bytes < MAX_BYTES_UNDER_WAY:
             integration_id = self._endpoints.next()
@@ -269,7 +269,9 @@ class _Run:
     def _wait_micros(self, now: int, stopping_until: int | None) -> int | None:
         """How long to wait for answers; None if the run is over."""
         if stopping_until is not None:
-            return min(stopping_until - now, self._lease_micros // 4) if self._under_way and now < stopping_until else None
+            if not self._under_way or now >= stopping_until:
+                return None
+            return min(stopping_until - now, self._lease_micros // 4)
         while self._wakes and self._wake_of.get(self._wakes[0][1]) != self._wakes[0][0]:
             heappop(self._wakes)
         wake = self._wakes[0][0] if self._wakes else None
@@ -329,6 +331,6 @@ class _Run:
             self._drop(self._channels[integration_id], "another process took this integration over")
 
     def _went_through(self, changed: Sequence[Channel], lost: set[int], expires_at: int) -> bool:
-        """Whether a transaction that ended in an error was committed all the same: a connection can be lost just then."""
+        """Whether a transaction that ended in an error was committed all the same, the connection lost just then."""
         kept = [channel for channel in changed if channel.id not in lost]
         return bool(kept) and self._context.store.expiry(self._leases[kept[0].id]) == expires_at

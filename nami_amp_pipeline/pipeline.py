@@ -21,7 +21,6 @@ from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline.state.store import Lease
 
-
 K = TypeVar("K")
 
 

@@ -89,9 +89,7 @@ class _Part:
     done: Prepared = field(default_factory=Prepared)
 
 
-def prepare(
-    context: Context, integrations: Sequence[Integration], leases: Mapping[int, Lease]
-) -> dict[int, Prepared]:
+def prepare(context: Context, integrations: Sequence[Integration], leases: Mapping[int, Lease]) -> dict[int, Prepared]:
     """Writes the outboxes of the integrations under lease, segment by segment.
 
     Args:
@@ -122,9 +120,7 @@ def prepare(
     return done
 
 
-def _pending(
-    context: Context, targets: Mapping[int, Integration]
-) -> Iterator[tuple[int, str, list[str], list[int]]]:
+def _pending(context: Context, targets: Mapping[int, Integration]) -> Iterator[tuple[int, str, list[str], list[int]]]:
     """(segment, its file, its snapshot files, integrations that lack it), oldest first."""
     by_app: dict[str, list[Integration]] = defaultdict(list)
     for one in targets.values():
@@ -135,7 +131,9 @@ def _pending(
     oldest = min(one.prepared_through for one in targets.values())
     with context.store.begin() as tx:
         rows = tx.execute(
-            sa.select(parts.c.segment_id, segments.c.file, parts.c.app_id, parts.c.snapshot_file, parts.c.max_ingested_at)
+            sa.select(
+                parts.c.segment_id, segments.c.file, parts.c.app_id, parts.c.snapshot_file, parts.c.max_ingested_at
+            )
             .join(segments, segments.c.id == parts.c.segment_id)
             .where(parts.c.segment_id > oldest)
             .order_by(parts.c.segment_id)
@@ -277,7 +275,8 @@ def _register(
     )
     connection.register("released_rows", pa.Table.from_pylist(released, schema=_RELEASED))
     connection.execute(
-        "CREATE TEMP VIEW released AS SELECT * REPLACE (make_timestamptz(created_date) AS created_date) FROM released_rows"
+        "CREATE TEMP VIEW released AS "
+        "SELECT * REPLACE (make_timestamptz(created_date) AS created_date) FROM released_rows"
     )
 
 
@@ -306,18 +305,19 @@ def _released(tx: Transaction, one: Integration, known: set[str]) -> list[dict[s
     back = sorted(users & known)
     released: list[dict[str, object]] = []
     for start in range(0, len(back), 500):
-        for row in tx.execute(waiting.where(table.c.user_id.in_(back[start : start + 500]))):
-            released.append(
-                {
-                    "exception_id": row.id,
-                    "integration_id": one.id,
-                    "id": row.event_id,
-                    "event_type": row.event_type,
-                    "user_id": row.user_id,
-                    "created_date": row.created_date,
-                    "rest": row.body,
-                }
-            )
+        rows = tx.execute(waiting.where(table.c.user_id.in_(back[start : start + 500])))
+        released += [
+            {
+                "exception_id": row.id,
+                "integration_id": one.id,
+                "id": row.event_id,
+                "event_type": row.event_type,
+                "user_id": row.user_id,
+                "created_date": row.created_date,
+                "rest": row.body,
+            }
+            for row in rows
+        ]
     return released
 
 
@@ -325,8 +325,8 @@ def _columns(rows: Sequence[tuple[object, ...]], fields: Sequence[tuple[str, pa.
     schema = pa.schema(fields)
     if not rows:
         return schema.empty_table()
-    return pa.table([pa.array(column, type_) for column, (_, type_) in zip(zip(*rows, strict=True), fields, strict=True)],
-                    schema=schema)  # fmt: skip
+    arrays = [pa.array(column, type_) for column, (_, type_) in zip(zip(*rows, strict=True), fields, strict=True)]
+    return pa.table(arrays, schema=schema)
 
 
 def _write(context: Context, connection: duckdb.DuckDBPyConnection, name: str) -> dict[int, _Part]:
@@ -398,9 +398,7 @@ def _add_payloads(connection: duckdb.DuckDBPyConnection, parts: Mapping[int, _Pa
     if not dead:
         return
     connection.register("dead_rows", pa.table({"row": pa.array([row["row"] for row in dead], pa.int64())}))
-    payloads = dict(
-        connection.execute("SELECT row, payload FROM segment SEMI JOIN dead_rows USING (row)").fetchall()
-    )
+    payloads = dict(connection.execute("SELECT row, payload FROM segment SEMI JOIN dead_rows USING (row)").fetchall())
     for row in dead:
         row["payload"] = payloads.get(row["row"])
 
@@ -418,7 +416,7 @@ def _commit(context: Context, tx: Transaction, integration_id: int, segment_id: 
                 prepared_at=now,
                 run_id=context.run_id,
             )
-        ).inserted_primary_key[0]
+        ).inserted_primary_key[0]  # type: ignore[index]
         if part.lanes:
             tx.execute(
                 sa.insert(tables.lanes),
@@ -450,9 +448,7 @@ def _commit(context: Context, tx: Transaction, integration_id: int, segment_id: 
             ],
         )
     for start in range(0, len(part.released), 500):
-        tx.execute(
-            sa.delete(tables.exceptions).where(tables.exceptions.c.id.in_(part.released[start : start + 500]))
-        )
+        tx.execute(sa.delete(tables.exceptions).where(tables.exceptions.c.id.in_(part.released[start : start + 500])))
     store = context.store
     store.count(tx, integration_id, "captured", part.done.captured)
     store.count(tx, integration_id, "skipped", part.done.skipped)

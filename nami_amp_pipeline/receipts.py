@@ -29,8 +29,8 @@ RECEIPT_SCHEMA = pa.schema(
         ("request_id", pa.int64()),
     ]
 )
-"""Columns of a receipts file (Parquet). ``state`` is delivered, skipped, dead, held or waiting; what is held, waiting or
-dead may have changed since: the store's ``exceptions`` win. ``request_id`` is of the store's ``requests``."""
+"""Columns of a receipts file (Parquet). ``state`` is delivered, skipped, dead, held or waiting; what is held, waiting
+or dead may have changed since: the store's ``exceptions`` win. ``request_id`` is of the store's ``requests``."""
 
 
 def finish_outbox(context: Context, outbox_id: int, lease: Lease) -> None:
@@ -75,7 +75,7 @@ def finish_outbox(context: Context, outbox_id: int, lease: Lease) -> None:
                 left -= batch.num_rows
                 number += 1
     except (OSError, pa.ArrowException) as error:
-        raise Halted(f"the receipts of {box.file} cannot be written ({type(error).__name__}); nothing is lost") from None
+        raise Halted(f"the receipts of {box.file} cannot be written: {type(error).__name__}") from None
     context.step("receipts.commit")
     with context.store.begin(under=[lease]) as tx:
         tx.execute(sa.update(boxes).where(boxes.c.id == outbox_id).values(done_at=context.now(), receipts_file=name))
@@ -106,9 +106,8 @@ def _write_lane(
         batch = reader.get_batch(lane.batch + start // LANE_BATCH_ROWS)
         end = start + batch.num_rows
         numbers = pa.array(request_ids[start:end], mask=request_ids[start:end] == 0)
-        writer.write_batch(
-            _receipts(batch, pa.array(states[start:end], pa.string()), pa.array(reasons[start:end], pa.string()), numbers)
-        )
+        state, reason = pa.array(states[start:end], pa.string()), pa.array(reasons[start:end], pa.string())
+        writer.write_batch(_receipts(batch, state, reason, numbers))
 
 
 def _receipts(batch: pa.RecordBatch, states: pa.Array, reasons: pa.Array, request_ids: pa.Array) -> pa.RecordBatch:

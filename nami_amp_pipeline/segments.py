@@ -48,9 +48,12 @@ class DataFolder:
     @contextmanager
     def parquet(self, name: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
         """A Parquet file that exists under its name only when whole and on disk."""
-        with self._aside(name) as aside, pq.ParquetWriter(
-            aside, schema, compression="lz4", use_dictionary=False, write_statistics=["app_id"], version="2.6"
-        ) as writer:
+        with (
+            self._aside(name) as aside,
+            pq.ParquetWriter(
+                aside, schema, compression="lz4", use_dictionary=False, write_statistics=["app_id"], version="2.6"
+            ) as writer,
+        ):
             yield writer
 
     @contextmanager

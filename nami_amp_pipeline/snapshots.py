@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import duckdb
 import orjson
@@ -114,7 +115,7 @@ def _one(
     with compute(context.settings) as connection:
         connection.register("wanted", pa.table({"app_id": pa.array(app_ids, pa.string())}))
         connection.execute(
-            "CREATE TEMP VIEW segment AS SELECT * RENAME (file_row_number AS row) "
+            "CREATE TEMP VIEW segment AS SELECT * RENAME (file_row_number AS row) "  # noqa: S608
             f"FROM read_parquet({files([context.folder.path(file)])}, file_row_number=true) "
             "SEMI JOIN wanted USING (app_id)"
         )
@@ -125,12 +126,12 @@ def _one(
             for batch in connection.sql(sql("snapshot_rows")).to_arrow_reader(_READ_ROWS):
                 writer.write_table(pa.Table.from_batches([batch]).cast(SNAPSHOT_SCHEMA))
         current = connection.sql(sql("snapshot_current")).to_arrow_table()
-        events = dict(
-            (app_id, (count, cut))
+        events = {
+            app_id: (count, cut)
             for app_id, count, cut in connection.execute(
                 "SELECT app_id, count(*), sum(truncated_arrays)::BIGINT FROM snapshots GROUP BY app_id"
             ).fetchall()
-        )
+        }
     rows = current.to_pylist()
     users: dict[str, int] = {}
     for row in rows:
@@ -201,7 +202,7 @@ def _earlier(context: Context, connection: duckdb.DuckDBPyConnection) -> pa.Tabl
     ).to_arrow_table()
 
 
-def _snapshot_files(context: Context, app_ids: Sequence[str]) -> list[object]:
+def _snapshot_files(context: Context, app_ids: Sequence[str]) -> list[Path]:
     parts = tables.segment_apps
     with context.store.begin() as tx:
         names = tx.execute(

@@ -207,21 +207,14 @@ def _in_exceptions(tx: Transaction, one: Integration, event_id: str) -> dict[str
         "answer": row.answer,
     }
     if row.state in ("delivered", "dead"):
-        # An answer is recorded with the same time as what it did to its events.
-        request = tx.execute(
-            sa.select(requests)
-            .where(
-                requests.c.integration_id == one.id,
-                requests.c.answered_at == row.at,
-                sa.or_(requests.c.lane_id.is_(None), requests.c.lane_id == row.lane_id),
-            )
-            .order_by(requests.c.lane_id.is_(None) != (row.state == "delivered"), requests.c.id.desc())
-            .limit(1)
-        ).one_or_none()
+        request = tx.execute(sa.select(requests).where(requests.c.id == row.request_id)).one_or_none()
         end["request"] = _request(request)
     else:
         until = tx.execute(
-            sa.select(pauses.c.until).where(pauses.c.integration_id == one.id, pauses.c.identity == row.identity)
+            sa.select(sa.func.max(pauses.c.until)).where(
+                pauses.c.integration_id == one.id,
+                pauses.c.identity.in_((row.identity, "")),  # the empty one is the whole integration
+            )
         ).scalar()
         end["paused_until"] = to_text(until)
     if row.state == "dead":

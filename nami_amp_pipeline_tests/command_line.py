@@ -74,7 +74,9 @@ def add(folder: Path, endpoint: str, *more: str, name: str = "prod", app: str = 
     assert done.exit_code == 0, done.output
 
 
-def event(number: int, user: str = "u1", external: str | None = "e1", event_type: str = "user.subscription.purchased") -> bytes:
+def event(
+    number: int, user: str = "u1", external: str | None = "e1", event_type: str = "user.subscription.purchased"
+) -> bytes:
     """A line of Nami's webhook."""
     ids = [{"key": "external_id", "type": "string", "value": external}] if external is not None else []
     return orjson.dumps(

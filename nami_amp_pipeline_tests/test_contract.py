@@ -56,7 +56,12 @@ def test_fixed_cases_come_out_exactly(name: str, tmp_path: Path) -> None:
     pipeline.close()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
 @given(history=histories(), wanted=integrations())
 def test_any_history_comes_out_as_the_plain_reading_says(
     history: list[list[reference.Row]], wanted: reference.Settings
@@ -67,11 +72,7 @@ def test_any_history_comes_out_as_the_plain_reading_says(
         pipeline = Pipeline(home)
         pipeline.add("app", "reader", events=["device.impression"])  # so that rows before start_from are read too
         patterns = [wanted.events] if isinstance(wanted.events, str) else list(wanted.events)
-        selected = [
-            event_type
-            for event_type in reference.SELECTABLE
-            if wanted.selects(event_type)
-        ]
+        selected = [event_type for event_type in reference.SELECTABLE if wanted.selects(event_type)]
         one = pipeline.add(
             "app",
             user_id_kind=wanted.user_id,
@@ -85,9 +86,13 @@ def test_any_history_comes_out_as_the_plain_reading_says(
             pipeline.clock.set(now)
             pipeline.tick()
             numbers = pipeline.status(one)
-            assert numbers.captured == numbers.delivered + sum(numbers.skipped.values()) + sum(
-                numbers.dead_letters.values()
-            ) + numbers.pending
+            assert (
+                numbers.captured
+                == numbers.delivered
+                + sum(numbers.skipped.values())
+                + sum(numbers.dead_letters.values())
+                + numbers.pending
+            )
         assert canonical(pipeline.sent(one)) == canonical(expected.delivered)
         numbers = pipeline.status(one)
         assert numbers.captured == len(expected.captured)

@@ -20,7 +20,7 @@ WITH events AS (
             AND is_number(p.amount)
             AND p.purchase_env IS DISTINCT FROM '"sandbox"' AS is_revenue,
         p.amount, p.currency, p.sku,
-        CASE WHEN regexp_full_match(as_text(p.quantity), '[+-]?[0-9]{1,15}') THEN as_text(p.quantity)::BIGINT ELSE 1 END
+        CASE WHEN regexp_full_match(as_text(p.quantity), '-?[0-9]{1,15}') THEN as_text(p.quantity)::BIGINT ELSE 1 END
             AS quantity
     FROM segment s JOIN properties p USING (row)
 )

@@ -205,7 +205,7 @@ def _parse(body: bytes) -> tuple[Mapping[str, Any], bool]:
 
 
 def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds to wait; a value that nobody can read counts as none, a very long one is looked at again after an hour."""
+    """Seconds to wait; a value that nobody can read counts as none, and after an hour it is tried again anyway."""
     text = headers.get("retry-after", "").strip()
     if not text:
         return None

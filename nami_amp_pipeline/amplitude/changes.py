@@ -72,7 +72,11 @@ class Changes:
     def write(self, store: Store, tx: Transaction) -> None:
         """Writes them."""
         insert = sa.insert(tables.requests)
-        ids = [int(tx.execute(insert, row).inserted_primary_key[0]) for row in self.requests]
+        ids = []
+        for row in self.requests:
+            key = tx.execute(insert, row).inserted_primary_key
+            assert key is not None
+            ids.append(int(key[0]))
         if self.lanes:
             table = tables.lanes
             tx.execute(

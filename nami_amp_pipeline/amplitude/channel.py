@@ -1,8 +1,8 @@
 """The delivery of one integration as a state machine: no clock, network or store of its own.
 
 A channel says which request may start, and is told what came of each. Both become changes for the store
-(:class:`~nami_amp_pipeline.amplitude.changes.Changes`), which the caller writes before it posts anything more. Rows of a
-lane before ``next_row`` have their end state or wait in the store; what may have been posted without an answer lies
+(:class:`~nami_amp_pipeline.amplitude.changes.Changes`), which the caller writes before it posts anything more. Rows of
+a lane before ``next_row`` have their end state or wait in the store; what may have been posted without an answer lies
 between ``next_row`` and ``attempt_end``.
 """
 
@@ -271,9 +271,7 @@ class Channel:
                 self.progress_at = now
         self.changes.lanes[lane.id] = lane.record
 
-    def _finish_held(
-        self, attempt: HeldAttempt, verdict: Verdict, shown: str | None, request: int, now: int
-    ) -> None:
+    def _finish_held(self, attempt: HeldAttempt, verdict: Verdict, shown: str | None, request: int, now: int) -> None:
         self.waits_for_commit = True
         ids = [event.id for event in attempt.held]
         if verdict.outcome is Outcome.DELIVERED or verdict.maybe_stored:
@@ -429,3 +427,6 @@ def _by_value(dead: Mapping[int, str]) -> dict[str, int]:
 
 def _us(seconds: float) -> int:
     return int(seconds * 1_000_000)
+
+
+__all__ = ["Channel", "Delivered"]

@@ -48,7 +48,7 @@ class OutboxBatch:
         return OutboxBatch(rows, numbers, memoryview(data) if data is not None else memoryview(b""))
 
     def end_within(self, start: int, events: int, size: int) -> int:
-        """The row behind the longest run from ``start`` of at most ``events`` events and ``size`` bytes; one at least."""
+        """The row behind the longest run from ``start`` of at most ``events`` events and ``size`` bytes, or of one."""
         end = min(start + events, len(self.offsets) - 1)
         fitting = int(np.searchsorted(self.offsets, int(self.offsets[start]) + size, side="right")) - 1
         return max(start + 1, min(end, fitting))
@@ -58,7 +58,7 @@ class OutboxBatch:
         return int(self.offsets[row + 1] - self.offsets[row])
 
     def text(self, head: bytes, runs: Iterable[tuple[int, int]], tail: bytes) -> bytes:
-        """A request body: the bodies of runs of rows (start, end), separated by commas, between ``head`` and ``tail``."""
+        """A request body: the events of runs of rows (start, end) between ``head`` and ``tail``."""
         parts: list[bytes | memoryview] = [head]
         skip = 1  # the first body's comma
         for start, end in runs:

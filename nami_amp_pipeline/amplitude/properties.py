@@ -17,7 +17,7 @@ NOT_PROPERTIES = ("id", "event_type", "created_date", "user_id", "device_id", "e
 """Payload fields that are something else of the Amplitude event."""
 
 ADDED = {"device": ("namiml_event_category",), "user": ("namiml_event_category", "namiml_event_subcategory1")}
-"""Properties that the pipeline computes, by the first part of the event type; a payload's own of that name gives way."""
+"""Properties that the pipeline computes, by the first part of the type; a payload's own of that name gives way."""
 
 CONTAINERS = ("active_entitlements", "customer_journey_state", "devices", "external_ids")
 """Payload fields that Nami documents as arrays or objects; large, so they are looked at only where they are not."""
@@ -60,7 +60,8 @@ def create_properties(connection: duckdb.DuckDBPyConnection) -> None:
 def _fast(connection: duckdb.DuckDBPyConnection, category: str) -> None:
     frequency: Counter[str] = Counter()
     rows = connection.execute(
-        "SELECT field, sum(events)::BIGINT FROM (SELECT unnest(fields) AS field, events FROM shapes WHERE category = ?) "
+        "SELECT field, sum(events)::BIGINT "
+        "FROM (SELECT unnest(fields) AS field, events FROM shapes WHERE category = ?) "
         "GROUP BY field",
         [category],
     ).fetchall()
@@ -100,7 +101,8 @@ def _fast(connection: duckdb.DuckDBPyConnection, category: str) -> None:
     connection.execute("INSERT INTO slow SELECT DISTINCT row FROM odd")
     structure = orjson.dumps(dict.fromkeys(read, "JSON")).decode()
     texts = ", ".join(
-        f"CASE WHEN is_scalar({_field(field)}) THEN {literal(orjson.dumps(field).decode() + ':')} || {_field(field)} END"
+        f"CASE WHEN is_scalar({_field(field)}) THEN "
+        f"{literal(orjson.dumps(field).decode() + ':')} || {_field(field)} END"
         for field in wanted
     )
     connection.execute(
@@ -153,9 +155,7 @@ def _slow(connection: duckdb.DuckDBPyConnection) -> None:
 
 def _properties(fields: Iterable[tuple[str, object]], added: Sequence[str]) -> str:
     kept = {
-        name: value
-        for name, value in fields
-        if name not in NOT_PROPERTIES and name not in added and _is_scalar(value)
+        name: value for name, value in fields if name not in NOT_PROPERTIES and name not in added and _is_scalar(value)
     }
     return _text(kept)[1:-1]
 

@@ -40,7 +40,7 @@ class HttpAnswer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class NoAnswer(Exception):
+class NoAnswer(Exception):  # noqa: N818 - an outcome like an answer, that happens to be raised
     """No whole answer came.
 
     Attributes:
@@ -172,9 +172,7 @@ class _Connection:
                 raise http.client.IncompleteRead(b"")
             self.finished = response.will_close
             self._used_at = time.monotonic()
-            return HttpAnswer(
-                response.status, read, {name.lower(): value for name, value in response.headers.items()}
-            )
+            return HttpAnswer(response.status, read, {name.lower(): value for name, value in response.headers.items()})
 
     def is_usable(self) -> bool:
         """Whether the other side still seems to be there: nothing has come that nobody asked for, such as an end."""

@@ -137,7 +137,7 @@ class Front(click.Group):
     interrupted.
     """
 
-    def main(  # type: ignore[override]
+    def main(
         self,
         args: Sequence[str] | None = None,
         prog_name: str | None = "nami-amp",

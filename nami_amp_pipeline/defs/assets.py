@@ -1,7 +1,7 @@
 """The four assets, for people who run one app or integration by hand, and for backfills.
 
-Each does what the job ``micro_batch`` does, for its own partitions: what is new since the last time, under a lease, so a
-partition that a micro-batch works on at the moment is left to that.
+Each does what the job ``micro_batch`` does, for its own partitions: what is new since the last time, under a lease, so
+that a partition which a micro-batch works on at the moment is left to that.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,7 @@ from nami_amp_pipeline.defs.jobs import in_one_line, incomplete
 from nami_amp_pipeline.defs.partitions import app_integrations, nami_apps
 from nami_amp_pipeline.defs.resources import Pipeline
 from nami_amp_pipeline.defs.schemas import definition_metadata
-from nami_amp_pipeline.defs.stopping import graceful, interruptible_wire
+from nami_amp_pipeline.defs.stopping import graceful
 from nami_amp_pipeline.defs.unsettled import unsettled
 from nami_amp_pipeline.pipeline import capture_apps, deliver_integrations, prepare_integrations, snapshot_apps
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
@@ -27,20 +27,20 @@ CODE_VERSION: Final = "1"
 
 
 def _asset(name: str, partitions: dg.PartitionsDefinition, kinds: set[str], *deps: str) -> Callable[..., Any]:
-    options: dict[str, Any] = dict(
-        name=name,
-        deps=list(deps),
-        partitions_def=partitions,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        output_required=False,
-        group_name="nami_to_amplitude",
-        owners=["team:data-platform"],
-        kinds=kinds,
-        tags={"domain": "subscriptions", "grain": "event"},
-        code_version=CODE_VERSION,
-        description=DESCRIPTIONS[name],
-        metadata=definition_metadata(name),
-    )
+    options: dict[str, Any] = {
+        "name": name,
+        "deps": list(deps),
+        "partitions_def": partitions,
+        "backfill_policy": dg.BackfillPolicy.single_run(),
+        "output_required": False,
+        "group_name": "nami_to_amplitude",
+        "owners": ["team:data-platform"],
+        "kinds": kinds,
+        "tags": {"domain": "subscriptions", "grain": "event"},
+        "code_version": CODE_VERSION,
+        "description": DESCRIPTIONS[name],
+        "metadata": definition_metadata(name),
+    }
     with unsettled():  # backfill_policy
         decorate: Callable[..., Any] = dg.asset(**options)
         return decorate
@@ -87,8 +87,7 @@ def amplitude_deliveries(
     with in_one_line(pipeline):
         opened, chosen = _integrations(context, pipeline)
         with graceful() as stop:
-            wire = interruptible_wire(opened.settings, stop)
-            done = deliver_integrations(opened, chosen, wire=wire, stop=stop)
+            done = deliver_integrations(opened, chosen, stop=stop)
         found = metadata.delivered(opened, chosen, done)
     problems = [f"{one.key}: {done[one.id].error}" for one in chosen if one.id in done and done[one.id].error]
     if problems:

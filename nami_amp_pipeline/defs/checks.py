@@ -63,7 +63,9 @@ def lag_result(found: Sequence[IntegrationStatus], tick_minutes: int) -> dg.Asse
 def evaluations(tick: Tick, moved: Set[str]) -> Iterator[dg.AssetCheckEvaluation]:
     """The checks of each partition that a micro-batch moved, or that has an error."""
     integrations = [
-        one for one in tick.integrations() if one.partition_key in moved or getattr(tick.delivered.get(one.id), "error", None)
+        one
+        for one in tick.integrations()
+        if one.partition_key in moved or getattr(tick.delivered.get(one.id), "error", None)
     ]
     for one, now in zip(integrations, status(tick.context, integrations), strict=True):
         for result in (conservation_result([now]), lag_result([now], tick.context.settings.tick_minutes)):
@@ -92,7 +94,7 @@ def _checks() -> tuple[dg.AssetChecksDefinition, ...]:
 
     @dg.asset_check(
         **options,
-        description="Every captured event is delivered, skipped, a dead letter or pending; none is lost or counted twice.",
+        description="Every captured event is delivered, skipped, a dead letter or pending, and counted once.",
     )
     def conservation(
         context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[Pipeline]

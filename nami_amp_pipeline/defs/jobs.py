@@ -57,9 +57,7 @@ def _begin(context: dg.OpExecutionContext, config: Selected, pipeline: Pipeline)
     return pipeline.tick(config.integrations, context.log)
 
 
-def _materialized(
-    context: dg.OpExecutionContext, asset: str, moved: Mapping[str, Mapping[str, Any]]
-) -> None:
+def _materialized(context: dg.OpExecutionContext, asset: str, moved: Mapping[str, Mapping[str, Any]]) -> None:
     for partition, facts in moved.items():
         context.log_event(dg.AssetMaterialization(asset, partition=partition, metadata=facts))
 

@@ -9,7 +9,7 @@ import dagster as dg
 import orjson
 import sqlalchemy as sa
 
-from nami_amp_pipeline.amplitude.channel import Delivered
+from nami_amp_pipeline.amplitude.attempt import Delivered
 from nami_amp_pipeline.capture import Captured
 from nami_amp_pipeline.clock import to_datetime, to_text
 from nami_amp_pipeline.context import Context
@@ -78,9 +78,7 @@ def snapshotted(context: Context, moved: Mapping[str, Snapshotted]) -> dict[str,
     return found
 
 
-def prepared(
-    context: Context, integrations: Iterable[Integration], moved: Mapping[int, Prepared]
-) -> dict[str, Facts]:
+def prepared(context: Context, integrations: Iterable[Integration], moved: Mapping[int, Prepared]) -> dict[str, Facts]:
     """Metadata of ``amplitude_events`` by partition key, of the integrations that have new events."""
     found = {}
     for one in integrations:

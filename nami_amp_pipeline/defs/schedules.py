@@ -33,7 +33,7 @@ def build_schedule(tick_minutes: int) -> dg.ScheduleDefinition:
         cron_schedule=f"*/{tick_minutes} * * * *",
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description=(
-            f"Starts a micro-batch every {tick_minutes} min (NAMI_AMP_TICK_MINUTES), unless one is queued or under way; "
+            f"Starts a micro-batch every {tick_minutes} min (NAMI_AMP_TICK_MINUTES), unless one is under way; "
             "what is missed meanwhile is caught up by the next one."
         ),
     )

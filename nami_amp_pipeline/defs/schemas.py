@@ -44,9 +44,7 @@ _MEANINGS: Final[Mapping[str, str]] = {
 
 def column_schema(schema: pa.Schema) -> dg.TableSchema:
     """The columns of an Arrow schema for people."""
-    return dg.TableSchema(
-        [dg.TableColumn(field.name, str(field.type), _MEANINGS.get(field.name)) for field in schema]
-    )
+    return dg.TableSchema([dg.TableColumn(field.name, str(field.type), _MEANINGS.get(field.name)) for field in schema])
 
 
 def _lineage(columns: Mapping[str, tuple[tuple[str, str], ...]]) -> dg.TableColumnLineage:
@@ -73,7 +71,7 @@ _LINEAGE: Final[Mapping[str, dg.TableColumnLineage]] = {
     "user_property_snapshots": _lineage(
         {
             **_same("nami_events", "app_id", "id", "user_id", "created_date"),
-            **{name: (("nami_events", "payload"),) for name in contract.USER_PROPERTIES},
+            **dict.fromkeys(contract.USER_PROPERTIES, (("nami_events", "payload"),)),
         }
     ),
     "amplitude_events": _lineage(

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
 from dagster import DagsterExecutionInterruptedError
-
-from nami_amp_pipeline.amplitude.transport import HttpAnswer, HttpTransport, NoAnswer
-from nami_amp_pipeline.amplitude.wire import ThreadedWire
-from nami_amp_pipeline.settings import Settings
-
-_LOOK_SECONDS = 0.25
 
 
 @dataclass
@@ -57,28 +51,3 @@ def graceful() -> Iterator[Stop]:
             signal.signal(number, handler)
     if stop.asked:
         raise DagsterExecutionInterruptedError
-
-
-class _InterruptibleWire(ThreadedWire):
-    """Looks up from waiting when the run is asked to end, so that a long back-off does not delay that."""
-
-    def __init__(self, settings: Settings, stop: Callable[[], bool]) -> None:
-        super().__init__(HttpTransport(settings.http_timeout_seconds, compress=settings.gzip))
-        self._stop = stop
-        self._has_told = False
-
-    def wait(self, seconds: float) -> list[tuple[int, HttpAnswer | NoAnswer]]:
-        left = seconds
-        while True:
-            came = super().wait(min(left, _LOOK_SECONDS))
-            left -= _LOOK_SECONDS
-            if came or left <= 0:
-                return came
-            if self._stop() and not self._has_told:
-                self._has_told = True
-                return []
-
-
-def interruptible_wire(settings: Settings, stop: Callable[[], bool]) -> ThreadedWire:
-    """HTTP in threads that notices within a moment that the run is to end."""
-    return _InterruptibleWire(settings, stop)

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from nami_amp_pipeline.amplitude.channel import Delivered
+from nami_amp_pipeline.amplitude.attempt import Delivered
 from nami_amp_pipeline.capture import Captured
 from nami_amp_pipeline.clock import to_text
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.defs.stopping import interruptible_wire
 from nami_amp_pipeline.errors import Misconfigured, NamiAmpError, StoreUnavailable
 from nami_amp_pipeline.pipeline import capture_apps, deliver_integrations, prepare_integrations, snapshot_apps
 from nami_amp_pipeline.prepare import Prepared
@@ -96,10 +95,9 @@ class Tick:
         Args:
             stop: once true, nothing new is posted, and what is under way is recorded.
         """
-        wire = interruptible_wire(self.context.settings, stop)
         self.delivered = self._stage(
             "amplitude_deliveries",
-            lambda: deliver_integrations(self.context, self.integrations(), wire=wire, stop=stop),
+            lambda: deliver_integrations(self.context, self.integrations(), stop=stop),
             {},
         )
         return self.delivered

@@ -52,7 +52,7 @@ class Store:
     url: str = field(repr=False)
     clock: Clock
     lease_seconds: float = 120.0
-    owner: str = field(default_factory=new_owner)
+    owner: str = field(default_factory=lambda: new_owner())
 
     def __post_init__(self) -> None:
         self.is_sqlite = self.url.startswith("sqlite")
@@ -61,7 +61,7 @@ class Store:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise StoreUnavailable(f"cannot create the folder of the state store {path}: {error.strerror}") from None
+                raise StoreUnavailable(f"cannot create the state store's folder {path}: {error.strerror}") from None
             self.engine = sa.create_engine(self.url, connect_args={"timeout": 30, "check_same_thread": False})
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_immediate)
@@ -127,9 +127,7 @@ class Store:
         for start in range(0, len(under), _LEASES_AT_A_TIME):
             some = under[start : start + _LEASES_AT_A_TIME]
             mine = sa.and_(table.c.owner == self.owner, table.c.name.in_([lease.name for lease in some]))
-            ours = dict(
-                tx.execute(sa.select(table.c.name, table.c.fence).where(mine).with_for_update()).tuples().all()
-            )
+            ours = dict(tx.execute(sa.select(table.c.name, table.c.fence).where(mine).with_for_update()).tuples().all())
             kept = [lease.name for lease in some if ours.get(lease.name) == lease.fence]
             gone += [lease for lease in some if ours.get(lease.name) != lease.fence]
             if kept:
@@ -226,9 +224,7 @@ class Store:
         )
         tx.execute(statement, list(rows))
 
-    def count(
-        self, tx: Transaction, integration_id: int, state: str, reasons: Mapping[str, int] | int
-    ) -> None:
+    def count(self, tx: Transaction, integration_id: int, state: str, reasons: Mapping[str, int] | int) -> None:
         """Adds to the counters of an integration: ``captured``, ``delivered``, ``skipped`` or ``dead``."""
         by_reason = {"": reasons} if isinstance(reasons, int) else reasons
         rows = [

@@ -84,7 +84,9 @@ def move_forward(store: Store, tx: Transaction, rows: Sequence[Mapping[str, Any]
         tx.execute(sa.text(statement), list(rows))
 
 
-def read_sent(store: Store, tx: Transaction, integration_id: int, user_ids: Sequence[str]) -> list[tuple[str, int, str]]:
+def read_sent(
+    store: Store, tx: Transaction, integration_id: int, user_ids: Sequence[str]
+) -> list[tuple[str, int, str]]:
     """Up to which event (creation in µs, id) an integration was given the state of these Amplitude users."""
     rows = tx.execute(
         sa.select(sent_states.c.user_id, sent_states.c.as_of_date, sent_states.c.as_of_event).where(
@@ -123,5 +125,7 @@ def _newer(alias: str, date: str, event: str, store: Store) -> str:
 def _among(store: Store, column: sa.Column[Any], values: Sequence[str]) -> sa.ColumnElement[bool]:
     """``column IN values`` as one parameter, however many they are."""
     if store.is_sqlite:
-        return column.in_(sa.text("SELECT value FROM json_each(:among)").bindparams(among=orjson.dumps(list(values)).decode()))
+        return column.in_(
+            sa.text("SELECT value FROM json_each(:among)").bindparams(among=orjson.dumps(list(values)).decode())
+        )
     return column == sa.func.any(sa.bindparam("among", list(values), type_=sa.ARRAY(sa.Text)))
