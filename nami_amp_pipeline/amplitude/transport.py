@@ -40,7 +40,7 @@ class HttpAnswer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class NoAnswer(Exception): - an outcome like an answer, that happens to be raised
+class NoAnswer(Exception):  # an outcome like an answer, that happens to be raised
     """No whole answer came.
 
     Attributes:

@@ -1,0 +1,86 @@
+"""A process that can end at any step, and a state store that fails now and then."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from nami_amp_pipeline.clock import Clock
+from nami_amp_pipeline.errors import StoreUnavailable
+from nami_amp_pipeline.state.store import Lease, Store, Transaction
+from nami_amp_pipeline_tests.simulation.network import Crash
+
+
+@dataclass
+class Perils:
+    """What can befall a process.
+
+    Attributes:
+        crash_at: the step, counted from its start, at which it ends; None for never.
+        store_fails: probability that a transaction does not come about, or only seems not to.
+        at_step: called at each step, for others to come in between.
+    """
+
+    crash_at: int | None = None
+    store_fails: float = 0.0
+    at_step: Callable[[str], None] = lambda _step: None
+    steps: int = field(default=0, init=False)
+
+
+class MortalStore(Store):
+    """A store that a crash takes away from its process, and that fails as its process's perils say."""
+
+    def __init__(
+        self, url: str, clock: Clock, lease_seconds: float, owner: str, perils: Perils, rng: random.Random
+    ) -> None:
+        super().__init__(url, clock, lease_seconds, owner)
+        sa.event.listen(self.engine, "connect", _unsynchronised)
+        self.perils = perils
+        self.dead = False
+        self.committed: Callable[[], None] = lambda: None
+        self._rng = rng
+        self._busy = False
+
+    @contextmanager
+    def begin(self, *, under: Iterable[Lease] = ()) -> Iterator[Transaction]:
+        if self.dead:
+            raise Crash
+        fails = self._rng.random() < self.perils.store_fails
+        fate = self._rng.choice(("before", "rolled back", "committed")) if fails else ""
+        if fate == "before":
+            raise StoreUnavailable("state store: simulated")
+        with super().begin(under=under) as tx:
+            yield tx
+            if fate == "rolled back":
+                raise StoreUnavailable("state store: simulated")
+        if not self._busy:
+            self._busy = True
+            try:
+                self.committed()
+            finally:
+                self._busy = False
+        if fate == "committed":
+            raise StoreUnavailable("state store: simulated")
+
+    def step(self, name: str) -> None:
+        """The hook of a context: here the process may end."""
+        perils = self.perils
+        if self.dead:
+            raise Crash
+        perils.steps += 1
+        if perils.crash_at is not None and perils.steps >= perils.crash_at:
+            self.dead = True
+            raise Crash(name)
+        perils.at_step(name)
+        if self.dead:
+            raise Crash(name)
+
+
+def _unsynchronised(connection: Any, _record: object) -> None:
+    """A simulated crash leaves the operating system alone, so nothing has to reach the disk."""
+    connection.execute("PRAGMA synchronous=OFF")
