@@ -43,11 +43,13 @@ _BOM = b"\xef\xbb\xbf"
 
 # DuckDB's parser takes trailing commas, NaN, Infinity and numbers that no double can hold. Lines that may have any of
 # them are parsed again by a strict parser.
+_LENIENT = r",\s*[\]}]|[:,\[]\s*-?(?:[nN][aA]|[iI]|[0-9.]+[eE])"
+
 _PARSE = r"""
 CREATE OR REPLACE TEMP TABLE parsed AS
 WITH extracted AS (
-    SELECT number, payload, is_doubtful, {is_json} AS is_json,
-        json_extract({json}, ['$.id', '$.event_type', '$.user_id', '$.created_date']) AS found
+    SELECT number, payload, is_doubtful, json_valid(payload) AS is_json,
+        json_extract(CASE WHEN json_valid(payload) THEN payload END, ['$.id', '$.event_type', '$.user_id', '$.created_date']) AS found
     FROM lines
 ),
 named AS (
@@ -62,7 +64,7 @@ named AS (
 timed AS (
     SELECT
         *,
-        CASE WHEN regexp_full_match(created_text, '{time}')
+        CASE WHEN regexp_full_match(created_text, '\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)')
             THEN try_cast(created_text AS TIMESTAMPTZ) END AS created_date
     FROM named
 )
@@ -70,7 +72,7 @@ SELECT
     number, payload, is_doubtful, id, event_type, user_id, created_date,
     CASE
         WHEN NOT is_json THEN 'not JSON'
-        WHEN NOT starts_with(payload, '{{') THEN 'not a JSON object'
+        WHEN NOT starts_with(payload, '{') THEN 'not a JSON object'
         WHEN coalesce(found[1], 'null') = 'null' OR id = '' THEN 'no id'
         WHEN id IS NULL THEN 'id is not a text'
         WHEN coalesce(found[2], 'null') = 'null' OR event_type = '' THEN 'no event_type'
@@ -84,12 +86,6 @@ SELECT
     END AS why
 FROM timed
 """
-_TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)"
-_LENIENT = r",\s*[\]}]|[:,\[]\s*-?(?:[nN][aA]|[iI]|[0-9.]+[eE])"
-_PARSE_JSON = _PARSE.format(json="payload", is_json="true", time=_TIME)
-_PARSE_ANYTHING = _PARSE.format(
-    json="CASE WHEN json_valid(payload) THEN payload END", is_json="json_valid(payload)", time=_TIME
-)
 
 
 @dataclass(frozen=True)
@@ -338,10 +334,7 @@ def _load_block(
     """Loads the good lines of a block; returns how many."""
     lines = _lines(file, first, block, report)
     connection.register("lines", lines)
-    try:
-        connection.execute(_PARSE_JSON)
-    except duckdb.InvalidInputException:  # a line is not JSON at all; which one takes a second look at each
-        connection.execute(_PARSE_ANYTHING)
+    connection.execute(_PARSE)
     connection.unregister("lines")
     doubtful = connection.execute("SELECT number, payload FROM parsed WHERE is_doubtful AND why IS NULL").fetchall()
     wrong = [number for number, payload in doubtful if not _is_strict_json(payload)]

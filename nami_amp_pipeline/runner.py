@@ -25,6 +25,7 @@ CODE_LOCATION: Final = "nami_amp_pipeline"
 DAGSTER_YAML: Final = """\
 # Dagster's settings for one machine, made by nami-amp; its storage is this folder. Change it as you like.
 telemetry: {enabled: false}
+nux: {enabled: false}
 compute_logs: {module: dagster._core.storage.noop_compute_log_manager, class: NoOpComputeLogManager}
 concurrency:
   runs:

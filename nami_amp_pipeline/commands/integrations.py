@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -166,7 +167,7 @@ def show(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
                 "Integration": one.key,
                 "State": _state(one),
                 "Error": one.halted_reason or one.last_error,
-                "Endpoint": f"{one.endpoint} ({_region(one)})",
+                "Endpoint": one.endpoint,
                 "API key": "set",
                 "Secret key": "set" if one.secret_key else "not set",
                 "User id": one.user_id_kind,
@@ -286,7 +287,7 @@ def _state(one: Integration) -> str:
 
 def _region(one: Integration) -> str:
     regions = {url: region for region, url in contract.ENDPOINTS.items()}
-    return regions.get(one.endpoint, one.endpoint)
+    return regions.get(one.endpoint) or urlsplit(one.endpoint).netloc
 
 
 def _events(one: Integration) -> str:

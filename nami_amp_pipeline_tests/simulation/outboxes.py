@@ -119,7 +119,7 @@ def draw_events(rng: random.Random, outbox: int, count: int, users: int, hot: in
             Event(
                 f"o{outbox}-e{number}",
                 None if kind == 3 else f"user{person}",
-                f"device{person // 2 if kind == 1 else person}" if kind in (1, 3) else None,
+                f"device{person // 8 if kind == 1 else person}" if kind in (1, 3) else None,
                 created,
                 rng.choice((0, 10, 200)),
             )

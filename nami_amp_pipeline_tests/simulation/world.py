@@ -1,0 +1,249 @@
+"""The world around the pipeline: time, network, sandbox, files, and processes that come and go."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nami_amp_pipeline import pipeline
+from nami_amp_pipeline.amplitude.sandbox import Fault, Options, Sandbox
+from nami_amp_pipeline.amplitude.sandbox.settings import key_digest
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.errors import Halted, LostLease
+from nami_amp_pipeline.secrets import Cipher, Secret
+from nami_amp_pipeline.segments import DataFolder
+from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.state import integrations as registry
+from nami_amp_pipeline.state.integrations import Integration, NewIntegration
+from nami_amp_pipeline.status import status
+from nami_amp_pipeline.warehouse import Warehouse
+from nami_amp_pipeline_tests.simulation.network import KINDS, Crash, Network, SimulatedWire, Time, Weather
+from nami_amp_pipeline_tests.simulation.process import MortalStore, Perils
+
+ENCRYPTION_KEY = "bmFtaS1hbXAtc2ltdWxhdGlvbi1rZXktMDEyMzQ1Njc="
+MOST_WAITS = 30_000
+
+
+class WrongError(AssertionError):
+    """What must hold does not."""
+
+
+@dataclass
+class Facts:
+    """What happened, for the report of a run of many seeds."""
+
+    ticks: int = 0
+    crashes: int = 0
+    takeovers: int = 0
+    requests: int = 0
+    commits: int = 0
+    store_failures: int = 0
+    events: int = 0
+    troubles: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class World:
+    """One seed's world.
+
+    Attributes:
+        rng: everything is drawn from it.
+        folder: for state and files.
+        settings: of the pipeline.
+        warehouse: where rows come from.
+        check_every: conservation is looked at after each so-many-th commit.
+    """
+
+    rng: random.Random
+    folder: Path
+    settings: Settings
+    warehouse: Warehouse
+    options: Options
+    check_every: int = 1
+
+    def __post_init__(self) -> None:
+        self.time = Time()
+        self.sandbox = Sandbox(lambda: self.time.true, options=self.options, rng=random.Random(self.rng.random()))
+        self.network = Network(self.time, self.sandbox, random.Random(self.rng.random()))
+        self.facts = Facts()
+        self._processes = 0
+        self._key = Cipher(ENCRYPTION_KEY, self.folder / "unused")
+        self._files = DataFolder(self.settings.data_dir)
+        self.outside = self.process(Perils())
+
+    def process(self, perils: Perils) -> Context:
+        """A process as it starts."""
+        self._processes += 1
+        store = MortalStore(
+            self.settings.state_url,
+            self.time.clock,
+            self.settings.lease_seconds,
+            f"process {self._processes}",
+            perils,
+            random.Random(self.rng.random()),
+        )
+        if self._processes == 1:
+            store.create()
+        context = Context(
+            settings=self.settings,
+            store=store,
+            folder=self._files,
+            warehouse=self.warehouse,
+            cipher=self._key,
+            clock=self.time.clock,
+            run_id=f"run {self._processes}",
+            sleep=lambda seconds: self.network.advance(self.time.true + seconds),
+            step=store.step,
+        )
+        store.committed = lambda: self._committed(context)
+        return context
+
+    def add(self, name: str, endpoint: str, **more: object) -> Integration:
+        """Adds an integration of app ``app``, with an API key of its own."""
+        new = NewIntegration(
+            "app", name, endpoint, Secret(f"key-of-{name}".ljust(32, "0")), allow_custom_endpoint=True, **more  # type: ignore[arg-type]
+        )
+        return registry.add(self.outside.store, self._key, new)
+
+    def integrations(self) -> list[Integration]:
+        """As the store has them now."""
+        return registry.all_integrations(self.outside.store)
+
+    def check(self, truth: bool, message: str) -> None:
+        """Raises where something does not hold."""
+        if not truth:
+            raise WrongError(message)
+
+    def _committed(self, context: Context) -> None:
+        self.facts.commits += 1
+        if self.facts.commits % self.check_every == 0:
+            self.check_conservation(context)
+
+    def check_conservation(self, context: Context) -> None:
+        """What was captured is delivered, skipped, dead or pending; nothing is counted twice or below zero."""
+        for one in status(context, registry.all_integrations(context.store)):
+            ends = one.delivered + sum(one.skipped.values()) + sum(one.dead_letters.values())
+            numbers = (one.delivered, one.pending, *one.skipped.values(), *one.dead_letters.values())
+            numbers += tuple(one.pending_by.values())
+            if one.captured != ends + one.pending or min(numbers) < 0:
+                raise WrongError(f"not conserved: {one}")
+
+    # -- processes -------------------------------------------------------------------------------------------------
+
+    def tick(self, perils: Perils, stages: Callable[[Context, SimulatedWire], None]) -> bool:
+        """One process does its work until it is done, fails or ends; whether it came to the end."""
+        self.facts.ticks += 1
+        wire = SimulatedWire(self.network)
+        context = self.process(perils)
+        store = context.store
+        assert isinstance(store, MortalStore)
+        before = self.network.requests
+        try:
+            stages(context, wire)
+        except Crash:
+            self.facts.crashes += 1
+            return False
+        except (Halted, LostLease):
+            self.facts.store_failures += 1
+            return False
+        finally:
+            wire.alive = False
+            store.dead = True
+            store.engine.dispose()
+            self.facts.requests += self.network.requests - before
+        return True
+
+    def deliver(self, context: Context, wire: SimulatedWire) -> None:
+        """The fourth stage."""
+        pipeline.deliver_integrations(
+            context, registry.all_integrations(context.store), wire=wire, rng=random.Random(self.rng.random())
+        )
+
+    def draw_perils(self, stages: Callable[[Context, SimulatedWire], None], *, steps: int) -> Perils:
+        """What befalls the next process."""
+        rng = self.rng
+        perils = Perils(crash_at=rng.randrange(1, steps) if rng.random() < 0.6 else None)
+        if rng.random() < 0.2:
+            perils.store_fails = rng.choice((0.02, 0.1))
+        if rng.random() < 0.25:
+            moment = rng.randrange(1, steps)
+            asleep = rng.random() < 0.7
+
+            def come_between(step: str) -> None:
+                if perils.steps == moment:
+                    self._take_over(stages, asleep=asleep)
+
+            perils.at_step = come_between
+        return perils
+
+    def _take_over(self, stages: Callable[[Context, SimulatedWire], None], *, asleep: bool) -> None:
+        """Another process works while this one stands still, perhaps for longer than its leases last."""
+        self.facts.takeovers += 1
+        if asleep:
+            self.network.advance(self.time.true + self.settings.lease_seconds * self.rng.uniform(1.1, 3))
+        self.tick(Perils(), stages)
+
+    def draw_weather(self) -> None:
+        """The troubles of the next while."""
+        rng = self.rng
+        weather = Weather(slowest=rng.choice((0.01, 0.2, 2.0, 20.0, 50.0)))
+        if rng.random() < 0.7:
+            kinds = rng.sample(KINDS, rng.randint(1, 5))
+            weather.trouble = {kind: rng.choice((0.02, 0.1, 0.3)) for kind in kinds}
+            self.facts.troubles.update(kinds)
+        if rng.random() < 0.2:
+            begin = self.time.true + rng.uniform(0, 20)
+            weather.outages.append((begin, begin + rng.choice((5.0, 60.0, 900.0)), rng.choice(KINDS[:7])))
+        if rng.random() < 0.15:
+            weather.size_limit = rng.choice((1_500, 4_000))
+        self.network.weather = weather
+
+    def step_clock(self) -> None:
+        """The clock that the pipeline reads is set."""
+        self.time.error = self.rng.choice((0.0, -5.0, -3_600.0, 3_600.0, 90.0))
+
+    def fair_weather(self) -> None:
+        """From now on nothing goes wrong."""
+        self.network.weather = Weather(slowest=0.1)
+        self.time.error = 0.0
+
+    def keep_only(self, kept: Sequence[Fault]) -> None:
+        """Removes the sandbox's other rules."""
+        for fault in self.sandbox.faults:
+            if fault not in kept:
+                self.sandbox.faults.remove(fault.id)
+
+    def enable_halted(self) -> list[str]:
+        """A person switches on again what stopped; why it had."""
+        reasons = []
+        for one in self.integrations():
+            if one.halted_reason:
+                reasons.append(one.halted_reason)
+                registry.set_enabled(self.outside.store, one.key, enabled=True)
+        return reasons
+
+    # -- from outside ----------------------------------------------------------------------------------------------
+
+    def received_with(self, api_key: str) -> dict[str, dict[str, Any]]:
+        """The events that the sandbox took with this key, by insert_id."""
+        found: dict[str, dict[str, Any]] = {}
+        for project in self.sandbox.stores():
+            if project.digest == key_digest(api_key):
+                for batch in project.batches:
+                    found.update({event["insert_id"]: event for event in batch.events()})
+        return found
+
+    def check_audit(self) -> None:
+        """What the sandbox noticed about the sender."""
+        audit = self.sandbox.audit
+        for name in ("accepted_more_than_once", "concurrent_same_user", "order_violations", "changed_repeats"):
+            finding = getattr(audit, name)
+            self.check(finding.count == 0, f"{name}: {finding.count}, {finding.examples[:3]}")
+        self.check(
+            audit.duplicates <= self.network.unheard,
+            f"{audit.duplicates} events came again, {self.network.unheard} had no answer",
+        )
