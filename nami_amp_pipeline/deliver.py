@@ -121,6 +121,7 @@ class _Run:
         self._clock_was = micros(context.clock)
         self._clock_ahead = 0
         self._renewed_at = self._now()
+        self._expires_at = 1
 
     def _now(self) -> int:
         """The clock, but never back: what waits for a time must not wait longer because the clock was set."""
@@ -296,19 +297,21 @@ class _Run:
         context = self._context
         changed = list(self._changed.values())
         begun = self._now()
-        renewed_at, expires_at = begun, 0
+        renewed_at, tried = begun, False
         lost: set[int] = set()
         whole = len(changed) == len(self._channels)
         while True:
             context.step("deliver.commit")
             try:
-                if expires_at and self._went_through(changed, lost, expires_at):
+                if tried and self._went_through(changed, lost):
                     break
                 renewed_at = self._now()
-                expires_at = max(expires_at + 1, micros(context.clock) + self._lease_micros)
+                # Odd, and never the same again: it tells which transaction was committed.
+                self._expires_at = max(self._expires_at + 2, (micros(context.clock) + self._lease_micros) | 1)
+                tried = True
                 with context.store.begin() as tx:
                     leases = {self._leases[channel.id]: channel for channel in changed}
-                    gone = context.store.lost(tx, list(leases), expires_at=expires_at)
+                    gone = context.store.lost(tx, list(leases), expires_at=self._expires_at)
                     lost = {leases[lease].id for lease in gone}
                     for channel in changed:
                         if channel.id not in lost and channel.changes:
@@ -330,7 +333,7 @@ class _Run:
         for integration_id in lost:
             self._drop(self._channels[integration_id], "another process took this integration over")
 
-    def _went_through(self, changed: Sequence[Channel], lost: set[int], expires_at: int) -> bool:
+    def _went_through(self, changed: Sequence[Channel], lost: set[int]) -> bool:
         """Whether a transaction that ended in an error was committed all the same, the connection lost just then."""
         kept = [channel for channel in changed if channel.id not in lost]
-        return bool(kept) and self._context.store.expiry(self._leases[kept[0].id]) == expires_at
+        return bool(kept) and self._context.store.expiry(self._leases[kept[0].id]) == self._expires_at

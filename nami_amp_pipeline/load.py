@@ -47,10 +47,13 @@ _LENIENT = r",\s*[\]}]|[:,\[]\s*-?(?:[nN][aA]|[iI]|[0-9.]+[eE])"
 
 _PARSE = r"""
 CREATE OR REPLACE TEMP TABLE parsed AS
-WITH extracted AS (
-    SELECT number, payload, is_doubtful, json_valid(payload) AS is_json,
-        json_extract(CASE WHEN json_valid(payload) THEN payload END, ['$.id', '$.event_type', '$.user_id', '$.created_date']) AS found
-    FROM lines
+WITH checked AS (
+    SELECT *, CASE WHEN json_valid(payload) THEN payload END AS json FROM lines
+),
+extracted AS (
+    SELECT number, payload, is_doubtful, json IS NOT NULL AS is_json,
+        json_extract(json, ['$.id', '$.event_type', '$.user_id', '$.created_date']) AS found
+    FROM checked
 ),
 named AS (
     SELECT

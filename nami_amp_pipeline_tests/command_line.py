@@ -12,7 +12,13 @@ from pathlib import Path
 import orjson
 from click.testing import CliRunner, Result
 
+from nami_amp_pipeline import pipeline
 from nami_amp_pipeline.cli import cli
+from nami_amp_pipeline.clock import Clock, system_clock
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.state.integrations import all_integrations
+from nami_amp_pipeline.status import IntegrationStatus, status
 
 API_KEY = "a-secret-api-key-0123456789"
 PROGRAM = Path(sys.executable).with_name("nami-amp")
@@ -98,3 +104,21 @@ def load_events(folder: Path, *lines: bytes, app: str = "radio") -> None:
     file.write_bytes(b"\n".join(lines) + b"\n")
     done = invoke(folder, "load", str(file), "--app", app)
     assert done.exit_code == 0, done.output
+
+
+def tick(folder: Path, run_id: str, clock: Clock = system_clock) -> list[IntegrationStatus]:
+    """One micro-batch without Dagster; returns how all integrations stand after it."""
+    settings = Settings.load({"NAMI_AMP_HOME": str(folder / ".nami-amp"), "NAMI_AMP_RUN_RETRY_SECONDS": "0"})
+    context = Context.open(settings, run_id=run_id, clock=clock)
+    try:
+        pipeline.capture_apps(context)
+        pipeline.snapshot_apps(context)
+        pipeline.prepare_integrations(context, all_integrations(context.store))
+        pipeline.deliver_integrations(context, all_integrations(context.store))
+        found = status(context, all_integrations(context.store))
+    finally:
+        context.store.close()
+    for one in found:
+        ended = one.delivered + sum(one.skipped.values()) + sum(one.dead_letters.values())
+        assert one.captured == ended + one.pending
+    return found

@@ -58,6 +58,7 @@ def test_fixed_cases_come_out_exactly(name: str, tmp_path: Path) -> None:
 
 @settings(
     max_examples=40,
+    derandomize=True,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.reuse, Phase.generate],

@@ -197,7 +197,8 @@ def test_unknown_names_are_said(store: Store) -> None:
 def test_an_earlier_start_reads_an_app_again_from_there(store: Store, tmp_path: Path) -> None:
     def frontier() -> int | None:
         with store.begin() as tx:
-            return tx.execute(sa.select(tables.apps.c.frontier)).scalar_one()
+            frontier: int | None = tx.execute(sa.select(tables.apps.c.frontier)).scalar_one()
+            return frontier
 
     added(store, tmp_path)
     with store.begin() as tx:

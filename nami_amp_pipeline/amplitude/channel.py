@@ -260,6 +260,7 @@ class Channel:
             self.progress_at = now
         elif verdict.outcome is Outcome.REFUSED_ONE_OF:
             lane.failures = 0
+            self.progress_at = now  # the search comes to its end by itself
             if attempt.events > 1:
                 lane.suspect_end = base + chosen.end
                 lane.suspect_reason = verdict.reason
@@ -268,7 +269,6 @@ class Channel:
                 lane.suspect_end = None
                 self._add_dead(lane, batch, {chosen.rows[0]: verdict.reason}, shown, request, now)
                 lane.taken.add(base + chosen.rows[0])
-                self.progress_at = now
         self.changes.lanes[lane.id] = lane.record
 
     def _finish_held(self, attempt: HeldAttempt, verdict: Verdict, shown: str | None, request: int, now: int) -> None:

@@ -66,7 +66,7 @@ def _show(found: list[IntegrationStatus], run_id: str | None) -> None:
                 screen.number(one.delivered),
                 screen.reasons(one.skipped),
                 screen.reasons(one.dead_letters),
-                screen.reasons({why.replace('_', ' '): events for why, events in one.pending_by.items()}),
+                screen.reasons({why.replace("_", " "): events for why, events in one.pending_by.items()}),
                 screen.duration(one.lag_seconds),
             )
             for one in found

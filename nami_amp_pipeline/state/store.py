@@ -109,19 +109,25 @@ class Store:
                 raise  # ours: a bug, not the store's state
             raise StoreUnavailable(f"state store: {_one_line(error)}") from None
 
-    def confirm(self, tx: Transaction, under: Iterable[Lease], *, expires_at: int | None = None) -> None:
+    def confirm(self, tx: Transaction, under: Iterable[Lease]) -> None:
         """Prolongs leases inside a transaction.
 
         Raises:
             LostLease: one of them is somebody else's by now.
         """
-        for lease in self.lost(tx, list(under), expires_at=expires_at):
+        for lease in self.lost(tx, list(under)):
             raise LostLease(f"another process took {lease.name} over")
 
     def lost(self, tx: Transaction, under: Sequence[Lease], *, expires_at: int | None = None) -> list[Lease]:
-        """Prolongs those leases that are still ours inside a transaction, and returns the others."""
+        """Prolongs those leases that are still ours inside a transaction, and returns the others.
+
+        Args:
+            tx: the transaction.
+            under: the leases.
+            expires_at: an odd number, by which it can be told later that this very transaction was committed.
+        """
         if expires_at is None:
-            expires_at = micros(self.clock) + int(self.lease_seconds * 1e6)
+            expires_at = self._expiry()
         table = tables.leases
         gone: list[Lease] = []
         for start in range(0, len(under), _LEASES_AT_A_TIME):
@@ -145,6 +151,9 @@ class Store:
             ).scalar()
         return found
 
+    def _expiry(self) -> int:
+        return micros(self.clock) + int(self.lease_seconds * 1e6) & ~1
+
     def acquire(self, names: Sequence[str]) -> dict[str, Lease]:
         """Takes the leases that are free, in one transaction; those that others hold are left out.
 
@@ -159,7 +168,7 @@ class Store:
                 if row is not None and row.owner != self.owner and row.expires_at > now and not has_ended(row.owner):
                     continue
                 lease = Lease(name, (row.fence if row is not None else 0) + 1)
-                values = {"owner": self.owner, "fence": lease.fence, "expires_at": now + int(self.lease_seconds * 1e6)}
+                values = {"owner": self.owner, "fence": lease.fence, "expires_at": self._expiry()}
                 if row is None:
                     self.upsert(tx, tables.leases, [{"name": name, **values}], ["name"], update=values.keys())
                 else:

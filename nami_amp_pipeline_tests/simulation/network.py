@@ -92,7 +92,7 @@ class Network:
         time: of the world.
         weather: how bad it is.
         unheard: events of requests that were stored while the sender got no 200; as many may come again.
-        posted: the bodies, by who posted them.
+        requests: how many there were.
     """
 
     def __init__(self, time: Time, sandbox: Sandbox, rng: random.Random) -> None:
@@ -205,13 +205,28 @@ class SimulatedWire:
         self._network = network
         self.came: list[tuple[int, HttpAnswer | NoAnswer]] = []
         self.alive = True
+        self.unrecorded: dict[int, int] = {}
+        self._handed: set[int] = set()
+
+    def recorded(self) -> None:
+        """The process has recorded all answers that it was handed."""
+        for number in self._handed:
+            self.unrecorded.pop(number, None)
+        self._handed.clear()
+
+    def forgets(self) -> None:
+        """The process has ended, or is asleep while another one takes over: what it did not record comes again."""
+        self._network.unheard += sum(self.unrecorded.values())
+        self.unrecorded.clear()
 
     def start(self, number: int, url: str, body: bytes) -> None:
+        self.unrecorded[number] = body.count(b'"insert_id"')
         self._network.carry(self, number, url, body)
 
     def wait(self, seconds: float) -> list[tuple[int, HttpAnswer | NoAnswer]]:
         self._network.advance(self._network.time.true + seconds + 1e-6, lambda: bool(self.came))
         came, self.came = self.came, []
+        self._handed.update(number for number, _ in came)
         return came
 
     def close(self) -> None:

@@ -71,6 +71,7 @@ class World:
         self.network = Network(self.time, self.sandbox, random.Random(self.rng.random()))
         self.facts = Facts()
         self._processes = 0
+        self._wires: list[SimulatedWire] = []
         self._key = Cipher(ENCRYPTION_KEY, self.folder / "unused")
         self._files = DataFolder(self.settings.data_dir)
         self.outside = self.process(Perils())
@@ -105,7 +106,12 @@ class World:
     def add(self, name: str, endpoint: str, **more: object) -> Integration:
         """Adds an integration of app ``app``, with an API key of its own."""
         new = NewIntegration(
-            "app", name, endpoint, Secret(f"key-of-{name}".ljust(32, "0")), allow_custom_endpoint=True, **more  # type: ignore[arg-type]
+            "app",
+            name,
+            endpoint,
+            Secret(f"key-of-{name}".ljust(32, "0")),
+            allow_custom_endpoint=True,
+            **more,  # type: ignore[arg-type]
         )
         return registry.add(self.outside.store, self._key, new)
 
@@ -142,6 +148,15 @@ class World:
         store = context.store
         assert isinstance(store, MortalStore)
         before = self.network.requests
+        at_step = perils.at_step
+
+        def step(name: str) -> None:
+            if name == "deliver.committed":
+                wire.recorded()
+            at_step(name)
+
+        perils.at_step = step
+        self._wires.append(wire)
         try:
             stages(context, wire)
         except Crash:
@@ -152,6 +167,8 @@ class World:
             return False
         finally:
             wire.alive = False
+            wire.forgets()
+            self._wires.remove(wire)
             store.dead = True
             store.engine.dispose()
             self.facts.requests += self.network.requests - before
@@ -184,6 +201,8 @@ class World:
         """Another process works while this one stands still, perhaps for longer than its leases last."""
         self.facts.takeovers += 1
         if asleep:
+            for wire in self._wires:
+                wire.forgets()
             self.network.advance(self.time.true + self.settings.lease_seconds * self.rng.uniform(1.1, 3))
         self.tick(Perils(), stages)
 
