@@ -55,7 +55,7 @@ class _Simulation:
         options = Options(
             index_mode=rng.choice(("first", "all", "none")), dup_counts_in_events_ingested=rng.random() < 0.5
         )
-        world = self.world = World(rng, folder, settings, DuckDBWarehouse(settings), options, rng.choice((1, 1, 5)))
+        world = self.world = World(rng, folder, settings, DuckDBWarehouse(settings), options, rng.choice((1, 5, 5)))
         self.names = [f"i{number}" for number in range(rng.randint(1, 3))]
         ports = [9, 9, 10] if rng.random() < 0.5 else [9, 10, 11]
         self.ids = [world.add(name, BASE.format(port)).id for name, port in zip(self.names, ports, strict=False)]

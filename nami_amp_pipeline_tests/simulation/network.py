@@ -130,7 +130,7 @@ class Network:
             self.at(now + delay / 10, lambda: self._reply(request, NoAnswer("refused", maybe_stored=False)))
             return
         self.at(now + TIMEOUT_SECONDS, lambda: self._reply(request, NoAnswer("timeout", maybe_stored=True)))
-        early = {
+        early: dict[str, HttpAnswer | NoAnswer | None] = {
             "reset_before": NoAnswer("reset", maybe_stored=True),
             "500_before": HttpAnswer(500, b'{"code":500,"error":"boom"}'),
             "503": HttpAnswer(503, b""),
@@ -169,12 +169,13 @@ class Network:
         path = urlsplit(request.url).path
         answer = self.sandbox.answer(flight, "POST", path, {"Content-Type": "application/json"}, request.body)
         stored = answer.status == 200
-        spoiled: HttpAnswer | NoAnswer | None = {
+        spoilt: dict[str, HttpAnswer | NoAnswer] = {
             "reset_after": NoAnswer("reset", maybe_stored=True),
             "truncated_after": NoAnswer("truncated", maybe_stored=True),
             "500_after": HttpAnswer(500, b'{"code":500,"error":"boom"}'),
             "504_after": HttpAnswer(504, _HTML),
-        }.get(request.kind)
+        }
+        spoiled = spoilt.get(request.kind)
         if answer.transport is not None:
             spoiled = NoAnswer("reset", maybe_stored=True)
         headers = {name.lower(): value for name, value in answer.headers.items()}

@@ -15,6 +15,9 @@ from nami_amp_pipeline.errors import StoreUnavailable
 from nami_amp_pipeline.state.store import Lease, Store, Transaction
 from nami_amp_pipeline_tests.simulation.network import Crash
 
+_COMPILED: dict[Any, Any] = {}
+"""Statements as SQL, shared by all stores: translating them would take as long as the rest of a history."""
+
 
 @dataclass
 class Perils:
@@ -40,6 +43,7 @@ class MortalStore(Store):
     ) -> None:
         super().__init__(url, clock, lease_seconds, owner)
         sa.event.listen(self.engine, "connect", _unsynchronised)
+        self.engine.update_execution_options(compiled_cache=_COMPILED)
         self.perils = perils
         self.dead = False
         self.committed: Callable[[], None] = lambda: None

@@ -1,0 +1,241 @@
+"""The commands about integrations, apps and dead letters, as a person types them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+import sqlalchemy as sa
+
+from nami_amp_pipeline.amplitude.sandbox import Fault, FaultKind, Options, Sandbox, SandboxServer
+from nami_amp_pipeline.state import Store, tables
+from nami_amp_pipeline_tests.command_line import API_KEY, add, event, invoke, load_events, one_line, tick
+
+ADD = ("integrations", "add", "radio", "prod", "--endpoint", "us", "--api-key-env", "KEY")
+
+
+@pytest.fixture
+def server() -> Iterator[SandboxServer]:
+    with SandboxServer(Sandbox()) as server:
+        yield server
+
+
+def test_add_list_show_switch_remove(tmp_path: Path) -> None:
+    added = invoke(
+        tmp_path, *ADD, "--secret-key-env", "SECRET", "--user-id", "nami_user_id", "--anonymous", "device_id",
+        "--events", "device.*,user.subscription.purchased", "--rename", "user.subscription.purchased=Bought a=b",
+        "--start-from", "2026-09-01T02:00:00+02:00", settings={"SECRET": "another-secret"},
+    )  # fmt: skip
+    assert added.exit_code == 0, added.output
+    assert "radio/prod" in invoke(tmp_path, "integrations", "list").stdout
+    shown = orjson.loads(invoke(tmp_path, "integrations", "show", "radio/prod", "--json").stdout)
+    assert shown.pop("created_at").endswith("Z")
+    assert shown == {
+        "integration": "radio/prod",
+        "state": "enabled",
+        "error": None,
+        "endpoint": "https://api2.amplitude.com/2/httpapi",
+        "api_key": "set",
+        "secret_key": "set",
+        "user_id": "nami_user_id",
+        "anonymous": "device_id",
+        "events": ["device.impression", "device.transaction", "user.subscription.purchased"],
+        "rename": {"user.subscription.purchased": "Bought a=b"},
+        "start_from": "2026-09-01T00:00:00Z",
+    }
+    table = invoke(tmp_path, "integrations", "show", "radio", "prod").stdout
+    assert "user.subscription.purchased as Bought" in table
+    for text in (added.output, table):
+        assert API_KEY not in text
+        assert API_KEY[:6] not in text
+    for command, state in (("disable", "disabled"), ("enable", "enabled")):
+        assert invoke(tmp_path, "integrations", command, "radio/prod").exit_code == 0
+        (one,) = orjson.loads(invoke(tmp_path, "integrations", "list", "--json").stdout)["integrations"]
+        assert one["state"] == state
+    asked = invoke(tmp_path, "integrations", "remove", "radio/prod")
+    assert asked.exit_code == 2
+    assert "--yes" in one_line(asked.stderr)
+    assert invoke(tmp_path, "integrations", "remove", "radio/prod", "--yes").exit_code == 0
+    assert orjson.loads(invoke(tmp_path, "integrations", "list", "--json").stdout) == {"integrations": []}
+
+
+def test_a_new_integration_starts_now_unless_told_otherwise(tmp_path: Path) -> None:
+    invoke(tmp_path, *ADD)
+    shown = orjson.loads(invoke(tmp_path, "integrations", "show", "radio/prod", "--json").stdout)
+    assert shown["start_from"] <= shown["created_at"]
+    assert shown["start_from"] > "2026"
+    assert len(shown["events"]) == 13
+
+
+def test_keys_may_stand_in_dotenv(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("MY_KEY=from-dotenv\nNAMI_AMP_HOME=elsewhere\n")
+    arguments = [*ADD[:-1], "MY_KEY"]
+    assert invoke(tmp_path, *arguments).exit_code == 0
+    assert (tmp_path / "elsewhere" / "state.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*ADD[:-1], "NO_SUCH_KEY"), "NO_SUCH_KEY is not set"),
+        ((*ADD[:-1], "EMPTY"), "EMPTY is not set"),
+        ((*ADD, "--secret-key-env", "EMPTY"), "EMPTY is not set"),
+        ((*ADD, "--start-from", "2026-09-01T00:00:00"), "has no time zone"),
+        ((*ADD, "--start-from", "soon"), "is not a time"),
+        ((*ADD, "--events", "user.nothing"), "unknown event type"),
+        ((*ADD, "--rename", "device.impression"), "must be OLD=NEW"),
+        ((*ADD, "--user-id", "email"), "'--user-id'"),
+        ((*ADD, "--anonymous", "guess"), "'--anonymous'"),
+        (ADD[:-2], "--api-key-env"),
+        ((*ADD[:4], "--endpoint", "https://x.test/2/httpapi", "--api-key-env", "KEY"), "--allow-custom-endpoint"),
+        (
+            (*ADD[:4], "--endpoint", "http://x.test/", "--allow-custom-endpoint", "--api-key-env", "KEY"),
+            "loopback",
+        ),
+        (("integrations", "add", "ra/dio", *ADD[3:]), "app id"),
+        (("integrations", "show", "radio"), "write APP/NAME"),
+        (("integrations", "show", "radio/none"), "no integration radio/none"),
+        (("integrations", "enable", "radio", "none"), "no integration radio/none"),
+        (("integrations", "test", "radio/none"), "no integration radio/none"),
+        (("integrations", "remove", "radio/none", "--yes"), "no integration radio/none"),
+        (("apps", "plan", "ra/dio", "free"), "app id"),
+        (("apps", "plan", "radio", "gold"), "'paid', 'free'"),
+        (("dead-letters", "list", "--integration", "radio/none"), "no integration radio/none"),
+        (("dead-letters", "list", "--since", "yesterday"), "is not a time"),
+        (("dead-letters", "show", "1"), "no dead letter"),
+        (("dead-letters", "retry", "1"), "no dead letter"),
+        (("dead-letters", "retry"), "--all"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line_and_status_2(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = invoke(tmp_path, *arguments, settings={"EMPTY": " "})
+    assert done.exit_code == 2, done.output
+    assert message in one_line(done.stderr)
+    assert done.stdout == ""
+
+
+def test_a_free_app_cannot_enable(tmp_path: Path) -> None:
+    assert invoke(tmp_path, "apps", "plan", "radio", "free").exit_code == 0
+    refused = invoke(tmp_path, *ADD)
+    assert refused.exit_code == 2
+    assert "not on a paid plan" in one_line(refused.stderr)
+    assert invoke(tmp_path, *ADD, "--disabled").exit_code == 0
+    assert invoke(tmp_path, "integrations", "enable", "radio/prod").exit_code == 2
+    assert invoke(tmp_path, "apps", "plan", "radio", "paid").exit_code == 0
+    assert invoke(tmp_path, "integrations", "enable", "radio/prod").exit_code == 0
+    (app,) = orjson.loads(invoke(tmp_path, "apps", "list", "--json").stdout)["apps"]
+    assert app == {"app_id": "radio", "plan": "paid", "integrations": 1, "watermark": None}
+
+
+class TestConnection:
+    def test_a_good_key_is_told_without_storing_anything(self, tmp_path: Path, server: SandboxServer) -> None:
+        add(tmp_path, server.endpoint)
+        done = invoke(tmp_path, "integrations", "test", "radio/prod")
+        assert (done.exit_code, done.stderr) == (0, "")
+        assert "takes the API key" in done.stdout
+        assert server.sandbox.audit.accepted == 0
+
+    @pytest.mark.parametrize("index_mode", ["first", "all", "none"])
+    def test_however_amplitude_names_the_event(self, tmp_path: Path, index_mode: str) -> None:
+        with SandboxServer(Sandbox(options=Options(index_mode=index_mode))) as server:  # type: ignore[arg-type]
+            add(tmp_path, server.endpoint)
+            assert invoke(tmp_path, "integrations", "test").exit_code == 0
+
+    @pytest.mark.parametrize(
+        ("kind", "message"),
+        [
+            ("invalid_key", "does not know the API key"),
+            ("redirect", "redirect"),
+            ("403", "refuses this sender"),
+            ("project_429", "throttled"),
+            ("503", "answered 503"),
+            ("html_400", "not an answer of Amplitude"),
+            ("closed_without_answer", "the connection broke"),
+        ],
+    )
+    def test_trouble_is_told_apart(self, tmp_path: Path, server: SandboxServer, kind: FaultKind, message: str) -> None:
+        add(tmp_path, server.endpoint)
+        server.sandbox.faults.add(Fault(kind))
+        done = invoke(tmp_path, "integrations", "test", "radio/prod")
+        assert done.exit_code == 1
+        assert message in one_line(done.stderr)
+        assert API_KEY not in done.output
+
+    def test_all_are_tested_one_line_each(self, tmp_path: Path, server: SandboxServer) -> None:
+        add(tmp_path, server.endpoint)
+        add(tmp_path, "http://127.0.0.1:9/2/httpapi", name="gone")
+        done = invoke(tmp_path, "integrations", "test", "--json")
+        assert done.exit_code == 1
+        assert "radio/gone: cannot reach http://127.0.0.1:9/2/httpapi: nothing listens there" in one_line(done.stderr)
+        found = {one["integration"]: one["ok"] for one in orjson.loads(done.stdout)["integrations"]}
+        assert found == {"radio/prod": True, "radio/gone": False}
+
+
+def test_a_lost_encryption_key_is_said(tmp_path: Path, server: SandboxServer) -> None:
+    add(tmp_path, server.endpoint)
+    (tmp_path / ".nami-amp" / "encryption.key").unlink()
+    done = invoke(tmp_path, "integrations", "test")
+    assert done.exit_code == 2
+    assert "encryption.key is missing" in one_line(done.stderr)
+
+
+def test_removing_takes_its_files_along(tmp_path: Path, server: SandboxServer) -> None:
+    add(tmp_path, server.endpoint)
+    load_events(tmp_path, event(1))
+    tick(tmp_path, "first")
+    receipts = tmp_path / ".nami-amp" / "data" / "receipts"
+    assert list(receipts.iterdir())
+    other = Store(f"sqlite:///{tmp_path}/.nami-amp/state.db", lambda: 9e9, owner="elsewhere:1:x")
+    lease = other.acquire(["integration:1"])
+    refused = invoke(tmp_path, "integrations", "remove", "radio/prod", "--yes")
+    assert refused.exit_code == 1
+    assert "a run delivers for radio/prod right now" in one_line(refused.stderr)
+    other.release(lease.values())
+    other.close()
+    assert invoke(tmp_path, "integrations", "remove", "radio/prod", "--yes").exit_code == 0
+    assert not list(receipts.iterdir())
+
+
+def test_dead_letters_from_list_to_delivery(tmp_path: Path, server: SandboxServer) -> None:
+    assert invoke(tmp_path, "dead-letters", "list").stdout == "No dead letters.\n"
+    add(tmp_path, server.endpoint)
+    load_events(tmp_path, event(1), event(2, "u2", "e2"), event(3, "u3", "none"))
+    server.sandbox.faults.add(Fault("poison", insert_id="event-2"))
+    tick(tmp_path, "first")
+    server.sandbox.faults.remove()
+    listed = invoke(tmp_path, "dead-letters", "list")
+    assert "event-2" in listed.stdout
+    assert "reserved_user_id" in listed.stdout
+    assert "1 older" in invoke(tmp_path, "dead-letters", "list", "--limit", "1").stdout
+    found = orjson.loads(invoke(tmp_path, "dead-letters", "list", "--reason", "rejected", "--json").stdout)
+    assert found["total"] == 1
+    (letter,) = found["dead_letters"]
+    assert letter["event_id"] == "event-2"
+    shown = invoke(tmp_path, "dead-letters", "show", str(letter["id"]))
+    assert '"insert_id":"event-2"' in shown.stdout.replace("\n", "").replace(" ", "")
+    assert "insert_id" in orjson.loads(invoke(tmp_path, "dead-letters", "show", "event-2", "--json").stdout)["body"]
+    retried = invoke(tmp_path, "dead-letters", "retry", "--all", "--json")
+    assert retried.exit_code == 1
+    assert orjson.loads(retried.stdout)["retried"] == 1
+    assert "1 not retried: it was never made into an Amplitude event" in one_line(retried.stderr)
+    (after,) = tick(tmp_path, "second")
+    assert (after.delivered, after.dead_letters) == (2, {"reserved_user_id": 1})
+
+
+def test_old_dead_letters_go_only_by_force(tmp_path: Path, server: SandboxServer) -> None:
+    add(tmp_path, server.endpoint)
+    load_events(tmp_path, event(1))
+    server.sandbox.faults.add(Fault("poison", insert_id="event-1"))
+    tick(tmp_path, "first")
+    server.sandbox.faults.remove()
+    store = Store(f"sqlite:///{tmp_path}/.nami-amp/state.db", lambda: 0.0)
+    with store.begin() as tx:
+        tx.execute(sa.update(tables.exceptions).values(at=tables.exceptions.c.at - 8 * 86_400_000_000))
+    store.close()
+    refused = invoke(tmp_path, "dead-letters", "retry", "event-1")
+    assert refused.exit_code == 1
+    assert "more than 7 days ago" in one_line(refused.stderr)
+    assert invoke(tmp_path, "dead-letters", "retry", "event-1", "--force").exit_code == 0
+    assert tick(tmp_path, "second")[0].delivered == 1

@@ -1,0 +1,169 @@
+"""Each asset does its stage for its own partitions, and says in its metadata what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from nami_amp_pipeline.defs.assets import amplitude_deliveries, amplitude_events, nami_events, user_property_snapshots
+from nami_amp_pipeline.defs.checks import asset_checks
+from nami_amp_pipeline.defs.partitions import add_partitions
+from nami_amp_pipeline.defs.resources import Pipeline
+from nami_amp_pipeline.state.integrations import all_integrations
+from nami_amp_pipeline_tests.scene import BAD_KEY, WARNINGS, Scene, scene
+
+pytestmark = pytest.mark.filterwarnings(WARNINGS)
+
+ASSETS = {
+    "nami_events": nami_events,
+    "user_property_snapshots": user_property_snapshots,
+    "amplitude_events": amplitude_events,
+    "amplitude_deliveries": amplitude_deliveries,
+}
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Scene]:
+    with scene(tmp_path) as made:
+        made.load()
+        yield made
+
+
+@pytest.fixture
+def instance(stage: Scene) -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as made:
+        yield made
+
+
+def materialize(
+    stage: Scene, instance: dg.DagsterInstance, name: str, key: str | None = None, *, tags: dict[str, str] | None = None
+) -> dg.ExecuteInProcessResult:
+    add_partitions(instance, all_integrations(stage.context.store))
+    pipeline = Pipeline(stage.settings, run_id="by-hand")
+    partition: Any = key
+    if key is not None and "|" in key:
+        app_id, name_in_app = key.split("|")
+        partition = dg.MultiPartitionKey({"app": app_id, "integration": name_in_app})
+    checks = list(asset_checks) if name == "amplitude_deliveries" else []
+    try:
+        return dg.materialize(
+            [ASSETS[name], *checks],
+            instance=instance,
+            partition_key=partition,
+            resources={"pipeline": pipeline},
+            raise_on_error=False,
+            tags=tags,
+        )
+    finally:
+        pipeline.close()
+
+
+def materialized(result: dg.ExecuteInProcessResult, name: str) -> dict[str, dict[str, Any]]:
+    """Metadata by partition of the materializations of one asset."""
+    return {
+        str(event.partition): {key: value.value for key, value in event.materialization.metadata.items()}
+        for event in result.get_asset_materialization_events()
+        if event.asset_key == dg.AssetKey(name)
+    }
+
+
+def test_each_asset_works_for_its_own_partition_only(stage: Scene, instance: dg.DagsterInstance) -> None:
+    radio, fit = stage.add("radio"), stage.add("fit")
+
+    captured = materialized(materialize(stage, instance, "nami_events", "radio"), "nami_events")
+    assert list(captured) == ["radio"]
+    assert captured["radio"]["dagster/partition_row_count"] > 50
+    assert len(captured["radio"]["preview"].records) == 5
+    assert stage.status(fit)["fit/main"].captured == 0
+
+    snapshots = materialized(
+        materialize(stage, instance, "user_property_snapshots", "radio"), "user_property_snapshots"
+    )
+    assert snapshots["radio"]["users"] >= 10
+    assert snapshots["radio"]["truncated_arrays"] == 0
+
+    prepared = materialized(materialize(stage, instance, "amplitude_events", "radio|main"), "amplitude_events")
+    facts = prepared["radio|main"]
+    assert facts["captured"] == facts["to_send"] + facts["skipped"] + facts["dead_letters"] + facts["waiting_for_login"]
+    assert stage.status(radio)["radio/main"].pending == facts["to_send"]
+
+    result = materialize(stage, instance, "amplitude_deliveries", "radio|main")
+    assert result.success
+    delivered = materialized(result, "amplitude_deliveries")["radio|main"]
+    assert delivered["delivered"] == facts["to_send"] == stage.sandbox.audit.accepted
+    assert delivered["pending"] == 0
+    assert delivered["first_event"] < delivered["last_event"]
+    assert {row.data["HTTP status and outcome"] for row in delivered["requests_by_status"].records} == {"200 delivered"}
+    assert "nami-amp trace" in delivered["how_to_trace"]
+    checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    assert set(checks) == {"conservation", "lag"}
+    assert all(check.passed and check.partition == "radio|main" for check in checks.values())
+    assert stage.status(fit)["fit/main"].captured == 0
+
+
+def test_range_of_partitions_in_one_run(stage: Scene, instance: dg.DagsterInstance) -> None:
+    stage.add("fit")
+    stage.add("radio")
+    tags = {"dagster/asset_partition_range_start": "fit", "dagster/asset_partition_range_end": "radio"}
+    captured = materialized(materialize(stage, instance, "nami_events", tags=tags), "nami_events")
+    assert set(captured) == {"fit", "radio"}
+    assert all(facts["dagster/partition_row_count"] > 50 for facts in captured.values())
+    materialize(stage, instance, "user_property_snapshots", tags=tags)
+    pairs = {
+        "dagster/asset_partition_range_start": "fit|main",
+        "dagster/asset_partition_range_end": "radio|main",
+    }
+    assert set(materialized(materialize(stage, instance, "amplitude_events", tags=pairs), "amplitude_events")) == {
+        "fit|main",
+        "radio|main",
+    }
+    result = materialize(stage, instance, "amplitude_deliveries", tags=pairs)
+    assert result.success
+    assert set(materialized(result, "amplitude_deliveries")) == {"fit|main", "radio|main"}
+    assert all(check.passed for check in result.get_asset_check_evaluations())
+
+
+@pytest.mark.parametrize("name", ["amplitude_events", "amplitude_deliveries"])
+def test_pair_that_does_not_exist_is_left_alone(stage: Scene, instance: dg.DagsterInstance, name: str) -> None:
+    stage.add("radio", "main")
+    stage.add("fit", "other")
+    result = materialize(stage, instance, name, "radio|other")
+    assert result.success
+    assert materialized(result, name) == {}
+
+
+def test_app_whose_integrations_are_off_is_left_alone(stage: Scene, instance: dg.DagsterInstance) -> None:
+    stage.add("radio", enabled=False)
+    result = materialize(stage, instance, "nami_events", "radio")
+    assert result.success
+    assert materialized(result, "nami_events") == {}
+
+
+def test_refused_key_fails_the_asset_in_plain_words(stage: Scene, instance: dg.DagsterInstance) -> None:
+    stage.add("radio", key=BAD_KEY)
+    for name, key in (
+        ("nami_events", "radio"),
+        ("user_property_snapshots", "radio"),
+        ("amplitude_events", "radio|main"),
+    ):
+        assert materialize(stage, instance, name, key).success
+    result = materialize(stage, instance, "amplitude_deliveries", "radio|main")
+    assert not result.success
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    data = failure.step_failure_data.user_failure_data
+    assert data is not None
+    assert data.description is not None
+    assert "radio/main: " in data.description
+    assert "API key" in data.description
+    assert BAD_KEY not in repr(result.all_events)
+
+
+def test_nothing_new_is_said_to_be_nothing(stage: Scene, instance: dg.DagsterInstance) -> None:
+    stage.add("radio")
+    materialize(stage, instance, "nami_events", "radio")
+    again = materialized(materialize(stage, instance, "nami_events", "radio"), "nami_events")
+    assert again == {"radio": {"dagster/partition_row_count": 0}}
