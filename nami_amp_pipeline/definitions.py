@@ -22,4 +22,5 @@ def defs() -> dg.Definitions:
         schedules=[micro_batch_every_5_minutes],
         sensors=[integration_partitions],
         resources={"pipeline": PipelineResource()},
+        executor=dg.in_process_executor,  # a process for each step would cost seconds, and stages share their files
     )

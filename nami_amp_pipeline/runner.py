@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import dagster as dg
+import yaml
 from dagster import DagsterExecutionInterruptedError
 
 from nami_amp_pipeline.defs.jobs import micro_batch
@@ -138,45 +139,39 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
         Halted: the folder cannot be written.
     """
     home = dagster_home(settings)
-    if os.environ.get("DAGSTER_HOME"):
-        if not home.is_dir():
-            raise Misconfigured(f"DAGSTER_HOME is {home}, which is not a folder")
-    else:
-        _make_home(home)
-    with _alone(home):
-        instance = _open(home)
+    if os.environ.get("DAGSTER_HOME") and not home.is_dir():
+        raise Misconfigured(f"DAGSTER_HOME is {home}, which is not a folder")
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with _alone(home):
+            _make_settings(home / "dagster.yaml")
+            instance = _open(home)
+    except OSError as error:
+        raise Halted(f"cannot write to {home}: {error.strerror or error}") from None
     with instance:
         yield instance
+
+
+def _make_settings(file: Path) -> None:
+    """Without this file Dagster reports its use to its makers, and says so on the console."""
+    if not file.exists():
+        aside = file.with_name(f".{file.name}.part")
+        aside.write_text(DAGSTER_YAML)
+        aside.rename(file)
 
 
 def _open(home: Path) -> dg.DagsterInstance:
     try:
         instance = dg.DagsterInstance.from_config(str(home))
-    except (dg.DagsterInvalidConfigError, dg.DagsterInvariantViolationError) as error:
+    except (dg.DagsterInvalidConfigError, dg.DagsterInvariantViolationError, yaml.YAMLError) as error:
         raise Misconfigured(f"{home / 'dagster.yaml'} cannot be used: {' '.join(str(error).split())[:300]}") from None
     instance.get_runs_count()  # the tables are made on first use, which must not happen twice at once
     return instance
 
 
-def _make_home(home: Path) -> None:
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        if not (home / "dagster.yaml").exists():
-            aside = home / f"dagster.yaml.{os.getpid()}"
-            aside.write_text(DAGSTER_YAML)
-            aside.rename(home / "dagster.yaml")
-    except OSError as error:
-        raise Halted(f"cannot write to {home}: {error.strerror}") from None
-
-
 @contextmanager
 def _alone(home: Path) -> Iterator[None]:
     """Lets one process at a time make the tables: two at once leave a history that Dagster refuses to open."""
-    try:
-        file = (home / ".nami-amp.lock").open("w")
-    except OSError:
-        yield  # a home that is only read was made by somebody else before
-        return
-    with file:
+    with (home / ".nami-amp.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -109,6 +109,7 @@ def test_job_schedule_sensor_and_checks(repository: dg.RepositoryDefinition) -> 
     job = repository.get_job("micro_batch")
     assert [node.name for node in job.nodes_in_topological_order] == ["capture", "snapshot", "prepare", "upload"]
     assert job.executor_def.name == "in_process"
+    assert repository.get_job("__ASSET_JOB").executor_def.name == "in_process"
     schedule = repository.get_schedule_def("micro_batch_every_5_minutes")
     assert schedule.cron_schedule == "*/5 * * * *"
     assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from nami_amp_pipeline.demo.setting import APPS, demo_key
+
 NAMI_AMP = Path(sys.executable).with_name("nami-amp")
-KEYS = (b"demo-key-of-radio-nami", b"demo-key-of-fit-nami")
+KEYS = tuple(demo_key(app_id).encode() for app_id in APPS)
 
 
 @pytest.fixture(scope="module")

@@ -62,9 +62,13 @@ def test_report_is_of_this_run_and_the_run_is_in_the_history(stage: Scene, capfd
 
 
 def test_log_goes_to_standard_error_if_asked_for(stage: Scene, capfd: pytest.CaptureFixture[str]) -> None:
+    stage.load(apps=("radio",))
+    stage.add("radio")
     run_micro_batch(stage.settings, verbose=True)
     printed = capfd.readouterr()
     assert printed.out == ""
+    assert "amplitude_deliveries: " in printed.err
+    assert len(printed.err.splitlines()) == 4
 
 
 def test_no_news_takes_well_under_a_second(stage: Scene) -> None:
@@ -108,6 +112,28 @@ def test_only_the_named_integrations_are_run(stage: Scene) -> None:
     report = run_micro_batch(stage.settings, ["fit/main"])
     assert [row["integration"] for row in report.integrations] == ["fit/main"]
     assert report.integrations[0]["delivered"] > 0
+
+
+def test_integration_that_is_added_later_takes_up_what_was_read_before(stage: Scene) -> None:
+    stage.load(apps=("radio",))
+    stage.add("radio")
+    run_micro_batch(stage.settings)
+    stage.add("radio", "later")
+    rows = {row["integration"]: row for row in run_micro_batch(stage.settings).integrations}
+    assert rows["radio/main"]["captured"] == 0
+    assert rows["radio/later"]["captured"] == rows["radio/later"]["delivered"] > 0
+
+
+def test_interrupt_is_one_for_the_caller_too(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.load(apps=("radio",))
+    stage.add("radio")
+
+    def interrupt(*_: object) -> None:
+        raise dg.DagsterExecutionInterruptedError
+
+    monkeypatch.setattr("nami_amp_pipeline.defs.tick.snapshot_apps", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_micro_batch(stage.settings)
 
 
 def test_unknown_integration_is_said_before_anything_runs(stage: Scene) -> None:

@@ -58,8 +58,16 @@ def _begin(context: dg.OpExecutionContext, config: Selected, pipeline: Pipeline)
 
 
 def _materialized(context: dg.OpExecutionContext, asset: str, moved: Mapping[str, Mapping[str, Any]]) -> None:
+    if moved:
+        rows = sum(facts[metadata.ROW_COUNT] for facts in moved.values())
+        context.log.info("%s: %s events, of %s", asset, f"{rows:,}", _listed(moved))
     for partition, facts in moved.items():
         context.log_event(dg.AssetMaterialization(asset, partition=partition, metadata=facts))
+
+
+def _listed(names: Iterable[str]) -> str:
+    some = sorted(names)
+    return ", ".join(some[:5]) + (f" and {len(some) - 5} more" if len(some) > 5 else "")
 
 
 @dg.op(out=dg.Out(dg.Nothing), tags={"dagster/kind": "duckdb"})

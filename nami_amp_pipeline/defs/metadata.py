@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import dagster as dg
@@ -15,6 +16,7 @@ from nami_amp_pipeline.clock import to_datetime, to_text
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.defs.previews import (
     PREVIEW_ROWS,
+    created_between,
     receipt_preview,
     segment_preview,
     snapshot_preview,
@@ -73,7 +75,12 @@ def snapshotted(context: Context, moved: Mapping[str, Snapshotted]) -> dict[str,
             "truncated_arrays": one.truncated_arrays,
         }
         if len(moved) <= PREVIEWED_PARTITIONS:
-            facts["preview"] = _table(snapshot_preview(context.folder.path(one.files[0]), app_id))
+            paths = [context.folder.path(name) for name in one.files]
+            first, last = created_between(paths, app_id)
+            facts["first_event"] = dg.MetadataValue.timestamp(first)
+            facts["last_event"] = dg.MetadataValue.timestamp(last)
+            facts["file_bytes"] = sum(path.stat().st_size for path in paths)
+            facts["preview"] = _table(snapshot_preview(paths[0], app_id))
         found[app_id] = facts
     return found
 
@@ -223,9 +230,17 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
     """Rows as text, so that empty fields do not change a column's type."""
     names = list(rows[0]) if rows else []
     return dg.MetadataValue.table(
-        [dg.TableRecord({name: "" if row[name] is None else str(row[name]) for name in names}) for row in rows],
+        [dg.TableRecord({name: _text(row[name]) for name in names}) for row in rows],
         dg.TableSchema([dg.TableColumn(name, "text") for name in names]),
     )
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    return "" if value is None else str(value)
 
 
 def _moment(us: int | None) -> dg.MetadataValue[Any]:

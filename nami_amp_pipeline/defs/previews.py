@@ -37,6 +37,15 @@ def snapshot_preview(path: Path, app_id: str) -> list[dict[str, Any]]:
     )
 
 
+def created_between(paths: Sequence[Path], app_id: str) -> tuple[datetime, datetime]:
+    """The earliest and the latest ``created_date`` of an app's snapshots."""
+    dates = ds.dataset([str(path) for path in paths]).to_table(
+        columns=["created_date"], filter=ds.field("app_id") == app_id
+    )
+    found = pc.min_max(dates["created_date"]).as_py()
+    return found["min"], found["max"]
+
+
 @dataclass(frozen=True)
 class Receipts:
     """What became of the events of a few outboxes.

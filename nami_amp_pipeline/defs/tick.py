@@ -120,7 +120,7 @@ class Tick:
             rows.append(
                 {
                     "integration": one.key,
-                    "captured": now.captured - was.captured,
+                    "captured": self._captured(one, was, now),
                     "delivered": now.delivered - was.delivered,
                     "skipped": _growth(was.skipped, now.skipped),
                     "dead_letters": _growth(was.dead_letters, now.dead_letters),
@@ -133,6 +133,11 @@ class Tick:
                 }
             )
         return rows
+
+    def _captured(self, one: Integration, was: IntegrationStatus, now: IntegrationStatus) -> int:
+        """Events that were read, or that this integration took up from what had been read before it was ready."""
+        prepared = self.prepared.get(one.id)
+        return max(now.captured - was.captured, prepared.captured if prepared is not None else 0)
 
     def _error(self, one: Integration, now: IntegrationStatus) -> str | None:
         if not one.enabled:
