@@ -7,6 +7,7 @@ file again adds its rows again, as any at-least-once loader would; the pipeline 
 from __future__ import annotations
 
 import gzip
+import os
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -183,13 +184,13 @@ def load(
 
 
 def _check_readable(file: Path) -> None:
-    try:
-        with file.open("rb"):
-            pass
-    except IsADirectoryError:
-        raise Misconfigured(f"{file} is a folder: name the files in it") from None
-    except OSError as error:
-        raise Misconfigured(f"cannot read {file}: {error.strerror}") from None
+    """Without opening it: a pipe can be opened once only."""
+    if file.is_dir():
+        raise Misconfigured(f"{file} is a folder: name the files in it")
+    if not file.exists():
+        raise Misconfigured(f"there is no file {file}")
+    if not os.access(file, os.R_OK):
+        raise Misconfigured(f"cannot read {file}: permission denied")
 
 
 @contextmanager
@@ -307,13 +308,13 @@ def _blocks(file: Path, report: LoadReport, progress: Callable[[int], None]) -> 
 def _chunks(file: Path, progress: Callable[[int], None]) -> Iterator[bytes]:
     try:
         with file.open("rb") as raw:
-            is_gzip = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
+            is_gzip = raw.peek(2)[:2] == b"\x1f\x8b"
             text: IO[bytes] = gzip.GzipFile(fileobj=raw) if is_gzip else raw  # type: ignore[assignment]
             at, is_first = 0, True
             while chunk := text.read(BLOCK_BYTES):
-                progress(raw.tell() - at)
-                at = raw.tell()
+                now = raw.tell() if raw.seekable() else at + len(chunk)
+                progress(now - at)
+                at = now
                 yield chunk.removeprefix(_BOM) if is_first else chunk
                 is_first = False
     except EOFError:

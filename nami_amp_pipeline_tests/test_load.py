@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,14 @@ def test_nothing_in_a_file_is_nothing_loaded(tmp_path: Path, text: bytes) -> Non
 def test_gzip_is_told_by_the_content(tmp_path: Path) -> None:
     two_members = gzip.compress(event(1) + b"\n") + gzip.compress(event(2) + b"\n")
     assert loaded(tmp_path, two_members, event(3)).rows == 3
+
+
+def test_a_pipe_is_as_good_as_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    text = gzip.compress(event(1) + b"\n" + event(2))
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit((tmp_path / "pipe").write_bytes, text)
+        assert load(settings(tmp_path), [tmp_path / "pipe"], "radio").rows == 2
 
 
 @pytest.mark.parametrize(
@@ -220,7 +230,7 @@ def test_table_and_schema_of_the_settings_are_made(tmp_path: Path) -> None:
 class TestRefusals:
     def test_all_files_must_be_there_before_any_is_loaded(self, tmp_path: Path) -> None:
         (tmp_path / "good").write_bytes(event(1))
-        for missing, why in ((tmp_path / "none", "cannot read"), (tmp_path, "is a folder")):
+        for missing, why in ((tmp_path / "none", "there is no file"), (tmp_path, "is a folder")):
             with pytest.raises(Misconfigured, match=why):
                 load(settings(tmp_path), [tmp_path / "good", missing], "radio")
         assert not (tmp_path / "home").exists()

@@ -153,6 +153,13 @@ class Front(click.Group):
             sys.stdout.flush()
         sys.exit(status)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; an interrupt ends it without the empty line that click would print."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.Abort from None
+
     def _run(
         self, invocation: Invocation, arguments: list[str], complete_var: str | None, extra: dict[str, Any]
     ) -> int:
