@@ -2,7 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types tests clean
+.PHONY: demo test lint types tests torture clean
 
 demo: $(VENV)/installed  ## sample events -> DuckDB -> Dagster -> a local Amplitude, and what arrived
 	@$(BIN)/nami-amp demo
@@ -18,6 +18,9 @@ types: $(VENV)/installed-dev
 
 tests: $(VENV)/installed-dev
 	$(BIN)/pytest
+
+torture: $(VENV)/installed-dev  ## simulated histories for as long as told: make torture MINUTES=60
+	$(BIN)/python -m nami_amp_pipeline_tests.torture --minutes $(or $(MINUTES),10)
 
 $(VENV)/installed: pyproject.toml scripts/install.sh
 	@scripts/install.sh $(VENV)

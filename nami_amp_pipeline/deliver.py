@@ -30,6 +30,8 @@ STOP_SECONDS = 8.0
 
 MAX_BYTES_UNDER_WAY = 100_000_000
 
+_TRY_AGAIN_MICROS = 1_000_000
+
 
 def deliver(
     context: Context,
@@ -112,6 +114,8 @@ class _Run:
         self._endpoints = Endpoints()
         self._wakes: list[tuple[int, int]] = []
         self._wake_of: dict[int, int] = {}
+        self._unfinished: dict[int, int] = {}
+        self._away_since: dict[int, int] = {}
         self._changed: dict[int, Channel] = {}
         self._under_way: dict[int, tuple[Channel, Attempt]] = {}
         self._bytes = 0
@@ -149,10 +153,8 @@ class _Run:
             changed = list(self._changed.values())
             self._commit()
             self._post(starting)
-            for channel in changed:
-                if stopping_until is None and channel.outbox_done and channel.id in self._channels:
-                    self._finish_outboxes(channel)
-                    self._enqueue(channel)
+            if stopping_until is None:
+                self._turn([*changed, *self._overdue(now)])
             wait = self._wait_micros(self._now(), stopping_until)
             if wait is None:
                 return
@@ -178,8 +180,21 @@ class _Run:
             self._enqueue(channel)
         return list(touched.values())
 
+    def _turn(self, channels: Iterable[Channel]) -> None:
+        """Turns channels whose outbox is done, and of which all is recorded, to the next one."""
+        for channel in channels:
+            if channel.id in self._channels and (channel.outbox_done or channel.id in self._unfinished):
+                self._finish_outboxes(channel)
+                self._enqueue(channel)
+
+    def _overdue(self, now: int) -> list[Channel]:
+        """Channels that could not be turned because the store was away; it gets as long as the answers do."""
+        due = [one for one, at in self._unfinished.items() if at <= now and one in self._channels]
+        return [self._channels[one] for one in due]
+
     def _finish_outboxes(self, channel: Channel) -> None:
         """Writes the receipts of outboxes that are done, and turns the channel to the next one."""
+        self._unfinished.pop(channel.id, None)
         try:
             while channel.outbox_id is None or channel.outbox_done:
                 if channel.outbox_id is not None:
@@ -187,9 +202,14 @@ class _Run:
                 if not self._opener.load_next(channel):
                     return
         except StoreUnavailable:
-            raise
+            now = self._now()
+            since = self._away_since.setdefault(channel.id, now)
+            if now - since < STORE_PATIENCE_SECONDS * 1e6:
+                self._unfinished[channel.id] = now + _TRY_AGAIN_MICROS
         except NamiAmpError as error:
             self._drop(channel, str(error))
+        else:
+            self._away_since.pop(channel.id, None)
 
     def _drop(self, channel: Channel, error: str) -> None:
         channel.done.error = error
@@ -237,6 +257,9 @@ class _Run:
     def _attempt(self, channel: Channel, now: int) -> Attempt | None:
         try:
             return channel.start(now)
+        except StoreUnavailable:
+            channel.held.ready_at = now + _TRY_AGAIN_MICROS  # what waits is read later; answers are recorded first
+            return None
         except (OSError, pa.ArrowException) as error:
             self._drop(channel, f"an outbox file cannot be read: {type(error).__name__}")
             return None
@@ -275,7 +298,8 @@ class _Run:
             return min(stopping_until - now, self._lease_micros // 4)
         while self._wakes and self._wake_of.get(self._wakes[0][1]) != self._wakes[0][0]:
             heappop(self._wakes)
-        wake = self._wakes[0][0] if self._wakes else None
+        wakes = [at for one, at in self._unfinished.items() if one in self._channels]
+        wake = min([*wakes, *(at for at, _ in self._wakes[:1])], default=None)
         if self._endpoints.has_next and len(self._under_way) < MAX_REQUESTS and self._bytes < MAX_BYTES_UNDER_WAY:
             return 0
         if wake is None and not self._under_way:

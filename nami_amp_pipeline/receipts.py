@@ -38,6 +38,8 @@ def finish_outbox(context: Context, outbox_id: int, lease: Lease) -> None:
     boxes, lanes, requests, exceptions = tables.outboxes, tables.lanes, tables.requests, tables.exceptions
     with context.store.begin() as tx:
         box = tx.execute(sa.select(boxes).where(boxes.c.id == outbox_id)).one()
+        if box.done_at is not None:  # written already by a transaction that seemed to have failed
+            return
         lane_rows = tx.execute(sa.select(lanes).where(lanes.c.outbox_id == outbox_id).order_by(lanes.c.id)).all()
         ids = [lane.id for lane in lane_rows]
         posted = tx.execute(

@@ -277,6 +277,10 @@ class Channel:
         if verdict.outcome is Outcome.DELIVERED or verdict.maybe_stored:
             for event in attempt.held:
                 self._pacer.note(event.identity, 1, now)
+        if verdict.outcome is Outcome.REFUSED_ONE_OF or self.held.is_searching:
+            # The search for a refused event comes to its end by itself. Other events that waited are no reason for the
+            # run to go on: those of a user with very many would keep it for hours.
+            self.progress_at = now
         if verdict.outcome is Outcome.DELIVERED:
             self.held.succeeded()
             self.done.delivered += len(ids)

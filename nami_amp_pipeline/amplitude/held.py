@@ -83,6 +83,11 @@ class HeldQueue(Collection[str]):
             return until
         return known
 
+    @property
+    def is_searching(self) -> bool:
+        """Whether requests are small because one was refused without saying why."""
+        return self._at_once < self._most
+
     def next_at(self) -> int | None:
         """When the next request can start, in µs since the epoch."""
         if self.busy:
@@ -112,7 +117,12 @@ class HeldQueue(Collection[str]):
                 self._until[identity] = self._pacer.free_at(identity, now)
                 heappush(self._heap, (self._until[identity], identity))
                 continue
-            events = self._read(identity, room)
+            try:
+                events = self._read(identity, room)
+            except BaseException:
+                for put_back in (*again, entry):
+                    heappush(self._heap, put_back)
+                raise
             if not events:
                 del self._until[identity]
                 taken.emptied.append(identity)

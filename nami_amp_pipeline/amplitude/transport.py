@@ -167,8 +167,12 @@ class _Connection:
         self._guard.deadline = deadline
         self._http.request("POST", self._target, body, dict(headers))
         with self._http.getresponse() as response:
+            if self._guard.ended:  # http.client takes that for the end of the headers, and there could be a 200 above
+                raise http.client.IncompleteRead(b"")
             read = response.read(MAX_ANSWER_BYTES + 1)
-            if len(read) > MAX_ANSWER_BYTES or response.length:  # too long, or closed before it was whole
+            # Nothing, of which nobody said that it is all, may be half of an answer too.
+            silent = not read and response.length is None and not response.chunked
+            if len(read) > MAX_ANSWER_BYTES or response.length or silent:
                 raise http.client.IncompleteRead(b"")
             self.finished = response.will_close
             self._used_at = time.monotonic()
@@ -194,6 +198,7 @@ class _Deadlined:
     def __init__(self, inner: socket.socket) -> None:
         self._inner = inner
         self.deadline = time.monotonic()
+        self.ended = False
 
     def left(self) -> float:
         """Seconds to the deadline."""
@@ -212,8 +217,7 @@ class _Deadlined:
         return io.BufferedReader(_Reader(self, self._inner))
 
     def close(self) -> None:
-        """Closes the socket."""
-        self._inner.close()
+        """Nothing: http.client closes what is not kept before it has read the answer; its connection closes it."""
 
 
 class _Reader(io.RawIOBase):
@@ -226,7 +230,9 @@ class _Reader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         self._inner.settimeout(self._guard.left())
-        return self._inner.recv_into(buffer)
+        size = self._inner.recv_into(buffer)
+        self._guard.ended = size == 0
+        return size
 
 
 def _tls() -> ssl.SSLContext:

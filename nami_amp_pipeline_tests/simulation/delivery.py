@@ -62,7 +62,7 @@ class _Simulation:
         self.events: list[Event] = []
         self.dead: dict[str, str] = {}
         self.rules: list[Fault] = []
-        self.long_gap = rng.random() < 0.08
+        self.long_gap = rng.random() < 0.1
 
     def run(self) -> Facts:
         rng, world = self.rng, self.world
@@ -77,7 +77,9 @@ class _Simulation:
                 if rng.random() < 0.3:
                     self._enable()
                 self._pass(rng.choice((0.0, 1.0, 70.0, 300.0)))
-        if self.long_gap:
+        if self.long_gap:  # an outage begins with answers that do not come, and lasts until repeats are not recognised
+            world.network.weather.trouble = {"reset_after": 0.5, "timeout_after": 0.4}
+            world.tick(Perils(), world.deliver)
             self._pass(8 * 86_400.0)
         self._to_the_end()
         self._check()

@@ -1,0 +1,13 @@
+"""A process killed at any instruction and started again reaches the same end: nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nami_amp_pipeline_tests.simulation.killing import Killing
+
+
+def test_killed_processes_lose_nothing_and_send_nothing_twice(tmp_path: Path) -> None:
+    killing = Killing(tmp_path, seed=1)
+    killing.run(kills=25)
+    assert killing.kills >= 25

@@ -1,0 +1,108 @@
+"""Runs simulated histories, and kills real processes, for as long as told.
+
+``python -m nami_amp_pipeline_tests.torture --minutes 10`` runs new seeds on all cores and prints those that fail;
+``--kind delivery --seed 17`` runs one of them again; ``--kills 500`` kills so many real processes instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import time
+import traceback
+from collections import Counter
+
+from nami_amp_pipeline_tests.simulation import delivery, whole
+from nami_amp_pipeline_tests.simulation.killing import Killing
+
+_KINDS = {"delivery": delivery.simulate, "whole": whole.simulate}
+_COUNTED = ("ticks", "crashes", "takeovers", "requests", "commits", "store_failures", "events")
+
+
+def attempt(job: tuple[str, int]) -> tuple[str, int, str | None, dict[str, int]]:
+    """One seed: its kind, itself, what was wrong if anything was, and what happened."""
+    logging.disable(logging.CRITICAL)
+    kind, seed = job
+    try:
+        facts = _KINDS[kind](seed)
+    except Exception:  # noqa: BLE001 - every failure is a finding
+        return kind, seed, traceback.format_exc(limit=-3), {}
+    return kind, seed, None, {name: getattr(facts, name) for name in _COUNTED}
+
+
+def simulate(minutes: float, first: int, kind: str | None) -> int:
+    """Runs seeds until the time is over; returns how many failed."""
+    end = time.monotonic() + minutes * 60
+    totals: Counter[str] = Counter()
+    failed: list[str] = []
+    begun = time.monotonic()
+    rng = random.Random(first)
+
+    def jobs() -> list[tuple[str, int]]:
+        kinds = [kind] * 64 if kind else ["delivery"] * 56 + ["whole"] * 8
+        return [(one, rng.randrange(2**40)) for one in kinds]
+
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        while time.monotonic() < end:
+            for one, seed, wrong, facts in pool.imap_unordered(attempt, jobs()):
+                totals[one] += 1
+                totals.update(facts)
+                if wrong is not None:
+                    failed.append(f"--kind {one} --seed {seed}")
+                    _say(f"FAILED {failed[-1]}\n{wrong}")
+    took = time.monotonic() - begun
+    seeds = totals["delivery"] + totals["whole"]
+    _say(f"{seeds} seeds in {took:.0f} s ({seeds / took * 60:.0f} a minute): {dict(totals)}")
+    for line in failed:
+        _say(f"again: python -m nami_amp_pipeline_tests.torture {line}")
+    return len(failed)
+
+
+def kill(kills: int, seed: int) -> None:
+    """Kills real processes."""
+    begun = time.monotonic()
+    folder = delivery.work_folder()
+    try:
+        killing = Killing(folder, seed)
+        killing.run(kills)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    audit = killing.sandbox.audit
+    _say(
+        f"{killing.kills} kills in {time.monotonic() - begun:.0f} s: {killing.rows} rows, {audit.accepted} events, "
+        f"{audit.duplicates} sent again, none lost, none twice, {audit.requests} requests"
+    )
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    """The command line; the exit status is 1 if anything failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, help="run this one; with --minutes or --kills, where to begin")
+    parser.add_argument("--kind", choices=sorted(_KINDS))
+    parser.add_argument("--kills", type=int, help="kill so many real processes instead")
+    given = parser.parse_args()
+    if given.kills:
+        kill(given.kills, given.seed or 1)
+        return 0
+    if given.seed is not None and given.kind:
+        _, _, wrong, facts = attempt((given.kind, given.seed))
+        _say(wrong or f"well: {facts}")
+        return int(wrong is not None)
+    first = given.seed if given.seed is not None else time.time_ns()
+    _say(f"seeds drawn from {first}")
+    return int(simulate(given.minutes, first, given.kind) > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
