@@ -1,4 +1,4 @@
-"""The sandbox's page in a real browser: what arrived, each user's properties, faults to switch; hostile text is text."""
+"""The sandbox's page in a real browser: what arrived, each user's properties, faults to switch; hostile text."""
 
 from __future__ import annotations
 
