@@ -45,7 +45,7 @@ SEGMENT_SCHEMA = pa.schema(
 )
 """Columns of a segment file (Parquet). ``well_formed``: the payload is a JSON object."""
 
-READ_ROWS = 50_000
+READ_ROWS = 20_000
 
 
 @dataclass
@@ -172,8 +172,9 @@ def _write(context: Context, connection: duckdb.DuckDBPyConnection, source: Sour
     names: dict[int, str] = {}
     rows: dict[str, int] = {}
     writers: dict[int, pq.ParquetWriter] = {}
-    reader = connection.sql(sql("capture_rows")).to_arrow_reader(READ_ROWS)
     with ExitStack() as stack:
+        # Closed also where a file cannot be written: the warehouse could not be let go otherwise.
+        reader = stack.enter_context(connection.sql(sql("capture_rows")).to_arrow_reader(READ_ROWS))
         for batch in reader:
             table = _strict(pa.Table.from_batches([batch]))
             for bucket in pc.unique(table["bucket"]).to_pylist():

@@ -42,6 +42,10 @@ def compute(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
                 f"the compute engine ran out of memory or disk ({str(error).splitlines()[0]}): raise "
                 "NAMI_AMP_DUCKDB_MEMORY, lower NAMI_AMP_SEGMENT_ROWS, or free disk space"
             ) from None
+        except duckdb.IOException as error:
+            raise Halted(
+                f"the compute engine cannot read or write in {settings.data_dir}: {str(error).splitlines()[0][:200]}"
+            ) from None
 
 
 @cache

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
+import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO, cast
 
 import dagster as dg
+import sqlalchemy as sa
 import yaml
 from dagster import DagsterExecutionInterruptedError
 
@@ -22,6 +25,9 @@ from nami_amp_pipeline.errors import Halted, Misconfigured, NamiAmpError
 from nami_amp_pipeline.settings import Settings
 
 CODE_LOCATION: Final = "nami_amp_pipeline"
+
+OPENING_SECONDS: Final = 30.0
+"""How long another process that opens Dagster's history is waited for: one that was stopped would never be done."""
 
 DAGSTER_YAML: Final = """\
 # Dagster's settings for one machine, made by nami-amp; its storage is this folder. Change it as you like.
@@ -88,6 +94,7 @@ def run_micro_batch(
     Raises:
         Misconfigured: a setting cannot be used, or one of the integrations is unknown; nothing was run.
         StoreUnavailable: the state store cannot be read or written.
+        Halted: Dagster's history cannot be written; what was done up to then is recorded.
         KeyboardInterrupt: somebody asked this process to end; what was under way is recorded.
     """
     run_id = str(uuid.uuid4())
@@ -108,21 +115,35 @@ def _execute(
     instance: dg.DagsterInstance, pipeline: Pipeline, run_id: str, integrations: Sequence[str] | None, verbose: bool
 ) -> None:
     try:
-        micro_batch.execute_in_process(
-            run_config={
-                "integrations": list(integrations or ()),
-                "console_log_level": "INFO" if verbose else "CRITICAL",
-            },
-            instance=instance,
-            resources={"pipeline": pipeline},
-            run_id=run_id,
-            # Makes the run stand on the job's page too, which shows those of its code location only.
-            tags={".dagster/repository": f"__repository__@{CODE_LOCATION}", "nami/from": "nami-amp run"},
-        )
+        with nullcontext() if verbose else redirect_stderr(cast("TextIO", _WithoutEventLog(sys.stderr))):
+            micro_batch.execute_in_process(
+                run_config={
+                    "integrations": list(integrations or ()),
+                    "console_log_level": "INFO" if verbose else "CRITICAL",
+                },
+                instance=instance,
+                resources={"pipeline": pipeline},
+                run_id=run_id,
+                # Makes the run stand on the job's page too, which shows those of its code location only.
+                tags={".dagster/repository": f"__repository__@{CODE_LOCATION}", "nami/from": "nami-amp run"},
+            )
     except dg.Failure:
         return  # the tick, or the pipeline, knows what it was
     except DagsterExecutionInterruptedError:
         raise KeyboardInterrupt from None
+
+
+class _WithoutEventLog:
+    """Standard error without what Dagster writes there when its history cannot be written; the run's error says it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if text.startswith("Exception while writing logger call") else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def dagster_home(settings: Settings) -> Path:
@@ -148,8 +169,17 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
             instance = _open(home)
     except OSError as error:
         raise Halted(f"cannot write to {home}: {error.strerror or error}") from None
-    with instance:
-        yield instance
+    except sa.exc.OperationalError as error:
+        raise _unwritable(home, error) from None
+    try:
+        with instance:
+            yield instance
+    except sa.exc.OperationalError as error:
+        raise _unwritable(home, error) from None
+
+
+def _unwritable(home: Path, error: sa.exc.OperationalError) -> Halted:
+    return Halted(f"Dagster's history in {home} cannot be read or written: {' '.join(str(error.orig).split())[:200]}")
 
 
 def _make_settings(file: Path) -> None:
@@ -172,6 +202,16 @@ def _open(home: Path) -> dg.DagsterInstance:
 @contextmanager
 def _alone(home: Path) -> Iterator[None]:
     """Lets one process at a time make the tables: two at once leave a history that Dagster refuses to open."""
+    until = time.monotonic() + OPENING_SECONDS
     with (home / ".nami-amp.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise Halted(
+                        f"Dagster's history in {home} is locked by another process; the next run tries again"
+                    ) from None
+            time.sleep(0.05)
         yield

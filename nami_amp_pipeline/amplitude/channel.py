@@ -30,6 +30,7 @@ UNKNOWN_MICROS = int(contract.DEDUPLICATION_WINDOW.total_seconds() - 6 * 3600) *
 
 _FIRST_LIMIT = 4.0
 _BACKOFF_SECONDS = (0.2, 30.0)
+_SHORTEST_PAUSE_SECONDS = 1.0
 _SUCCESSES_TO_GROW = 64
 
 
@@ -249,7 +250,7 @@ class Channel:
             lane.attempt_end, lane.unknown_since = attempt.before
         if verdict.outcome is Outcome.AGAIN:
             lane.failures += 1
-            wait = verdict.delay if verdict.delay is not None else self._backoff(lane.failures)
+            wait = verdict.delay or self._backoff(lane.failures)  # at once is too soon: it would ask without end
             lane.ready_at = now + _us(wait)
         elif verdict.outcome is Outcome.REFUSED_SOME:
             lane.failures = 0
@@ -295,7 +296,7 @@ class Channel:
             self.changes.update_exceptions(fresh, {"unknown_since": None})
         if verdict.outcome is Outcome.AGAIN:
             self.held.failures += 1
-            wait = verdict.delay if verdict.delay is not None else self._backoff(self.held.failures)
+            wait = verdict.delay or self._backoff(self.held.failures)
             self.held.ready_at = now + _us(wait)
         elif verdict.outcome is Outcome.REFUSED_SOME:
             for index, reason in verdict.dead.items():
@@ -415,7 +416,8 @@ class Channel:
 
     def _pause(self, verdict: Verdict, now: int) -> None:
         for identity, (reason, seconds) in verdict.pauses.items():
-            self.changes.pause(identity, reason, self.held.wait(identity, now + _us(seconds)))
+            until = now + _us(max(seconds, _SHORTEST_PAUSE_SECONDS))
+            self.changes.pause(identity, reason, self.held.wait(identity, until))
 
 
 def _is_too_old(unknown_since: int | None, now: int) -> bool:

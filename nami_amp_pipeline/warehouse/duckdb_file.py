@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import duckdb
@@ -56,7 +56,8 @@ class DuckDBWarehouse:
             ((head,),) = connection.execute(f"SELECT epoch_us(max(ingested_at)) FROM {qualified}").fetchall()  # noqa: S608
             yield Source(f"(SELECT *, rowid AS rid FROM {qualified})", head)  # noqa: S608
         finally:
-            connection.execute("DETACH warehouse")
+            with suppress(duckdb.Error):  # it must not stand before what went wrong; the connection's end does the same
+                connection.execute("DETACH warehouse")
 
     def _attach(self, connection: duckdb.DuckDBPyConnection) -> None:
         waited, pause = 0.0, 0.05
