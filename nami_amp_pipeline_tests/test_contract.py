@@ -28,10 +28,10 @@ def canonical(events: list[dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["external_id_skip", "anonymous_nami_user_id", "anonymous_device_id", "nami_user_id"])
-def test_fixed_cases_come_out_exactly(name: str, tmp_path: Path) -> None:
+def test_fixed_cases_come_out_exactly(name: str, tmp_path: Path, state_url: str) -> None:
     rows = [json.loads(line) for line in (GOLDEN / "nami_events.ndjson").read_text("utf-8").splitlines()]
     case = json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
-    pipeline = Pipeline(tmp_path)
+    pipeline = Pipeline(tmp_path, {"NAMI_AMP_STATE_URL": state_url})
     pipeline.insert(rows)
     wanted = case["integration"]
     one = pipeline.add(

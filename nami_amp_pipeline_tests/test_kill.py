@@ -7,7 +7,7 @@ from pathlib import Path
 from nami_amp_pipeline_tests.simulation.killing import Killing
 
 
-def test_killed_processes_lose_nothing_and_send_nothing_twice(tmp_path: Path) -> None:
-    killing = Killing(tmp_path, seed=1)
+def test_killed_processes_lose_nothing_and_send_nothing_twice(tmp_path: Path, state_url: str) -> None:
+    killing = Killing(tmp_path, seed=1, state_url=state_url)
     killing.run(kills=25)
     assert killing.kills >= 25

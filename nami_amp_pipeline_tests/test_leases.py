@@ -15,16 +15,15 @@ from nami_amp_pipeline_tests.simulation.network import Time
 from nami_amp_pipeline_tests.simulation.scripted import OK, Bench, Posted, event
 
 
-def _stores(folder: Path) -> tuple[Time, Store, Store]:
+def _stores(url: str) -> tuple[Time, Store, Store]:
     time = Time()
-    url = f"sqlite:///{folder / 'state.db'}"
     first, second = (Store(url, time.clock, 60.0, owner) for owner in ("one", "two"))
     first.create()
     return time, first, second
 
 
-def test_a_partition_that_is_taken_is_left_alone(tmp_path: Path) -> None:
-    _, first, second = _stores(tmp_path)
+def test_a_partition_that_is_taken_is_left_alone(state_url: str) -> None:
+    _, first, second = _stores(state_url)
     taken = first.acquire(["a", "b"])
     assert taken.keys() == {"a", "b"}
     assert second.acquire(["b", "c"]).keys() == {"c"}
@@ -32,8 +31,8 @@ def test_a_partition_that_is_taken_is_left_alone(tmp_path: Path) -> None:
     assert second.acquire(["a", "b", "c"]).keys() == {"a", "b", "c"}
 
 
-def test_a_lease_that_ran_out_can_be_taken_and_its_old_holder_notices(tmp_path: Path) -> None:
-    time, first, second = _stores(tmp_path)
+def test_a_lease_that_ran_out_can_be_taken_and_its_old_holder_notices(state_url: str) -> None:
+    time, first, second = _stores(state_url)
     mine = first.acquire(["a", "b"])
     time.true += 61
     theirs = second.acquire(["a"])
@@ -45,8 +44,8 @@ def test_a_lease_that_ran_out_can_be_taken_and_its_old_holder_notices(tmp_path: 
     second.renew(theirs.values())
 
 
-def test_renewing_keeps_a_lease(tmp_path: Path) -> None:
-    time, first, second = _stores(tmp_path)
+def test_renewing_keeps_a_lease(state_url: str) -> None:
+    time, first, second = _stores(state_url)
     mine = first.acquire(["a"])
     for _ in range(5):
         time.true += 50
@@ -54,8 +53,8 @@ def test_renewing_keeps_a_lease(tmp_path: Path) -> None:
     assert second.acquire(["a"]) == {}
 
 
-def test_very_many_leases_at_once(tmp_path: Path) -> None:
-    time, first, second = _stores(tmp_path)
+def test_very_many_leases_at_once(state_url: str) -> None:
+    time, first, second = _stores(state_url)
     mine = first.acquire([f"integration:{number}" for number in range(1_200)])
     first.renew(mine.values())
     time.true += 61

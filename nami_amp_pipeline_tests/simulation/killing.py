@@ -36,9 +36,10 @@ class Killing:
     Args:
         folder: for everything.
         seed: what is killed when.
+        state_url: of the state store; SQLite in the folder by default.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, state_url: str | None = None) -> None:
         self.rng = random.Random(seed)
         self.folder = folder
         self.kills = 0
@@ -46,6 +47,7 @@ class Killing:
         self.poison: set[str] = set()
         self._environ = {
             "NAMI_AMP_HOME": str(folder),
+            "NAMI_AMP_STATE_URL": state_url or f"sqlite:///{folder / 'state.db'}",
             "NAMI_AMP_LATE_COMMIT_WINDOW_SECONDS": "0",
             "NAMI_AMP_BATCH_EVENTS": str(_BATCH),
             "NAMI_AMP_MAX_LANES": str(_LANES),
