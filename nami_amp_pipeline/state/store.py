@@ -21,6 +21,8 @@ from nami_amp_pipeline.errors import Busy, LostLease, Misconfigured, StoreUnavai
 from nami_amp_pipeline.state import tables
 
 _LEASES_AT_A_TIME = 500
+_LOCK_SECONDS = 30
+_CREATING = 7_263_104_285  # any number that is ours alone
 
 Transaction = Connection
 """A SQLAlchemy connection inside a transaction that commits when its ``with`` block ends well."""
@@ -67,7 +69,16 @@ class Store:
             sa.event.listen(self.engine, "begin", _begin_immediate)
         else:
             try:
-                self.engine = sa.create_engine(self.url, pool_pre_ping=True)
+                self.engine = sa.create_engine(
+                    self.url,
+                    pool_pre_ping=True,
+                    connect_args={
+                        "connect_timeout": 10,
+                        # A process that stands still in a transaction must not hold the others for ever.
+                        "options": f"-c lock_timeout={_LOCK_SECONDS * 1_000} "
+                        f"-c idle_in_transaction_session_timeout={int(self.lease_seconds * 1_000)}",
+                    },
+                )
             except (sa.exc.ArgumentError, ImportError):
                 raise Misconfigured("NAMI_AMP_STATE_URL cannot be parsed as a database address") from None
         self._leases: dict[str, Lease] = {}
@@ -79,6 +90,8 @@ class Store:
             StoreUnavailable: the store cannot be reached, or is of another version of this program.
         """
         with self.begin() as tx:
+            if not self.is_sqlite:  # two first runs at once
+                tx.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATING)))
             tables.metadata.create_all(tx)
             version = tx.execute(sa.select(tables.schema_version.c.version)).scalar()
             if version is None:
@@ -133,7 +146,8 @@ class Store:
         for start in range(0, len(under), _LEASES_AT_A_TIME):
             some = under[start : start + _LEASES_AT_A_TIME]
             mine = sa.and_(table.c.owner == self.owner, table.c.name.in_([lease.name for lease in some]))
-            ours = dict(tx.execute(sa.select(table.c.name, table.c.fence).where(mine).with_for_update()).tuples().all())
+            query = sa.select(table.c.name, table.c.fence).where(mine).order_by(table.c.name).with_for_update()
+            ours = dict(tx.execute(query).tuples().all())
             kept = [lease.name for lease in some if ours.get(lease.name) == lease.fence]
             gone += [lease for lease in some if ours.get(lease.name) != lease.fence]
             if kept:
@@ -161,18 +175,23 @@ class Store:
         """
         now = micros(self.clock)
         taken: dict[str, Lease] = {}
+        table = tables.leases
         with self.begin() as tx:
-            known = {row.name: row for row in tx.execute(sa.select(tables.leases).with_for_update())}
+            # Rows that are there can be locked: of two that take a new lease at once, one must wait and see.
+            unheld = [{"name": name, "owner": "", "fence": 0, "expires_at": 0} for name in sorted(names)]
+            self.upsert(tx, table, unheld, ["name"])
+            known = {}
+            for start in range(0, len(names), _LEASES_AT_A_TIME):
+                some = sorted(names)[start : start + _LEASES_AT_A_TIME]
+                query = sa.select(table).where(table.c.name.in_(some)).order_by(table.c.name).with_for_update()
+                known.update({row.name: row for row in tx.execute(query)})
             for name in names:
-                row = known.get(name)
-                if row is not None and row.owner != self.owner and row.expires_at > now and not has_ended(row.owner):
+                row = known[name]
+                if row.owner != self.owner and row.expires_at > now and not has_ended(row.owner):
                     continue
-                lease = Lease(name, (row.fence if row is not None else 0) + 1)
+                lease = Lease(name, row.fence + 1)
                 values = {"owner": self.owner, "fence": lease.fence, "expires_at": self._expiry()}
-                if row is None:
-                    self.upsert(tx, tables.leases, [{"name": name, **values}], ["name"], update=values.keys())
-                else:
-                    tx.execute(sa.update(tables.leases).where(tables.leases.c.name == name).values(**values))
+                tx.execute(sa.update(table).where(table.c.name == name).values(**values))
                 taken[name] = lease
         return taken
 
@@ -296,7 +315,7 @@ def _begin_immediate(connection: Connection) -> None:
 
 def _one_line(error: sa.exc.DBAPIError) -> str:
     text = " ".join(str(error.orig).split())
-    if "locked" in text or "busy" in text:
+    if "locked" in text or "busy" in text or "lock timeout" in text:
         return "it is locked by another process; the next run tries again"
     return text[:300]
 

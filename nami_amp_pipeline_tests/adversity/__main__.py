@@ -17,9 +17,11 @@ from pathlib import Path
 
 from nami_amp_pipeline_tests.adversity.disk import PLACES, Disk, NoMount, small_disk
 from nami_amp_pipeline_tests.adversity.locks import Locks
+from nami_amp_pipeline_tests.adversity.restarts import Restarts
 from nami_amp_pipeline_tests.adversity.workers import Workers
+from nami_amp_pipeline_tests.postgres import Postgres
 
-Playing = Workers | Disk | Locks
+Playing = Workers | Disk | Locks | Restarts
 
 
 def workers(_stack: ExitStack, folder: Path, _number: int, seed: int) -> Playing:
@@ -43,7 +45,27 @@ def disk(stack: ExitStack, folder: Path, number: int, seed: int) -> Playing:
     return Disk(folder, seed, place, small)
 
 
-KINDS: dict[str, Callable[[ExitStack, Path, int, int], Playing]] = {"workers": workers, "disk": disk, "locks": locks}
+def postgres_workers(stack: ExitStack, folder: Path, _number: int, seed: int) -> Playing:
+    """The same as ``workers``, on a PostgreSQL."""
+    server = Postgres()
+    stack.callback(server.stop)
+    return Workers(folder, seed, {"NAMI_AMP_STATE_URL": server.fresh_database()})
+
+
+def restarts(stack: ExitStack, folder: Path, _number: int, seed: int) -> Playing:
+    """See :mod:`nami_amp_pipeline_tests.adversity.restarts`."""
+    server = Postgres()
+    stack.callback(server.stop)
+    return Restarts(folder, seed, server)
+
+
+KINDS: dict[str, Callable[[ExitStack, Path, int, int], Playing]] = {
+    "workers": workers,
+    "disk": disk,
+    "locks": locks,
+    "postgres-workers": postgres_workers,
+    "restarts": restarts,
+}
 
 
 def play(kind: str, rounds: int, seed: int, scenes: int) -> list[str]:

@@ -22,10 +22,11 @@ class Workers:
     Args:
         folder: for everything.
         seed: of what happens when.
+        environ: other settings than the usual, such as the state store's address.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.scene = Scene(folder, seed)
+    def __init__(self, folder: Path, seed: int, environ: dict[str, str] | None = None) -> None:
+        self.scene = Scene(folder, seed, environ)
         self._rng = self.scene.rng
 
     def round(self, kind: str | None = None) -> None:
