@@ -1,115 +1,161 @@
-"""Events a second of one ``nami-amp run``: sample events, DuckDB and SQLite, a receiver in its own process.
+"""One ``nami-amp run`` over sample events, DuckDB and SQLite, and its neighbours over the same file.
 
-``python bench/micro_batch.py --rows 200000`` prints the figure of a whole process, start included, and where the time
-went, stage by stage.
+``python -m bench.micro_batch --rows 200000 --repeats 1``; with ``--peer-rows 0`` without the neighbours.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import subprocess
 import sys
-import tempfile
-import time
-from pathlib import Path
+from statistics import median
+from typing import Any
 
-import duckdb
-import orjson
-import pyarrow as pa
+from bench.checks import CHECKSUM
+from bench.data import APPS, expected, sample_warehouse
+from bench.part import alone, say, spread, table
+from bench.peers import Peer, all_peers
+from bench.receiver import Receiver
+from bench.scene import STAGES, Home, delivered_all, room, summary
 
-from nami_amp_pipeline import pipeline, sample
-from nami_amp_pipeline.amplitude.sandbox import Options, Sandbox, serve
-from nami_amp_pipeline.compute import sql
-from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.secrets import Secret
-from nami_amp_pipeline.settings import Settings
-from nami_amp_pipeline.state import integrations as state
-
-APPS = ("radio-nami", "fit-nami")
-PORT = 8798
+TITLE = "One million events"
+GOAL = 60_000
+GOAL_TIMES = 5
 
 
-def warehouse(path: Path, rows: int) -> None:
-    with duckdb.connect(str(path)) as connection:
-        connection.execute(sql("nami_events"))
-        for batch in sample.generate(rows // 10, rows=rows, apps=APPS):
-            connection.register("sample", pa.Table.from_batches([batch]))
-            connection.execute("INSERT INTO nami_events BY NAME SELECT * FROM sample")
+def measure(*, rows: int = 1_000_000, repeats: int = 3, peer_rows: int = 100_000) -> dict[str, Any]:
+    """Runs pipeline and neighbours in turns, so that what disturbs the machine disturbs them all.
 
-
-def prepared(home: Path, events: Path) -> Settings:
-    """A fresh state over the warehouse, with an integration for each app."""
-    settings = Settings.load({"NAMI_AMP_HOME": str(home), "NAMI_AMP_WAREHOUSE_URL": f"duckdb:///{events}"})
-    context = Context.open(settings)
-    for app_id in APPS:
-        new = state.NewIntegration(
-            app_id,
-            "bench",
-            f"http://127.0.0.1:{PORT}/2/httpapi",
-            Secret("0" * 32),
-            anonymous="nami_user_id",
-            allow_custom_endpoint=True,
-        )
-        state.add(context.store, context.cipher, new)
-    context.store.close()
-    return settings
-
-
-def whole_run(settings: Settings) -> tuple[float, int]:
-    """Seconds of the command, and what it delivered."""
-    environ = os.environ | {
-        "NAMI_AMP_HOME": str(settings.home),
-        "NAMI_AMP_WAREHOUSE_URL": settings.warehouse_url,
+    Args:
+        rows: of the warehouse.
+        repeats: of each.
+        peer_rows: of the neighbours' warehouse; 0 leaves them out. They have a constant rate at best (the SDK's falls
+            with the length of its queue), so that fewer rows are no disadvantage to them.
+    """
+    events = sample_warehouse(rows)
+    ids = expected(events, CHECKSUM)
+    peers = all_peers() if peer_rows else []
+    fewer = sample_warehouse(peer_rows) if peer_rows else events
+    wanted = expected(fewer, "count(*)")
+    runs: list[dict[str, Any]] = []
+    others: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in peers}
+    with Receiver() as receiver:
+        for number in range(repeats):
+            with room("micro-batch") as folder:
+                home = Home(folder, f"duckdb:///{events}")
+                home.integrate(receiver.url)
+                tick = delivered_all(home, receiver, ids)
+                runs.append(tick.to_json())
+            say(f"nami-amp run {number + 1}: {runs[-1]['events_per_second']:,.0f} events/s")
+            for peer in peers:
+                others[peer.name].append(one := _peer(peer, fewer, receiver, wanted))
+                say(f"{peer.name}: {one['events_per_second']:,.0f} events/s")
+    return {
+        "rows": rows,
+        "apps": len(APPS),
+        "runs": runs,
+        "events_per_second": summary([one["events_per_second"] for one in runs]),
+        "events_per_second_of_run": summary([one["events_per_second_of_run"] for one in runs]),
+        "peer_rows": peer_rows,
+        "peers": {
+            peer.name: {
+                "version": peer.version,
+                "runs": others[peer.name],
+                "events_per_second": summary([one["events_per_second"] for one in others[peer.name]]),
+            }
+            for peer in peers
+        },
     }
-    began = time.perf_counter()
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("nami-amp")), "run", "--json"], env=environ, capture_output=True, check=True
-    )
-    seconds = time.perf_counter() - began
-    return seconds, sum(one["delivered"] for one in orjson.loads(done.stdout)["integrations"])
 
 
-def stages(settings: Settings) -> dict[str, float]:
-    """Seconds of each stage, in this process."""
-    context = Context.open(settings)
-    spent = {}
-    integrations = state.all_integrations(context.store)
-    for name, act in (
-        ("nami_events", lambda: pipeline.capture_apps(context)),
-        ("user_property_snapshots", lambda: pipeline.snapshot_apps(context)),
-        ("amplitude_events", lambda: pipeline.prepare_integrations(context, integrations)),
-        ("amplitude_deliveries", lambda: pipeline.deliver_integrations(context, integrations)),
-    ):
-        began = time.perf_counter()
-        act()
-        spent[name] = time.perf_counter() - began
-    context.store.close()
-    return spent
+def _peer(peer: Peer, events: Any, receiver: Receiver, wanted: object) -> dict[str, Any]:
+    receiver.reset()
+    with room("peer") as folder:
+        took = peer.run(events, receiver.url, folder)
+    got = receiver.report()
+    return {
+        "seconds": took.seconds,
+        "cpu": took.cpu,
+        "receiver_cpu": got["receiver_cpu"],
+        "peak_rss": took.peak_rss,
+        "arrived": got["distinct_ids"],
+        "repeated": got["events"] - got["distinct_ids"],
+        "wanted": wanted,
+        "out_of_order": got["out_of_order"],
+        "requests": got["requests"],
+        "events_per_second": got["distinct_ids"] / took.seconds,
+    }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--receive", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.receive:
-        serve(Sandbox(options=Options(blind=True)), port=PORT)
-        return
-    receiver = subprocess.Popen([sys.executable, __file__, "--receive"])
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            events = Path(folder) / "events.duckdb"
-            warehouse(events, arguments.rows)
-            seconds, delivered = whole_run(prepared(Path(folder) / "whole", events))
-            print(f"nami-amp run: {arguments.rows:,} rows, {delivered:,} delivered in {seconds:.1f} s:", end=" ")
-            print(f"{arguments.rows / seconds:,.0f} rows/s, {delivered / seconds:,.0f} events/s")
-            for stage, spent in stages(prepared(Path(folder) / "stages", events)).items():
-                print(f"  {stage:<26}{spent:6.2f} s")
-    finally:
-        receiver.terminate()
-        receiver.wait()
+def verdicts(result: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
+    """(what, goal, figure, met) for the table at the top of the page."""
+    own = result["events_per_second"]
+    found = [("1 M sample events, DuckDB and SQLite", f"≥ {GOAL:,} events/s", spread(own), own["median"] >= GOAL)]
+    if result["peers"]:
+        times = own["median"] / _fastest(result)[1]
+        found.append(("… beside the fastest neighbour", f"≥ {GOAL_TIMES} ×", f"{times:.1f} ×", times >= GOAL_TIMES))
+    return found
+
+
+def _fastest(result: dict[str, Any]) -> tuple[str, float]:
+    rates = {name: peer["events_per_second"]["median"] for name, peer in result["peers"].items()}
+    name = max(rates, key=lambda one: rates[one])
+    return name, rates[name]
+
+
+def section(result: dict[str, Any]) -> str:
+    """The page's section."""
+    first = result["runs"][0]
+    lines = [
+        f"`nami-amp run` over {result['rows']:,} sample rows of {result['apps']} apps, of which an integration of each "
+        f"app selects {first['delivered']:,}; the clock runs from the start of the process to its end. Every event "
+        "arrived once, each user's in order: the receiver looked.",
+        "",
+    ]
+    rows = [
+        ["**nami-amp**, whole command", spread(result["events_per_second"]), *_costs(result["runs"])],
+        ["**nami-amp**, from the first stage on", spread(result["events_per_second_of_run"]), "", "", "", ""],
+    ]
+    for name, peer in result["peers"].items():
+        rows.append([f"{name} ({peer['version']})", spread(peer["events_per_second"]), *_costs(peer["runs"])])
+    lines.append(
+        table(["", "events/s", "seconds", "CPU seconds", "of which receiver's", "peak memory, MB"], rows)
+    )  # fmt: skip
+    if result["peers"]:
+        lost = {
+            name: sum(one["wanted"] - one["arrived"] for one in peer["runs"]) for name, peer in result["peers"].items()
+        }
+        unordered = {
+            name: median(one["out_of_order"] for one in peer["runs"]) for name, peer in result["peers"].items()
+        }
+        lines += [
+            "",
+            f"The neighbours got {result['peer_rows']:,} rows of the same kind in a DuckDB file of their own. "
+            f"Events that did not arrive: {_listed(lost)}. Events out of their user's order, a run: "
+            f"{_listed(unordered)}.",
+        ]
+    lines += ["", "Where the time goes, seconds of each stage (medians):", "", _stage_table(result["runs"])]
+    return "\n".join(lines)
+
+
+def _costs(runs: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"{median(one['seconds'] for one in runs):.1f}",
+        f"{median(one['cpu'] + one['receiver_cpu'] for one in runs):.1f}",
+        f"{median(one['receiver_cpu'] for one in runs):.1f}",
+        f"{max(one['peak_rss'] for one in runs) / 1e6:,.0f}",
+    ]
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name}: {value:,.0f}" for name, value in values.items())
+
+
+def _stage_table(runs: list[dict[str, Any]]) -> str:
+    rows = [["start and end of the process", f"{median(one['seconds'] - one['run_seconds'] for one in runs):.2f}"]]
+    rows += [
+        [f"`{asset}`", f"{median(one['stages'].get(asset, 0.0) for one in runs):.2f}"] for asset in STAGES.values()
+    ]
+    return table(["stage", "seconds"], rows)
 
 
 if __name__ == "__main__":
-    main()
+    alone(sys.modules[__name__])
