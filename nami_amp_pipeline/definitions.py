@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dagster as dg
 
+from nami_amp_pipeline.defs.alerts import alerts, failed_runs
 from nami_amp_pipeline.defs.assets import amplitude_deliveries, amplitude_events, nami_events, user_property_snapshots
 from nami_amp_pipeline.defs.checks import asset_checks
 from nami_amp_pipeline.defs.jobs import micro_batch
 from nami_amp_pipeline.defs.resources import PipelineResource
 from nami_amp_pipeline.defs.schedules import micro_batch_every_5_minutes
-from nami_amp_pipeline.defs.sensors import integration_partitions
+from nami_amp_pipeline.defs.sensors import early_micro_batch, integration_partitions
 
 
 @dg.definitions
@@ -20,7 +21,7 @@ def defs() -> dg.Definitions:
         asset_checks=asset_checks,
         jobs=[micro_batch],
         schedules=[micro_batch_every_5_minutes],
-        sensors=[integration_partitions],
+        sensors=[integration_partitions, early_micro_batch, alerts, failed_runs],
         resources={"pipeline": PipelineResource()},
         executor=dg.in_process_executor,  # a process for each step would cost seconds, and stages share their files
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
@@ -44,6 +45,14 @@ class Settings:
         hold_days: how long ``wait_for_login`` holds an event.
         lease_seconds: how long a process may be silent before another takes its partitions over.
         tick_minutes: how often the schedule starts a micro-batch.
+        early_tick_seconds: how old work may become before a micro-batch starts early, a tick and a minute where it is
+            not set; 0 never.
+        dagster_url: where Dagster's pages are, for links in alerts.
+        alert_webhook_url: where alerts are posted in the format of Slack's incoming webhooks; the address is a secret.
+        alert_lag_seconds: how long an event may wait before that is an alert; 0 never.
+        alert_dead_letters: how many new dead letters of an integration within the window are still no alert.
+        alert_window_seconds: that window.
+        alert_nothing_ingested_seconds: how long an app may be silent before that is an alert; 0 for ever.
         duckdb_memory: memory limit of the compute engine.
         duckdb_threads: threads of the compute engine; 0 is one per core.
     """
@@ -68,6 +77,13 @@ class Settings:
     hold_days: int = 30
     lease_seconds: int = 120
     tick_minutes: int = 5
+    early_tick_seconds: int = 360
+    dagster_url: str = ""
+    alert_webhook_url: str | None = field(default=None, repr=False)
+    alert_lag_seconds: int = 3_600
+    alert_dead_letters: int = 100
+    alert_window_seconds: int = 3_600
+    alert_nothing_ingested_seconds: int = 86_400
     duckdb_memory: str = "600MB"
     duckdb_threads: int = 0
 
@@ -92,6 +108,7 @@ class Settings:
 
         base = Settings()
         home = read("HOME", Path, base.home, "a folder")
+        tick_minutes = read("TICK_MINUTES", _whole(1, 59), base.tick_minutes, "a whole number from 1 to 59")
         return Settings(
             home=home,
             warehouse_url=read("WAREHOUSE_URL", _url("duckdb", "postgresql"), f"duckdb:///{home}/warehouse.duckdb",
@@ -119,7 +136,17 @@ class Settings:
             run_retry_seconds=read("RUN_RETRY_SECONDS", _not_negative, base.run_retry_seconds, "a number of seconds"),
             hold_days=read("HOLD_DAYS", _whole(1), base.hold_days, "a whole number of days"),
             lease_seconds=read("LEASE_SECONDS", _whole(5), base.lease_seconds, "a whole number of seconds, 5 or more"),
-            tick_minutes=read("TICK_MINUTES", _whole(1, 59), base.tick_minutes, "a whole number from 1 to 59"),
+            tick_minutes=tick_minutes,
+            early_tick_seconds=read("EARLY_TICK_SECONDS", _whole(0), 60 * tick_minutes + 60,
+                                    "a whole number of seconds"),
+            dagster_url=read("DAGSTER_URL", _web_address, "", "a URL such as https://dagster.example.com"),
+            alert_webhook_url=read("ALERT_WEBHOOK_URL", _web_address, None, "a URL that starts with https://"),
+            alert_lag_seconds=read("ALERT_LAG_SECONDS", _whole(0), base.alert_lag_seconds, "a whole number of seconds"),
+            alert_dead_letters=read("ALERT_DEAD_LETTERS", _whole(0), base.alert_dead_letters, "a whole number"),
+            alert_window_seconds=read("ALERT_WINDOW_SECONDS", _whole(1), base.alert_window_seconds,
+                                      "a whole number of seconds"),
+            alert_nothing_ingested_seconds=read("ALERT_NOTHING_INGESTED_SECONDS", _whole(0),
+                                                base.alert_nothing_ingested_seconds, "a whole number of seconds"),
             duckdb_memory=read("DUCKDB_MEMORY", _memory, base.duckdb_memory, "a size such as 600MB or 2GB"),
             duckdb_threads=read("DUCKDB_THREADS", _whole(0), base.duckdb_threads, "a whole number"),
         )  # fmt: skip
@@ -133,6 +160,13 @@ def _url(*schemes: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def _web_address(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or (parts.port or 1) < 0:
+        raise ValueError(text)
+    return text.rstrip("/")
 
 
 def _identifier(text: str) -> str:

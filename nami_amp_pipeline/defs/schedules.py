@@ -20,6 +20,14 @@ UNDER_WAY: Final = [
 ]
 
 
+def run_under_way(instance: dg.DagsterInstance) -> str | None:
+    """The id of a micro-batch that is queued or under way, if there is one."""
+    found = instance.get_run_records(
+        dg.RunsFilter(job_name=MICRO_BATCH, statuses=UNDER_WAY, updated_after=datetime.now(UTC) - FORGOTTEN), limit=1
+    )
+    return found[0].dagster_run.run_id if found else None
+
+
 def build_schedule(tick_minutes: int) -> dg.ScheduleDefinition:
     """The schedule of the job.
 
@@ -38,13 +46,8 @@ def build_schedule(tick_minutes: int) -> dg.ScheduleDefinition:
         ),
     )
     def micro_batch_every_5_minutes(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        under_way = context.instance.get_run_records(
-            dg.RunsFilter(job_name=MICRO_BATCH, statuses=UNDER_WAY, updated_after=datetime.now(UTC) - FORGOTTEN),
-            limit=1,
-        )
-        if under_way:
-            return dg.SkipReason(f"run {under_way[0].dagster_run.run_id} is still queued or under way")
-        return dg.RunRequest()
+        run_id = run_under_way(context.instance)
+        return dg.SkipReason(f"run {run_id} is still queued or under way") if run_id else dg.RunRequest()
 
     return micro_batch_every_5_minutes
 

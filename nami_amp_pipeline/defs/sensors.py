@@ -1,9 +1,14 @@
-"""Keeps the partitions in step with the integrations, without a reload."""
+"""What keeps the partitions in step with the integrations without a reload, and what starts a micro-batch early."""
+
+import zlib
 
 import dagster as dg
 
+from nami_amp_pipeline.defs.jobs import MICRO_BATCH
 from nami_amp_pipeline.defs.partitions import missing_partitions, orphaned_partitions
 from nami_amp_pipeline.defs.resources import Pipeline
+from nami_amp_pipeline.defs.schedules import run_under_way
+from nami_amp_pipeline.due import Waiting, due
 from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.state.integrations import all_integrations
 
@@ -35,3 +40,47 @@ def integration_partitions(
             *(dg.DeleteDynamicPartitionsRequest(name, keys) for name, keys in orphaned.items()),
         ]
     )
+
+
+@dg.sensor(
+    job_name=MICRO_BATCH,
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description=(
+        "Starts a micro-batch before its time when rows of the warehouse, or events that could be posted, have waited "
+        "for NAMI_AMP_EARLY_TICK_SECONDS: when the last one left something behind, took long, or never came. Not while "
+        "one is under way, and not again for what the last one it started got no further with."
+    ),
+)
+def early_micro_batch(
+    context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]
+) -> dg.SensorResult | dg.SkipReason:
+    """Looks for the oldest work that there is."""
+    try:
+        limit = pipeline.settings.early_tick_seconds
+        if not limit:
+            return dg.SkipReason("switched off: NAMI_AMP_EARLY_TICK_SECONDS is 0")
+        run_id = run_under_way(context.instance)
+        if run_id:
+            return dg.SkipReason(f"run {run_id} is still queued or under way")
+        if pipeline.store_if_any() is None:
+            return dg.SkipReason("there is no state store yet")
+        opened = pipeline.open()
+        late = [one for one in due(opened) if opened.now() - one.since > limit * 1_000_000]
+    except NamiAmpError as error:
+        return dg.SkipReason(str(error))
+    if not late:
+        return dg.SkipReason(f"nothing has waited for {limit} s")
+    tried = set((context.cursor or "").split())
+    if not {_mark(one) for one in late} - tried:
+        return dg.SkipReason(f"a micro-batch got no further with {late[0].what}; the schedule goes on trying")
+    oldest = min(late, key=lambda one: one.since)
+    context.log.info("%s have waited for %s s", oldest.what, (opened.now() - oldest.since) // 1_000_000)
+    return dg.SensorResult(
+        run_requests=[dg.RunRequest(tags={"nami/from": "early_micro_batch"})], cursor=" ".join(sorted(map(_mark, late)))
+    )
+
+
+def _mark(waiting: Waiting) -> str:
+    """Short for what waits and since when: a thousand of them must fit into a cursor."""
+    return f"{zlib.crc32(f'{waiting.what}|{waiting.since}'.encode()):08x}"

@@ -246,3 +246,20 @@ leases = Table(
     Column("fence", BigInteger, nullable=False),
     Column("expires_at", BigInteger, nullable=False),
 )
+
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    # an integration, an app or a job
+    Column("subject", Text, primary_key=True),
+    Column("summary", Text, nullable=False),
+    # What a failed run failed for, as a JSON list: more of it is told again.
+    Column("causes", Text, nullable=False),
+    Column("page", Text, nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+    # Told to people when; and whether its end is still to be told. A row goes once both are.
+    Column("told_at", BigInteger),
+    Column("ended_at", BigInteger),
+)

@@ -1,0 +1,186 @@
+"""Which alerts are open, and what of them has been told: in the state store, so that it outlives every process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import orjson
+import sqlalchemy as sa
+
+from nami_amp_pipeline.alerts.kinds import Alert, Kind, run_page
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.store import Lease, Store, Transaction
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An alert in the book.
+
+    Attributes:
+        alert: what is or was wrong.
+        since: when it was first seen, in µs since the epoch.
+        told_at: when people were told; None if they were not.
+        ended_at: when it was over; None while it lasts.
+    """
+
+    alert: Alert
+    since: int
+    told_at: int | None
+    ended_at: int | None
+
+
+@dataclass(frozen=True)
+class FailedRun:
+    """A run that failed.
+
+    Attributes:
+        job: its job.
+        run_id: Dagster's.
+        failed_at: in µs since the epoch.
+        problems: a line for each reason, which begins with what it is about: ``fit/main: …``.
+    """
+
+    job: str
+    run_id: str
+    failed_at: int
+    problems: Sequence[str]
+
+    @property
+    def causes(self) -> set[str]:
+        """What the problems are about."""
+        return {line.partition(": ")[0][:200] for line in self.problems}
+
+
+def note_failed_run(store: Store, run: FailedRun) -> Alert | None:
+    """Notes that a run failed, to be told unless runs of its job are known to fail for all of these reasons.
+
+    Returns:
+        What will be told; None if it is known.
+
+    Raises:
+        StoreUnavailable: it is not noted.
+    """
+    table = tables.alerts
+    lines = list(run.problems)
+    rest = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
+    summary = "; ".join(lines[:3])[:900] + rest
+    with store.begin() as tx:
+        row = tx.execute(
+            sa.select(table).where(table.c.kind == Kind.RUN_FAILED, table.c.subject == run.job).with_for_update()
+        ).one_or_none()
+        known = set(orjson.loads(row.causes)) if row is not None else set()
+        if row is not None and run.failed_at <= row.seen_at:
+            return None
+        values = {"seen_at": run.failed_at, "ended_at": None, "causes": _json(known | run.causes)}
+        news = {"summary": summary, "page": run_page(run.run_id), "told_at": None}
+        if row is None:
+            key = {"kind": Kind.RUN_FAILED.value, "subject": run.job, "since": run.failed_at}
+            store.upsert(tx, table, [{**key, **values, **news}], ["kind", "subject"])
+        else:
+            is_known = run.causes <= known
+            tx.execute(
+                sa.update(table)
+                .where(table.c.kind == Kind.RUN_FAILED, table.c.subject == run.job)
+                .values(**values, **({} if is_known else news))
+            )
+            if is_known:
+                return None
+    return Alert(Kind.RUN_FAILED, run.job, summary, run_page(run.run_id))
+
+
+def open_failed_runs(store: Store) -> dict[str, int]:
+    """The jobs whose runs are known to fail, with the time of the last failure in µs since the epoch."""
+    table = tables.alerts
+    with store.begin() as tx:
+        query = sa.select(table.c.subject, table.c.seen_at).where(
+            table.c.kind == Kind.RUN_FAILED, table.c.ended_at.is_(None)
+        )
+        return dict(tx.execute(query).tuples().all())
+
+
+def bring_up_to_date(
+    context: Context, lease: Lease, alerts: Iterable[Alert], known: Iterable[Kind], recovered_jobs: Iterable[str]
+) -> tuple[list[Alert], list[Alert]]:
+    """Enters what is new, and what is over.
+
+    Args:
+        context: the process at work.
+        lease: of whoever tells.
+        alerts: everything that is wrong now.
+        known: the kinds that were looked at.
+        recovered_jobs: jobs of which a run succeeded since the last failure.
+
+    Returns:
+        Those that are new, and those that are over.
+    """
+    table = tables.alerts
+    now = context.now()
+    over: list[Alert] = []
+    wrong = {alert.key: alert for alert in alerts}
+    looked_at, recovered = set(known), set(recovered_jobs)
+    with context.store.begin(under=[lease]) as tx:
+        there = {entry.alert.key: entry for entry in _entries(tx)}
+        new = [alert for key, alert in wrong.items() if key not in there]
+        context.store.upsert(
+            tx,
+            table,
+            [
+                {"kind": alert.kind.value, "subject": alert.subject, "summary": alert.summary, "causes": "[]",
+                 "page": alert.page, "since": now, "seen_at": now}
+                for alert in new
+            ],
+            ["kind", "subject"],
+        )  # fmt: skip
+        for key, entry in there.items():
+            kind, subject = key
+            of_runs = kind is Kind.RUN_FAILED
+            is_over = subject in recovered if of_runs else kind in looked_at and key not in wrong
+            if is_over and entry.ended_at is None:
+                tx.execute(_update(key).values(ended_at=now))
+                over.append(entry.alert)
+            elif key in wrong and entry.ended_at is not None:
+                tx.execute(_update(key).values(ended_at=None))  # its end was not told yet, and was none
+    return new, over
+
+
+def entries(store: Store) -> list[Entry]:
+    """All that is in the book, oldest first."""
+    with store.begin() as tx:
+        return _entries(tx)
+
+
+def told(context: Context, lease: Lease, some: Iterable[Entry]) -> None:
+    """Notes that people were told of these alerts, or of the end of those that are over.
+
+    Raises:
+        LostLease: somebody else tells by now.
+    """
+    table = tables.alerts
+    with context.store.begin(under=[lease]) as tx:
+        for entry in some:
+            same = sa.and_(table.c.since == entry.since, table.c.summary == entry.alert.summary)
+            if entry.told_at is None:
+                tx.execute(_update(entry.alert.key).where(same).values(told_at=context.now()))
+            else:
+                key = sa.and_(table.c.kind == entry.alert.kind, table.c.subject == entry.alert.subject)
+                tx.execute(sa.delete(table).where(key, same, table.c.ended_at.is_not(None)))
+
+
+def _update(key: tuple[Kind, str]) -> sa.Update:
+    table = tables.alerts
+    return sa.update(table).where(table.c.kind == key[0].value, table.c.subject == key[1])
+
+
+def _entries(tx: Transaction) -> list[Entry]:
+    table = tables.alerts
+    rows = tx.execute(sa.select(table).order_by(table.c.since, table.c.kind, table.c.subject)).all()
+    return [
+        Entry(Alert(Kind(row.kind), row.subject, row.summary, row.page), row.since, row.told_at, row.ended_at)
+        for row in rows
+    ]
+
+
+def _json(causes: Iterable[str]) -> str:
+    return orjson.dumps(sorted(causes)).decode()

@@ -1,0 +1,171 @@
+"""What is wrong at the moment, by the state store and the warehouse; cheap enough for every half minute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from nami_amp_pipeline.alerts.kinds import Alert, Kind, partition_page, run_page
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.due import not_captured
+from nami_amp_pipeline.errors import NamiAmpError
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.integrations import Integration, all_integrations
+from nami_amp_pipeline.status import status
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an evaluation found.
+
+    Attributes:
+        alerts: what is wrong.
+        known: the kinds that could be looked at; of the others nobody knows whether they are over.
+    """
+
+    alerts: list[Alert]
+    known: frozenset[Kind]
+
+
+def conditions(context: Context) -> Found:
+    """Looks at everything but runs.
+
+    Raises:
+        StoreUnavailable: the state store cannot be read.
+    """
+    working = [one for one in all_integrations(context.store) if one.enabled]
+    alerts = [
+        *_halted(context, working),
+        *_dead_letters(context, working),
+        *_late(context, [one for one in working if not one.halted_reason]),
+        *_silent(context, working),
+    ]
+    known = {Kind.INTEGRATION_HALTED, Kind.DEAD_LETTERS_GROWING, Kind.LAG_OVER_LIMIT, Kind.NOTHING_INGESTED}
+    try:
+        alerts += _not_captured(context)
+        known.add(Kind.NOTHING_CAPTURED)
+    except NamiAmpError as error:
+        context.log.debug("the warehouse was not looked at: %s", error)  # runs fail for it, which is an alert already
+    return Found(alerts, frozenset(known))
+
+
+def _page(one: Integration, run_id: str | None) -> str:
+    return run_page(run_id) if run_id else partition_page("amplitude_deliveries", one.partition_key)
+
+
+def _halted(context: Context, integrations: Sequence[Integration]) -> list[Alert]:
+    halted = [one for one in integrations if one.halted_reason]
+    requests = tables.requests
+    found = []
+    with context.store.begin() as tx:
+        for one in halted:
+            last = sa.select(requests.c.run_id).where(requests.c.integration_id == one.id)
+            run_id = tx.execute(last.order_by(requests.c.id.desc()).limit(1)).scalar()
+            found.append(Alert(Kind.INTEGRATION_HALTED, one.key, one.halted_reason or "", _page(one, run_id)))
+    return found
+
+
+def _dead_letters(context: Context, integrations: Sequence[Integration]) -> list[Alert]:
+    window = context.settings.alert_window_seconds
+    table = tables.exceptions
+    query = (
+        sa.select(table.c.integration_id, table.c.reason, sa.func.count(), sa.func.max(table.c.id))
+        .where(table.c.state == "dead", table.c.at > context.now() - window * 1_000_000)
+        .group_by(table.c.integration_id, table.c.reason)
+    )
+    new: dict[int, dict[str, int]] = {}
+    newest: dict[int, int] = {}
+    runs: dict[int, str] = {}
+    with context.store.begin() as tx:
+        for integration_id, reason, events, last in tx.execute(query):
+            new.setdefault(integration_id, {})[reason] = events
+            newest[integration_id] = max(last, newest.get(integration_id, 0))
+        many = [one for one in integrations if sum(new.get(one.id, {}).values()) > context.settings.alert_dead_letters]
+        for one in many:
+            run_id = sa.select(table.c.run_id).where(table.c.id == newest[one.id])
+            runs[one.id] = tx.execute(run_id).scalar() or ""
+    return [
+        Alert(
+            Kind.DEAD_LETTERS_GROWING,
+            one.key,
+            f"{sum(new[one.id].values()):,} in the last {duration(window)}: "
+            + ", ".join(f"{events:,} {reason}" for reason, events in sorted(new[one.id].items())),
+            _page(one, runs[one.id]),
+        )
+        for one in many
+    ]
+
+
+def _late(context: Context, integrations: Sequence[Integration]) -> list[Alert]:
+    limit = context.settings.alert_lag_seconds
+    if not limit:
+        return []
+    by_key = {one.key: one for one in integrations}
+    return [
+        Alert(
+            Kind.LAG_OVER_LIMIT,
+            now.integration,
+            f"{now.pending:,} events pending, the oldest for {duration(now.lag_seconds)}"
+            + (f" ({now.error})" if now.error else ""),
+            partition_page("amplitude_deliveries", by_key[now.integration].partition_key),
+        )
+        for now in status(context, integrations)
+        if now.pending and now.lag_seconds > limit
+    ]
+
+
+def _silent(context: Context, integrations: Sequence[Integration]) -> list[Alert]:
+    limit = context.settings.alert_nothing_ingested_seconds
+    if not limit:
+        return []
+    apps: dict[str, int] = {}  # where nothing has come yet, the wait began with its first integration
+    for one in integrations:
+        apps[one.app_id] = min(one.created_at, apps.get(one.app_id, one.created_at))
+    with context.store.begin() as tx:
+        newest = dict(tx.execute(sa.select(tables.apps.c.app_id, tables.apps.c.watermark)).tuples().all())
+    found = []
+    for app_id, since in sorted(apps.items()):
+        last = newest.get(app_id)
+        silent = (context.now() - (since if last is None else last)) / 1e6
+        if silent > limit:
+            never = "no event yet" if last is None else "no event"
+            found.append(
+                Alert(
+                    Kind.NOTHING_INGESTED,
+                    app_id,
+                    f"{never} for {duration(silent)}",
+                    partition_page("nami_events", app_id),
+                )
+            )
+    return found
+
+
+def _not_captured(context: Context) -> list[Alert]:
+    limit = context.settings.alert_lag_seconds
+    if not limit:
+        return []
+    return [
+        Alert(
+            Kind.NOTHING_CAPTURED,
+            app_id,
+            f"rows that no micro-batch has read yet, the oldest for {duration((context.now() - since) / 1e6)}",
+            partition_page("nami_events", app_id),
+        )
+        for app_id, since in not_captured(context).items()
+        if context.now() - since > limit * 1_000_000
+    ]
+
+
+def duration(seconds: float) -> str:
+    """A time span as people say it, in two units at most."""
+    left = int(seconds)
+    parts: list[str] = []
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or parts:
+            parts.append(f"{count} {unit}" if count else "")
+        if len(parts) == 2:
+            break
+    return " ".join(part for part in parts if part) or "0 s"

@@ -1,0 +1,99 @@
+"""The kinds of alerts: what each is called, and what a person is to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from urllib.parse import quote
+
+
+class Kind(StrEnum):
+    """What can be wrong; the values stand in the state store."""
+
+    INTEGRATION_HALTED = "integration_halted"
+    DEAD_LETTERS_GROWING = "dead_letters_growing"
+    LAG_OVER_LIMIT = "lag_over_limit"
+    NOTHING_CAPTURED = "nothing_captured"
+    NOTHING_INGESTED = "nothing_ingested"
+    RUN_FAILED = "run_failed"
+    STORE_UNAVAILABLE = "store_unavailable"
+
+    @property
+    def called(self) -> str:
+        """What people call it."""
+        return _TITLES[self]
+
+    @property
+    def advice(self) -> str:
+        """What to do; the last part of the message."""
+        return _ADVICE[self]
+
+
+_TITLES = {
+    Kind.INTEGRATION_HALTED: "Integration halted",
+    Kind.DEAD_LETTERS_GROWING: "Dead letters growing",
+    Kind.LAG_OVER_LIMIT: "Lag over the limit",
+    Kind.NOTHING_CAPTURED: "Rows wait in the warehouse",
+    Kind.NOTHING_INGESTED: "Nothing ingested",
+    Kind.RUN_FAILED: "Run failed",
+    Kind.STORE_UNAVAILABLE: "State store unavailable",
+}
+
+_ADVICE = {
+    Kind.INTEGRATION_HALTED: (
+        "No event is spent and the others go on. Repair what it says, see that 'nami-amp integrations test APP/NAME' "
+        "succeeds, then 'nami-amp integrations enable APP/NAME': it goes on where it stopped."
+    ),
+    Kind.DEAD_LETTERS_GROWING: (
+        "See why with 'nami-amp dead-letters list', repair the cause, and send them again with 'nami-amp dead-letters "
+        "retry' within 7 days."
+    ),
+    Kind.LAG_OVER_LIMIT: (
+        "'nami-amp status' says what the events wait for. Look whether micro-batches run, whether Amplitude answers, "
+        "and whether a daily quota is used up."
+    ),
+    Kind.NOTHING_CAPTURED: (
+        "Look whether the schedule is on, whether micro-batches run, and whether another process holds the app."
+    ),
+    Kind.NOTHING_INGESTED: (
+        "Look whether the app still sends, and whether what loads Nami's events into the warehouse still runs. An app "
+        "that is quiet for good: switch its integrations off."
+    ),
+    Kind.RUN_FAILED: "The run's page says why. The next run goes on where this one stopped; nothing is lost.",
+    Kind.STORE_UNAVAILABLE: (
+        "Nothing is sent meanwhile, and nothing is lost. Look whether the database of NAMI_AMP_STATE_URL runs, is "
+        "reachable and has space."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Alert:
+    """Something that is wrong now.
+
+    Attributes:
+        kind: what.
+        subject: of which integration (``app/name``), app or job.
+        summary: the facts in a line; no secret.
+        page: path of the page of Dagster's that shows more.
+    """
+
+    kind: Kind
+    subject: str
+    summary: str
+    page: str
+
+    @property
+    def key(self) -> tuple[Kind, str]:
+        """By which it is known while it lasts."""
+        return self.kind, self.subject
+
+
+def run_page(run_id: str) -> str:
+    """The page of a run."""
+    return f"/runs/{quote(run_id, safe='')}"
+
+
+def partition_page(asset: str, partition: str) -> str:
+    """The page of an asset's partition."""
+    return f"/assets/{asset}?view=partitions&partition={quote(partition, safe='')}"

@@ -1,0 +1,260 @@
+"""The sensors ``early_micro_batch``, ``alerts`` and ``failed_runs``, evaluated as the daemon would."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import duckdb
+import pytest
+
+from nami_amp_pipeline.alerts.book import entries
+from nami_amp_pipeline.defs.alerts import alerts, failed_runs
+from nami_amp_pipeline.defs.jobs import micro_batch
+from nami_amp_pipeline.defs.resources import Pipeline
+from nami_amp_pipeline.defs.sensors import early_micro_batch
+from nami_amp_pipeline.due import due, not_captured
+from nami_amp_pipeline.runner import run_micro_batch
+from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.state.integrations import Integration, halt, set_enabled
+from nami_amp_pipeline_tests.scene import BAD_KEY, WARNINGS, Scene, scene
+from nami_amp_pipeline_tests.webhook import Webhook
+
+pytestmark = pytest.mark.filterwarnings(WARNINGS)
+
+
+@pytest.fixture
+def webhook() -> Iterator[Webhook]:
+    with Webhook() as made:
+        yield made
+
+
+@pytest.fixture
+def stage(tmp_path: Path, webhook: Webhook) -> Iterator[Scene]:
+    with scene(
+        tmp_path,
+        alert_webhook_url=webhook.url,
+        early_tick_seconds="60",
+        run_retry_seconds="0",
+        alert_nothing_ingested_seconds="0",
+    ) as made:
+        yield made
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.instance_for_test() as made:
+        yield made
+
+
+class Daemon:
+    """Evaluates one sensor again and again, and keeps its cursor."""
+
+    def __init__(self, sensor: dg.SensorDefinition, settings: Settings, instance: dg.DagsterInstance) -> None:
+        self.sensor = sensor
+        self.settings = settings
+        self.instance = instance
+        self.cursor: str | None = None
+
+    def __call__(self) -> str | dg.RunRequest:
+        """Why it did nothing, or the run that it asks for."""
+        pipeline = Pipeline(self.settings)
+        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
+        try:
+            result = self.sensor(context, pipeline=pipeline)
+        finally:
+            pipeline.close()
+        if isinstance(result, dg.SkipReason):
+            return result.skip_message or ""
+        assert isinstance(result, dg.SensorResult)
+        if result.cursor is not None:
+            self.cursor = result.cursor
+        if result.skip_reason is not None:
+            return result.skip_reason.skip_message or ""
+        (request,) = result.run_requests or ()
+        return request
+
+
+def test_old_rows_in_the_warehouse_start_a_micro_batch(stage: Scene, instance: dg.DagsterInstance) -> None:
+    look = Daemon(early_micro_batch, stage.settings, instance)
+    assert look() == "nothing has waited for 60 s"
+    stage.add("radio")
+    assert "there is no DuckDB file" in str(look())
+    stage.load(apps=("radio", "fit"))  # weeks old
+    assert set(not_captured(stage.context)) == {"radio"}  # nobody asked for the other one
+    request = look()
+    assert isinstance(request, dg.RunRequest)
+    assert request.run_key is None
+    run_micro_batch(stage.settings)
+    assert due(stage.context) == []
+    assert look() == "nothing has waited for 60 s"
+
+
+def test_new_rows_are_left_to_the_schedule(stage: Scene, instance: dg.DagsterInstance) -> None:
+    look = Daemon(early_micro_batch, stage.settings, instance)
+    stage.add("radio")
+    stage.load(apps=("radio",))
+    run_micro_batch(stage.settings)
+    with duckdb.connect(str(stage.home / "warehouse.duckdb")) as connection:
+        connection.execute(
+            "INSERT INTO nami_events BY NAME SELECT * REPLACE (id || '-new' AS id, now() AS ingested_at) FROM "
+            "nami_events LIMIT 1"
+        )
+    assert [one.what for one in due(stage.context)] == ["rows of radio in the warehouse"]
+    assert look() == "nothing has waited for 60 s"
+
+
+def test_a_micro_batch_under_way_is_left_alone(stage: Scene, instance: dg.DagsterInstance) -> None:
+    look = Daemon(early_micro_batch, stage.settings, instance)
+    stage.add("radio")
+    stage.load(apps=("radio",))
+    run = instance.create_run_for_job(micro_batch, status=dg.DagsterRunStatus.STARTED)
+    assert run.run_id in str(look())
+    instance.delete_run(run.run_id)
+    assert isinstance(look(), dg.RunRequest)
+
+
+def test_what_a_micro_batch_got_no_further_with_is_left_to_the_schedule(
+    stage: Scene, instance: dg.DagsterInstance
+) -> None:
+    look = Daemon(early_micro_batch, stage.settings, instance)
+    stage.add("radio")
+    stage.load(apps=("radio",))
+    assert isinstance(look(), dg.RunRequest)
+    assert "got no further with rows of radio" in str(look())
+    stage.add("fit")
+    stage.load(apps=("fit",), seed=8)  # another app's lag is news
+    assert isinstance(look(), dg.RunRequest)
+    assert "got no further" in str(look())
+
+
+def test_events_that_could_be_posted_start_a_micro_batch(stage: Scene, instance: dg.DagsterInstance) -> None:
+    from nami_amp_pipeline import pipeline as stages
+
+    one = stage.add("radio")
+    stage.load(apps=("radio",))
+    stages.capture_apps(stage.context)
+    stages.snapshot_apps(stage.context)
+    assert [found.what for found in due(stage.context)] == ["events of radio/main"]
+    with stage.context.store.begin() as tx:
+        halt(tx, one.id, "invalid_api_key", stage.context.now())
+    assert due(stage.context) == []
+    set_enabled(stage.context.store, one.key, enabled=True)
+    assert isinstance(Daemon(early_micro_batch, stage.settings, instance)(), dg.RunRequest)
+    set_enabled(stage.context.store, one.key, enabled=False)
+    assert due(stage.context) == []
+
+
+def test_early_ticks_can_be_switched_off(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    settings = Settings.load({"NAMI_AMP_HOME": str(tmp_path / "new"), "NAMI_AMP_EARLY_TICK_SECONDS": "0"})
+    assert "switched off" in str(Daemon(early_micro_batch, settings, instance)())
+    assert Settings.load({"NAMI_AMP_TICK_MINUTES": "10"}).early_tick_seconds == 660
+    assert Settings.load({}).early_tick_seconds == 360
+
+
+@pytest.mark.parametrize("sensor", [early_micro_batch, alerts])
+def test_sensors_make_no_store_where_there_is_none(
+    tmp_path: Path, instance: dg.DagsterInstance, sensor: dg.SensorDefinition
+) -> None:
+    home = tmp_path / "empty"
+    look = Daemon(sensor, Settings.load({"NAMI_AMP_HOME": str(home)}), instance)
+    assert look() == "there is no state store yet"
+    assert not home.exists()
+
+
+def fail(stage: Scene, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+    """Runs a micro-batch as the daemon's runs are, and lets the sensor see it if it failed."""
+    pipeline = Pipeline(stage.settings)
+    result = micro_batch.execute_in_process(
+        run_config={"console_log_level": "CRITICAL"},
+        instance=instance,
+        resources={"pipeline": pipeline},
+        raise_on_error=False,
+    )
+    pipeline.close()
+    if not result.success:
+        context = dg.build_run_status_sensor_context(
+            sensor_name="failed_runs",
+            dagster_event=result.get_run_failure_event(),
+            dagster_instance=instance,
+            dagster_run=result.dagster_run,
+            partition_key=None,
+        ).for_run_failure()
+        resource = Pipeline(stage.settings)
+        failed_runs(context, pipeline=resource)
+        resource.close()
+    return result
+
+
+def bad(stage: Scene) -> Integration:
+    stage.load(apps=("radio",))
+    return stage.add("radio", key=BAD_KEY)
+
+
+def test_failed_run_is_told_once_with_its_reason_and_its_page(
+    stage: Scene, instance: dg.DagsterInstance, webhook: Webhook, caplog: pytest.LogCaptureFixture
+) -> None:
+    look = Daemon(alerts, stage.settings, instance)
+    one = bad(stage)
+    first = fail(stage, instance)
+    fail(stage, instance)
+    assert "2 open" in str(look())
+    look()
+    halted, run = webhook.messages
+    assert "*Integration halted*" in halted
+    assert "*Run failed*" in run
+    assert "*micro_batch*: radio/main: " in run
+    assert "invalid_api_key" in run
+    pages = {entry.alert.page for entry in entries(stage.context.store)}
+    assert f"/runs/{first.dagster_run.run_id}" in pages
+    set_enabled(stage.context.store, one.key, enabled=False)
+    assert fail(stage, instance).success
+    assert look() == "nothing is wrong"
+    assert [message[0] for message in webhook.messages] == ["🔴", "🔴", "✅", "✅"]
+    assert BAD_KEY not in "".join(webhook.messages)
+    assert BAD_KEY not in caplog.text
+
+
+def test_run_that_could_not_read_the_warehouse_says_so(
+    stage: Scene, instance: dg.DagsterInstance, webhook: Webhook
+) -> None:
+    stage.add("radio")
+    fail(stage, instance)
+    Daemon(alerts, stage.settings, instance)()
+    (said,) = webhook.messages
+    assert "*micro_batch*: nami_events: there is no DuckDB file" in said
+
+
+def test_store_that_is_away_is_told_once_and_its_return_too(
+    stage: Scene, instance: dg.DagsterInstance, webhook: Webhook
+) -> None:
+    look = Daemon(alerts, stage.settings, instance)
+    stage.context.store.close()
+    aside = stage.home / "aside"
+    store = stage.home / "state.db"
+    for file in stage.home.glob("state.db*"):
+        file.rename(aside) if file == store else file.unlink()
+    store.write_text("this is no database, and long enough to be seen as none" * 100)
+    for _ in range(3):
+        assert "state store" in str(look())
+    (said,) = webhook.messages  # the second look told it: the first could have been a restart
+    assert "*State store unavailable*" in said
+    store.unlink()
+    aside.rename(store)
+    for _ in range(2):
+        assert look() == "nothing is wrong"
+    assert [message[0] for message in webhook.messages] == ["🔴", "✅"]
+
+
+def test_looking_is_cheap(stage: Scene, instance: dg.DagsterInstance) -> None:
+    stage.load(apps=("radio",))
+    for number in range(50):
+        stage.add(f"app-{number}")
+    for sensor in (alerts, early_micro_batch):
+        look = Daemon(sensor, stage.settings, instance)
+        look()
+        begun = time.process_time()
+        look()
+        assert time.process_time() - begun < 2.0
