@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sqlite3
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from nami_amp_pipeline.state import tables
 
 _LEASES_AT_A_TIME = 500
 _LOCK_SECONDS = 30
-_CREATING = 7_263_104_285  # any number that is ours alone
+_INSUFFICIENT_PRIVILEGE = "42501"
 
 Transaction = Connection
 """A SQLAlchemy connection inside a transaction that commits when its ``with`` block ends well."""
@@ -66,7 +67,7 @@ class Store:
                 raise StoreUnavailable(f"cannot create the state store's folder {path}: {error.strerror}") from None
             self.engine = sa.create_engine(self.url, connect_args={"timeout": 30, "check_same_thread": False})
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
-            sa.event.listen(self.engine, "begin", _begin_immediate)
+            sa.event.listen(self.engine, "begin", _begin)
         else:
             try:
                 self.engine = sa.create_engine(
@@ -84,23 +85,25 @@ class Store:
         self._leases: dict[str, Lease] = {}
 
     def create(self) -> None:
-        """Creates the tables where they are missing.
+        """Makes the tables in an empty store, and brings older ones up to date where that is safe.
 
         Raises:
-            StoreUnavailable: the store cannot be reached, or is of another version of this program.
+            Misconfigured: the tables are a newer program's, or ``nami-amp migrate`` has to be run first.
+            StoreUnavailable: the store cannot be reached.
         """
-        with self.begin() as tx:
-            if not self.is_sqlite:  # two first runs at once
-                tx.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATING)))
-            tables.metadata.create_all(tx)
-            version = tx.execute(sa.select(tables.schema_version.c.version)).scalar()
-            if version is None:
-                tx.execute(sa.insert(tables.schema_version).values(version=tables.SCHEMA_VERSION))
-            elif version != tables.SCHEMA_VERSION:
-                raise StoreUnavailable(
-                    f"the state store has schema version {version}, this program needs {tables.SCHEMA_VERSION}: "
-                    "use the program version that wrote it, or start with a new store"
-                )
+        if self.schema_version() != tables.SCHEMA_VERSION:
+            from nami_amp_pipeline.state.migrate import migrate
+
+            migrate(self, only_safe=True)
+
+    def schema_version(self) -> int:
+        """The version of the tables that are there; 0 for an empty store.
+
+        Raises:
+            StoreUnavailable: the store cannot be reached, or holds tables of no version.
+        """
+        with self.reading() as tx:
+            return read_schema_version(tx)
 
     @contextmanager
     def begin(self, *, under: Iterable[Lease] = ()) -> Iterator[Transaction]:
@@ -113,14 +116,19 @@ class Store:
             LostLease: one of the leases is somebody else's by now.
             StoreUnavailable: the store cannot be reached or written.
         """
-        try:
-            with self.engine.begin() as tx:
-                self.confirm(tx, under)
-                yield tx
-        except sa.exc.DBAPIError as error:
-            if isinstance(error, sa.exc.ProgrammingError | sa.exc.IntegrityError | sa.exc.DataError):
-                raise  # ours: a bug, not the store's state
-            raise StoreUnavailable(f"state store: {_one_line(error)}") from None
+        with plainly(), self.engine.begin() as tx:
+            self.confirm(tx, under)
+            yield tx
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        """A transaction that only reads: it waits for no writer, and keeps none waiting.
+
+        Raises:
+            StoreUnavailable: the store cannot be reached or read.
+        """
+        with plainly(), self.engine.connect().execution_options(reading=True) as tx, tx.begin():
+            yield tx
 
     def confirm(self, tx: Transaction, under: Iterable[Lease]) -> None:
         """Prolongs leases inside a transaction.
@@ -267,6 +275,39 @@ class Store:
         self.engine.dispose()
 
 
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Says in one line what the database cannot do just now; what is a bug of ours stays as it is.
+
+    Raises:
+        StoreUnavailable: the store cannot be reached, read or written.
+    """
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        if getattr(error.orig, "pgcode", None) == _INSUFFICIENT_PRIVILEGE:
+            raise StoreUnavailable(
+                f"state store: {_one_line(error)}: the role of the address may not do this"
+            ) from None
+        if isinstance(error, sa.exc.ProgrammingError | sa.exc.IntegrityError | sa.exc.DataError):
+            raise
+        raise StoreUnavailable(f"state store: {_one_line(error)}") from None
+
+
+def read_schema_version(tx: Transaction) -> int:
+    """The version of the tables that are there; 0 for an empty store.
+
+    Raises:
+        StoreUnavailable: there are tables, but of no version.
+    """
+    if not sa.inspect(tx).has_table(tables.schema_version.name):
+        return 0
+    version: int | None = tx.execute(sa.select(tables.schema_version.c.version)).scalar()
+    if version is None:
+        raise StoreUnavailable("the state store does not say which version its tables are of: restore a backup")
+    return version
+
+
 def new_owner() -> str:
     """A name for this process, by which others of the same machine can tell whether it still runs."""
     pid = os.getpid()
@@ -302,15 +343,28 @@ def _started(pid: int) -> str | None:
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None  # SQLAlchemy's begin event starts the transactions
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA busy_timeout=30000")
+    _switch_to_wal(cursor)
     cursor.execute("PRAGMA synchronous=FULL")  # a commit that is gone after a power cut could be posted differently
     cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.execute("PRAGMA busy_timeout=30000")
     cursor.close()
 
 
-def _begin_immediate(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _switch_to_wal(cursor: sqlite3.Cursor) -> None:
+    """Switches a new file to a write-ahead log; SQLite does not wait here for others that do the same."""
+    until = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reading") else "BEGIN IMMEDIATE")
 
 
 def _one_line(error: sa.exc.DBAPIError) -> str:

@@ -19,8 +19,8 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 1
-"""Raised with every change of these tables."""
+SCHEMA_VERSION = 2
+"""Of these tables; each has its revision in ``migrations/versions``, which brings older stores to it."""
 
 metadata = MetaData()
 

@@ -1,0 +1,35 @@
+"""``nami-amp migrate``: brings the state store to this program's version."""
+
+from __future__ import annotations
+
+import click
+
+from nami_amp_pipeline.commands.frame import Invocation, json_option
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def migrate(invocation: Invocation, as_json: bool) -> None:
+    """Bring the state store up to date with this program.
+
+    What is safe is done by itself whenever the program starts; this is for the rest, which a message then asks for.
+    Make a backup first, and stop what else works with the store. It is all done or not at all.
+    """
+    from nami_amp_pipeline.clock import system_clock
+    from nami_amp_pipeline.state import Store
+    from nami_amp_pipeline.state import migrate as migrations
+
+    store = Store(invocation.settings.state_url, system_clock)
+    try:
+        before, now = migrations.migrate(store, only_safe=False)
+    finally:
+        store.close()
+    if as_json:
+        invocation.answer({"before": before, "now": now})
+    elif before == now:
+        click.echo(f"The state store is up to date: schema version {now}.")
+    elif before == 0:
+        click.echo(f"The state store was empty; it has schema version {now} now.")
+    else:
+        click.echo(f"The state store went from schema version {before} to {now}.")

@@ -1,0 +1,135 @@
+"""Brings the tables of a state store to this program's version: Alembic's revisions, where there is something to do.
+
+An empty store gets all tables at once and is marked as up to date. An older one gets the revisions that it lacks, in
+one transaction: all of them or none. Each revision says whether it is ``safe`` to run while other processes of the
+older version are at work, and thus by itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from nami_amp_pipeline.errors import Misconfigured, StoreUnavailable
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.store import Store, Transaction, plainly, read_schema_version
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from alembic.runtime.migration import MigrationContext
+
+SCRIPTS = Path(__file__).with_name("migrations")
+"""Alembic's environment and revisions."""
+
+VERSION_TABLE = "nami_amp_alembic_version"
+"""Alembic's own table, under a name of ours: Dagster's tables may be in the same database, with theirs."""
+
+_MIGRATING = 7_263_104_285  # any number that is ours alone
+_within_this_process = threading.Lock()  # Alembic keeps what it works on in globals
+
+
+def revision_of(version: int) -> str:
+    """The name of the revision that leads to a schema version."""
+    return f"{version:04d}"
+
+
+def migrate(store: Store, *, only_safe: bool) -> tuple[int, int]:
+    """Brings the tables up to date; several that try at once wait for the first, and find nothing left to do.
+
+    Args:
+        store: the store.
+        only_safe: leaves an older store alone if a revision that it lacks is not safe to run by itself.
+
+    Returns:
+        The version before (0 for an empty store) and now.
+
+    Raises:
+        Misconfigured: the tables are a newer program's, or a revision is not safe and only safe ones were asked for.
+        StoreUnavailable: the store cannot be reached or written; nothing of it was changed.
+    """
+    with _within_this_process, alone(store) as tx:
+        version = read_schema_version(tx)
+        if version > tables.SCHEMA_VERSION:
+            raise Misconfigured(
+                f"the state store has schema version {version}, this program knows {tables.SCHEMA_VERSION} at most: "
+                "use the newer program that wrote it"
+            )
+        if version == 0:
+            _create(tx)
+        elif version < tables.SCHEMA_VERSION:
+            _upgrade(tx, version, only_safe=only_safe)
+        return version, tables.SCHEMA_VERSION
+
+
+@contextmanager
+def alone(store: Store) -> Iterator[Transaction]:
+    """A transaction in which nobody else migrates, and that ends with every reference intact."""
+    with plainly(), store.engine.connect() as connection:
+        if not store.is_sqlite:
+            with connection.begin():
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATING)))
+                yield connection
+            return
+        # SQLite changes most of a table by building another and dropping the first, and a table that is dropped takes
+        # along what refers to it. This can only be switched off outside a transaction.
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.execute("PRAGMA foreign_keys=OFF")
+        try:
+            with connection.begin():
+                yield connection
+                if connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
+                    raise StoreUnavailable("the state store holds rows that refer to nothing: restore a backup")
+        finally:
+            driver.execute("PRAGMA foreign_keys=ON")
+
+
+def _create(tx: Transaction) -> None:
+    tables.metadata.create_all(tx)
+    tx.execute(sa.insert(tables.schema_version).values(version=tables.SCHEMA_VERSION))
+    # As Alembic would, which takes longer to import than all of this takes.
+    head = sa.Column("version_num", sa.String(32), nullable=False)
+    marks = sa.Table(VERSION_TABLE, sa.MetaData(), head, sa.PrimaryKeyConstraint(head, name=f"{VERSION_TABLE}_pkc"))
+    marks.create(tx)
+    tx.execute(sa.insert(marks).values(version_num=revision_of(tables.SCHEMA_VERSION)))
+
+
+def _upgrade(tx: Transaction, version: int, *, only_safe: bool) -> None:
+    from alembic import command
+    from alembic.script import ScriptDirectory
+
+    config = alembic_config(tx)
+    head = revision_of(tables.SCHEMA_VERSION)
+    missing = list(ScriptDirectory.from_config(config).iterate_revisions(head, revision_of(version)))
+    if only_safe and not all(script.module.safe for script in missing):
+        raise Misconfigured(
+            f"the state store has schema version {version}, this program needs {tables.SCHEMA_VERSION}: stop what else "
+            "works with it, make a backup, and run 'nami-amp migrate'"
+        )
+    if not sa.inspect(tx).has_table(VERSION_TABLE):  # made before there were revisions
+        command.stamp(config, revision_of(version))
+    command.upgrade(config, head)
+
+
+def alembic_config(tx: Transaction) -> Config:
+    """What Alembic's commands are given to work in a transaction of ours."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
+    config.attributes["connection"] = tx
+    return config
+
+
+def note_version(ctx: MigrationContext, step: object, heads: Collection[str], run_args: object) -> None:
+    """Keeps the version that programs look at in step with Alembic's; called by Alembic after each revision."""
+    del step, run_args
+    (head,) = heads
+    assert ctx.connection is not None
+    ctx.connection.execute(sa.delete(tables.schema_version))
+    ctx.connection.execute(sa.insert(tables.schema_version).values(version=int(head)))
