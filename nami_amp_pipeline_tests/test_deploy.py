@@ -1,0 +1,181 @@
+"""What is in ``deploy/`` holds together and is what Dagster, Compose and the settings take; Docker itself is not run."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dagster._core.instance.config import dagster_instance_config
+
+from nami_amp_pipeline.runner import CODE_LOCATION
+from nami_amp_pipeline.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+BIN = Path(sys.executable).parent
+TEXTS = [
+    path for path in sorted(DEPLOY.rglob("*")) if path.suffix in (".yaml", ".env", ".sql") or path.name == "Dockerfile"
+]
+
+
+def load(name: str) -> Any:
+    return yaml.safe_load((DEPLOY / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def compose() -> Any:
+    return load("compose.yaml")
+
+
+@pytest.fixture(scope="module")
+def values() -> Any:
+    return load("kubernetes/values.yaml")
+
+
+def test_dagster_accepts_its_settings(tmp_path: Path) -> None:
+    shutil.copy(DEPLOY / "dagster.yaml", tmp_path)
+    found, custom = dagster_instance_config(str(tmp_path))
+    assert custom is None
+    assert found["storage"]["postgres"]["postgres_url"] == {"env": "DAGSTER_PG_URL"}
+    embedded = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    for same in ("scheduler", "run_retries", "retention", "compute_logs", "telemetry", "nux"):
+        assert found[same] == embedded[same], same
+
+
+def test_compose_file_is_what_compose_takes() -> None:
+    done = subprocess.run(
+        [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_service_that_stays_has_a_health_check_and_what_it_refers_to(compose: Any) -> None:
+    services = compose["services"]
+    for name, service in services.items():
+        for other, wanted in service.get("depends_on", {}).items():
+            needs_check = wanted["condition"] == "service_healthy"
+            assert not needs_check or "healthcheck" in services[other], (name, other)
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            assert (DEPLOY / source).exists() if source.startswith("./") else source in compose["volumes"], volume
+        assert set(service.get("secrets", [])) <= set(compose["secrets"])
+    assert {name for name, service in services.items() if "healthcheck" not in service} == {"migrate"}
+    assert services["code-server"]["stop_grace_period"] == "30s"
+
+
+def commands() -> list[list[str]]:
+    services = load("compose.yaml")["services"]
+    found = []
+    for service in services.values():
+        command = service.get("command", [])
+        if command[:1] == ["sh"]:
+            found += [shlex.split(part) for part in command[2].split("&&")]
+        elif command:
+            found.append(command)
+        test = service.get("healthcheck", {}).get("test", [])
+        if test[:1] == ["CMD"] and test[1] != "python":
+            found.append(test[1:])
+    probe = load("kubernetes/values.yaml")["dagster-user-deployments"]["deployments"][0]
+    return [*found, probe["livenessProbe"]["exec"]["command"], ["dagster", "api", "grpc", *probe["dagsterApiGrpcArgs"]]]
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_commands_exist_with_these_options(command: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [BIN / command[0], *command[1:], "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Usage:" in done.stdout
+
+
+def test_every_variable_exists_and_is_documented() -> None:
+    ours = {f"NAMI_AMP_{field.name.upper()}" for field in dataclasses.fields(Settings)} | {"NAMI_AMP_IMAGE"}
+    documented = (ROOT / "docs" / "settings.md").read_text()
+    for path in TEXTS:
+        for name in re.findall(r"\b(?:NAMI_AMP|DAGSTER)_[A-Z_]+\b", path.read_text()):
+            assert name in ours or name.startswith("DAGSTER_"), (path.name, name)
+            assert f"`{name}`" in documented or name == "NAMI_AMP_IMAGE", (path.name, name)
+
+
+def test_example_environment_is_usable_once_filled_in(tmp_path: Path) -> None:
+    text = (DEPLOY / "example.env").read_text()
+    file = tmp_path / ".env"
+    file.write_text(text.replace("CHANGE-ME", "secret"))
+    settings = Settings.load({}, dotenv=file)
+    assert settings.state_url == "postgresql://nami:secret@postgres:5432/nami_amp"
+    assert settings.alert_webhook_url is None
+    assert "DAGSTER_PG_URL=postgresql://" in text
+
+
+def test_state_store_and_dagster_are_two_databases(compose: Any) -> None:
+    text = (DEPLOY / "example.env").read_text()
+    (dagster,) = re.findall(r"^DAGSTER_PG_URL=\S+/(\w+)$", text, re.MULTILINE)
+    (store,) = re.findall(r"^NAMI_AMP_STATE_URL=\S+/(\w+)$", text, re.MULTILINE)
+    assert dagster == compose["services"]["postgres"]["environment"]["POSTGRES_DB"] != store
+    assert f"CREATE DATABASE {store};" in (DEPLOY / "postgres-init.sql").read_text()
+
+
+def test_only_what_runs_our_code_gets_our_secrets(compose: Any) -> None:
+    with_secrets = {name for name, service in compose["services"].items() if service.get("env_file")}
+    assert with_secrets == {"migrate", "code-server"}
+
+
+def test_code_location_has_one_name_everywhere(values: Any) -> None:
+    (location,) = load("workspace.yaml")["load_from"]
+    assert location["grpc_server"]["location_name"] == CODE_LOCATION
+    (server,) = values["dagsterWebserver"]["workspace"]["servers"]
+    (deployment,) = values["dagster-user-deployments"]["deployments"]
+    assert server["name"] == CODE_LOCATION
+    assert (server["host"], server["port"]) == (deployment["name"], deployment["port"])
+
+
+def test_image_has_what_it_copies_and_stops_whole_groups() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    let_through = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE):
+        *sources, _ = [part for part in line.split() if not part.startswith("--")]
+        for source in sources:
+            assert (ROOT / source).exists()
+            assert source in let_through
+    assert 'ENTRYPOINT ["tini", "-g", "--"]' in text
+    assert "USER 10001" in text
+    project = (ROOT / "pyproject.toml").read_text()
+    assert "[project.optional-dependencies]\nk8s = " in project
+
+
+def test_kubernetes_example_refers_to_what_there_is(values: Any) -> None:
+    made = {
+        (one["kind"], one["metadata"]["name"])
+        for one in yaml.safe_load_all((DEPLOY / "kubernetes" / "resources.yaml").read_text())
+    }
+    (deployment,) = values["dagster-user-deployments"]["deployments"]
+    asked = {("ConfigMap", one["name"]) for one in deployment["envConfigMaps"]}
+    asked |= {("PersistentVolumeClaim", one["persistentVolumeClaim"]["claimName"]) for one in deployment["volumes"]}
+    assert asked == made
+    assert deployment["includeConfigInLaunchedRuns"] == {"enabled": True}
+    assert [one["name"] for one in deployment["volumeMounts"]] == [one["name"] for one in deployment["volumes"]]
+
+
+def test_kubernetes_has_the_limits_of_dagster_yaml(values: Any) -> None:
+    limits = load("dagster.yaml")["concurrency"]["runs"]
+    queue = values["dagsterDaemon"]["runCoordinator"]["config"]["queuedRunCoordinator"]
+    assert queue["maxConcurrentRuns"] == limits["max_concurrent_runs"]
+    assert queue["tagConcurrencyLimits"] == limits["tag_concurrency_limits"]
+    assert values["scheduler"]["config"]["daemonScheduler"]["maxCatchupRuns"] == 0
