@@ -1,4 +1,4 @@
-"""What is in ``deploy/`` holds together and is what Dagster, Compose and the settings take; Docker itself is not run."""
+"""What is in ``deploy/`` holds together and is what Dagster, Compose and the settings take. Docker is not run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ from nami_amp_pipeline.settings import Settings
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 BIN = Path(sys.executable).parent
-TEXTS = [
-    path for path in sorted(DEPLOY.rglob("*")) if path.suffix in (".yaml", ".env", ".sql") or path.name == "Dockerfile"
-]
+TEXTS = [*DEPLOY.rglob("*.yaml"), DEPLOY / "example.env", DEPLOY / "Dockerfile"]
 
 
 def load(name: str) -> Any:
