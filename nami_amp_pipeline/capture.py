@@ -93,9 +93,12 @@ def capture(context: Context, leases: Mapping[str, Lease]) -> dict[str, Captured
     if not leases:
         return {}
     frontiers = _frontiers(context, leases)
+    began = context.now()
     with compute(context.settings) as connection:
-        with context.warehouse.open(connection) as source:
+        with context.warehouse.open(connection, frontiers) as source:
             started = context.now()
+            for warning in source.warnings:
+                context.log.warning("%s", warning)
             if source.head is None:
                 return {}
             try:
@@ -104,7 +107,8 @@ def capture(context: Context, leases: Mapping[str, Lease]) -> dict[str, Captured
             except duckdb.IOException as error:
                 raise WarehouseUnavailable(f"cannot read {context.warehouse.name}: {error}") from None
         summaries = [(name, rows, _summary(connection, context, name)) for name, rows in written.items()]
-    settled = _settled(context, started, source.head)
+    # What became visible while the warehouse was being opened may not have been seen: the window must be over by then.
+    settled = _settled(context, began, source.head)
     return _commit(context, leases, frontiers, summaries, started, source.head, min(settled, upper))
 
 
@@ -137,7 +141,7 @@ def _find_fresh(
         }
     )
     connection.register("positions", positions)
-    connection.execute(f"CREATE TEMP VIEW source AS SELECT * FROM {source.relation}")  # noqa: S608
+    connection.execute(f"CREATE TEMP VIEW keys AS SELECT * FROM {source.keys}")  # noqa: S608
     known = _captured_files(context)
     connection.execute(
         f"CREATE TEMP VIEW ledger AS SELECT app_id, id FROM read_parquet({files(known)})"  # noqa: S608
@@ -172,6 +176,7 @@ def _write(context: Context, connection: duckdb.DuckDBPyConnection, source: Sour
     names: dict[int, str] = {}
     rows: dict[str, int] = {}
     writers: dict[int, pq.ParquetWriter] = {}
+    connection.execute(f"CREATE TEMP VIEW source AS SELECT * FROM {source.rows()}")  # noqa: S608
     with ExitStack() as stack:
         # Closed also where a file cannot be written: the warehouse could not be let go otherwise.
         reader = stack.enter_context(connection.sql(sql("capture_rows")).to_arrow_reader(READ_ROWS))
@@ -225,13 +230,13 @@ def _summary(connection: duckdb.DuckDBPyConnection, context: Context, name: str)
     return apps
 
 
-def _settled(context: Context, started: int, head: int) -> int:
-    """The ingested_at below which no row can appear any more."""
+def _settled(context: Context, began: int, head: int) -> int:
+    """The ingested_at below which no row can appear any more that a read begun then has not seen."""
     window = context.settings.late_commit_window_seconds * 1_000_000
     with context.store.begin() as tx:
         observations = tables.observations
         seen = tx.execute(
-            sa.select(sa.func.max(observations.c.max_ingested_at)).where(observations.c.observed_at <= started - window)
+            sa.select(sa.func.max(observations.c.max_ingested_at)).where(observations.c.observed_at <= began - window)
         ).scalar()
     if window == 0:
         return head

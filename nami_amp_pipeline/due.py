@@ -68,16 +68,9 @@ def _newer(context: Context, after: int) -> dict[str, int]:
     if not apps:
         return {}
     starts = _starts(all_integrations(context.store))
-    with compute(context.settings) as connection, context.warehouse.open(connection) as source:
-        if source.head is None or source.head <= after:
-            return {}
-        connection.execute(f"CREATE TEMP VIEW source AS FROM {source.relation}")
-        rows = connection.execute(
-            "SELECT app_id, epoch_us(min(ingested_at)) FROM source "
-            "WHERE ingested_at > make_timestamptz(?::BIGINT) AND list_contains(?, app_id) GROUP BY app_id",
-            [after, apps],
-        ).fetchall()
-    return {app: since for app, since in rows if since >= starts.get(app, since)}
+    with compute(context.settings) as connection:
+        rows = context.warehouse.oldest(connection, apps, after)
+    return {app: since for app, since in rows.items() if since >= starts.get(app, since)}
 
 
 def _starts(integrations: Sequence[Integration]) -> dict[str, int]:

@@ -80,24 +80,15 @@ def trace(context: Context, event_id: str) -> Trace:
 
 
 def _in_warehouse(context: Context, connection: duckdb.DuckDBPyConnection, event_id: str) -> list[dict[str, Any]]:
-    with context.warehouse.open(connection) as source:
-        try:
-            rows = connection.execute(
-                "SELECT app_id, event_type, user_id, epoch_us(created_date), epoch_us(ingested_at) "  # noqa: S608
-                f"FROM {source.relation} WHERE id = ? ORDER BY ingested_at",
-                [event_id],
-            ).fetchall()
-        except duckdb.IOException as error:
-            raise WarehouseUnavailable(f"cannot read {context.warehouse.name}: {str(error).splitlines()[0]}") from None
     return [
         {
-            "app_id": app_id,
-            "event_type": event_type,
-            "user_id": user_id,
-            "created_date": to_text(created),
-            "ingested_at": to_text(ingested),
+            "app_id": row.app_id,
+            "event_type": row.event_type,
+            "user_id": row.user_id,
+            "created_date": to_text(row.created_date),
+            "ingested_at": to_text(row.ingested_at),
         }
-        for app_id, event_type, user_id, created, ingested in rows
+        for row in context.warehouse.find(connection, event_id)
     ]
 
 

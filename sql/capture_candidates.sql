@@ -1,10 +1,10 @@
 -- Rows at or after their app's frontier that were not captured before, the first of each id.
--- Views given: source (the events table, rid = number of the row), positions (app_id, frontier in µs or NULL for the
--- beginning), ledger (app_id, id of what was captured).
+-- Views given: keys (app_id, id, ingested_at, rid = number of the row), positions (app_id, frontier in µs or NULL for
+-- the beginning), ledger (app_id, id of what was captured).
 CREATE TEMP TABLE fresh AS
 WITH candidates AS (
     SELECT app_id, id, rid, epoch_us(ingested_at) AS ingested_at
-    FROM source
+    FROM keys
     SEMI JOIN positions USING (app_id)
     WHERE ingested_at >= (
         SELECT CASE WHEN bool_or(frontier IS NULL) THEN '-infinity'::TIMESTAMPTZ ELSE make_timestamptz(min(frontier)) END

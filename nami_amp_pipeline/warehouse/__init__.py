@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.settings import Settings
-from nami_amp_pipeline.warehouse.base import Source, Warehouse
+from nami_amp_pipeline.warehouse.base import EventRow, Finding, Source, Warehouse
 from nami_amp_pipeline.warehouse.duckdb_file import DuckDBWarehouse
 
-__all__ = ["DuckDBWarehouse", "Source", "Warehouse", "open_warehouse"]
+__all__ = ["DuckDBWarehouse", "EventRow", "Finding", "Source", "Warehouse", "open_warehouse"]
 
 
 def open_warehouse(settings: Settings) -> Warehouse:

@@ -1,26 +1,35 @@
-"""What a warehouse has to offer: its newest row, and its rows as a relation for DuckDB."""
+"""What a warehouse has to offer: the keys of its rows, and then the rows that are wanted, as relations for DuckDB."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import duckdb
 
 from nami_amp_pipeline.errors import WarehouseUnavailable
 
-COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "id": ("VARCHAR",),
-    "app_id": ("VARCHAR",),
-    "event_type": ("VARCHAR",),
-    "user_id": ("VARCHAR",),
-    "created_date": ("TIMESTAMP WITH TIME ZONE",),
-    "ingested_at": ("TIMESTAMP WITH TIME ZONE",),
-    "payload": ("VARCHAR", "JSON"),
+Kind = Literal["text", "time", "json"]
+
+COLUMNS: Mapping[str, Kind] = {
+    "id": "text",
+    "app_id": "text",
+    "event_type": "text",
+    "user_id": "text",
+    "created_date": "time",
+    "ingested_at": "time",
+    "payload": "json",
 }
-"""The columns of the events table with the types that each may have, as DuckDB names them."""
+"""The columns of the events table, and what each holds."""
+
+DUCKDB_TYPES: Mapping[Kind, tuple[str, ...]] = {
+    "text": ("VARCHAR",),
+    "time": ("TIMESTAMP WITH TIME ZONE",),
+    "json": ("VARCHAR", "JSON"),
+}
+"""The types that a column of each kind may have, as DuckDB names them."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +37,46 @@ class Source:
     """The events table while it is open.
 
     Attributes:
-        relation: what to put behind ``FROM``; has :data:`COLUMNS` and ``rid``, a number of the row.
-        head: the newest ``ingested_at`` in microseconds since the epoch; None in an empty table.
+        keys: what to put behind ``FROM`` for the keys of rows: ``app_id``, ``id``, ``ingested_at`` and ``rid``, a
+            number of the row. Rows of other apps and from before their app's position may be left out, no others.
+        head: the newest ``ingested_at`` that was seen, in microseconds since the epoch; None if there was no row.
+        rows: called once, when the table ``fresh`` has each ``rid`` that is wanted; gives what to put behind ``FROM``
+            for whole rows: :data:`COLUMNS` and ``rid``. It has every ``rid`` of ``fresh`` once and may have others. It
+            can be read once.
+        warnings: what a person should know, one line each.
     """
 
-    relation: str
+    keys: str
     head: int | None
+    rows: Callable[[], str]
+    warnings: Sequence[str] = ()
+
+
+class EventRow(NamedTuple):
+    """A row of the events table without its payload; times in microseconds since the epoch."""
+
+    app_id: str
+    event_type: str
+    user_id: str
+    created_date: int
+    ingested_at: int
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check of the warehouse found.
+
+    Attributes:
+        subject: what was looked at, such as ``connection``, ``columns`` or ``index``.
+        level: ``error`` if nothing can be read like this, ``warning`` if it works badly.
+        message: one line for a person.
+        fix: what to do, such as a statement to run; None where there is nothing.
+    """
+
+    subject: str
+    level: Literal["ok", "warning", "error"]
+    message: str
+    fix: str | None = None
 
 
 class Warehouse(Protocol):
@@ -43,28 +86,53 @@ class Warehouse(Protocol):
     def name(self) -> str:
         """The table as people call it, without any credentials."""
 
-    def open(self, connection: duckdb.DuckDBPyConnection) -> AbstractContextManager[Source]:
+    def open(
+        self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int | None]
+    ) -> AbstractContextManager[Source]:
         """Makes the table readable from ``connection`` for the length of the block.
 
+        Args:
+            connection: where the relations can be used.
+            positions: app id to the ``ingested_at`` that is to be read from, in microseconds since the epoch; None is
+                the beginning.
+
         Raises:
-            WarehouseUnavailable: it cannot be reached, is missing, or has other columns.
+            WarehouseUnavailable: it cannot be reached, is missing, has other columns, or broke off within the block.
         """
 
+    def oldest(self, connection: duckdb.DuckDBPyConnection, app_ids: Sequence[str], after: int) -> dict[str, int]:
+        """The oldest ``ingested_at`` after a time, by app that has one; times in microseconds since the epoch.
 
-def check_columns(found: Mapping[str, str], table: str) -> None:
+        Raises:
+            WarehouseUnavailable: as :meth:`open`.
+        """
+
+    def find(self, connection: duckdb.DuckDBPyConnection, event_id: str) -> list[EventRow]:
+        """The rows of one event id, by ``ingested_at``.
+
+        Raises:
+            WarehouseUnavailable: as :meth:`open`.
+        """
+
+    def check(self) -> list[Finding]:
+        """Looks at all that reading needs; raises nothing for what it finds."""
+
+
+def check_columns(found: Mapping[str, str], table: str, types: Mapping[Kind, tuple[str, ...]] = DUCKDB_TYPES) -> None:
     """Compares the columns of a table with those of the contract.
 
     Args:
-        found: column name to DuckDB type.
+        found: column name to type.
         table: its name, for the message.
+        types: what each kind of column may be here.
 
     Raises:
         WarehouseUnavailable: one is missing or of another type.
     """
-    for column, types in COLUMNS.items():
+    for column, kind in COLUMNS.items():
         if column not in found:
             raise WarehouseUnavailable(f"table {table} has no column {column}; sql/nami_events.sql shows what it needs")
-        if found[column] not in types:
+        if found[column] not in types[kind]:
             raise WarehouseUnavailable(
-                f"column {column} of table {table} is {found[column]}, it must be {' or '.join(types)}"
+                f"column {column} of table {table} is {found[column]}, it must be {' or '.join(types[kind])}"
             )

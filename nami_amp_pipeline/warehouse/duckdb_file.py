@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
 from nami_amp_pipeline.compute import literal
 from nami_amp_pipeline.errors import WarehouseUnavailable
 from nami_amp_pipeline.settings import Settings
-from nami_amp_pipeline.warehouse.base import Source, check_columns
+from nami_amp_pipeline.warehouse.base import EventRow, Finding, Source, check_columns
 
 LOCK_PATIENCE_SECONDS = 10.0
 
@@ -36,8 +37,51 @@ class DuckDBWarehouse:
         return f"{self.schema}.{self.table} in {self.path}"
 
     @contextmanager
-    def open(self, connection: duckdb.DuckDBPyConnection) -> Iterator[Source]:
+    def open(self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int | None]) -> Iterator[Source]:
+        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`; what is not wanted is left out by DuckDB itself."""
+        with self._table(connection) as table:
+            ((head,),) = connection.execute(f"SELECT epoch_us(max(ingested_at)) FROM {table}").fetchall()  # noqa: S608
+            relation = f"(SELECT *, rowid AS rid FROM {table})"  # noqa: S608
+            yield Source(relation, head, lambda: relation)
+
+    def oldest(self, connection: duckdb.DuckDBPyConnection, app_ids: Sequence[str], after: int) -> dict[str, int]:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
+        rows = self._query(
+            connection,
+            "SELECT app_id, epoch_us(min(ingested_at)) FROM {table} "
+            "WHERE ingested_at > make_timestamptz(?::BIGINT) AND list_contains(?, app_id) GROUP BY app_id",
+            [after, list(app_ids)],
+        )
+        return dict(rows)
+
+    def find(self, connection: duckdb.DuckDBPyConnection, event_id: str) -> list[EventRow]:
+        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
+        rows = self._query(
+            connection,
+            "SELECT app_id, event_type, user_id, epoch_us(created_date), epoch_us(ingested_at) "
+            "FROM {table} WHERE id = ? ORDER BY ingested_at",
+            [event_id],
+        )
+        return [EventRow(*row) for row in rows]
+
+    def _query(self, connection: duckdb.DuckDBPyConnection, query: str, given: list[Any]) -> list[tuple[Any, ...]]:
+        with self._table(connection) as table:
+            try:
+                return connection.execute(query.format(table=table), given).fetchall()
+            except duckdb.IOException as error:
+                raise WarehouseUnavailable(f"cannot read {self.name}: {str(error).splitlines()[0]}") from None
+
+    def check(self) -> list[Finding]:
+        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
+        try:
+            with duckdb.connect(":memory:") as connection, self._table(connection):
+                return [Finding("columns", "ok", f"{self.name} has all columns")]
+        except WarehouseUnavailable as error:
+            return [Finding("columns", "error", str(error))]
+
+    @contextmanager
+    def _table(self, connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
+        """Attaches the file for the length of the block; gives the quoted name of the table."""
         if not self.path.exists():
             raise WarehouseUnavailable(
                 f"there is no DuckDB file {self.path}: load events with 'nami-amp load', or set NAMI_AMP_WAREHOUSE_URL"
@@ -52,9 +96,7 @@ class DuckDBWarehouse:
             if not found:
                 raise WarehouseUnavailable(f"there is no table {self.schema}.{self.table} in {self.path}")
             check_columns(dict(found), self.table)
-            qualified = f'warehouse."{self.schema}"."{self.table}"'
-            ((head,),) = connection.execute(f"SELECT epoch_us(max(ingested_at)) FROM {qualified}").fetchall()  # noqa: S608
-            yield Source(f"(SELECT *, rowid AS rid FROM {qualified})", head)  # noqa: S608
+            yield f'warehouse."{self.schema}"."{self.table}"'
         finally:
             with suppress(duckdb.Error):  # it must not stand before what went wrong; the connection's end does the same
                 connection.execute("DETACH warehouse")

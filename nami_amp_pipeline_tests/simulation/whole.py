@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -24,7 +24,7 @@ from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.status import status
-from nami_amp_pipeline.warehouse import Source
+from nami_amp_pipeline.warehouse import EventRow, Finding, Source
 from nami_amp_pipeline_tests import reference
 from nami_amp_pipeline_tests.histories import to_batch
 from nami_amp_pipeline_tests.simulation.delivery import BASE, work_folder
@@ -51,15 +51,24 @@ class ListWarehouse:
         self.rows: list[dict[str, Any]] = []
 
     @contextmanager
-    def open(self, connection: duckdb.DuckDBPyConnection) -> Iterator[Source]:
+    def open(self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int | None]) -> Iterator[Source]:
         if not self.rows:
-            yield Source("", None)
+            yield Source("", None, lambda: "")
             return
         batch = to_batch(self.rows)
         table = pa.Table.from_batches([batch]).append_column("rid", pa.array(range(batch.num_rows), pa.int64()))
         connection.register("nami_events", table)
         head = max(int(row["ingested_at"].timestamp() * 1_000_000) for row in self.rows)
-        yield Source("nami_events", head)
+        yield Source("nami_events", head, lambda: "nami_events")
+
+    def oldest(self, connection: duckdb.DuckDBPyConnection, app_ids: Sequence[str], after: int) -> dict[str, int]:
+        raise NotImplementedError
+
+    def find(self, connection: duckdb.DuckDBPyConnection, event_id: str) -> list[EventRow]:
+        raise NotImplementedError
+
+    def check(self) -> list[Finding]:
+        raise NotImplementedError
 
 
 def simulate(seed: int) -> Facts:
