@@ -70,4 +70,5 @@ class Postgres:
     def stop(self) -> None:
         """Stops a server of our own."""
         if self._server is not None:
-            self._server.cleanup()
+            with _starting:  # servers share a lock of files that several threads cannot hold
+                self._server.cleanup()

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.amplitude.lane import Lane
 from nami_amp_pipeline.amplitude.outbox import OutboxBatch
+from nami_amp_pipeline.amplitude.records import RequestRecord
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import halt
 from nami_amp_pipeline.state.store import Store, Transaction
@@ -30,12 +31,10 @@ class Written:
     Attributes:
         store: the state store.
         tx: the transaction.
-        request_ids: the store's id of each request record, by its number in these changes.
     """
 
     store: Store
     tx: Transaction
-    request_ids: Sequence[int]
 
 
 Step = Callable[[Written], None]
@@ -48,14 +47,14 @@ class Changes:
     Attributes:
         integration_id: whose changes these are.
         lanes: (next_row, attempt_end, unknown_since) by lane id; the last one counts.
-        requests: rows of the table ``requests``.
+        requests: records of requests; they get their ids when they are written.
         counts: events to add, by (state, reason).
         steps: everything else, in order.
     """
 
     integration_id: int
     lanes: dict[int, tuple[int, int, int | None]] = field(default_factory=dict)
-    requests: list[dict[str, Any]] = field(default_factory=list)
+    requests: list[RequestRecord] = field(default_factory=list)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     steps: list[Step] = field(default_factory=list)
 
@@ -72,11 +71,10 @@ class Changes:
     def write(self, store: Store, tx: Transaction) -> None:
         """Writes them."""
         insert = sa.insert(tables.requests)
-        ids = []
-        for row in self.requests:
-            key = tx.execute(insert, row).inserted_primary_key
+        for record in self.requests:
+            key = tx.execute(insert, record.row).inserted_primary_key
             assert key is not None
-            ids.append(int(key[0]))
+            record.id = int(key[0])
         if self.lanes:
             table = tables.lanes
             tx.execute(
@@ -90,7 +88,7 @@ class Changes:
                     for lane, (next_row, end, since) in self.lanes.items()
                 ],
             )
-        written = Written(store, tx, ids)
+        written = Written(store, tx)
         for step in self.steps:
             step(written)
         by_state: dict[str, dict[str, int]] = {}
@@ -99,22 +97,24 @@ class Changes:
         for state, reasons in by_state.items():
             store.count(tx, self.integration_id, state, reasons)
 
-    def insert_exceptions(self, rows: Sequence[dict[str, Any]], request: int | None = None) -> None:
-        """Adds rows to the exceptions; ``request`` is the number of the request record that they are of."""
+    def insert_exceptions(self, rows: Sequence[dict[str, Any]], request: RequestRecord | None = None) -> None:
+        """Adds rows to the exceptions; ``request`` is the one that they are of."""
 
         def step(written: Written) -> None:
-            request_id = None if request is None else written.request_ids[request]
+            request_id = None if request is None else request.id
             written.tx.execute(sa.insert(tables.exceptions), [{**row, "request_id": request_id} for row in rows])
 
         if rows:
             self.steps.append(step)
 
-    def update_exceptions(self, ids: Sequence[int], values: Mapping[str, Any], request: int | None = None) -> None:
+    def update_exceptions(
+        self, ids: Sequence[int], values: Mapping[str, Any], request: RequestRecord | None = None
+    ) -> None:
         """Changes exceptions by id."""
 
         def step(written: Written) -> None:
             table = tables.exceptions
-            more = {} if request is None else {"request_id": written.request_ids[request]}
+            more = {} if request is None else {"request_id": request.id}
             for start in range(0, len(ids), _IDS_AT_A_TIME):
                 written.tx.execute(
                     sa.update(table).where(table.c.id.in_(ids[start : start + _IDS_AT_A_TIME])).values(**values, **more)

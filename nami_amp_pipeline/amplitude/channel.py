@@ -9,7 +9,7 @@ between ``next_row`` and ``attempt_end``.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from nami_amp_pipeline import contract
@@ -20,6 +20,8 @@ from nami_amp_pipeline.amplitude.held import HeldQueue, ReadHeld
 from nami_amp_pipeline.amplitude.lane import Lane, plan
 from nami_amp_pipeline.amplitude.outbox import OutboxBatch, Shelf, identities_of
 from nami_amp_pipeline.amplitude.pace import Pacer
+from nami_amp_pipeline.amplitude.records import RequestRecord
+from nami_amp_pipeline.amplitude.search import Search, narrowed
 from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
 
 FORBIDDEN_IN_A_ROW = 5
@@ -146,8 +148,8 @@ class Channel:
             if _is_too_old(lane.unknown_since, now):
                 self._give_up(lane, batch, now)
                 continue
-            size = self._size if self._smaller is None else min(self._size, self._smaller)
-            chosen = plan(lane, batch, self.held, self._pacer, events=self._limits.events, size=size, now=now)
+            events = self._limits.events
+            chosen = plan(lane, batch, self.held, self._pacer, events=events, size=self._room, now=now)
             if len(chosen.rows) == 1 and batch.size(chosen.rows[0]) > self._most_bytes:
                 self._add_dead(lane, batch, {chosen.rows[0]: "too_large"}, None, None, now)
                 lane.taken.add(base + chosen.rows[0])
@@ -166,8 +168,13 @@ class Channel:
             return LaneAttempt(body, len(chosen.rows), now, lane, batch, chosen, before)
         return None
 
+    @property
+    def _room(self) -> int:
+        """Bytes that the events of a request may take."""
+        return self._size if self._smaller is None else min(self._size, self._smaller)
+
     def _start_held(self, now: int) -> HeldAttempt | None:
-        taken = self.held.take(now, self._size)
+        taken = self.held.take(now, self._room)
         for identity in taken.emptied:
             self.changes.unpause(identity)
         old = [event.id for event in taken.events if _is_too_old(event.unknown_since, now)]
@@ -225,7 +232,13 @@ class Channel:
         return [identities_of(event.identity, event.body) for event in attempt.held]
 
     def _finish_lane(
-        self, attempt: LaneAttempt, lane: Lane, verdict: Verdict, shown: str | None, request: int, now: int
+        self,
+        attempt: LaneAttempt,
+        lane: Lane,
+        verdict: Verdict,
+        shown: str | None,
+        request: RequestRecord,
+        now: int,
     ) -> None:
         batch, base, chosen = attempt.batch, lane.base, attempt.plan
         if verdict.outcome is Outcome.DELIVERED or verdict.maybe_stored:
@@ -240,10 +253,13 @@ class Channel:
             lane.attempt_end, lane.unknown_since = attempt.before
             self._hold(lane, batch, chosen.aside, now)
             lane.attempt_end = max(lane.attempt_end, base + chosen.end) if lane.unknown_since else base + chosen.end
-            if lane.suspect_end == base + chosen.end and lane.suspect_reason == "too_large":
-                # Each event was taken by itself: what was refused was the size of the whole.
-                self._smaller = max(lane.suspect_bytes // 2, 1)
+            search = self._accepted(lane.search, {base + row for row in chosen.rows})
             lane.advance(base + chosen.end)
+            row = None if search is None or lane.search is None else search.found
+            if search is not None and row is not None and row not in lane.taken:
+                self._add_dead(lane, batch, {row - base: search.reason}, search.answer, search.request, now)
+                lane.taken.add(row)
+                lane.search = None
             self.changes.lanes[lane.id] = lane.record
             return
         if not verdict.maybe_stored:
@@ -254,6 +270,8 @@ class Channel:
             lane.ready_at = now + _us(wait)
         elif verdict.outcome is Outcome.REFUSED_SOME:
             lane.failures = 0
+            if lane.search is not None:
+                lane.search.refusals = 0  # what is named now may be why earlier requests were refused
             dead = {chosen.rows[index]: reason for index, reason in verdict.dead.items()}
             self._add_dead(lane, batch, dead, shown, request, now)
             lane.taken.update(base + row for row in dead)
@@ -263,33 +281,48 @@ class Channel:
             lane.failures = 0
             self.progress_at = now  # the search comes to its end by itself
             if attempt.events > 1:
-                lane.suspect_end = base + chosen.end
-                lane.suspect_reason = verdict.reason
-                lane.suspect_bytes = len(attempt.body)
+                rows = [base + row for row in chosen.rows]
+                lane.search = narrowed(lane.search, rows, verdict.reason, len(attempt.body), shown, request)
             elif not self._stops_for(verdict.reason, (lane.id, base + chosen.rows[0]), now):
-                lane.suspect_end = None
+                lane.search = None
                 self._add_dead(lane, batch, {chosen.rows[0]: verdict.reason}, shown, request, now)
                 lane.taken.add(base + chosen.rows[0])
         self.changes.lanes[lane.id] = lane.record
 
-    def _finish_held(self, attempt: HeldAttempt, verdict: Verdict, shown: str | None, request: int, now: int) -> None:
+    def _accepted(self, search: Search | None, events: Collection[int]) -> Search | None:
+        """Takes delivered events out of a search; returns the search."""
+        if search is not None:
+            search.accepted(events)
+            if not search.suspects and search.reason == "too_large":
+                # Each event was taken by itself: what was refused was the size of the whole.
+                self._smaller = max(search.size // 2, 1)
+        return search
+
+    def _finish_held(
+        self, attempt: HeldAttempt, verdict: Verdict, shown: str | None, request: RequestRecord, now: int
+    ) -> None:
         self.waits_for_commit = True
         ids = [event.id for event in attempt.held]
         if verdict.outcome is Outcome.DELIVERED or verdict.maybe_stored:
             for event in attempt.held:
                 self._pacer.note(event.identity, 1, now)
-        if verdict.outcome is Outcome.REFUSED_ONE_OF or self.held.is_searching:
+        if verdict.outcome is Outcome.REFUSED_ONE_OF or self.held.search is not None:
             # The search for a refused event comes to its end by itself. Other events that waited are no reason for the
             # run to go on: those of a user with very many would keep it for hours.
             self.progress_at = now
         if verdict.outcome is Outcome.DELIVERED:
-            self.held.succeeded()
+            self.held.failures = 0
             self.done.delivered += len(ids)
             # Kept, without the body: it tells that the row of the lane has its end state, and when.
             self.changes.update_exceptions(
                 ids, {"state": "delivered", "body": None, "at": now, "run_id": self._run_id}, request
             )
             self.changes.counts["delivered", ""] += len(ids)
+            search = self._accepted(self.held.search, set(ids))
+            if search is not None and search.found is not None:
+                self._bury([search.found], search.reason, search.answer, search.request, now)
+            if search is not None and (not search.suspects or search.found is not None):
+                self.held.search = None
             return
         if not verdict.maybe_stored:
             fresh = [event.id for event in attempt.held if event.unknown_since is None]
@@ -299,14 +332,18 @@ class Channel:
             wait = verdict.delay or self._backoff(self.held.failures)
             self.held.ready_at = now + _us(wait)
         elif verdict.outcome is Outcome.REFUSED_SOME:
+            if self.held.search is not None:
+                self.held.search.refusals = 0
             for index, reason in verdict.dead.items():
                 self._bury([ids[index]], reason, shown, request, now)
         elif verdict.outcome is Outcome.REFUSED_ONE_OF:
+            self.held.failures = 0
             if len(ids) > 1:
-                self.held.refused(len(ids))
+                search = narrowed(self.held.search, ids, verdict.reason, len(attempt.body), shown, request)
+                self.held.suspect(search, attempt.held)
             elif not self._stops_for(verdict.reason, (None, ids[0]), now):
                 self._bury(ids, verdict.reason, shown, request, now)
-                self.held.succeeded()
+                self.held.search = None
 
     def _stops_for(self, reason: str, place: tuple[int | None, int], now: int) -> bool:
         """One event alone was refused: it is a dead letter, unless too many were in a row."""
@@ -352,13 +389,13 @@ class Channel:
 
     def _record(
         self, attempt: Attempt, answer: HttpAnswer | NoAnswer, verdict: Verdict, shown: str | None, now: int
-    ) -> int:
-        """Notes the request; returns its number among the changes."""
+    ) -> RequestRecord:
+        """Notes the request."""
         place = (attempt.lane.id, attempt.lane.next_row, attempt.lane.base + attempt.plan.end) if isinstance(
             attempt, LaneAttempt
         ) else (None, None, None)  # fmt: skip
         lane_id, first_row, end_row = place
-        self.changes.requests.append(
+        record = RequestRecord(
             {
                 "integration_id": self.id,
                 "lane_id": lane_id,
@@ -374,10 +411,17 @@ class Channel:
                 "run_id": self._run_id,
             }
         )
-        return len(self.changes.requests) - 1
+        self.changes.requests.append(record)
+        return record
 
     def _add_dead(
-        self, lane: Lane, batch: OutboxBatch, dead: Mapping[int, str], answer: str | None, request: int | None, now: int
+        self,
+        lane: Lane,
+        batch: OutboxBatch,
+        dead: Mapping[int, str],
+        answer: str | None,
+        request: RequestRecord | None,
+        now: int,
     ) -> None:
         rows = exception_rows(lane, batch, sorted(dead), self._origin("dead", now))
         for row, number in zip(rows, sorted(dead), strict=True):
@@ -385,7 +429,9 @@ class Channel:
         self.changes.insert_exceptions(rows, request)
         self._count_dead(_by_value(dead))
 
-    def _bury(self, ids: Sequence[int], reason: str, answer: str | None, request: int | None, now: int) -> None:
+    def _bury(
+        self, ids: Sequence[int], reason: str, answer: str | None, request: RequestRecord | None, now: int
+    ) -> None:
         values = {"state": "dead", "reason": reason, "answer": answer, "at": now, "run_id": self._run_id}
         self.changes.update_exceptions(ids, values, request)
         self._count_dead({reason: len(ids)})

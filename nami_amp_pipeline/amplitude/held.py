@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from nami_amp_pipeline.amplitude.pace import Pacer
+from nami_amp_pipeline.amplitude.search import Search
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class HeldQueue(Collection[str]):
         self._until: dict[str, int] = {}
         self._heap: list[tuple[int, str]] = []
         self._most = most
-        self._at_once = most
+        self._suspected: dict[int, str] = {}
+        self.search: Search | None = None
         self.ready_at = 0
         self.failures = 0
         self.busy = False
@@ -83,11 +85,6 @@ class HeldQueue(Collection[str]):
             return until
         return known
 
-    @property
-    def is_searching(self) -> bool:
-        """Whether requests are small because one was refused without saying why."""
-        return self._at_once < self._most
-
     def next_at(self) -> int | None:
         """When the next request can start, in µs since the epoch."""
         if self.busy:
@@ -104,46 +101,50 @@ class HeldQueue(Collection[str]):
             size: bytes at most, for more than one event.
         """
         taken = Taken()
+        if self.search is not None:
+            for identity in dict.fromkeys(self._suspected[one] for one in self.search.suspects):
+                if self._until.get(identity, now + 1) <= now:
+                    size = self._add(taken, identity, now, size, self.search.half)
+            if taken.events:
+                return taken
+            self.search = None  # whoever is suspected waits
         again: list[tuple[int, str]] = []
-        full = False
-        while not full and len(taken.events) < self._at_once:
-            at = self.next_at()
-            if at is None or at > now:
-                break
-            entry = heappop(self._heap)
-            identity = entry[1]
-            room = min(self._pacer.room(identity, now), self._at_once - len(taken.events))
-            if room <= 0:
-                self._until[identity] = self._pacer.free_at(identity, now)
-                heappush(self._heap, (self._until[identity], identity))
-                continue
-            try:
-                events = self._read(identity, room)
-            except BaseException:
-                for put_back in (*again, entry):
-                    heappush(self._heap, put_back)
-                raise
-            if not events:
-                del self._until[identity]
-                taken.emptied.append(identity)
-                continue
-            again.append(entry)
-            for event in events:
-                size -= len(event.body) + 1
-                if size < 0 and taken.events:
-                    full = True
+        try:
+            while size >= 0 and len(taken.events) < self._most:
+                at = self.next_at()
+                if at is None or at > now:
                     break
-                taken.events.append(event)
-        for entry in again:
-            heappush(self._heap, entry)
+                entry = heappop(self._heap)
+                again.append(entry)
+                size = self._add(taken, entry[1], now, size, self._most)
+        finally:
+            for entry in again:
+                if self._until.get(entry[1]) == entry[0]:
+                    heappush(self._heap, entry)
         return taken
 
-    def succeeded(self) -> None:
-        """A request was answered well: the next may be larger."""
-        self.failures = 0
-        self._at_once = min(self._most, self._at_once * 2)
+    def _add(self, taken: Taken, identity: str, now: int, size: int, most: int) -> int:
+        """Adds an identity's events; returns the bytes that are left, negative once there is no room for more."""
+        if size < 0 or len(taken.events) >= most:
+            return size
+        room = min(self._pacer.room(identity, now), most - len(taken.events))
+        if room <= 0:
+            self._until[identity] = self._pacer.free_at(identity, now)
+            heappush(self._heap, (self._until[identity], identity))
+            return size
+        events = self._read(identity, room)
+        if not events:
+            del self._until[identity]
+            taken.emptied.append(identity)
+            return size
+        for event in events:
+            size -= len(event.body) + 1
+            if size < 0 and taken.events:
+                break
+            taken.events.append(event)
+        return size
 
-    def refused(self, events: int) -> None:
-        """A request was refused without saying why: the next is half of it."""
-        self.failures = 0
-        self._at_once = max(1, events // 2)
+    def suspect(self, search: Search, events: Sequence[HeldEvent]) -> None:
+        """A request was refused without saying why: the next ones are parts of it."""
+        self.search = search
+        self._suspected = {event.id: event.identity for event in events}

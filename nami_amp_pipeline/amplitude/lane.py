@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from nami_amp_pipeline.amplitude.outbox import LANE_BATCH_ROWS, OutboxBatch, runs_without
 from nami_amp_pipeline.amplitude.pace import Pacer
+from nami_amp_pipeline.amplitude.search import Search
 
 
 @dataclass
@@ -20,9 +21,7 @@ class Lane:
         next_row: rows before it have their end state, or wait in the store.
         attempt_end: rows from ``next_row`` to it may have been posted since ``unknown_since``.
         taken: rows at or after ``next_row`` that have their end state, or wait in the store.
-        suspect_end: a refused event lies before this row; found by halving.
-        suspect_reason: why it was refused.
-        suspect_bytes: of the request whose refusal began the search.
+        search: for a refused event; its suspects are rows of the lane.
         ready_at: not before, in µs since the epoch.
         failures: answers in a row that brought nothing.
         busy: a request is under way.
@@ -35,9 +34,7 @@ class Lane:
     attempt_end: int
     unknown_since: int | None
     taken: set[int] = field(default_factory=set)
-    suspect_end: int | None = None
-    suspect_reason: str = ""
-    suspect_bytes: int = 0
+    search: Search | None = None
     ready_at: int = 0
     failures: int = 0
     busy: bool = False
@@ -57,8 +54,8 @@ class Lane:
         self.next_row = row
         if self.taken:
             self.taken = {taken for taken in self.taken if taken >= row}
-        if self.suspect_end is not None and row >= self.suspect_end:
-            self.suspect_end = None
+        if self.search is not None and (not self.search.suspects or row > self.search.suspects[-1]):
+            self.search = None
         if row >= self.attempt_end:
             self.attempt_end = row
             self.unknown_since = None
@@ -108,8 +105,8 @@ def plan(
     """
     base, start = lane.base, lane.next_row - lane.base
     end = batch.end_within(start, events, size)
-    if lane.suspect_end is not None:
-        end = min(end, max(start + 1, lane.suspect_end - base))
+    if lane.search is not None:
+        end = min(end, max(start + 1, lane.search.suspects[-1] + 1 - base))
     aside = batch.among(start, end, held) if held else []
     if lane.taken:
         aside = [row for row in aside if base + row not in lane.taken]
@@ -126,13 +123,13 @@ def plan(
             aside += mine[room:]
             hot[identity] = min(room, len(mine))
     if not aside and not lane.taken:
-        if lane.suspect_end is None or end - start == 1:
+        if lane.search is None or end - start == 1:
             return Plan(range(start, end), [(start, end)], end, (), hot)
         skipped: list[int] = []
     else:
         skipped = sorted({*aside, *(row - base for row in lane.taken if start <= row - base < end)})
     rows_left = [row for run in runs_without(start, end, skipped) for row in range(*run)]
-    if lane.suspect_end is not None and len(rows_left) > 1:
+    if lane.search is not None and len(rows_left) > 1:
         rows_left = rows_left[: len(rows_left) // 2]
         end = rows_left[-1] + 1
         aside = [row for row in aside if row < end]

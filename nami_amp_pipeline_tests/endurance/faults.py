@@ -149,8 +149,7 @@ def search_cost(
 ) -> None:
     """Requests that it takes to find a refused event that no list names.
 
-    log2 of the batch for the halving, and one more on average: every other time the event that is left at the end is
-    posted by itself to be sure, and what followed the refused event is cut into requests anew. Two more at most.
+    log2 of the batch for the halving, rounded up, and one more: what followed the refused event goes by itself.
     """
     folder.mkdir(parents=True, exist_ok=True)
     warehouse = folder / "events.duckdb"
@@ -162,7 +161,9 @@ def search_cost(
         without = _requests(report, folder / f"{batch}-without", warehouse, batch, [], set())
         found = _requests(report, folder / f"{batch}-with", warehouse, batch, [rule], poison)
         each, halvings = (found - without) / max(1, len(poison)), math.log2(batch)
-        report.check(each <= halvings + 2, f"{each:.2f} requests more for each refused event in batches of {batch}")
+        report.check(
+            each <= math.ceil(halvings) + 1, f"{each:.2f} requests more for each refused event in batches of {batch}"
+        )
         report.line(
             f"search: batches of {batch}: {without} requests without, {found} with {len(poison)} refused events: "
             f"{each:.2f} more for each; log2 + 1 is {halvings + 1:.2f}"
