@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.clock import micros, to_text
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.state import Store, Transaction, tables
+from nami_amp_pipeline.state.users import read_sent
 
 _WINDOW = int(contract.DEDUPLICATION_WINDOW.total_seconds()) * 1_000_000
 _AT_ONCE = 500
+
+OUTCOME_UNKNOWN = "outcome_unknown"
+SKIP_SYNC = "$skip_user_properties_sync"
 
 NO_BODY = "it was never made into an Amplitude event, so there is nothing to send"
 TOO_OLD = (
@@ -139,6 +144,9 @@ def show(store: Store, which: str) -> list[DeadLetter]:
 def retry(store: Store, which: Filter, *, force: bool = False) -> Retried:
     """Lets dead letters wait for the next run, which posts them again: same body, same ``insert_id``.
 
+    One thing is added to an event that was refused, so was never stored: where its user has been sent newer state by
+    now, ``$skip_user_properties_sync``, as for every event that comes late. What may be stored keeps its bytes.
+
     Args:
         store: where they are.
         which: those that are meant.
@@ -173,12 +181,18 @@ def _retry(store: Store, tx: Transaction, integration_id: int, ids: Sequence[int
     gone: dict[str, int] = defaultdict(int)
     rows = tx.execute(
         sa.select(
-            table.c.id, table.c.reason, table.c.body.is_(None).label("no_body"), _first_sent().label("first_sent")
+            table.c.id,
+            table.c.reason,
+            table.c.event_id,
+            table.c.created_date,
+            table.c.body,
+            table.c.unknown_since,
+            _first_sent().label("first_sent"),
         ).where(table.c.id.in_(ids), table.c.state == "dead")
     ).all()
     chosen = []
     for row in rows:
-        if row.no_body:
+        if row.body is None:
             done.refused[NO_BODY] += 1
         elif not force and row.first_sent is not None and now - row.first_sent > _WINDOW:
             done.refused[TOO_OLD] += 1
@@ -189,8 +203,27 @@ def _retry(store: Store, tx: Transaction, integration_id: int, ids: Sequence[int
     if force:
         changes["unknown_since"] = None  # a person takes it on: delivery must not give it up for its age
     tx.execute(sa.update(table).where(table.c.id.in_(chosen)).values(**changes))
+    for row_id, body in _become_history(store, tx, integration_id, [row for row in rows if row.id in chosen]):
+        tx.execute(sa.update(table).where(table.c.id == row_id).values(body=body))
     store.count(tx, integration_id, "dead", gone)
     done.retried += len(chosen)
+
+
+def _become_history(
+    store: Store, tx: Transaction, integration_id: int, rows: Sequence[sa.Row[Any]]
+) -> Iterator[tuple[int, str]]:
+    """(id, new body) of refused events that carry a state older than what their user has been sent since."""
+    stateful: dict[str, list[sa.Row[Any]]] = defaultdict(list)
+    for row in rows:
+        if row.unknown_since is not None or row.reason == OUTCOME_UNKNOWN:
+            continue
+        event = orjson.loads(row.body.removeprefix(","))
+        if "user_properties" in event and "user_id" in event and SKIP_SYNC not in event:
+            stateful[event["user_id"]].append(row)
+    for user_id, created, event_id in read_sent(store, tx, integration_id, sorted(stateful)):
+        for row in stateful[user_id]:
+            if (created, event_id) > (row.created_date, row.event_id):
+                yield row.id, f'{row.body[:-1]},"{SKIP_SYNC}":true}}'
 
 
 def _first_sent() -> sa.ColumnElement[int | None]:

@@ -15,6 +15,7 @@ from nami_amp_pipeline.amplitude.sandbox import Fault, Sandbox, SandboxServer
 from nami_amp_pipeline.dead_letters import BUSY, NO_BODY, TOO_OLD, Filter
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.state import Store, tables
+from nami_amp_pipeline.state.users import move_sent
 from nami_amp_pipeline_tests.command_line import add, event, load_events, tick
 
 DAY = 86_400_000_000
@@ -150,6 +151,48 @@ def test_an_unknown_outcome_stays_unknown_without_force(store: Store) -> None:
     assert exception(store, 1).unknown_since == 28 * DAY
 
 
+STATE = (
+    ',{"event_type":"user.x","user_id":"ann","insert_id":"event-1","user_properties":{"namiml_in_trial_period":true}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("columns", "sent", "is_history"),
+    [
+        ({}, (100, "event-2"), True),
+        ({}, (99, "event-0"), False),
+        ({}, (99, "event-2"), True),
+        ({}, (99, "event-1"), False),
+        ({}, (98, "event-2"), False),
+        ({}, None, False),
+        ({"reason": "forbidden"}, (100, "event-2"), True),
+        ({"reason": "outcome_unknown", "unknown_since": 28 * DAY}, (100, "event-2"), False),
+        ({"unknown_since": 28 * DAY}, (100, "event-2"), False),
+        ({"body": STATE.replace("ann", "bea")}, (100, "event-2"), False),
+        ({"body": ',{"event_type":"device.x","user_id":"ann","insert_id":"event-1"}'}, (100, "event-2"), False),
+    ],
+)
+def test_what_was_refused_comes_back_as_history_once_newer_state_was_sent(
+    store: Store,
+    columns: dict[str, Any],
+    sent: tuple[int, str] | None,
+    is_history: bool,
+) -> None:
+    given = {"body": STATE, **columns}
+    bury(store, 1, created_date=99, **given)
+    with store.begin() as tx:
+        move_sent(store, tx, [(1, "ann", *sent), (2, "ann", 10**9, "x"), (1, "eve", 10**9, "x")] if sent else [])
+    assert dead_letters.retry(store, Filter()).retried == 1
+    body = exception(store, 1).body
+    if not is_history:
+        assert body == given["body"]
+        return
+    event = orjson.loads(body[1:])
+    assert event.pop("$skip_user_properties_sync") is True
+    assert event == orjson.loads(given["body"][1:])
+    assert list(event) == list(orjson.loads(given["body"][1:])), "nothing else moves"
+
+
 def test_a_run_that_is_at_work_is_left_alone(store: Store, tmp_path: Path) -> None:
     bury(store, 1)
     bury(store, 2, integration_id=2)
@@ -178,3 +221,28 @@ def test_a_refused_event_is_delivered_once_the_cause_is_gone(tmp_path: Path, ser
     store.close()
     after = tick(tmp_path, "second")[0]
     assert (after.delivered, after.dead_letters, after.pending) == (20, {}, 0)
+
+
+def test_an_old_state_that_is_sent_again_does_not_overwrite_the_profile(tmp_path: Path, server: SandboxServer) -> None:
+    add(tmp_path, server.endpoint)
+
+    def state(number: int, sku: str) -> bytes:
+        carried = {"active_entitlements": [{"entitlement_ref_id": "pro", "sku_ref_id": sku}]}
+        return orjson.dumps({**orjson.loads(event(number, "ann", "ann@example.com")), **carried})
+
+    load_events(tmp_path, state(1, "old"))
+    server.sandbox.faults.add(Fault("poison", insert_id="event-1"))
+    assert tick(tmp_path, "first")[0].dead_letters == {"rejected": 1}
+    load_events(tmp_path, state(2, "new"))
+    tick(tmp_path, "second")
+    server.sandbox.faults.remove()
+    store = Store(f"sqlite:///{tmp_path}/.nami-amp/state.db", lambda: 0.0)
+    assert dead_letters.retry(store, Filter()).retried == 1
+    store.close()
+    assert tick(tmp_path, "third")[0].delivered == 2
+    (project,) = server.sandbox.stores()
+    while not project.catch_up():
+        pass
+    profile = project.profiles.get("ann@example.com")
+    assert profile is not None
+    assert profile.user_properties["namiml_active_skus"] == ["new"]
