@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 import duckdb
 import orjson
@@ -27,6 +26,7 @@ import sqlalchemy as sa
 from nami_amp_pipeline.compute import compute, files, sql
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import WarehouseUnavailable
+from nami_amp_pipeline.ledger import KEY_COLUMNS, Ledger, fold
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease
 from nami_amp_pipeline.warehouse import Source
@@ -41,11 +41,16 @@ SEGMENT_SCHEMA = pa.schema(
         ("ingested_at", pa.timestamp("us", tz="UTC")),
         ("payload", pa.string()),
         ("well_formed", pa.bool_()),
+        ("shape", pa.uint64()),
     ]
 )
-"""Columns of a segment file (Parquet). ``well_formed``: the payload is a JSON object."""
+"""Columns of a segment file (Parquet). ``well_formed``: the payload is a JSON object. ``shape``: the same for payloads
+of a segment that have the same fields in the same order."""
 
 READ_ROWS = 20_000
+
+ROW_GROUP_BYTES = 16_000_000
+GATHERED_BYTES = 96_000_000
 
 
 @dataclass
@@ -92,8 +97,10 @@ def capture(context: Context, leases: Mapping[str, Lease]) -> dict[str, Captured
     """
     if not leases:
         return {}
+    fold(context)
     frontiers = _frontiers(context, leases)
     began = context.now()
+    ledger = Ledger(context)
     with compute(context.settings) as connection:
         with context.warehouse.open(connection, frontiers) as source:
             started = context.now()
@@ -102,14 +109,16 @@ def capture(context: Context, leases: Mapping[str, Lease]) -> dict[str, Captured
             if source.head is None:
                 return {}
             try:
-                upper = _find_fresh(context, connection, source, frontiers)
+                upper = _find_fresh(context, ledger, connection, source, frontiers)
                 written = _write(context, connection, source)
             except duckdb.IOException as error:
                 raise WarehouseUnavailable(f"cannot read {context.warehouse.name}: {error}") from None
         summaries = [(name, rows, _summary(connection, context, name)) for name, rows in written.items()]
     # What became visible while the warehouse was being opened may not have been seen: the window must be over by then.
     settled = _settled(context, began, source.head)
-    return _commit(context, leases, frontiers, summaries, started, source.head, min(settled, upper))
+    captured = _commit(context, leases, frontiers, summaries, started, source.head, min(settled, upper))
+    fold(context)
+    return captured
 
 
 def _frontiers(context: Context, app_ids: Iterable[str]) -> dict[str, int | None]:
@@ -131,7 +140,11 @@ def _frontiers(context: Context, app_ids: Iterable[str]) -> dict[str, int | None
 
 
 def _find_fresh(
-    context: Context, connection: duckdb.DuckDBPyConnection, source: Source, frontiers: Mapping[str, int | None]
+    context: Context,
+    ledger: Ledger,
+    connection: duckdb.DuckDBPyConnection,
+    source: Source,
+    frontiers: Mapping[str, int | None],
 ) -> int:
     """Fills the table ``fresh`` with the row numbers to capture; returns up to which ingested_at they reach."""
     positions = pa.table(
@@ -142,13 +155,8 @@ def _find_fresh(
     )
     connection.register("positions", positions)
     connection.execute(f"CREATE TEMP VIEW keys AS SELECT * FROM {source.keys}")  # noqa: S608
-    known = _captured_files(context)
-    connection.execute(
-        f"CREATE TEMP VIEW ledger AS SELECT app_id, id FROM read_parquet({files(known)})"  # noqa: S608
-        if known
-        else "CREATE TEMP VIEW ledger AS SELECT ''::VARCHAR AS app_id, ''::VARCHAR AS id WHERE false"
-    )
-    connection.execute(sql("capture_candidates"))
+    connection.execute(sql("capture_candidates").format(key_columns=KEY_COLUMNS))
+    ledger.forget_known(connection, "fresh")
     limit = context.settings.max_rows_per_tick
     total = _scalar(connection, "SELECT count(*) FROM fresh")
     upper = 2**62
@@ -164,32 +172,60 @@ def _find_fresh(
     return upper
 
 
-def _captured_files(context: Context) -> list[Any]:
-    kept_since = context.now() - context.settings.ledger_retention_days * 86_400_000_000
-    with context.store.begin() as tx:
-        query = sa.select(tables.segments.c.file).where(tables.segments.c.captured_at >= kept_since)
-        return [context.folder.path(name) for name in tx.execute(query).scalars()]
-
-
 def _write(context: Context, connection: duckdb.DuckDBPyConnection, source: Source) -> dict[str, int]:
     """Writes the fresh rows, one file per bucket; returns file name to rows."""
-    names: dict[int, str] = {}
-    rows: dict[str, int] = {}
-    writers: dict[int, pq.ParquetWriter] = {}
     connection.execute(f"CREATE TEMP VIEW source AS SELECT * FROM {source.rows()}")  # noqa: S608
     with ExitStack() as stack:
         # Closed also where a file cannot be written: the warehouse could not be let go otherwise.
         reader = stack.enter_context(connection.sql(sql("capture_rows")).to_arrow_reader(READ_ROWS))
+        segments = _SegmentFiles(context, stack)
         for batch in reader:
-            table = _strict(pa.Table.from_batches([batch]))
-            for bucket in pc.unique(table["bucket"]).to_pylist():
-                part = table.filter(pc.equal(table["bucket"], bucket)).drop_columns(["bucket"]).cast(SEGMENT_SCHEMA)
-                if bucket not in writers:
-                    names[bucket] = context.folder.new_name("segments", "parquet")
-                    writers[bucket] = stack.enter_context(context.folder.parquet(names[bucket], SEGMENT_SCHEMA))
-                writers[bucket].write_table(part)
-                rows[names[bucket]] = rows.get(names[bucket], 0) + part.num_rows
-    return rows
+            segments.add(_strict(pa.Table.from_batches([batch])))
+        segments.flush()
+    return segments.rows
+
+
+class _SegmentFiles:
+    """The segments of a tick while they are written; few large row groups are read faster than many small ones."""
+
+    def __init__(self, context: Context, stack: ExitStack) -> None:
+        self.rows: dict[str, int] = {}
+        self._context = context
+        self._stack = stack
+        self._writers: dict[int, pq.ParquetWriter] = {}
+        self._names: dict[int, str] = {}
+        self._parts: dict[int, list[pa.Table]] = {}
+        self._bytes: dict[int, int] = {}
+
+    def add(self, table: pa.Table) -> None:
+        """Takes rows with a column ``bucket``."""
+        buckets = pc.unique(table["bucket"]).to_pylist()
+        for bucket in buckets:
+            part = table if len(buckets) == 1 else table.filter(pc.equal(table["bucket"], bucket))
+            part = part.select(SEGMENT_SCHEMA.names).cast(SEGMENT_SCHEMA)
+            self._parts.setdefault(bucket, []).append(part)
+            self._bytes[bucket] = self._bytes.get(bucket, 0) + part.nbytes
+            if self._bytes[bucket] >= ROW_GROUP_BYTES:
+                self._write(bucket)
+        if sum(self._bytes.values()) >= GATHERED_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what was gathered."""
+        for bucket in list(self._parts):
+            self._write(bucket)
+
+    def _write(self, bucket: int) -> None:
+        rows = pa.concat_tables(self._parts.pop(bucket)).combine_chunks()
+        del self._bytes[bucket]
+        if bucket not in self._writers:
+            self._names[bucket] = self._context.folder.new_name("segments", "parquet")
+            self._writers[bucket] = self._stack.enter_context(
+                self._context.folder.parquet(self._names[bucket], SEGMENT_SCHEMA)
+            )
+        self._writers[bucket].write_table(rows)
+        name = self._names[bucket]
+        self.rows[name] = self.rows.get(name, 0) + rows.num_rows
 
 
 def _strict(table: pa.Table) -> pa.Table:
@@ -275,7 +311,7 @@ def _commit(
                     )
                 )
                 _add(captured.setdefault(app_id, Captured()), part, segment_id)
-        _advance(tx, frontiers, captured, settled)
+        _advance(tx, frontiers, captured, settled, started)
         observations = tables.observations
         context.store.upsert(
             tx, observations, [{"observed_at": started, "max_ingested_at": head}], ["observed_at"],
@@ -291,7 +327,11 @@ def _commit(
 
 
 def _advance(
-    tx: sa.Connection, frontiers: Mapping[str, int | None], captured: Mapping[str, Captured], settled: int
+    tx: sa.Connection,
+    frontiers: Mapping[str, int | None],
+    captured: Mapping[str, Captured],
+    settled: int,
+    started: int,
 ) -> None:
     moved = []
     for app_id, frontier in frontiers.items():
@@ -307,6 +347,7 @@ def _advance(
         sa.update(table)
         .where(table.c.app_id == sa.bindparam("app"))
         .values(
+            captured_at=started,
             frontier=sa.func.coalesce(sa.bindparam("reached", type_=sa.BigInteger), table.c.frontier),
             watermark=sa.case(
                 (

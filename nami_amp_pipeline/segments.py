@@ -16,7 +16,7 @@ from nami_amp_pipeline.errors import Halted
 
 
 class DataFolder:
-    """The folder of segments, snapshots, outboxes and receipts.
+    """The folder of segments, the ledger, snapshots, outboxes and receipts.
 
     Files are named ``<kind>/<id>.<suffix>``; the store keeps that relative name.
 
@@ -29,7 +29,7 @@ class DataFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for kind in ("segments", "snapshots", "outboxes", "receipts", "spill"):
+        for kind in ("segments", "ledger", "snapshots", "outboxes", "receipts", "spill"):
             with _disk(root):
                 (root / kind).mkdir(parents=True, exist_ok=True)
 
@@ -57,9 +57,11 @@ class DataFolder:
             yield writer
 
     @contextmanager
-    def ipc(self, name: str, schema: pa.Schema) -> Iterator[pa.RecordBatchFileWriter]:
-        """An Arrow IPC file (LZ4) that exists under its name only when whole and on disk."""
-        options = pa.ipc.IpcWriteOptions(compression="lz4")
+    def ipc(
+        self, name: str, schema: pa.Schema, *, compression: str | None = "lz4"
+    ) -> Iterator[pa.RecordBatchFileWriter]:
+        """An Arrow IPC file that exists under its name only when whole and on disk."""
+        options = pa.ipc.IpcWriteOptions(compression=compression)
         with self._aside(name) as aside, pa.ipc.new_file(str(aside), schema, options=options) as writer:
             yield writer
 

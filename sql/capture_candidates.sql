@@ -1,6 +1,6 @@
--- Rows at or after their app's frontier that were not captured before, the first of each id.
+-- Rows at or after their app's frontier, the first of each id, with what the ledger knows an id by.
 -- Views given: keys (app_id, id, ingested_at, rid = number of the row), positions (app_id, frontier in µs or NULL for
--- the beginning), ledger (app_id, id of what was captured).
+-- the beginning).
 CREATE TEMP TABLE fresh AS
 WITH candidates AS (
     SELECT app_id, id, rid, epoch_us(ingested_at) AS ingested_at
@@ -17,6 +17,6 @@ reached AS (
     FROM candidates JOIN positions USING (app_id)
     WHERE positions.frontier IS NULL OR candidates.ingested_at >= positions.frontier
 )
-SELECT arg_min(rid, ingested_at) AS rid, min(ingested_at) AS ingested_at
-FROM reached ANTI JOIN ledger USING (app_id, id)
-GROUP BY app_id, id;
+SELECT high, low, arg_min(rid, ingested_at) AS rid, min(ingested_at) AS ingested_at
+FROM (SELECT {key_columns}, rid, ingested_at FROM reached)
+GROUP BY high, low;

@@ -37,13 +37,17 @@ def create_properties(connection: duckdb.DuckDBPyConnection) -> None:
     array, are few; Python reads those.
 
     Args:
-        connection: has a view ``selected_events`` (row, event_type, payload) of well-formed events.
+        connection: has a view ``selected_events`` (row, event_type, payload, shape) of well-formed events;
+            events of the same shape have the same fields in the same order.
     """
     connection.execute(
         """
         CREATE TEMP TABLE shapes AS
-        SELECT split_part(event_type, '.', 1) AS category, json_keys(payload) AS fields, count(*) AS events
-        FROM selected_events GROUP BY ALL
+        SELECT category, shape, events, json_keys(payload) AS fields
+        FROM (
+            SELECT split_part(event_type, '.', 1) AS category, shape, count(*) AS events, any_value(payload) AS payload
+            FROM selected_events GROUP BY ALL
+        )
         """
     )
     connection.execute(
@@ -76,7 +80,7 @@ def _fast(connection: duckdb.DuckDBPyConnection, category: str) -> None:
     connection.execute("CREATE OR REPLACE TEMP TABLE odd (row BIGINT)")
     odd_shapes = connection.execute(
         """
-        SELECT DISTINCT fields FROM shapes WHERE category = ? AND (
+        SELECT shape FROM shapes WHERE category = ? AND (
             len(fields) <> len(list_distinct(fields))
             OR NOT list_has_all((SELECT list(field) FROM known_fields), fields)
         )
@@ -84,9 +88,11 @@ def _fast(connection: duckdb.DuckDBPyConnection, category: str) -> None:
         [category],
     ).fetchall()
     if odd_shapes:
-        connection.register("odd_shapes", pa.table({"fields": pa.array([fields for (fields,) in odd_shapes])}))
+        connection.register(
+            "odd_shapes", pa.table({"shape": pa.array([shape for (shape,) in odd_shapes], pa.uint64())})
+        )
         connection.execute(
-            f"INSERT INTO odd SELECT row FROM selected_events WHERE {here} AND json_keys(payload) IN (FROM odd_shapes)"  # noqa: S608
+            f"INSERT INTO odd SELECT row FROM selected_events SEMI JOIN odd_shapes USING (shape) WHERE {here}"  # noqa: S608
         )
     present = [field for field in CONTAINERS if field in frequency]
     if present:

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
+from sqlalchemy import false as sa_false
 
 SCHEMA_VERSION = 2
 """Of these tables; each has its revision in ``migrations/versions``, which brings older stores to it."""
@@ -37,6 +38,8 @@ apps = Table(
     Column("frontier", BigInteger, nullable=True),
     # The newest ingested_at captured; what people see.
     Column("watermark", BigInteger, nullable=True),
+    # When it was read last.
+    Column("captured_at", BigInteger, nullable=True),
 )
 
 observations = Table(
@@ -78,6 +81,20 @@ segments = Table(
     Column("rows", BigInteger, nullable=False),
     Column("captured_at", BigInteger, nullable=False),
     Column("run_id", Text, nullable=False),
+    Column("in_ledger", Boolean, nullable=False, server_default=sa_false()),
+    sqlite_autoincrement=True,
+)
+
+captured_ids = Table(
+    "captured_ids",
+    metadata,
+    Column("id", _Key, primary_key=True, autoincrement=True),
+    Column("file", Text, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    # When the first and the last of its ids were captured.
+    Column("oldest", BigInteger, nullable=False),
+    Column("newest", BigInteger, nullable=False),
+    Column("max_ingested_at", BigInteger, nullable=False),
     sqlite_autoincrement=True,
 )
 

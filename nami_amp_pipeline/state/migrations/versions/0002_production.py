@@ -13,6 +13,8 @@ depends_on = None
 # True if processes of the version before may go on working while this runs, and after.
 safe = True
 
+_key = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
 
 def upgrade() -> None:
     """Goes from version 1 to 2."""
@@ -27,4 +29,16 @@ def upgrade() -> None:
         sa.Column("seen_at", sa.BigInteger, nullable=False),
         sa.Column("told_at", sa.BigInteger),
         sa.Column("ended_at", sa.BigInteger),
+    )
+    op.add_column("apps", sa.Column("captured_at", sa.BigInteger))
+    op.add_column("segments", sa.Column("in_ledger", sa.Boolean, nullable=False, server_default=sa.false()))
+    op.create_table(
+        "captured_ids",
+        sa.Column("id", _key, primary_key=True, autoincrement=True),
+        sa.Column("file", sa.Text, nullable=False),
+        sa.Column("rows", sa.BigInteger, nullable=False),
+        sa.Column("oldest", sa.BigInteger, nullable=False),
+        sa.Column("newest", sa.BigInteger, nullable=False),
+        sa.Column("max_ingested_at", sa.BigInteger, nullable=False),
+        sqlite_autoincrement=True,
     )
