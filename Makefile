@@ -2,7 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types tests torture clean
+.PHONY: demo test lint types tests torture bench clean
 
 demo: $(VENV)/installed  ## sample events -> DuckDB -> Dagster -> a local Amplitude, and what arrived
 	@$(BIN)/nami-amp demo
@@ -21,6 +21,9 @@ tests: $(VENV)/installed-dev
 
 torture: $(VENV)/installed-dev  ## simulated histories for as long as told: make torture MINUTES=60
 	$(BIN)/python -m nami_amp_pipeline_tests.torture --minutes $(or $(MINUTES),10)
+
+bench: $(VENV)/installed-dev  ## measures everything of docs/benchmarks.md, or one part: make bench PART=history
+	$(BIN)/python -m bench $(PART)
 
 $(VENV)/installed: pyproject.toml scripts/install.sh
 	@scripts/install.sh $(VENV)

@@ -8,7 +8,7 @@ column and payload are *k*, so that each copy is of other users with other devic
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -30,48 +30,67 @@ _COLUMNS = "id, app_id, event_type, user_id, created_date, ingested_at, payload"
 
 def sample_warehouse(rows: int) -> Path:
     """A DuckDB file with so many sample events of two apps in the table ``nami_events``."""
-    path = _cached(f"sample-{rows}")
-    if not path.exists():
-        with _making(path) as connection:
-            for batch in sample.generate(max(1, rows // 10), rows=rows, apps=APPS):
-                connection.register("sample", pa.Table.from_batches([batch]))
-                connection.execute(f"INSERT INTO nami_events SELECT {_COLUMNS} FROM sample")
-        _made(path)
-    return path
+
+    def fill(connection: duckdb.DuckDBPyConnection) -> None:
+        for batch in sample.generate(max(1, rows // 10), rows=rows, apps=APPS):
+            connection.register("sample", pa.Table.from_batches([batch]))
+            connection.execute(f"INSERT INTO nami_events SELECT {_COLUMNS} FROM sample")
+
+    return derived(f"sample-{rows}", fill)
 
 
 def multiplied(rows: int, *, base_rows: int = BASE_ROWS) -> Path:
     """The same with as many copies of a smaller sample as it takes."""
     base = sample_warehouse(base_rows)
-    path = _cached(f"multiplied-{rows}-of-{base_rows}")
+
+    def fill(connection: duckdb.DuckDBPyConnection) -> None:
+        connection.execute(f"ATTACH '{base}' AS base (READ_ONLY)")
+        for copy, first in enumerate(range(0, rows, base_rows)):
+            limit = min(base_rows, rows - first)
+            connection.execute(insert_copy("base.nami_events", f"{copy:04x}", limit=limit))
+        connection.execute("DETACH base")
+
+    return derived(f"multiplied-{rows}-of-{base_rows}", fill)
+
+
+def derived(name: str, fill: Callable[[duckdb.DuckDBPyConnection], None]) -> Path:
+    """A DuckDB file with the table ``nami_events``, filled where it is not there yet."""
+    path = _cached(name)
     if not path.exists():
-        with _making(path) as connection:
-            connection.execute(f"ATTACH '{base}' AS base (READ_ONLY)")
-            for copy, first in enumerate(range(0, rows, base_rows)):
-                connection.execute(insert_copy("base.nami_events", copy, limit=min(base_rows, rows - first)))
-            connection.execute("DETACH base")
-        _made(path)
+        aside = path.with_suffix(".part")
+        aside.unlink(missing_ok=True)
+        with duckdb.connect(str(aside)) as connection:
+            connection.execute("SET preserve_insertion_order = true")
+            new_table(connection)
+            fill(connection)
+        aside.rename(path)
     return path
 
 
-def insert_copy(source: str, copy: int, *, where: str = "true", limit: int = 2**62) -> str:
-    """SQL that adds copy number ``copy`` of the rows of ``source`` to ``nami_events``, a month after the one before."""
-    digits = f"{copy:04x}"
+def insert_copy(
+    source: str, digits: str, *, people: str | None = None, where: str = "true", limit: int | None = None
+) -> str:
+    """SQL that adds a copy of the rows of ``source`` to ``nami_events``.
+
+    Args:
+        source: a table with its columns.
+        digits: four hexadecimal digits that stand in each event's id.
+        people: the same for users and for what their payloads hold, where that is another; may be spliced SQL.
+        where: which rows.
+        limit: how many at most.
+    """
+    people = people or digits
+    uuid = '"([0-9a-f]{4})[0-9a-f]{4}(-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")'
     return f"""
         INSERT INTO nami_events SELECT
             id[:4] || '{digits}' || id[9:],
             app_id,
             event_type,
-            user_id[:4] || '{digits}' || user_id[9:],
+            user_id[:4] || '{people}' || user_id[9:],
             created_date,
             ingested_at,
-            regexp_replace(
-                payload,
-                '"([0-9a-f]{{4}})[0-9a-f]{{4}}(-[0-9a-f]{{4}}-[0-9a-f]{{4}}-[0-9a-f]{{4}}-[0-9a-f]{{12}}")',
-                '"\\1{digits}\\2',
-                'g'
-            )
-        FROM (SELECT * FROM {source} WHERE {where} LIMIT {limit})
+            regexp_replace(payload, '{uuid}', '"\\1' || '{people}' || '\\2', 'g')
+        FROM (SELECT * FROM {source} WHERE {where} {"" if limit is None else f"LIMIT {limit}"})
     """
 
 
@@ -95,28 +114,10 @@ def new_table(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute(sql("nami_events"))
 
 
-def digest(folders: Sequence[Path]) -> str:
-    """Changes when anything in these folders' Python or SQL files does."""
-    found = hashlib.sha256()
-    for folder in folders:
-        for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.sql")]):
-            found.update(path.name.encode() + path.read_bytes())
-    return found.hexdigest()[:12]
-
-
 def _cached(name: str) -> Path:
+    """Where a file of this name is, made from the sample as it is now."""
     CACHE.mkdir(exist_ok=True)
-    return CACHE / f"{name}-{digest([Path(sample.__file__).parent])}.duckdb"
-
-
-def _making(path: Path) -> duckdb.DuckDBPyConnection:
-    aside = path.with_suffix(".part")
-    aside.unlink(missing_ok=True)
-    connection = duckdb.connect(str(aside))
-    connection.execute("SET preserve_insertion_order = true")
-    new_table(connection)
-    return connection
-
-
-def _made(path: Path) -> None:
-    path.with_suffix(".part").rename(path)
+    found = hashlib.sha256()
+    for path in sorted(Path(sample.__file__).parent.glob("*.py")):
+        found.update(path.read_bytes())
+    return CACHE / f"{name}-{found.hexdigest()[:12]}.duckdb"

