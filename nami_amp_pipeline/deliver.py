@@ -25,7 +25,7 @@ from nami_amp_pipeline.state.store import Lease
 STORE_PATIENCE_SECONDS = 60.0
 """How long answers wait to be recorded before the run ends."""
 
-STOP_SECONDS = 8.0
+STOP_SECONDS = 7.0
 """How long a run that is told to stop waits for the answers under way; without one their outcome is unknown."""
 
 MAX_BYTES_UNDER_WAY = 100_000_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import sys
 import time
 import uuid
@@ -20,6 +21,7 @@ from dagster import DagsterExecutionInterruptedError
 
 from nami_amp_pipeline.defs.jobs import micro_batch
 from nami_amp_pipeline.defs.resources import Pipeline
+from nami_amp_pipeline.defs.stopping import ASKED_TO_END, guarded
 from nami_amp_pipeline.defs.tick import Tick
 from nami_amp_pipeline.errors import Halted, Misconfigured, NamiAmpError
 from nami_amp_pipeline.settings import Settings
@@ -95,7 +97,8 @@ def run_micro_batch(
         Misconfigured: a setting cannot be used, or one of the integrations is unknown; nothing was run.
         StoreUnavailable: the state store cannot be read or written.
         Halted: Dagster's history cannot be written; what was done up to then is recorded.
-        KeyboardInterrupt: somebody asked this process to end; what was under way is recorded.
+        KeyboardInterrupt: SIGINT asked this process to end; what was under way is recorded.
+        SystemExit: SIGTERM did; with 143.
     """
     run_id = str(uuid.uuid4())
     pipeline = Pipeline(settings, run_id)
@@ -114,8 +117,12 @@ def run_micro_batch(
 def _execute(
     instance: dg.DagsterInstance, pipeline: Pipeline, run_id: str, integrations: Sequence[str] | None, verbose: bool
 ) -> None:
+    guard = None
     try:
-        with nullcontext() if verbose else redirect_stderr(cast("TextIO", _WithoutEventLog(sys.stderr))):
+        with (
+            guarded(lambda: _cancel(instance, run_id)) as guard,
+            nullcontext() if verbose else redirect_stderr(cast("TextIO", _WithoutEventLog(sys.stderr))),
+        ):
             micro_batch.execute_in_process(
                 run_config={
                     "integrations": list(integrations or ()),
@@ -130,7 +137,17 @@ def _execute(
     except dg.Failure:
         return  # the tick, or the pipeline, knows what it was
     except DagsterExecutionInterruptedError:
+        _cancel(instance, run_id)
+        if guard is not None and guard.signal == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM) from None
         raise KeyboardInterrupt from None
+
+
+def _cancel(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Lets a run that was interrupted between two steps, or must be given up, stand as canceled."""
+    run = instance.get_run_by_id(run_id)
+    if run is not None and run.status is not dg.DagsterRunStatus.CANCELED:
+        instance.report_run_canceled(run, ASKED_TO_END)
 
 
 class _WithoutEventLog:

@@ -134,7 +134,7 @@ class Front(click.Group):
     """The command ``nami-amp``: every error becomes one line on standard error and an exit status.
 
     0 is done; 1 something was not delivered or not possible now; 2 an argument or a setting cannot be used; 130
-    interrupted.
+    interrupted; 143 ended by SIGTERM.
     """
 
     def main(

@@ -17,7 +17,7 @@ from nami_amp_pipeline.defs.jobs import in_one_line, incomplete
 from nami_amp_pipeline.defs.partitions import app_integrations, nami_apps
 from nami_amp_pipeline.defs.resources import Pipeline
 from nami_amp_pipeline.defs.schemas import definition_metadata
-from nami_amp_pipeline.defs.stopping import graceful
+from nami_amp_pipeline.defs.stopping import graceful, prompt
 from nami_amp_pipeline.defs.unsettled import unsettled
 from nami_amp_pipeline.pipeline import capture_apps, deliver_integrations, prepare_integrations, snapshot_apps
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
@@ -51,7 +51,7 @@ def nami_events(
     context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Stage 1."""
-    with in_one_line(pipeline):
+    with in_one_line(pipeline), prompt():
         opened, apps = _apps(context, pipeline)
         found = metadata.captured(opened, capture_apps(opened, apps))
     yield from _materialized(context, apps, found)
@@ -62,7 +62,7 @@ def user_property_snapshots(
     context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Stage 2."""
-    with in_one_line(pipeline):
+    with in_one_line(pipeline), prompt():
         opened, apps = _apps(context, pipeline)
         found = metadata.snapshotted(opened, snapshot_apps(opened, apps))
     yield from _materialized(context, apps, found)
@@ -73,7 +73,7 @@ def amplitude_events(
     context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Stage 3."""
-    with in_one_line(pipeline):
+    with in_one_line(pipeline), prompt():
         opened, chosen = _integrations(context, pipeline)
         found = metadata.prepared(opened, chosen, prepare_integrations(opened, chosen))
     yield from _materialized(context, [one.partition_key for one in chosen], found)

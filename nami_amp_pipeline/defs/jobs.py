@@ -4,7 +4,7 @@ A run for each partition would cost seconds before it did anything. So four ops 
 materialization for each partition that they moved, and for no other.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from nami_amp_pipeline.defs import metadata
 from nami_amp_pipeline.defs.checks import evaluations
 from nami_amp_pipeline.defs.partitions import add_partitions
 from nami_amp_pipeline.defs.resources import Pipeline
-from nami_amp_pipeline.defs.stopping import graceful
+from nami_amp_pipeline.defs.stopping import ASKED_TO_END, Stop, graceful, prompt
 from nami_amp_pipeline.defs.tick import Tick
 from nami_amp_pipeline.errors import NamiAmpError
 
@@ -57,11 +57,32 @@ def _begin(context: dg.OpExecutionContext, config: Selected, pipeline: Pipeline)
     return pipeline.tick(config.integrations, context.log)
 
 
-def _materialized(context: dg.OpExecutionContext, asset: str, moved: Mapping[str, Mapping[str, Any]]) -> None:
+def _ending(context: dg.OpExecutionContext) -> dict[str, Callable[[], None]]:
+    """Lets the run end as canceled also where nobody pressed *Terminate*: nothing failed, the next run goes on."""
+
+    def end() -> None:
+        run = context.instance.get_run_by_id(context.run_id)
+        if run is not None and run.status is dg.DagsterRunStatus.STARTED:
+            context.instance.report_run_canceling(run, ASKED_TO_END)
+
+    def last_word() -> None:
+        run = context.instance.get_run_by_id(context.run_id)
+        if run is not None and not run.is_finished:
+            context.instance.report_run_canceled(run, ASKED_TO_END)
+
+    return {"end": end, "last_word": last_word}
+
+
+def _materialized(
+    context: dg.OpExecutionContext, asset: str, moved: Mapping[str, Mapping[str, Any]], stop: Stop | None = None
+) -> None:
     if moved:
         rows = sum(facts[metadata.ROW_COUNT] for facts in moved.values())
         context.log.info("%s: %s events, of %s", asset, f"{rows:,}", _listed(moved))
     for partition, facts in moved.items():
+        if stop is not None and stop.is_pressing:
+            context.log.warning("%s: told to end; not every partition that moved is shown as materialized", asset)
+            return
         context.log_event(dg.AssetMaterialization(asset, partition=partition, metadata=facts))
 
 
@@ -77,7 +98,7 @@ def capture(context: dg.OpExecutionContext, config: Selected, pipeline: dg.Resou
     Where the warehouse cannot be read, the ops after this one still deliver what was captured earlier, and the run
     fails at its end.
     """
-    with in_one_line(pipeline):
+    with in_one_line(pipeline), prompt(**_ending(context)):
         tick = _begin(context, config, pipeline)
         add_partitions(context.instance, tick.integrations())
         moved = tick.capture()
@@ -87,7 +108,7 @@ def capture(context: dg.OpExecutionContext, config: Selected, pipeline: dg.Resou
 @dg.op(ins={"captured": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), tags={"dagster/kind": "duckdb"})
 def snapshot(context: dg.OpExecutionContext, config: Selected, pipeline: dg.ResourceParam[Pipeline]) -> None:
     """Computes the state of each user as of each new event; ``user_property_snapshots``."""
-    with in_one_line(pipeline):
+    with in_one_line(pipeline), prompt(**_ending(context)):
         tick = _begin(context, config, pipeline)
         moved = tick.snapshot()
         _materialized(context, "user_property_snapshots", metadata.snapshotted(tick.context, moved))
@@ -96,7 +117,7 @@ def snapshot(context: dg.OpExecutionContext, config: Selected, pipeline: dg.Reso
 @dg.op(ins={"snapshotted": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), tags={"dagster/kind": "duckdb"})
 def prepare(context: dg.OpExecutionContext, config: Selected, pipeline: dg.ResourceParam[Pipeline]) -> None:
     """Writes what will be posted, as it will be posted; ``amplitude_events``."""
-    with in_one_line(pipeline):
+    with in_one_line(pipeline), prompt(**_ending(context)):
         tick = _begin(context, config, pipeline)
         moved = tick.prepare()
         _materialized(context, "amplitude_events", metadata.prepared(tick.context, tick.integrations(), moved))
@@ -110,11 +131,11 @@ def upload(context: dg.OpExecutionContext, config: Selected, pipeline: dg.Resour
     """
     with in_one_line(pipeline):
         tick = _begin(context, config, pipeline)
-        with graceful() as stop:
+        with graceful(**_ending(context)) as stop:
             moved = tick.deliver(stop)
             facts = metadata.delivered(tick.context, tick.integrations(), moved)
-            _materialized(context, "amplitude_deliveries", facts)
-            for evaluation in evaluations(tick, set(facts)):
+            _materialized(context, "amplitude_deliveries", facts, stop)
+            for evaluation in () if stop() else evaluations(tick, set(facts)):
                 context.log_event(cast("dg.AssetMaterialization", evaluation))  # which it takes, says its code
         problems = tick.problems()
         for line in problems:

@@ -1,53 +1,180 @@
-"""How a run ends early without leaving a request behind whose answer nobody recorded."""
+"""How a run ends early within 10 seconds, leaving no request behind whose answer nobody recorded.
+
+Dagster's *Terminate* sends SIGINT to the process of a run, and whoever stops a machine, a container or ``nami-amp run``
+sends SIGTERM. Both mean the same here. The stages that only compute break off: what they did counts not before their
+last transaction. The delivery posts nothing more, and records what comes in of what is under way.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
+from typing import Final
 
 from dagster import DagsterExecutionInterruptedError
+
+END_SECONDS: Final = 9.5
+"""A process that was told to end and has not by then ends at once: safe at any instruction, only less tidy."""
+
+LAST_WORD_SECONDS: Final = 0.4
+
+ASKED_TO_END: Final = "The process of this run was asked to end."
+
+
+def nothing() -> None:
+    """Does nothing."""
 
 
 @dataclass
 class Stop:
-    """Whether somebody asked this process to end."""
+    """Whether somebody asked this process to end.
 
-    asked: bool = False
+    Attributes:
+        asked_at: when, on the monotonic clock; None if nobody did.
+    """
+
+    asked_at: float | None = None
 
     def __call__(self) -> bool:
         """Whether it was asked."""
-        return self.asked
+        return self.asked_at is not None
+
+    @property
+    def is_pressing(self) -> bool:
+        """Whether what is left is better left undone."""
+        return self.asked_at is not None and time.monotonic() > self.asked_at + END_SECONDS - 1.0
+
+
+@dataclass
+class Guard:
+    """Ends the process when a signal to end was not heeded in time, whatever it is busy with.
+
+    Python runs its signal handlers between two of its own instructions, so a long call into a database driver would
+    put off the end for as long as it takes. A thread hears of the signal at once.
+
+    Attributes:
+        signal: the number of the first signal that came; None if none did.
+        last_word: called before the process ends itself.
+    """
+
+    last_word: Callable[[], None]
+    signal: int | None = None
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    def listen(self, read: int) -> None:
+        """Waits for signals on the reading end of a pipe, until it is closed."""
+        while heard := os.read(read, 1):
+            if heard[0] in (signal.SIGTERM, signal.SIGINT) and self.signal is None:
+                self.signal = heard[0]
+                threading.Thread(target=self._end, name="end", daemon=True).start()
+        os.close(read)
+
+    def _end(self) -> None:
+        if self._over.wait(END_SECONDS):
+            return
+        speaker = threading.Thread(target=self.last_word, name="last-word", daemon=True)
+        speaker.start()
+        speaker.join(LAST_WORD_SECONDS)
+        os._exit(128 + (self.signal or signal.SIGTERM))
+
+    def call_off(self) -> None:
+        """Lets the process live."""
+        self._over.set()
+
+
+_guard: Guard | None = None
 
 
 @contextmanager
-def graceful() -> Iterator[Stop]:
+def guarded(last_word: Callable[[], None] = nothing) -> Iterator[Guard | None]:
+    """Sees to it that a signal to end in the block is heeded in time.
+
+    Args:
+        last_word: called, in another thread, before the process ends itself.
+
+    Yields:
+        The guard, which knows the signal; that of the block around this one, where there is one. None in a thread other
+        than the main one, which gets no signals.
+    """
+    global _guard
+    if _guard is not None or threading.current_thread() is not threading.main_thread():
+        yield _guard
+        return
+    _guard = Guard(last_word)
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=_guard.listen, args=(read,), name="signals", daemon=True).start()
+    try:
+        yield _guard
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(write)
+        _guard.call_off()
+        _guard = None
+
+
+@contextmanager
+def graceful(end: Callable[[], None] = nothing, last_word: Callable[[], None] = nothing) -> Iterator[Stop]:
     """Turns the first SIGTERM or SIGINT in the block into a wish, and raises at its end; a second one raises at once.
 
-    Dagster's *Terminate* sends SIGINT. It would otherwise break off between an answer and its record, which is safe, as
-    the next run sends the same bytes again, but needless.
+    Args:
+        end: called before it raises.
+        last_word: called instead, in another thread, where the time for that is over.
 
     Raises:
-        DagsterExecutionInterruptedError: the run was asked to end; Dagster then shows it as canceled.
+        DagsterExecutionInterruptedError: the run was asked to end.
     """
+    with _signals(end, last_word, at_once=False) as stop:
+        yield stop
+
+
+@contextmanager
+def prompt(end: Callable[[], None] = nothing, last_word: Callable[[], None] = nothing) -> Iterator[Stop]:
+    """Breaks the block off at the first SIGTERM or SIGINT.
+
+    Args:
+        end: called after it was broken off.
+        last_word: called instead, in another thread, where the time for that is over.
+
+    Raises:
+        DagsterExecutionInterruptedError: the run was asked to end.
+    """
+    with _signals(end, last_word, at_once=True) as stop:
+        yield stop
+
+
+@contextmanager
+def _signals(end: Callable[[], None], last_word: Callable[[], None], *, at_once: bool) -> Iterator[Stop]:
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may catch signals
         return
 
-    def wish(_number: int, _frame: FrameType | None) -> None:
-        if stop.asked:
+    def asked(_number: int, _frame: FrameType | None) -> None:
+        again = stop()
+        if not again:
+            stop.asked_at = time.monotonic()
+        if again or at_once:
             raise DagsterExecutionInterruptedError
-        stop.asked = True
 
-    before = {number: signal.signal(number, wish) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if stop.asked:
-        raise DagsterExecutionInterruptedError
+    with guarded(last_word):
+        before = {number: signal.signal(number, asked) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield stop
+        except BaseException:
+            if not stop():
+                raise
+            # Else it is what the signal raised, or what a library made of it: DuckDB a RuntimeError.
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if stop():
+            end()
+            raise DagsterExecutionInterruptedError
