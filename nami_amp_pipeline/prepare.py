@@ -23,7 +23,7 @@ from nami_amp_pipeline.amplitude.properties import create_properties
 from nami_amp_pipeline.compute import compute, run, sql
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.relations import register_relations
-from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state import bulk, tables
 from nami_amp_pipeline.state.integrations import Integration, reread
 from nami_amp_pipeline.state.store import Lease, Transaction
 from nami_amp_pipeline.state.users import move_sent
@@ -177,7 +177,7 @@ def _one(
         run(connection, "payload_bodies")
         run(connection, "payload_decide")
         parts = _write(context, connection, name)
-        sent = [tuple(row) for row in connection.execute(sql("payload_sent")).fetchall()]
+        sent = connection.sql(sql("payload_sent")).to_arrow_table()
         _add_payloads(connection, parts)
     for one in integrations:
         parts.setdefault(one.id, _Part())
@@ -295,30 +295,26 @@ def _commit(context: Context, tx: Transaction, integration_id: int, segment_id: 
                 ],
             )
     if part.exceptions:
-        tx.execute(
-            sa.insert(tables.exceptions),
-            [
-                {
-                    "integration_id": integration_id,
-                    "state": row["state"],
-                    "reason": row["reason"],
-                    "event_id": row["id"],
-                    "event_type": row["event_type"],
-                    "user_id": row["user_id"],
-                    "identity": row["identity"] or "",
-                    "created_date": row["created_date"],
-                    "payload": row.get("payload"),
-                    "body": row["body"],
-                    "segment_id": segment_id,
-                    "run_id": context.run_id,
-                    "at": now,
-                }
-                for row in part.exceptions
-            ],
-        )
+        same = {"integration_id": integration_id, "segment_id": segment_id, "run_id": context.run_id, "at": now}
+        bulk.insert(context.store, tx, tables.exceptions, _exception_rows(part.exceptions, same))
     for start in range(0, len(part.released), 500):
         tx.execute(sa.delete(tables.exceptions).where(tables.exceptions.c.id.in_(part.released[start : start + 500])))
     store = context.store
     store.count(tx, integration_id, "captured", part.done.captured)
     store.count(tx, integration_id, "skipped", part.done.skipped)
     store.count(tx, integration_id, "dead", part.done.dead)
+
+
+def _exception_rows(exceptions: Sequence[Mapping[str, object]], same: Mapping[str, object]) -> pa.Table:
+    """What goes into the store of exceptions, and what is the same for all of them."""
+    columns = {"event_id": "id"} | {name: name for name in ("state", "reason", "event_type", "user_id", "body")}
+    texts = {name: pa.array([row[key] for row in exceptions], pa.large_string()) for name, key in columns.items()}
+    return pa.table(
+        {
+            **texts,
+            "identity": pa.array([row["identity"] or "" for row in exceptions], pa.large_string()),
+            "payload": pa.array([row.get("payload") for row in exceptions], pa.large_string()),
+            "created_date": pa.array([row["created_date"] for row in exceptions], pa.int64()),
+            **{name: pa.repeat(value, len(exceptions)) for name, value in same.items()},
+        }
+    )

@@ -132,10 +132,7 @@ def _one(
                 "SELECT app_id, count(*), sum(truncated_arrays)::BIGINT FROM snapshots GROUP BY app_id"
             ).fetchall()
         }
-    rows = current.to_pylist()
-    users: dict[str, int] = {}
-    for row in rows:
-        users[row["app_id"]] = users.get(row["app_id"], 0) + 1
+    users = {one["values"]: one["counts"] for one in current["app_id"].value_counts().to_pylist()}
     done = {
         app_id: Snapshotted(
             events=events.get(app_id, (0, 0))[0],
@@ -147,7 +144,7 @@ def _one(
     }
     context.step("snapshot.commit")
     with context.store.begin(under=[leases[app_id] for app_id in app_ids]) as tx:
-        move_forward(context.store, tx, rows)
+        move_forward(context.store, tx, current)
         for app_id in app_ids:
             tx.execute(
                 sa.update(tables.segment_apps)

@@ -1,5 +1,6 @@
 -- Up to which event each Amplitude user has been given its state, once this outbox is posted. Given: decided.
-SELECT integration_id, amplitude_user_id, epoch_us(newest.at), newest.id
+SELECT
+    integration_id, amplitude_user_id AS user_id, epoch_us(newest.at) AS as_of_date, newest.id AS as_of_event
 FROM (
     SELECT integration_id, amplitude_user_id, max({'at': created_date, 'id': id}) AS newest
     FROM decided

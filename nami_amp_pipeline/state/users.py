@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import sqlalchemy as sa
 
+from nami_amp_pipeline.state import bulk
 from nami_amp_pipeline.state.store import Store, Transaction
 from nami_amp_pipeline.state.tables import sent_states, user_property_snapshots
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _GROUPS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("external_id_date", "external_id_event"): ("external_id",),
@@ -53,35 +57,27 @@ def read_snapshots(
     ]
 
 
-def move_forward(store: Store, tx: Transaction, rows: Sequence[Mapping[str, Any]]) -> None:
+def move_forward(store: Store, tx: Transaction, rows: pa.Table) -> None:
     """Moves current snapshots forward; a group that is older than what is stored changes nothing.
 
     Args:
         store: for its kind.
         tx: the transaction to write in.
-        rows: with all columns of ``user_property_snapshots``, sorted by key (twice as fast as unsorted).
+        rows: one per user, with all columns of ``user_property_snapshots``, sorted by key (twice as fast as unsorted).
     """
-    if not rows:
-        return
-    names = [column.name for column in user_property_snapshots.columns]
     changes = []
     for (date, event), values in _GROUPS.items():
-        newer = _newer("s", date, event, store)
+        newer = _newer(date, event, store)
         changes += [
             f"{name} = CASE WHEN {newer} THEN excluded.{name} ELSE s.{name} END" for name in (*values, date, event)
         ]
-    statement = (
-        f"INSERT INTO user_property_snapshots AS s ({', '.join(names)}) "  # noqa: S608
-        f"VALUES ({', '.join(':' + name for name in names)}) "
-        f"ON CONFLICT (app_id, user_id) DO UPDATE SET {', '.join(changes)}"
+    bulk.insert(
+        store,
+        tx,
+        user_property_snapshots,
+        rows,
+        on_conflict=f"ON CONFLICT (app_id, user_id) DO UPDATE SET {', '.join(changes)}",
     )
-    if store.is_sqlite:
-        # One call of the driver for all rows: SQLAlchemy's own work per row would cost more than SQLite's.
-        cursor = tx.connection.cursor()
-        cursor.executemany(statement, rows)
-        cursor.close()
-    else:
-        tx.execute(sa.text(statement), list(rows))
 
 
 def read_sent(
@@ -96,29 +92,30 @@ def read_sent(
     return [(row.user_id, row.as_of_date, row.as_of_event) for row in rows]
 
 
-def move_sent(store: Store, tx: Transaction, rows: Sequence[tuple[int, str, int, str]]) -> None:
-    """Notes (integration, Amplitude user, creation in µs, event id) as given; older ones change nothing."""
-    if not rows:
-        return
-    statement = (
-        "INSERT INTO sent_states AS s (integration_id, user_id, as_of_date, as_of_event) "  # noqa: S608
-        "VALUES ({}) ON CONFLICT (integration_id, user_id) DO UPDATE SET as_of_date = excluded.as_of_date, "
-        f"as_of_event = excluded.as_of_event WHERE {_newer('s', 'as_of_date', 'as_of_event', store)}"
+def move_sent(store: Store, tx: Transaction, rows: pa.Table) -> None:
+    """Notes up to which event Amplitude users have been given their state; older ones change nothing.
+
+    Args:
+        store: for its kind.
+        tx: the transaction to write in.
+        rows: one per user, with all columns of ``sent_states``, sorted by key.
+    """
+    bulk.insert(
+        store,
+        tx,
+        sent_states,
+        rows,
+        on_conflict="ON CONFLICT (integration_id, user_id) DO UPDATE SET as_of_date = excluded.as_of_date, "
+        f"as_of_event = excluded.as_of_event WHERE {_newer('as_of_date', 'as_of_event', store)}",
     )
-    if store.is_sqlite:
-        cursor = tx.connection.cursor()
-        cursor.executemany(statement.format("?, ?, ?, ?"), rows)
-        cursor.close()
-    else:
-        names = ("i", "u", "d", "e")
-        tx.execute(sa.text(statement.format(":i, :u, :d, :e")), [dict(zip(names, row, strict=True)) for row in rows])
 
 
-def _newer(alias: str, date: str, event: str, store: Store) -> str:
+def _newer(date: str, event: str, store: Store) -> str:
+    """Whether a new row's event is after the old one's: ids by code point, as everywhere."""
     collate = "" if store.is_sqlite else ' COLLATE "C"'
     return (
-        f"(excluded.{date} IS NOT NULL AND ({alias}.{date} IS NULL OR excluded.{date} > {alias}.{date} OR "
-        f"(excluded.{date} = {alias}.{date} AND excluded.{event}{collate} > {alias}.{event}{collate})))"
+        f"(excluded.{date} IS NOT NULL AND (s.{date} IS NULL OR excluded.{date} > s.{date} OR "
+        f"(excluded.{date} = s.{date} AND excluded.{event}{collate} > s.{event}{collate})))"
     )
 
 
