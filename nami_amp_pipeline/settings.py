@@ -58,7 +58,7 @@ class Settings:
     """
 
     home: Path = Path(".nami-amp")
-    warehouse_url: str = ""
+    warehouse_url: str = field(default="", repr=False)
     warehouse_schema: str = ""
     warehouse_table: str = "nami_events"
     state_url: str = field(default="", repr=False)

@@ -25,3 +25,12 @@ def state_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'state.db'}"
     server: Postgres = request.getfixturevalue("postgres")
     return server.fresh_database()
+
+
+@pytest.fixture(params=["duckdb", "postgresql"])
+def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a warehouse, of each kind; the one on PostgreSQL is an empty database."""
+    if request.param == "duckdb":
+        return f"duckdb:///{tmp_path / 'warehouse.duckdb'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.fresh_database()

