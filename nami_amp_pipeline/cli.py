@@ -12,6 +12,7 @@ from nami_amp_pipeline.commands.frame import Front, Invocation
 from nami_amp_pipeline.commands.integrations import integrations
 from nami_amp_pipeline.commands.load import load
 from nami_amp_pipeline.commands.migrate import migrate
+from nami_amp_pipeline.commands.retention import retention
 from nami_amp_pipeline.commands.run import run
 from nami_amp_pipeline.commands.status import status
 from nami_amp_pipeline.commands.trace import trace
@@ -39,7 +40,7 @@ def cli(invocation: Invocation, debug: bool) -> None:
     invocation.debug = invocation.debug or debug
 
 
-for command in (demo, load, integrations, apps, run, status, dead_letters, trace, migrate, sandbox):
+for command in (demo, load, integrations, apps, run, status, dead_letters, trace, retention, migrate, sandbox):
     cli.add_command(command)
 
 

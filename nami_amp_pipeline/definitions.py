@@ -9,6 +9,7 @@ from nami_amp_pipeline.defs.assets import amplitude_deliveries, amplitude_events
 from nami_amp_pipeline.defs.checks import asset_checks
 from nami_amp_pipeline.defs.jobs import micro_batch
 from nami_amp_pipeline.defs.resources import PipelineResource
+from nami_amp_pipeline.defs.retention import retention, retention_hourly
 from nami_amp_pipeline.defs.schedules import micro_batch_every_5_minutes
 from nami_amp_pipeline.defs.sensors import early_micro_batch, integration_partitions
 
@@ -19,8 +20,8 @@ def defs() -> dg.Definitions:
     return dg.Definitions(
         assets=[nami_events, user_property_snapshots, amplitude_events, amplitude_deliveries],
         asset_checks=asset_checks,
-        jobs=[micro_batch],
-        schedules=[micro_batch_every_5_minutes],
+        jobs=[micro_batch, retention],
+        schedules=[micro_batch_every_5_minutes, retention_hourly],
         sensors=[integration_partitions, early_micro_batch, alerts, failed_runs],
         resources={"pipeline": PipelineResource()},
         executor=dg.in_process_executor,  # a process for each step would cost seconds, and stages share their files

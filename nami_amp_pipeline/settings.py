@@ -17,6 +17,8 @@ from nami_amp_pipeline.errors import Misconfigured
 
 T = TypeVar("T")
 
+_DAYS = "a number of days over 0, at most 36500"
+
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -33,7 +35,11 @@ class Settings:
         data_dir: folder of segments, outboxes and receipts.
         encryption_key: Fernet key for the API keys; without it one is made in ``home`` (mode 0600).
         late_commit_window_seconds: how long after later rows a row may still become visible.
-        ledger_retention_days: how long a row that is loaded again is recognised.
+        ledger_retention_days: how long a row that is loaded again is recognised; segments live as long.
+        receipt_retention_days: how long receipts and requests tell how an event ended.
+        dead_letter_retention_days: how long a dead letter can be looked at and sent again.
+        dagster_retention_days: how long a run stays in Dagster's history, if it is not a partition's newest.
+        unused_file_retention_days: how long a file that nothing refers to stays on the disk.
         segment_rows: rows of one segment; memory grows with it, not with the backlog.
         max_rows_per_tick: rows captured by one run at most, over all apps.
         batch_events: events of one request at most.
@@ -65,7 +71,11 @@ class Settings:
     data_dir: Path = Path()
     encryption_key: str | None = field(default=None, repr=False)
     late_commit_window_seconds: int = 600
-    ledger_retention_days: int = 30
+    ledger_retention_days: float = 30
+    receipt_retention_days: float = 90
+    dead_letter_retention_days: float = 90
+    dagster_retention_days: float = 14
+    unused_file_retention_days: float = 1
     segment_rows: int = 200_000
     max_rows_per_tick: int = 10_000_000
     batch_events: int = 1_000
@@ -121,8 +131,13 @@ class Settings:
             encryption_key=read("ENCRYPTION_KEY", str, None, "a Fernet key"),
             late_commit_window_seconds=read("LATE_COMMIT_WINDOW_SECONDS", _whole(0), base.late_commit_window_seconds,
                                             "a whole number of seconds"),
-            ledger_retention_days=read("LEDGER_RETENTION_DAYS", _whole(1), base.ledger_retention_days,
-                                       "a whole number of days"),
+            ledger_retention_days=read("LEDGER_RETENTION_DAYS", _days, base.ledger_retention_days, _DAYS),
+            receipt_retention_days=read("RECEIPT_RETENTION_DAYS", _days, base.receipt_retention_days, _DAYS),
+            dead_letter_retention_days=read("DEAD_LETTER_RETENTION_DAYS", _days, base.dead_letter_retention_days,
+                                            _DAYS),
+            dagster_retention_days=read("DAGSTER_RETENTION_DAYS", _days, base.dagster_retention_days, _DAYS),
+            unused_file_retention_days=read("UNUSED_FILE_RETENTION_DAYS", _days, base.unused_file_retention_days,
+                                            _DAYS),
             segment_rows=read("SEGMENT_ROWS", _whole(1), base.segment_rows, "a whole number of rows"),
             max_rows_per_tick=read("MAX_ROWS_PER_TICK", _whole(1), base.max_rows_per_tick, "a whole number of rows"),
             batch_events=read("BATCH_EVENTS", _whole(1, contract.MAX_REQUEST_EVENTS), base.batch_events,
@@ -194,6 +209,13 @@ def _whole(low: int, high: int = 2**53) -> Callable[[str], int]:
 def _positive(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
+        raise ValueError(text)
+    return number
+
+
+def _days(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 36_500:
         raise ValueError(text)
     return number
 

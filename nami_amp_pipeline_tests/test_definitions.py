@@ -40,7 +40,10 @@ def test_assets_are_the_four_stages_in_one_direction(definitions: dg.Definitions
 def test_job_schedule_and_sensor_are_there_and_on(definitions: dg.Definitions) -> None:
     repository = definitions.get_repository_def()
     assert repository.has_job("micro_batch")
-    (schedule,) = repository.schedule_defs
+    schedule, retention = sorted(repository.schedule_defs, key=lambda one: one.name)
+    assert retention.name == "retention_hourly"
+    assert retention.default_status is dg.DefaultScheduleStatus.RUNNING
+    assert repository.has_job("retention")
     assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
     assert schedule.cron_schedule == "*/5 * * * *"
     assert all(sensor.default_status is dg.DefaultSensorStatus.RUNNING for sensor in repository.sensor_defs)

@@ -56,6 +56,11 @@ def number(value: int) -> str:
     return f"{value:,}"
 
 
+def size(count: int) -> str:
+    """A number of bytes in the unit that suits it."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count:,} B"
+
+
 def reasons(counts: Mapping[str, int]) -> str:
     """Counts by reason in a few words."""
     return "\n".join(f"{number(events)} {reason}" for reason, events in counts.items()) or "0"

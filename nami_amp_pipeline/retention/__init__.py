@@ -1,0 +1,65 @@
+"""Retention: removes what nothing needs any more, so that nothing grows without bound.
+
+Every removal is one transaction that makes rows not count; the files that they named are let go after it, and leave the
+disk later, when nobody can still be reading them. Killed in between, the next time comes out the same.
+"""
+
+from __future__ import annotations
+
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.errors import Busy
+from nami_amp_pipeline.retention.files import sweep
+from nami_amp_pipeline.retention.report import Removed, RetentionReport
+from nami_amp_pipeline.retention.rows import (
+    expire_dead_letters,
+    expire_leases,
+    expire_pauses,
+    expire_receipts,
+    expire_requests,
+    expire_settled,
+)
+from nami_amp_pipeline.retention.segments import expire_segments
+
+LEASE = "retention"
+
+
+def retain(context: Context, *, dry_run: bool = False) -> RetentionReport:
+    """Removes from the store and the data folder what is past its retention and needed by nothing.
+
+    Safe beside micro-batches: its transactions are short, it takes no lease of theirs, and what it removes none of them
+    looks at.
+
+    Args:
+        context: the process at work.
+        dry_run: only says what would be removed; nothing is written.
+
+    Raises:
+        Busy: another process is at it.
+        StoreUnavailable: the store cannot be read or written; what was removed up to then is whole.
+    """
+    report = RetentionReport(dry_run=dry_run)
+    if dry_run:
+        _all(context, report)
+        return report
+    leases = context.store.acquire([LEASE])
+    if not leases:
+        raise Busy("another process removes what is past its retention right now")
+    try:
+        _all(context, report)
+    finally:
+        context.store.release(leases.values())
+    return report
+
+
+def _all(context: Context, report: RetentionReport) -> None:
+    expire_segments(context, report)
+    expire_receipts(context, report)
+    expire_requests(context, report)
+    expire_settled(context, report)
+    expire_dead_letters(context, report)
+    expire_pauses(context, report)
+    expire_leases(context, report)
+    sweep(context, report)
+
+
+__all__ = ["Removed", "RetentionReport", "retain"]

@@ -1,0 +1,92 @@
+"""Segments with their snapshots: what was captured, kept as long as a row that is loaded again must be recognised.
+
+A segment is needed by the integrations that have not prepared it, by the receipts of their outboxes, by new
+integrations that start earlier (an id that is known is not read again, so its event must be here), and by late events,
+whose snapshot may come from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.retention.files import DAY, let_go, size_of
+from nami_amp_pipeline.retention.report import RetentionReport
+from nami_amp_pipeline.state import Transaction, tables
+
+_AT_ONCE = 200
+
+
+def expire_segments(context: Context, report: RetentionReport) -> None:
+    """Removes segments that are past the retention of the ledger and that nothing needs."""
+    table = tables.segments
+    retention = int(context.settings.ledger_retention_days * DAY)
+    before, last = context.now() - retention, 0
+    while True:
+        context.step("retention.commit")
+        with context.store.begin() as tx:
+            rows = tx.execute(
+                sa.select(table.c.id, table.c.file)
+                .where(table.c.id > last, table.c.captured_at < before)
+                .order_by(table.c.id)
+                .limit(_AT_ONCE)
+            ).all()
+            if not rows:
+                return
+            last = rows[-1].id
+            needed = _needed(tx, [row.id for row in rows], retention, report)
+            gone = {row.id: row.file for row in rows if row.id not in needed}
+            snapshots = _snapshot_files(tx, list(gone))
+            if not report.dry_run:
+                tx.execute(sa.delete(tables.segment_apps).where(tables.segment_apps.c.segment_id.in_(gone)))
+                tx.execute(sa.delete(table).where(table.c.id.in_(gone)))
+        context.step("retention.committed")
+        measure = size_of if report.dry_run else let_go
+        report.add("segments", rows=len(gone), sizes=measure(context, gone.values()))
+        report.add("snapshots", sizes=measure(context, snapshots))
+
+
+def _snapshot_files(tx: Transaction, segment_ids: Sequence[int]) -> list[str]:
+    parts = tables.segment_apps
+    return list(
+        tx.execute(
+            sa.select(parts.c.snapshot_file)
+            .where(parts.c.segment_id.in_(segment_ids), parts.c.snapshot_file.is_not(None))
+            .distinct()
+        ).scalars()
+    )
+
+
+def _needed(tx: Transaction, segment_ids: Sequence[int], retention: int, report: RetentionReport) -> set[int]:
+    """Those segments that an integration still needs; notes which."""
+    parts, ones, apps, boxes = tables.segment_apps, tables.integrations, tables.apps, tables.outboxes
+    key = (ones.c.app_id + "/" + ones.c.name).label("key")
+    # As stage 3 chooses: what is from before its start an integration leaves alone, unless it looks for logins there.
+    unprepared = sa.and_(
+        parts.c.segment_id > ones.c.prepared_through,
+        sa.or_(
+            ones.c.start_from.is_(None),
+            parts.c.max_ingested_at >= ones.c.start_from,
+            ones.c.anonymous == "wait_for_login",
+        ),
+    )
+    # Rows from the frontier on are read again by each tick, and one that was loaded twice may be among them. An app
+    # that has not been read for long has not moved its frontier.
+    read_again = sa.or_(apps.c.frontier.is_(None), parts.c.max_ingested_at >= apps.c.frontier - retention)
+    by_integration = (
+        sa.select(parts.c.segment_id, key)
+        .join(ones, ones.c.app_id == parts.c.app_id)
+        .join(apps, apps.c.app_id == parts.c.app_id)
+        .where(parts.c.segment_id.in_(segment_ids), sa.or_(parts.c.snapshot_file.is_(None), unprepared, read_again))
+    )
+    by_outbox = (
+        sa.select(boxes.c.segment_id, key)
+        .join(ones, ones.c.id == boxes.c.integration_id)
+        .where(boxes.c.segment_id.in_(segment_ids), boxes.c.done_at.is_(None))
+    )
+    found = {(segment_id, name) for query in (by_integration, by_outbox) for segment_id, name in tx.execute(query)}
+    for _, name in found:
+        report.held_back[name] = report.held_back.get(name, 0) + 1
+    return {segment_id for segment_id, _ in found}
