@@ -1,10 +1,11 @@
 """The ledger: which ids were captured, so that a row that is loaded again is not delivered again.
 
 An id stands in it as 128 bits of MD5 over app and id: enough that no two ids of a lifetime share them by chance. The
-bits lie sorted in files, *runs*, which are looked into by binary search, so that a tick costs what is new in it and not
-what was captured before. The runs of a day are merged as they grow, so that each is at least twice as large as the
-next; a day that is over becomes one run. A run goes when its newest id is older than the ledger's retention, and none
-of its rows can be read once more because an app was not read for so long.
+bits lie sorted in files, *runs*, which are looked into by binary search, so that a tick costs what is new in it and
+not what was captured before. The runs of a day are merged as they grow, so that each is at least twice as large as
+the next; a day that is over (or a tenth of the retention, if that is less) becomes one run. A run goes when its
+newest id is older than the ledger's retention, and none of its rows can be read once more because an app was not read
+for so long.
 
 Segments are what counts; runs only index them. A segment that is in no run yet, because a process ended in between, is
 read itself.
@@ -65,11 +66,6 @@ class Run:
     newest: int
     max_ingested_at: int
 
-    @property
-    def day(self) -> int:
-        """Of its newest id, counted since the epoch."""
-        return self.newest // _DAY
-
 
 class Ledger:
     """What was captured within the retention, as it stands now.
@@ -85,7 +81,7 @@ class Ledger:
         self._context = context
         for _ in range(_OPEN_TRIES):
             with context.store.begin() as tx:
-                runs, self._segments = _runs(context, tx), _loose_segments(tx)
+                runs, self._segments = needed_runs(context, tx), _loose_segments(tx)
             try:
                 self._runs = [_map(context, run) for run in runs]
                 return
@@ -164,15 +160,17 @@ def expire(context: Context, *, dry_run: bool = False) -> tuple[int, int, int]:
 def _work(context: Context) -> list[tuple[list[Run], list[Run]]]:
     """What is to be merged into one run each: (runs, segments that are in none)."""
     with context.store.begin() as tx:
-        runs, segments = _runs(context, tx), _loose_segments(tx)
+        runs, segments = needed_runs(context, tx), _loose_segments(tx)
     if not runs and not segments:
         return []
-    today = max(run.day for run in (*runs, *segments))
-    days = [list(group) for day, group in groupby(runs, key=lambda run: run.day) if day != today]
+    # A run goes as a whole, so with a retention of hours a day would be too long.
+    span = max(1, min(_DAY, int(context.settings.ledger_retention_days * _DAY / 10)))
+    today = max(run.newest // span for run in (*runs, *segments))
+    days = [list(group) for day, group in groupby(runs, key=lambda run: run.newest // span) if day != today]
     work: list[tuple[list[Run], list[Run]]] = [(group, []) for group in days if len(group) > 1]
     if segments:
         rows, merged = sum(segment.rows for segment in segments), []
-        for run in sorted((run for run in runs if run.day == today), key=lambda run: run.rows):
+        for run in sorted((run for run in runs if run.newest // span == today), key=lambda run: run.rows):
             if run.rows >= 2 * rows:
                 break
             merged.append(run)
@@ -237,7 +235,8 @@ def _all_runs(tx: Transaction) -> list[Run]:
     ]
 
 
-def _runs(context: Context, tx: Transaction) -> list[Run]:
+def needed_runs(context: Context, tx: Transaction) -> list[Run]:
+    """The runs that have not expired; an id in one of them is not captured again."""
     runs = _all_runs(tx)
     positions = _positions(tx) if runs else []
     return [run for run in runs if _is_needed(run, context, positions)]

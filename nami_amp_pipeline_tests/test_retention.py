@@ -95,7 +95,7 @@ def count(pipe: Pipeline, table: sa.Table, *conditions: sa.ColumnElement[bool]) 
 def files(pipe: Pipeline) -> dict[str, int]:
     return {
         kind: len(list((pipe.settings.data_dir / kind).iterdir()))
-        for kind in ("segments", "snapshots", "outboxes", "receipts")
+        for kind in ("segments", "ledger", "snapshots", "outboxes", "receipts")
     }
 
 
@@ -114,7 +114,7 @@ def test_what_is_delivered_goes_after_its_time_and_the_numbers_stay(each_pipe: P
     settle(pipe, 1.1)
     removed = both(pipe).removed
     assert (removed["segments"].rows, removed["segments"].files, removed["snapshots"].files) == (1, 1, 1)
-    assert removed.keys() == {"segments", "snapshots"}
+    assert removed.keys() == {"segments", "snapshots", "captured_ids"}
     # Whoever had read that they are there can still open them, for a day.
     assert both(pipe).removed == {}
     settle(pipe, 1.1)
@@ -306,7 +306,7 @@ def test_files_that_never_counted_are_swept_when_they_are_old(pipe: Pipeline) ->
     stages.snapshot_apps(pipe.context)
     stages.prepare_integrations(pipe.context, registry.all_integrations(pipe.context.store))
     counting = files(pipe)
-    for kind in ("segments", "snapshots", "outboxes", "receipts", "spill"):
+    for kind in ("segments", "ledger", "snapshots", "outboxes", "receipts", "spill"):
         for name, age in (("old", 1.5), ("young", 0.5)):
             for suffix in ("arrow", "arrow.part"):
                 path = pipe.settings.data_dir / kind / f"{name}.{suffix}"
@@ -317,7 +317,7 @@ def test_files_that_never_counted_are_swept_when_they_are_old(pipe: Pipeline) ->
             if path.stem not in ("old", "young", "old.arrow", "young.arrow"):
                 os.utime(path, (0, 0))  # what counts stays, however old it is
     swept = both(pipe).removed["unused_files"]
-    assert (swept.files, swept.bytes) == (10, 50)
+    assert (swept.files, swept.bytes) == (12, 60)
     assert files(pipe) == {kind: there + 2 for kind, there in counting.items()}
     pipe.tick()
     assert len(pipe.wires) == 1

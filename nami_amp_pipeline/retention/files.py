@@ -53,7 +53,7 @@ def sweep(context: Context, report: RetentionReport) -> None:
     unused = context.now() - int(context.settings.unused_file_retention_days * DAY)
     if not report.dry_run:
         _end_sleepers(context, context.now() - int(context.settings.unused_file_retention_days * DAY / 2))
-    for kind in ("segments", "snapshots", "outboxes", "receipts"):
+    for kind in ("segments", "ledger", "snapshots", "outboxes", "receipts"):
         # In this order: what is listed and made to count after that is found among what counts.
         for paths in _in_parts(sorted(_older(context.folder.root / kind, unused))):
             needed = _referred_to(context, kind, paths)
@@ -97,6 +97,8 @@ def _named(kind: str, names: list[str]) -> sa.Select[tuple[str]]:
     parts, boxes = tables.segment_apps, tables.outboxes
     if kind == "segments":
         return sa.select(tables.segments.c.file).where(tables.segments.c.file.in_(names))
+    if kind == "ledger":
+        return sa.select(tables.captured_ids.c.file).where(tables.captured_ids.c.file.in_(names))
     if kind == "snapshots":
         return sa.select(parts.c.snapshot_file).where(parts.c.snapshot_file.in_(names))
     if kind == "outboxes":  # once all its integrations are done its file is not needed, though its rows are

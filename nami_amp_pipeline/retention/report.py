@@ -21,9 +21,6 @@ class Removed:
     files: int = 0
     bytes: int = 0
 
-    def __bool__(self) -> bool:
-        return bool(self.rows or self.files)
-
 
 @dataclass
 class RetentionReport:
@@ -47,15 +44,16 @@ class RetentionReport:
 
     def add(self, kind: str, *, rows: int = 0, sizes: Iterable[int] = ()) -> None:
         """Notes that something went; ``sizes`` are those of its files."""
-        more = Removed(rows)
-        for size in sizes:
-            more.files += 1
-            more.bytes += size
-        if more:
+        each = list(sizes)
+        self.add_files(kind, rows=rows, files=len(each), size=sum(each))
+
+    def add_files(self, kind: str, *, rows: int, files: int, size: int) -> None:
+        """The same, of so many files with so many bytes in all."""
+        if rows or files:
             one = self.removed.setdefault(kind, Removed())
-            one.rows += more.rows
-            one.files += more.files
-            one.bytes += more.bytes
+            one.rows += rows
+            one.files += files
+            one.bytes += size
 
     def to_json(self) -> dict[str, Any]:
         """The object of ``retention --json``."""

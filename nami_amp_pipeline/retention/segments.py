@@ -1,8 +1,8 @@
 """Segments with their snapshots: what was captured, kept as long as a row that is loaded again must be recognised.
 
-A segment is needed by the integrations that have not prepared it, by the receipts of their outboxes, by new
-integrations that start earlier (an id that is known is not read again, so its event must be here), and by late events,
-whose snapshot may come from it.
+A segment is needed by the integrations that have not prepared it, by those whose outbox of it is not done, and as long
+as the ledger knows its ids: such an event is not read again, so a new integration that starts earlier takes it from
+here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
+from nami_amp_pipeline import ledger
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.retention.files import DAY, let_go, size_of
 from nami_amp_pipeline.retention.report import RetentionReport
@@ -22,21 +23,24 @@ _AT_ONCE = 200
 def expire_segments(context: Context, report: RetentionReport) -> None:
     """Removes segments that are past the retention of the ledger and that nothing needs."""
     table = tables.segments
-    retention = int(context.settings.ledger_retention_days * DAY)
-    before, last = context.now() - retention, 0
+    before, last = context.now() - int(context.settings.ledger_retention_days * DAY), 0
+    files, _, size = ledger.expire(context, dry_run=report.dry_run)
+    report.add_files("captured_ids", rows=files, files=files, size=size)
     while True:
         context.step("retention.commit")
         with context.store.begin() as tx:
             rows = tx.execute(
-                sa.select(table.c.id, table.c.file)
-                .where(table.c.id > last, table.c.captured_at < before)
+                sa.select(table.c.id, table.c.file, table.c.captured_at)
+                .where(table.c.id > last, table.c.captured_at < before, table.c.in_ledger)
                 .order_by(table.c.id)
                 .limit(_AT_ONCE)
             ).all()
             if not rows:
                 return
             last = rows[-1].id
-            needed = _needed(tx, [row.id for row in rows], retention, report)
+            known = [(run.oldest, run.newest) for run in ledger.needed_runs(context, tx)]
+            needed = _needed(tx, [row.id for row in rows], report)
+            needed |= {row.id for row in rows if any(first <= row.captured_at <= end for first, end in known)}
             gone = {row.id: row.file for row in rows if row.id not in needed}
             snapshots = _snapshot_files(tx, list(gone))
             if not report.dry_run:
@@ -59,9 +63,9 @@ def _snapshot_files(tx: Transaction, segment_ids: Sequence[int]) -> list[str]:
     )
 
 
-def _needed(tx: Transaction, segment_ids: Sequence[int], retention: int, report: RetentionReport) -> set[int]:
+def _needed(tx: Transaction, segment_ids: Sequence[int], report: RetentionReport) -> set[int]:
     """Those segments that an integration still needs; notes which."""
-    parts, ones, apps, boxes = tables.segment_apps, tables.integrations, tables.apps, tables.outboxes
+    parts, ones, boxes = tables.segment_apps, tables.integrations, tables.outboxes
     key = (ones.c.app_id + "/" + ones.c.name).label("key")
     # As stage 3 chooses: what is from before its start an integration leaves alone, unless it looks for logins there.
     unprepared = sa.and_(
@@ -72,14 +76,10 @@ def _needed(tx: Transaction, segment_ids: Sequence[int], retention: int, report:
             ones.c.anonymous == "wait_for_login",
         ),
     )
-    # Rows from the frontier on are read again by each tick, and one that was loaded twice may be among them. An app
-    # that has not been read for long has not moved its frontier.
-    read_again = sa.or_(apps.c.frontier.is_(None), parts.c.max_ingested_at >= apps.c.frontier - retention)
     by_integration = (
         sa.select(parts.c.segment_id, key)
         .join(ones, ones.c.app_id == parts.c.app_id)
-        .join(apps, apps.c.app_id == parts.c.app_id)
-        .where(parts.c.segment_id.in_(segment_ids), sa.or_(parts.c.snapshot_file.is_(None), unprepared, read_again))
+        .where(parts.c.segment_id.in_(segment_ids), sa.or_(parts.c.snapshot_file.is_(None), unprepared))
     )
     by_outbox = (
         sa.select(boxes.c.segment_id, key)
