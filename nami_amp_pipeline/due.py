@@ -24,10 +24,12 @@ class Waiting:
     Attributes:
         what: for people, such as ``rows of fit in the warehouse``.
         since: the oldest ``ingested_at`` of it, in µs since the epoch.
+        events: how many there are, where that is known.
     """
 
     what: str
     since: int
+    events: int | None = None
 
 
 def due(context: Context) -> list[Waiting]:
@@ -40,7 +42,7 @@ def due(context: Context) -> list[Waiting]:
         StoreUnavailable: the state store cannot be read.
         WarehouseUnavailable: the warehouse cannot be read.
     """
-    found = [Waiting(f"events of {key}", since) for key, since in _pending(context).items()]
+    found = _pending(context)
     with context.store.begin() as tx:
         captured = tx.execute(sa.select(sa.func.max(tables.apps.c.watermark))).scalar()
     # A capture that had to stop at its limit leaves rows behind that it saw.
@@ -83,8 +85,8 @@ def _starts(integrations: Sequence[Integration]) -> dict[str, int]:
     return starts
 
 
-def _pending(context: Context) -> dict[str, int]:
-    """The integrations that could post something now, with the oldest ``ingested_at`` of what waits."""
+def _pending(context: Context) -> list[Waiting]:
+    """The integrations that could post something now."""
     working = [one for one in all_integrations(context.store) if one.enabled and not one.halted_reason]
     pauses = tables.pauses
     with context.store.begin() as tx:
@@ -94,8 +96,8 @@ def _pending(context: Context) -> dict[str, int]:
             ).scalars()
         )
     now = context.now()
-    return {
-        one.integration: now - int(one.lag_seconds * 1e6)
+    return [
+        Waiting(f"events of {one.integration}", now - int(one.lag_seconds * 1e6), one.pending_by["queued"])
         for one in status(context, [one for one in working if one.id not in paused])
         if one.pending_by.get("queued") and one.lag_seconds
-    }
+    ]

@@ -82,5 +82,5 @@ def early_micro_batch(
 
 
 def _mark(waiting: Waiting) -> str:
-    """Short for what waits and since when: a thousand of them must fit into a cursor."""
-    return f"{zlib.crc32(f'{waiting.what}|{waiting.since}'.encode()):08x}"
+    """Short for what waits, since when and how much: a thousand of them must fit into a cursor."""
+    return f"{zlib.crc32(f'{waiting.what}|{waiting.since // 1_000_000}|{waiting.events}'.encode()):08x}"
