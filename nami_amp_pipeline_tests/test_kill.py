@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from nami_amp_pipeline_tests.postgres import Postgres
 from nami_amp_pipeline_tests.simulation.killing import Killing
 
 
-def test_killed_processes_lose_nothing_and_send_nothing_twice(tmp_path: Path, state_url: str) -> None:
-    killing = Killing(tmp_path, seed=1, state_url=state_url)
+def test_killed_processes_lose_nothing_and_send_nothing_twice(
+    tmp_path: Path, state_url: str, request: pytest.FixtureRequest
+) -> None:
+    warehouse_url = None
+    if state_url.startswith("postgresql"):
+        server: Postgres = request.getfixturevalue("postgres")
+        warehouse_url = server.fresh_database()
+    killing = Killing(tmp_path, seed=1, state_url=state_url, warehouse_url=warehouse_url)
     killing.run(kills=25)
     assert killing.kills >= 25

@@ -1,4 +1,4 @@
-"""An events table in a real PostgreSQL, to be filled by tests."""
+"""Events tables to be filled by tests: in a DuckDB file, or in a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -6,11 +6,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import duckdb
 import psycopg2
 import psycopg2.extras
+import pyarrow as pa
 
 from nami_amp_pipeline.compute import sql
 from nami_amp_pipeline.warehouse.base import COLUMNS
+from nami_amp_pipeline_tests.histories import to_batch
+
+
+def append(url: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Appends rows to the events table of a warehouse of either kind, which is made where it is missing."""
+    if url.startswith("postgresql"):
+        PostgresEvents(url).insert(rows)
+        return
+    with duckdb.connect(url.removeprefix("duckdb:///")) as connection:
+        connection.register("new_rows", pa.Table.from_batches([to_batch([dict(row) for row in rows])]))
+        connection.execute("CREATE TABLE IF NOT EXISTS nami_events AS FROM new_rows LIMIT 0")
+        connection.execute("INSERT INTO nami_events FROM new_rows")
 
 
 class PostgresEvents:

@@ -1,4 +1,4 @@
-"""A PostgreSQL that restarts while workers run: as a crash would do it, or politely."""
+"""A PostgreSQL, warehouse and state store at once, that restarts under workers: as a crash would do it, or politely."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ class Restarts:
 
     def __init__(self, folder: Path, seed: int, server: Postgres) -> None:
         self._server = server
-        self.scene = Scene(folder, seed, {"NAMI_AMP_STATE_URL": server.fresh_database()})
+        self.scene = Scene(
+            folder,
+            seed,
+            {"NAMI_AMP_STATE_URL": server.fresh_database(), "NAMI_AMP_WAREHOUSE_URL": server.fresh_database()},
+        )
 
     def round(self) -> None:
         """Loads rows, and restarts the server once or more while a worker is at them."""

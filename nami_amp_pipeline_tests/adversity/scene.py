@@ -18,9 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import duckdb
 import orjson
-import pyarrow as pa
 
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.secrets import Secret
@@ -28,7 +26,7 @@ from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state.integrations import NewIntegration
 from nami_amp_pipeline.status import status
-from nami_amp_pipeline_tests.histories import to_batch
+from nami_amp_pipeline_tests.warehouses import append
 
 BATCH = 20
 LANES = 3
@@ -257,10 +255,7 @@ class Scene:
                     "payload": orjson.dumps(payload).decode(),
                 }
             )
-        with duckdb.connect(str(self.warehouse)) as connection:
-            connection.register("new_rows", pa.Table.from_batches([to_batch(rows)]))
-            connection.execute("CREATE TABLE IF NOT EXISTS nami_events AS FROM new_rows LIMIT 0")
-            connection.execute("INSERT INTO nami_events FROM new_rows")
+        append(self.settings.warehouse_url, rows)
         self.rows += count
 
     def audit(self) -> dict[str, Any]:

@@ -11,9 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import orjson
-import pyarrow as pa
 
 from nami_amp_pipeline.amplitude.sandbox import Fault, Options, Sandbox, SandboxServer
 from nami_amp_pipeline.context import Context
@@ -22,7 +20,7 @@ from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state.integrations import NewIntegration
 from nami_amp_pipeline.status import IntegrationStatus, status
-from nami_amp_pipeline_tests.histories import to_batch
+from nami_amp_pipeline_tests.warehouses import append
 
 _BATCH = 20
 _LANES = 3
@@ -37,9 +35,10 @@ class Killing:
         folder: for everything.
         seed: what is killed when.
         state_url: of the state store; SQLite in the folder by default.
+        warehouse_url: of the warehouse; DuckDB in the folder by default.
     """
 
-    def __init__(self, folder: Path, seed: int, state_url: str | None = None) -> None:
+    def __init__(self, folder: Path, seed: int, state_url: str | None = None, warehouse_url: str | None = None) -> None:
         self.rng = random.Random(seed)
         self.folder = folder
         self.kills = 0
@@ -48,6 +47,7 @@ class Killing:
         self._environ = {
             "NAMI_AMP_HOME": str(folder),
             "NAMI_AMP_STATE_URL": state_url or f"sqlite:///{folder / 'state.db'}",
+            "NAMI_AMP_WAREHOUSE_URL": warehouse_url or f"duckdb:///{folder / 'warehouse.duckdb'}",
             "NAMI_AMP_LATE_COMMIT_WINDOW_SECONDS": "0",
             "NAMI_AMP_BATCH_EVENTS": str(_BATCH),
             "NAMI_AMP_MAX_LANES": str(_LANES),
@@ -139,10 +139,7 @@ class Killing:
             with self.sandbox.locked:
                 self.sandbox.faults.add(Fault("poison", insert_id=poison, indexes="none"))
         self.rows += count
-        with duckdb.connect(str(self.folder / "warehouse.duckdb")) as connection:
-            connection.register("new_rows", pa.Table.from_batches([to_batch(rows)]))
-            connection.execute("CREATE TABLE IF NOT EXISTS nami_events AS FROM new_rows LIMIT 0")
-            connection.execute("INSERT INTO nami_events FROM new_rows")
+        append(self._environ["NAMI_AMP_WAREHOUSE_URL"], rows)
 
     def status(self) -> list[IntegrationStatus]:
         """As ``nami-amp status`` reads it."""
