@@ -10,6 +10,7 @@ from nami_amp_pipeline.commands.dead_letters import dead_letters
 from nami_amp_pipeline.commands.demo import demo, sandbox
 from nami_amp_pipeline.commands.frame import Front, Invocation
 from nami_amp_pipeline.commands.integrations import integrations
+from nami_amp_pipeline.commands.keys import keys
 from nami_amp_pipeline.commands.load import load
 from nami_amp_pipeline.commands.migrate import migrate
 from nami_amp_pipeline.commands.retention import retention
@@ -40,7 +41,7 @@ def cli(invocation: Invocation, debug: bool) -> None:
     invocation.debug = invocation.debug or debug
 
 
-for command in (demo, load, integrations, apps, run, status, dead_letters, trace, retention, migrate, sandbox):
+for command in (demo, load, integrations, apps, run, status, dead_letters, trace, retention, migrate, keys, sandbox):
     cli.add_command(command)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
-from cryptography.fernet import Fernet, InvalidToken
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from nami_amp_pipeline.errors import Misconfigured
 
@@ -33,69 +34,145 @@ class Secret:
 
 
 class Cipher:
-    """Encrypts and decrypts with the key of the environment, or with one kept in a file.
+    """Encrypts with one key, decrypts with that and older ones: those of the environment, or those of a file.
 
     Args:
-        key: a Fernet key (``NAMI_AMP_ENCRYPTION_KEY``); without it ``key_file`` is used.
-        key_file: made on first use, readable by its owner only.
+        keys: Fernet keys separated by commas (``NAMI_AMP_ENCRYPTION_KEY``), the newest first; without any, ``key_file``
+            is used.
+        key_file: one key a line, the newest first; made on first use, readable by its owner only.
     """
 
-    def __init__(self, key: str | None, key_file: Path) -> None:
-        self._key = key
-        self._key_file = key_file
+    def __init__(self, keys: str | None, key_file: Path) -> None:
+        self._keys = split_keys(keys or "")
+        self.key_file = key_file
+        # A process that began before the keys were rotated may have read tokens of the key that went since.
+        self._known = [] if self._keys else _valid_lines(key_file)
+
+    @property
+    def uses_file(self) -> bool:
+        """Whether the keys are those of the file."""
+        return not self._keys
 
     def encrypt(self, secret: Secret) -> str:
         """The secret as a token for the store."""
-        return self._fernet(create=True).encrypt(secret.reveal().encode()).decode()
+        return self._fernets(create=True)[0].encrypt(secret.reveal().encode()).decode()
 
     def decrypt(self, token: str) -> Secret:
         """The secret behind a token.
 
         Raises:
-            Misconfigured: the key is not the one that the token was made with.
+            Misconfigured: none of the keys is the one that the token was made with.
         """
         try:
-            return Secret(self._fernet(create=False).decrypt(token).decode())
+            return Secret(MultiFernet(self._fernets(create=False)).decrypt(token).decode())
         except InvalidToken:
             raise Misconfigured(
                 "the stored API keys were encrypted with another key: set NAMI_AMP_ENCRYPTION_KEY to that one, "
-                f"or restore {self._key_file}"
+                f"or restore {self.key_file}"
             ) from None
 
-    def _fernet(self, *, create: bool) -> Fernet:
-        key = self._key or self._read_key_file(create=create)
+    def is_current(self, token: str) -> bool:
+        """Whether a token was made with the newest key.
+
+        Raises:
+            Misconfigured: the keys cannot be read.
+        """
         try:
-            return Fernet(key)
+            self._fernets(create=False)[0].decrypt(token)
+        except InvalidToken:
+            return False
+        return True
+
+    def older_keys(self) -> int:
+        """How many keys there are besides the newest."""
+        return len(self._keys or self._read_key_file(create=True)) - 1
+
+    def add_key_to_file(self) -> None:
+        """Puts a new key before those of the file: from now on it encrypts, and the others still decrypt."""
+        self._write([Fernet.generate_key().decode(), *self._read_key_file(create=True)])
+
+    def forget_older_keys_of_file(self) -> None:
+        """Drops all keys of the file but the newest; what the others encrypted cannot be read any more."""
+        self._write(self._read_key_file(create=False)[:1])
+        self._known = []
+
+    def _fernets(self, *, create: bool) -> list[Fernet]:
+        keys = self._keys or self._read_key_file(create=create)
+        try:
+            return [Fernet(key) for key in dict.fromkeys([*keys, *self._known])]
         except ValueError:
-            where = "NAMI_AMP_ENCRYPTION_KEY" if self._key else str(self._key_file)
+            where = "NAMI_AMP_ENCRYPTION_KEY" if self._keys else str(self.key_file)
             raise Misconfigured(f"{where} must be a Fernet key: 32 bytes in URL-safe base64 (44 characters)") from None
 
-    def _read_key_file(self, *, create: bool) -> str:
+    def _read_key_file(self, *, create: bool) -> list[str]:
+        keys = _lines(self.key_file)
+        if keys:
+            return keys
+        if keys is not None:
+            raise Misconfigured(f"{self.key_file} is empty: restore it, or set NAMI_AMP_ENCRYPTION_KEY")
+        if not create:
+            raise Misconfigured(
+                f"{self.key_file} is missing, and with it the key of the stored API keys: restore it, or set "
+                "NAMI_AMP_ENCRYPTION_KEY"
+            )
         try:
-            return self._key_file.read_text().strip()
-        except FileNotFoundError:
-            if not create:
-                raise Misconfigured(
-                    f"{self._key_file} is missing, and with it the key of the stored API keys: restore it, or set "
-                    "NAMI_AMP_ENCRYPTION_KEY"
-                ) from None
-        except OSError as error:
-            raise Misconfigured(f"cannot read {self._key_file}: {error.strerror}") from None
-        try:
-            self._key_file.parent.mkdir(parents=True, exist_ok=True)
+            self.key_file.parent.mkdir(parents=True, exist_ok=True)
             # Written aside and linked, so that two processes on a first run agree on one whole key.
-            aside = self._key_file.with_name(f"{self._key_file.name}.{uuid.uuid4().hex}")
-            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(Fernet.generate_key())
-                file.flush()
-                os.fsync(file.fileno())
+            aside = self._write_aside([Fernet.generate_key().decode()])
             try:
-                os.link(aside, self._key_file)
+                os.link(aside, self.key_file)
             except FileExistsError:
                 pass
             finally:
                 aside.unlink()
-            return self._key_file.read_text().strip()
         except OSError as error:
-            raise Misconfigured(f"cannot write {self._key_file}: {error.strerror}") from None
+            raise Misconfigured(f"cannot write {self.key_file}: {error.strerror}") from None
+        return self._read_key_file(create=False)
+
+    def _write(self, keys: Sequence[str]) -> None:
+        try:
+            self._write_aside(keys).replace(self.key_file)
+            folder = os.open(self.key_file.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # no token may be of a key that a power cut takes away
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise Misconfigured(f"cannot write {self.key_file}: {error.strerror}") from None
+
+    def _write_aside(self, keys: Sequence[str]) -> Path:
+        aside = self.key_file.with_name(f"{self.key_file.name}.{uuid.uuid4().hex}")
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write("\n".join(keys))
+            file.flush()
+            os.fsync(file.fileno())
+        return aside
+
+
+def split_keys(text: str) -> list[str]:
+    """The keys of ``NAMI_AMP_ENCRYPTION_KEY``, the newest first."""
+    return [key.strip() for key in text.split(",") if key.strip()]
+
+
+def _lines(file: Path) -> list[str] | None:
+    """The keys of a file; None where there is no file."""
+    try:
+        return file.read_text().split()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Misconfigured(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Misconfigured(f"{file} must be a Fernet key: 32 bytes in URL-safe base64 (44 characters)") from None
+
+
+def _valid_lines(file: Path) -> list[str]:
+    """The keys of a file as far as it can be read just now; those who need them will say what is wrong."""
+    try:
+        lines = _lines(file) or []
+        for line in lines:
+            Fernet(line)
+    except (Misconfigured, ValueError):
+        return []
+    return lines

@@ -54,7 +54,9 @@ class Invocation:
 
             self._settings = Settings.load()
             if self._settings.encryption_key:
-                self.secrets.append(self._settings.encryption_key)
+                from nami_amp_pipeline.secrets import split_keys
+
+                self.secrets += split_keys(self._settings.encryption_key)
         return self._settings
 
     @property
@@ -102,26 +104,6 @@ class Invocation:
         for secret in self.secrets:
             text = text.replace(secret, "…")
         return _PASSWORD.sub(r"\1:…@", text)
-
-    def read_secret(self, variable: str) -> str:
-        """The text of an environment variable that holds a key, or of a line of ``.env``.
-
-        Raises:
-            Misconfigured: there is no such variable, or it is empty.
-        """
-        from pathlib import Path
-
-        from dotenv import dotenv_values
-
-        text = os.environ.get(variable) or ""
-        if not text.strip() and Path(".env").is_file():
-            text = dotenv_values(".env").get(variable) or ""
-        if not text.strip():
-            raise Misconfigured(
-                f"environment variable {variable} is not set: put the key in it, never on the command line"
-            )
-        self.secrets.append(text.strip())
-        return text.strip()
 
     def close(self) -> None:
         """Closes the store."""

@@ -11,6 +11,7 @@ import click
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.commands.frame import Invocation, integration_keys, json_option, parse_time
+from nami_amp_pipeline.commands.key_sources import KeySources, key_options
 from nami_amp_pipeline.errors import Busy, Misconfigured
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ def integrations() -> None:
 @click.argument("name")
 @click.option("--endpoint", required=True, metavar="us|eu|URL", help="Where the Amplitude project is.")
 @click.option("--allow-custom-endpoint", is_flag=True, help="Let events go to a host that is not Amplitude's.")
-@click.option("--api-key-env", required=True, metavar="VAR", help="The environment variable that holds the API key.")
-@click.option("--secret-key-env", metavar="VAR", help="… and the secret key, which only reconciliation needs.")
+@key_options("api", "the API key")
+@key_options("secret", "the secret key, which only reconciliation needs")
 @click.option(
     "--user-id",
     type=click.Choice(contract.USER_ID_KINDS),
@@ -66,28 +67,31 @@ def integrations() -> None:
 @click.pass_obj
 def add(
     invocation: Invocation,
+    /,
     app: str,
     name: str,
     endpoint: str,
     allow_custom_endpoint: bool,
-    api_key_env: str,
-    secret_key_env: str | None,
     user_id: contract.UserIdKind,
     anonymous: contract.AnonymousPolicy,
     events: tuple[str, ...],
     start_from: str,
     rename: tuple[str, ...],
     disabled: bool,
+    **sources: Any,
 ) -> None:
     """Send events of APP to an Amplitude project, under NAME.
 
-    The API key is read from an environment variable, so that it stands in no shell history; it is kept encrypted and
-    never shown again.
+    The API key is read from an environment variable, a file or standard input, so that it stands in no shell history
+    and no list of processes; it is kept encrypted and never shown again.
     """
     from nami_amp_pipeline.clock import micros, system_clock
-    from nami_amp_pipeline.secrets import Secret
     from nami_amp_pipeline.state import integrations as stored
 
+    given = KeySources(invocation, sources)
+    api_key, secret_key = given.read("api"), given.read("secret")
+    if api_key is None:
+        raise Misconfigured("give the API key by --api-key-env, --api-key-file or --api-key-stdin")
     patterns = [pattern.strip() for part in events for pattern in part.split(",") if pattern.strip()]
     if start_from == "now":
         start: int | None = micros(system_clock)
@@ -100,8 +104,8 @@ def add(
             app_id=app,
             name=name,
             endpoint=endpoint,
-            api_key=Secret(invocation.read_secret(api_key_env)),
-            secret_key=Secret(invocation.read_secret(secret_key_env)) if secret_key_env else None,
+            api_key=api_key,
+            secret_key=secret_key,
             user_id_kind=user_id,
             anonymous=anonymous,
             events=patterns or ["all"],
@@ -180,6 +184,44 @@ def show(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
                 "Added": to_text(one.created_at),
             }
         )
+
+
+@integrations.command()
+@click.argument("names", nargs=-1, required=True, metavar="APP/NAME")
+@click.option("--endpoint", metavar="us|eu|URL", help="Where the Amplitude project is.")
+@click.option("--allow-custom-endpoint", is_flag=True, help="Let events go to a host that is not Amplitude's.")
+@key_options("api", "the new API key")
+@key_options("secret", "the new secret key, which only reconciliation needs")
+@click.pass_obj
+def update(
+    invocation: Invocation, /, names: tuple[str, ...], endpoint: str | None, allow_custom_endpoint: bool, **sources: Any
+) -> None:
+    """Give an integration other keys, or another endpoint.
+
+    What is pending goes there with the next run. A halted integration stays halted until it is enabled.
+    """
+    from nami_amp_pipeline.state import integrations as stored
+
+    key, *others = integration_keys(names, in_two_words=True)
+    if others:
+        raise Misconfigured("name one integration: a key or an endpoint is that of one project")
+    given = KeySources(invocation, sources)
+    api_key, secret_key = given.read("api"), given.read("secret")
+    changed = {"endpoint": endpoint, "API key": api_key, "secret key": secret_key}
+    if not any(changed.values()):
+        raise Misconfigured("nothing to change: give an --endpoint, --api-key-… or --secret-key-…")
+    updated = stored.update(
+        invocation.store,
+        invocation.cipher,
+        key,
+        api_key=api_key,
+        secret_key=secret_key,
+        endpoint=endpoint,
+        allow_custom_endpoint=allow_custom_endpoint,
+    )
+    click.echo(f"{key}: {', '.join(what for what, value in changed.items() if value)} changed.")
+    if updated.halted_reason:
+        click.echo(f"It is halted: 'nami-amp integrations test {key}', then 'nami-amp integrations enable {key}'.")
 
 
 @integrations.command()

@@ -19,6 +19,8 @@ from nami_amp_pipeline.secrets import Cipher, Secret
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Store, Transaction
 
+_ENCRYPTING = 7_263_104_286  # any number that is ours alone
+
 
 @dataclass(frozen=True)
 class Integration:
@@ -100,8 +102,8 @@ def add(store: Store, cipher: Cipher, new: NewIntegration) -> Integration:
     if not contract.INTEGRATION_NAME.fullmatch(new.name):
         raise Misconfigured(f"integration name {new.name!r} must be of letters, digits, '-' and '_'")
     endpoint = check_endpoint(new.endpoint, allow_custom=new.allow_custom_endpoint)
-    if not new.api_key.reveal().strip():
-        raise Misconfigured("the API key is empty")
+    api_key = _clean(new.api_key, "API key")
+    secret_key = _clean(new.secret_key, "secret key") if new.secret_key is not None else None
     try:
         events = contract.select_events(new.events)
     except ValueError as error:
@@ -114,6 +116,7 @@ def add(store: Store, cipher: Cipher, new: NewIntegration) -> Integration:
         if name.startswith(("[Amplitude]", "$")):
             raise Misconfigured(f"cannot rename {old!r} to {name!r}: Amplitude reserves names that begin so")
     with store.begin() as tx:
+        hold_keys(store, tx)
         plan = tx.execute(sa.select(tables.apps.c.plan).where(tables.apps.c.app_id == new.app_id)).scalar()
         if plan == "free" and new.enabled:
             raise _not_paid(new.app_id)
@@ -130,8 +133,8 @@ def add(store: Store, cipher: Cipher, new: NewIntegration) -> Integration:
                 name=new.name,
                 enabled=new.enabled,
                 endpoint=endpoint,
-                api_key=cipher.encrypt(Secret(new.api_key.reveal().strip())),
-                secret_key=cipher.encrypt(new.secret_key) if new.secret_key is not None else None,
+                api_key=cipher.encrypt(api_key),
+                secret_key=cipher.encrypt(secret_key) if secret_key is not None else None,
                 user_id_kind=new.user_id_kind,
                 anonymous=new.anonymous,
                 events=orjson.dumps(events).decode(),
@@ -142,6 +145,61 @@ def add(store: Store, cipher: Cipher, new: NewIntegration) -> Integration:
         )
         _read_from(tx, new.app_id, new.start_from)
     return get(store, f"{new.app_id}/{new.name}")
+
+
+def update(
+    store: Store,
+    cipher: Cipher,
+    key: str,
+    *,
+    api_key: Secret | None = None,
+    secret_key: Secret | None = None,
+    endpoint: str | None = None,
+    allow_custom_endpoint: bool = False,
+) -> Integration:
+    """Replaces the keys or the endpoint of an integration; what is not given stays as it is.
+
+    A run that is under way goes on with what it began with. A halt stays until :func:`set_enabled`.
+
+    Raises:
+        Misconfigured: there is none of that name, or a value cannot be used.
+    """
+    integration = get(store, key)
+    values: dict[str, str] = {}
+    if endpoint is not None:
+        values["endpoint"] = check_endpoint(endpoint, allow_custom=allow_custom_endpoint)
+    api_key = _clean(api_key, "API key") if api_key is not None else None
+    secret_key = _clean(secret_key, "secret key") if secret_key is not None else None
+    table = tables.integrations
+    with store.begin() as tx:
+        hold_keys(store, tx)
+        if api_key is not None:
+            values["api_key"] = cipher.encrypt(api_key)
+        if secret_key is not None:
+            values["secret_key"] = cipher.encrypt(secret_key)
+        if values:
+            tx.execute(sa.update(table).where(table.c.id == integration.id).values(**values))
+    return get(store, key)
+
+
+def _clean(secret: Secret, what: str) -> Secret:
+    text = secret.reveal().strip()
+    if not text:
+        raise Misconfigured(f"the {what} is empty")
+    return Secret(text)
+
+
+def hold_keys(store: Store, tx: Transaction, *, alone: bool = False) -> None:
+    """Keeps the encryption keys from being rotated until the transaction ends; on SQLite writing alone does that.
+
+    Args:
+        store: for its kind.
+        tx: the transaction.
+        alone: to rotate them: waits for all who encrypt, and keeps others from it.
+    """
+    if not store.is_sqlite:
+        lock = sa.func.pg_advisory_xact_lock if alone else sa.func.pg_advisory_xact_lock_shared
+        tx.execute(sa.select(lock(_ENCRYPTING)))
 
 
 def _read_from(tx: Transaction, app_id: str, start_from: int | None) -> None:

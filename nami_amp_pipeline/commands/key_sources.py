@@ -1,0 +1,116 @@
+"""Where a command reads a key from: environment, file or standard input; never its arguments, which all can see."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nami_amp_pipeline.commands.frame import Invocation
+from nami_amp_pipeline.errors import Misconfigured
+
+if TYPE_CHECKING:
+    from nami_amp_pipeline.secrets import Secret
+
+_LONGEST = 1_000
+
+
+def key_options(kind: str, what: str) -> Callable[[Any], Any]:
+    """The three options for a key.
+
+    Args:
+        kind: ``api`` or ``secret``.
+        what: what it is called in the help.
+    """
+
+    def add(command: Any) -> Any:
+        for option in (
+            click.option(f"--{kind}-key-stdin", is_flag=True, help="… or read it from standard input."),
+            click.option(f"--{kind}-key-file", metavar="PATH", type=click.Path(path_type=Path), help="… or the file."),
+            click.option(f"--{kind}-key-env", metavar="VAR", help=f"The environment variable that holds {what},"),
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
+class KeySources:
+    """Reads the keys that a command was given.
+
+    Args:
+        invocation: learns what no message may hold.
+        given: the values of :func:`key_options`, by name.
+    """
+
+    def __init__(self, invocation: Invocation, given: Mapping[str, Any]) -> None:
+        self._invocation = invocation
+        self._given = given
+        if given.get("api_key_stdin") and given.get("secret_key_stdin"):
+            raise Misconfigured("standard input is one key: give the other by --secret-key-env or --secret-key-file")
+
+    def read(self, kind: str) -> Secret | None:
+        """The key of a kind (``api`` or ``secret``); None where none was given.
+
+        Raises:
+            Misconfigured: it was given twice, or is not there.
+        """
+        from nami_amp_pipeline.secrets import Secret
+
+        variable, file, stdin = (self._given.get(f"{kind}_key_{source}") for source in ("env", "file", "stdin"))
+        if sum(source is not None and source is not False for source in (variable, file, stdin)) > 1:
+            raise Misconfigured(f"give one of --{kind}-key-env, --{kind}-key-file and --{kind}-key-stdin")
+        if variable is not None:
+            text = _from_environment(variable)
+        elif file is not None:
+            text = _from_file(file)
+        elif stdin:
+            text = _from_stdin(kind)
+        else:
+            return None
+        text = text.strip()
+        self._invocation.secrets.append(text)
+        if len(text) > _LONGEST or len(text.split()) != 1:
+            raise Misconfigured(f"what stands in place of the {kind} key is no key: it must be one word")
+        return Secret(text)
+
+
+def _from_environment(variable: str) -> str:
+    """An environment variable, or a line of ``.env``."""
+    from dotenv import dotenv_values
+
+    text = os.environ.get(variable) or ""
+    if not text.strip() and Path(".env").is_file():
+        text = dotenv_values(".env").get(variable) or ""
+    if not text.strip():
+        raise Misconfigured(f"environment variable {variable} is not set: put the key in it, never on the command line")
+    return text
+
+
+def _from_file(file: Path) -> str:
+    try:
+        with file.open(encoding="utf-8") as opened:
+            text = opened.read(_LONGEST * 4)
+    except OSError as error:
+        raise Misconfigured(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Misconfigured(f"{file} holds no key: it is not text") from None
+    if not text.strip():
+        raise Misconfigured(f"{file} is empty: put the key in it")
+    return text
+
+
+def _from_stdin(kind: str) -> str:
+    if sys.stdin.isatty():
+        return str(click.prompt(f"{kind.capitalize()} key", hide_input=True, err=True))
+    try:
+        text = sys.stdin.read(_LONGEST * 4)
+    except UnicodeDecodeError:
+        raise Misconfigured("standard input holds no key: it is not text") from None
+    if not text.strip():
+        raise Misconfigured("standard input is empty: send the key to it")
+    return text

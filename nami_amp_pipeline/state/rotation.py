@@ -1,0 +1,116 @@
+"""Rotation of the encryption key: all stored API keys under the newest one, none lost whenever it is stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from nami_amp_pipeline.errors import Misconfigured
+from nami_amp_pipeline.secrets import Cipher
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.integrations import hold_keys
+from nami_amp_pipeline.state.store import Store, Transaction
+
+_COLUMNS = ("api_key", "secret_key")
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """What a rotation did.
+
+    Attributes:
+        encrypted: keys that were encrypted anew.
+        current: keys that the newest encryption key had encrypted already.
+        older: encryption keys that are still accepted, and that nothing in the store needs any more.
+    """
+
+    encrypted: int
+    current: int
+    older: int
+
+
+def rotate(store: Store, cipher: Cipher, step: Callable[[str], None] = lambda _step: None) -> Rotated:
+    """Encrypts all stored keys with the newest encryption key.
+
+    Where the keys are in a file, a new one is made first. It is on the disk before anything is encrypted with it, and
+    the older ones stay in the file, so that it can be stopped at any moment and begun again.
+
+    Args:
+        store: the store.
+        cipher: of the keys.
+        step: called just before each step takes effect; a kill test ends the process there.
+
+    Raises:
+        Misconfigured: one of the stored keys is of an encryption key that is not given; nothing was changed.
+    """
+    encrypted = current = 0
+    with store.begin() as tx:
+        hold_keys(store, tx, alone=True)
+        _check(tx, cipher)
+        tokens = _tokens(tx)
+        begun_before = cipher.uses_file and cipher.older_keys() and not any(map(cipher.is_current, tokens.values()))
+        if cipher.uses_file and not begun_before:
+            step("rotate.key")
+            cipher.add_key_to_file()
+        step("rotate.encrypt")
+        table = tables.integrations
+        for (integration_id, column), token in tokens.items():
+            if cipher.is_current(token):
+                current += 1
+                continue
+            again = cipher.encrypt(cipher.decrypt(token))
+            tx.execute(sa.update(table).where(table.c.id == integration_id).values({column: again}))
+            encrypted += 1
+        step("rotate.commit")
+    step("rotate.committed")
+    return Rotated(encrypted, current, cipher.older_keys())
+
+
+def forget(store: Store, cipher: Cipher) -> int:
+    """Drops the older keys of the key file, once nothing in the store needs them; returns how many.
+
+    Raises:
+        Misconfigured: the keys are not those of a file, or something is still of an older one.
+    """
+    if not cipher.uses_file:
+        raise Misconfigured("the keys are those of NAMI_AMP_ENCRYPTION_KEY: take the older ones out there")
+    with store.begin() as tx:
+        hold_keys(store, tx, alone=True)
+        older = cipher.older_keys()
+        if not all(map(cipher.is_current, _tokens(tx).values())):
+            raise Misconfigured("stored API keys are still encrypted with an older key: 'nami-amp keys rotate' first")
+        if older:
+            cipher.forget_older_keys_of_file()
+    return older
+
+
+def unreadable(tx: Transaction, cipher: Cipher) -> list[str]:
+    """The integrations, by key, of which a stored key can not be decrypted."""
+    table = tables.integrations
+    found = []
+    for row in tx.execute(sa.select(table).order_by(table.c.id)).mappings():
+        try:
+            for column in _COLUMNS:
+                if row[column] is not None:
+                    cipher.decrypt(row[column])
+        except Misconfigured:
+            found.append(f"{row['app_id']}/{row['name']}")
+    return found
+
+
+def _check(tx: Transaction, cipher: Cipher) -> None:
+    if names := unreadable(tx, cipher):
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        raise Misconfigured(
+            f"the keys of {', '.join(names[:_NAMED])}{more} were encrypted with a key that is not given: add it to "
+            "NAMI_AMP_ENCRYPTION_KEY after a comma, or give them their keys again with 'nami-amp integrations update'"
+        )
+
+
+def _tokens(tx: Transaction) -> dict[tuple[int, str], str]:
+    table = tables.integrations
+    rows = tx.execute(sa.select(table.c.id, *(table.c[column] for column in _COLUMNS)).order_by(table.c.id)).mappings()
+    return {(row["id"], column): row[column] for row in rows for column in _COLUMNS if row[column] is not None}
