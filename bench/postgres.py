@@ -78,7 +78,7 @@ def _load(events: Path, warehouse: str, folder: Path) -> None:
         connection.autocommit = True
         with connection.cursor() as cursor:
             # As a loader leaves it that has been at it for a while, with the index that the documentation asks for.
-            cursor.execute("CREATE INDEX ON nami_events (ingested_at)")
+            cursor.execute(sql("nami_events_postgres"))
             cursor.execute("VACUUM ANALYZE nami_events")
             cursor.execute("CHECKPOINT")
     finally:
