@@ -274,9 +274,10 @@ def _settled(context: Context, began: int, head: int) -> int:
         seen = tx.execute(
             sa.select(sa.func.max(observations.c.max_ingested_at)).where(observations.c.observed_at <= began - window)
         ).scalar()
+    # Never past the clock: a row that says it is from next year must not hide those of this year.
     if window == 0:
-        return head
-    return min(seen, head - window) if seen is not None else -(2**62)
+        return min(head, began)
+    return min(seen, head - window, began - window) if seen is not None else -(2**62)
 
 
 def _commit(

@@ -324,6 +324,19 @@ def test_what_commits_after_the_window_is_not_waited_for(scene: Pipeline) -> Non
     assert "e101" in sent(scene)
 
 
+def test_a_row_from_next_year_hides_none_of_this_year(tmp_path: Path, warehouse_url: str) -> None:
+    scene = Pipeline(tmp_path, {"NAMI_AMP_WAREHOUSE_URL": warehouse_url})
+    scene.add("app", user_id_kind="nami_user_id", events=["all"])
+    scene.insert([row(0, START + timedelta(days=365))])
+    for number, minutes in enumerate((0, 11, 22, 33), start=1):
+        scene.clock.set(START + timedelta(minutes=minutes))
+        scene.tick()
+        scene.insert([row(number, START + timedelta(minutes=minutes))])
+    scene.tick()
+    assert sent(scene) == [f"e{number}" for number in range(5)]
+    scene.close()
+
+
 def test_a_reading_sees_one_moment(url: str, tmp_path: Path) -> None:
     table = PostgresEvents(url)
     table.insert([row(1), row(2)])
