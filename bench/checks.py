@@ -42,7 +42,7 @@ def check(requests: Sequence[Request]) -> dict[str, Any]:
         requests, events, distinct_ids, checksum (of the distinct ids), users; invalid: events without what Amplitude
         wants, and requests that are no JSON or beyond its limits; out_of_order: events older than the one that came
         before them of the same user; overlapping: events whose request came in while another with the same user was
-        not answered; uncompressed_bytes: of the bodies.
+        not answered; uncompressed_bytes: of the bodies; seconds: from the first request to the last answer.
     """
     chunks: list[pa.Table] = []
     invalid = 0
@@ -76,7 +76,12 @@ def check(requests: Sequence[Request]) -> dict[str, Any]:
                 }
             )
         )
-    found: dict[str, Any] = {"requests": len(requests), "invalid": invalid, "uncompressed_bytes": uncompressed}
+    found: dict[str, Any] = {
+        "requests": len(requests),
+        "invalid": invalid,
+        "uncompressed_bytes": uncompressed,
+        "seconds": max(one.answered for one in requests) - min(one.started for one in requests) if requests else 0.0,
+    }
     if not chunks:
         return found | {
             "events": 0,
