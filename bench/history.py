@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import sqlalchemy as sa
 
 from bench.checks import CHECKSUM
@@ -190,7 +191,11 @@ def _captured(home: Home) -> int:
                 for row in known
                 if row.as_of_date is not None
             }
-            move_sent(later.store, tx, sorted((one.id, name, date, event) for name, (date, event) in sent.items()))
+            rows = [
+                {"integration_id": one.id, "user_id": user, "as_of_date": date, "as_of_event": event}
+                for user, (date, event) in sorted(sent.items())
+            ]
+            move_sent(later.store, tx, pa.Table.from_pylist(rows))
     later.store.close()
     return people
 

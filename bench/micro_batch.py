@@ -131,8 +131,8 @@ def section(result: dict[str, Any]) -> str:
             "",
             f"The neighbours got {result['peer_rows']:,} rows of the same kind in a DuckDB file of their own, and "
             "their clock runs from the first request to the last answer, so that neither their start nor their reading "
-            "before it counts. They do less: no state of the user in each event, no record of what was acknowledged, no "
-            "order over several requests (SDK), no retry of single events (drt). "
+            "before it counts. They do less: no state of the user in each event, no record of what was acknowledged, "
+            "no order over several requests (SDK), no retry of single events (drt). "
             f"Events that did not arrive: {_listed(lost)}. Events out of their user's order, a run: "
             f"{_listed(unordered)}.",
         ]

@@ -15,6 +15,7 @@ from typing import Any
 
 import duckdb
 import psycopg2
+from adbc_driver_postgresql import dbapi
 
 from bench.checks import CHECKSUM
 from bench.data import expected, sample_warehouse
@@ -40,7 +41,7 @@ def measure(*, rows: int = 1_000_000, repeats: int = 2) -> dict[str, Any]:
     runs = []
     with Receiver() as receiver, room("postgres") as folder, _server(folder) as server:
         warehouse = server.fresh_database()
-        _load(events, warehouse, folder)
+        _load(events, warehouse)
         say(f"{rows:,} rows are in PostgreSQL")
         for number in range(repeats):
             home = Home(folder / f"home-{number}", warehouse, NAMI_AMP_STATE_URL=server.fresh_database())
@@ -65,25 +66,26 @@ def _server(folder: Path) -> Iterator[Postgres]:
         server.stop()
 
 
-def _load(events: Path, warehouse: str, folder: Path) -> None:
-    """The rows of a DuckDB file, by COPY."""
-    text = folder / "events.csv"
-    with duckdb.connect(str(events), read_only=True) as source:
-        source.execute(f"COPY nami_events TO '{text}' (HEADER false)")
+def _load(events: Path, warehouse: str) -> None:
+    """The rows of a DuckDB file, by binary COPY, and what a loader that has been at it for a while has behind it."""
     connection = psycopg2.connect(warehouse)
+    connection.autocommit = True
     try:
-        with connection, connection.cursor() as cursor, text.open() as lines:
-            cursor.execute(sql("nami_events"))
-            cursor.copy_expert("COPY nami_events FROM STDIN (FORMAT csv)", lines, size=1 << 20)
-        connection.autocommit = True
         with connection.cursor() as cursor:
-            # As a loader leaves it that has been at it for a while, with the index that the documentation asks for.
             cursor.execute(sql("nami_events_postgres"))
+        with (
+            duckdb.connect(str(events), read_only=True) as source,
+            dbapi.connect(warehouse) as target,
+            target.cursor() as writer,
+        ):
+            reader = source.sql("SELECT * FROM nami_events").to_arrow_reader(50_000)
+            writer.adbc_ingest("nami_events", reader, mode="append")
+            target.commit()
+        with connection.cursor() as cursor:
             cursor.execute("VACUUM ANALYZE nami_events")
             cursor.execute("CHECKPOINT")
     finally:
         connection.close()
-        text.unlink()
 
 
 def _settings(server: str) -> dict[str, str]:

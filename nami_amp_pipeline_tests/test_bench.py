@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import orjson
@@ -34,11 +35,18 @@ TINY: dict[str, dict[str, int]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def cache() -> Iterator[Path]:
+    """A folder that PostgreSQL may look into under a user of its own, unlike those of pytest."""
+    with TemporaryDirectory(prefix="bench-") as folder:
+        yield Path(folder)
+
+
 @pytest.fixture
-def small_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process, which has Dagster loaded already, and with files of its own."""
-    monkeypatch.setattr(data, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(scene, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(data, "CACHE", cache)
+    monkeypatch.setattr(scene, "CACHE", cache)
 
     def run(home: scene.Home) -> watch.Took:
         began = time.perf_counter()
@@ -47,15 +55,15 @@ def small_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
     monkeypatch.setattr(scene.Home, "run", run)
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
-    return iter(())
 
 
 def test_every_part_has_a_tiny_size() -> None:
     assert set(TINY) == set(bench.PARTS)
 
 
-@pytest.mark.parametrize("part", [part for part in bench.PARTS if part != "postgres"])
-def test_each_part_measures_and_writes_its_section(part: str, small_cache: None) -> None:
+@pytest.mark.parametrize("part", bench.PARTS)
+@pytest.mark.usefixtures("small_cache")
+def test_each_part_measures_and_writes_its_section(part: str) -> None:
     module = importlib.import_module(f"bench.{part}")
     figures = orjson.loads(orjson.dumps(module.measure(**TINY[part])))
     assert "|" in module.section(figures) or "events/s" in module.section(figures)
