@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
-import orjson
 import pyarrow as pa
 import sqlalchemy as sa
 
@@ -32,24 +31,33 @@ SNAPSHOT_SCHEMA = pa.schema(
         ("namiml_in_grace_period", pa.bool_()),
         ("namiml_in_trial_period", pa.bool_()),
         ("namiml_in_intro_offer_period", pa.bool_()),
+        ("user_properties", pa.string()),
         ("former_subscriber", pa.bool_()),
         ("has_active_entitlement", pa.bool_()),
         ("has_entitlements", pa.bool_()),
         ("has_devices", pa.bool_()),
         ("has_journey", pa.bool_()),
+        ("has_external_ids", pa.bool_()),
         ("truncated_arrays", pa.int32()),
     ]
 )
 """Columns of a snapshot file (Parquet): one row per ``user.*`` event. ``row`` is the event's number in its segment;
-``has_*`` says that the event carried the group itself; ``former_subscriber`` is Nami's flag, the property is
-``namiml_former_subscriber``."""
+``user_properties`` is the JSON object that Amplitude is sent; ``has_*`` says that the event carried the group itself;
+``former_subscriber`` is Nami's flag, the property is ``namiml_former_subscriber``."""
 
 _READ_ROWS = 50_000
 
-_EARLIER = (
-    "row", "app_id", "id", "user_id", "created_date", "has_entitlements", "has_devices", "has_journey",
-    "has_active_entitlement", "namiml_active_entitlements", "namiml_active_skus", "namiml_device_ids",
-    "namiml_device_platforms", "former_subscriber", "namiml_in_grace_period", "namiml_in_trial_period",
+_TEXTS = {
+    "namiml_active_entitlements": "entitlements_text",
+    "namiml_active_skus": "skus_text",
+    "namiml_device_ids": "device_ids_text",
+    "namiml_device_platforms": "device_platforms_text",
+}
+"""Arrays, and what their JSON texts are called in SQL."""
+
+_CARRIED = (
+    "app_id", "id", "user_id", "created_date", "has_entitlements", "has_devices", "has_journey",
+    "has_active_entitlement", "former_subscriber", "namiml_in_grace_period", "namiml_in_trial_period",
     "namiml_in_intro_offer_period",
 )  # fmt: skip
 
@@ -120,7 +128,7 @@ def _one(
             "SEMI JOIN wanted USING (app_id)"
         )
         run(connection, "snapshot_parse")
-        connection.register("earlier", _earlier(context, connection))
+        _create_earlier(context, connection)
         run(connection, "snapshot_as_of")
         with context.folder.parquet(name, SNAPSHOT_SCHEMA) as writer:
             for batch in connection.sql(sql("snapshot_rows")).to_arrow_reader(_READ_ROWS):
@@ -155,8 +163,8 @@ def _one(
     return done
 
 
-def _earlier(context: Context, connection: duckdb.DuckDBPyConnection) -> pa.Table:
-    """What was known, before this segment, of the users whose events lack something.
+def _create_earlier(context: Context, connection: duckdb.DuckDBPyConnection) -> None:
+    """Makes the view ``earlier``: what was known, before this segment, of the users whose events lack something.
 
     Normally that is the newest of each group, from the store. An event older than that needs what was newest before
     *it*, which the snapshot files of earlier segments tell.
@@ -173,8 +181,9 @@ def _earlier(context: Context, connection: duckdb.DuckDBPyConnection) -> pa.Tabl
         for app_id, user_ids in people.items():
             for row in read_snapshots(context.store, tx, app_id, user_ids, columns):
                 stored += _groups(dict(zip(columns, row, strict=True)))
-    known = pa.Table.from_pylist(stored, schema=_earlier_schema())
-    connection.register("stored", known)
+    connection.register("stored", pa.Table.from_pylist(stored, schema=_stored_schema()))
+    lists = ", ".join(f"""from_json({text}, '["VARCHAR"]') AS {name}""" for name, text in _TEXTS.items())
+    earlier = f"SELECT NULL::BIGINT AS row, *, {lists} FROM stored"  # noqa: S608
     late = connection.sql(
         """
         SELECT DISTINCT app_id, user_id FROM carried_by_event c
@@ -186,17 +195,15 @@ def _earlier(context: Context, connection: duckdb.DuckDBPyConnection) -> pa.Tabl
         )
         """
     ).to_arrow_table()
-    if not late.num_rows:
-        return known
-    connection.register("late", late)
-    history = _snapshot_files(context, sorted(set(late["app_id"].to_pylist())))
-    if not history:
-        return known
-    return connection.sql(
-        f"SELECT {', '.join(_EARLIER)} FROM stored UNION ALL BY NAME "  # noqa: S608
-        f"SELECT * REPLACE (NULL AS row) FROM (SELECT {', '.join(_EARLIER)} "
-        f"FROM read_parquet({files(history)}) SEMI JOIN late USING (app_id, user_id))"
-    ).to_arrow_table()
+    history = _snapshot_files(context, sorted(set(late["app_id"].to_pylist()))) if late.num_rows else []
+    if history:
+        connection.register("late", late)
+        texts = ", ".join(f"{name}, to_json({name})::VARCHAR AS {text}" for name, text in _TEXTS.items())
+        earlier += (
+            f" UNION ALL BY NAME SELECT {', '.join(_CARRIED)}, {texts} "  # noqa: S608
+            f"FROM read_parquet({files(history)}) SEMI JOIN late USING (app_id, user_id)"
+        )
+    connection.execute(f"CREATE TEMP VIEW earlier AS {earlier}")
 
 
 def _snapshot_files(context: Context, app_ids: Sequence[str]) -> list[Path]:
@@ -210,8 +217,10 @@ def _snapshot_files(context: Context, app_ids: Sequence[str]) -> list[Path]:
         return [context.folder.path(name) for name in names]
 
 
-def _earlier_schema() -> pa.Schema:
-    return pa.schema([SNAPSHOT_SCHEMA.field(name) for name in _EARLIER])
+def _stored_schema() -> pa.Schema:
+    return pa.schema(
+        [*(SNAPSHOT_SCHEMA.field(name) for name in _CARRIED), *((text, pa.string()) for text in _TEXTS.values())]
+    )
 
 
 def _groups(row: dict[str, object]) -> list[dict[str, object]]:
@@ -242,8 +251,6 @@ def _groups(row: dict[str, object]) -> list[dict[str, object]]:
             "has_journey": False,
             f"has_{group}": True,
         }
-        for name in names:
-            value = row[name]
-            event[name] = orjson.loads(value) if isinstance(value, str) else value
+        event |= {_TEXTS.get(name, name): row[name] for name in names}
         events.append(event)
     return events

@@ -47,21 +47,7 @@ SELECT
             ',"revenueType":"purchase"',
             CASE WHEN is_text(currency) THEN ',"currency":' || currency END
         ) END,
-        CASE WHEN is_user THEN concat(
-            ',"user_properties":{',
-            concat_ws(
-                ',',
-                '"namiml_active_entitlements":' || to_json(n.namiml_active_entitlements),
-                '"namiml_active_skus":' || to_json(n.namiml_active_skus),
-                '"namiml_device_ids":' || to_json(n.namiml_device_ids),
-                '"namiml_device_platforms":' || to_json(n.namiml_device_platforms),
-                '"namiml_former_subscriber":' || to_json(n.namiml_former_subscriber),
-                '"namiml_in_grace_period":' || to_json(n.namiml_in_grace_period),
-                '"namiml_in_trial_period":' || to_json(n.namiml_in_trial_period),
-                '"namiml_in_intro_offer_period":' || to_json(n.namiml_in_intro_offer_period)
-            ),
-            '}'
-        ) END,
+        CASE WHEN is_user THEN ',"user_properties":' || n.user_properties END,
         '}'
     ) AS rest
 FROM events e LEFT JOIN snapshots n USING (row);

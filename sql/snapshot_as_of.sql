@@ -1,6 +1,6 @@
 -- The state of each user as of each of its events: what the event does not carry itself comes from the newest earlier
 -- event that has it. Tables given: carried_by_event; earlier (what was known of the users of incomplete events before
--- this segment, same columns, one row per event that has a group, row = NULL).
+-- this segment: one row per event that has a group, with the columns of carried_by_event that say so).
 CREATE TEMP TABLE snapshots AS
 WITH incomplete AS (
     SELECT DISTINCT app_id, user_id
@@ -20,12 +20,12 @@ groups AS (
         *,
         last_value(CASE WHEN has_entitlements THEN {
             'active': has_active_entitlement,
-            'entitlements': namiml_active_entitlements,
-            'skus': namiml_active_skus
+            'entitlements': namiml_active_entitlements, 'entitlements_text': entitlements_text,
+            'skus': namiml_active_skus, 'skus_text': skus_text
         } END IGNORE NULLS) OVER life AS e,
         last_value(CASE WHEN has_devices THEN {
-            'ids': namiml_device_ids,
-            'platforms': namiml_device_platforms
+            'ids': namiml_device_ids, 'ids_text': device_ids_text,
+            'platforms': namiml_device_platforms, 'platforms_text': device_platforms_text
         } END IGNORE NULLS) OVER life AS d,
         last_value(CASE WHEN has_journey THEN {
             'former': former_subscriber,
@@ -38,21 +38,16 @@ groups AS (
         PARTITION BY app_id, user_id ORDER BY created_date, id ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
     )
 )
-SELECT
-    row, app_id, id, user_id, created_date, external_id,
-    has_entitlements, has_devices, has_journey, has_active_entitlement,
-    namiml_active_entitlements, namiml_active_skus, namiml_device_ids, namiml_device_platforms,
-    former_subscriber, namiml_in_grace_period, namiml_in_trial_period, namiml_in_intro_offer_period, truncated_arrays
-FROM complete
+SELECT * EXCLUDE (is_user, external_id) FROM complete
 UNION ALL BY NAME
 SELECT
-    row, app_id, id, user_id, created_date, external_id,
-    has_entitlements, has_devices, has_journey,
+    row, app_id, id, user_id, created_date,
+    has_entitlements, has_devices, has_journey, has_external_ids,
     e.active AS has_active_entitlement,
-    e.entitlements AS namiml_active_entitlements,
-    e.skus AS namiml_active_skus,
-    d.ids AS namiml_device_ids,
-    d.platforms AS namiml_device_platforms,
+    e.entitlements AS namiml_active_entitlements, e.entitlements_text AS entitlements_text,
+    e.skus AS namiml_active_skus, e.skus_text AS skus_text,
+    d.ids AS namiml_device_ids, d.ids_text AS device_ids_text,
+    d.platforms AS namiml_device_platforms, d.platforms_text AS device_platforms_text,
     j.former AS former_subscriber,
     j.grace AS namiml_in_grace_period,
     j.trial AS namiml_in_trial_period,

@@ -1,42 +1,5 @@
--- Payload text to the state that an event carries itself, as it will be sent.
+-- Payload text to the state that an event carries itself, as it will be sent: arrays as lists and as JSON text.
 -- View given: segment (row, app_id, id, event_type, user_id, created_date, payload, well_formed).
-CREATE TEMP TABLE parsed AS
-SELECT
-    * EXCLUDE (payload),
-    -- The transform makes an object of NULLs out of what is none, so where nothing was found the type decides.
-    CASE
-        WHEN p.customer_journey_state IS NULL THEN false
-        WHEN coalesce(
-            p.customer_journey_state.former_subscriber,
-            p.customer_journey_state.in_grace_period,
-            p.customer_journey_state.in_trial_period,
-            p.customer_journey_state.in_intro_offer_period
-        ) IS NOT NULL THEN true
-        ELSE json_type(payload, '$.customer_journey_state') = 'OBJECT'
-    END AS has_journey,
-    CASE
-        WHEN len(p.active_entitlements) = 0 THEN false
-        WHEN len(list_filter(p.active_entitlements, lambda e: e.entitlement_ref_id IS NOT NULL)) > 0 THEN true
-        WHEN len(p.active_entitlements) > 0
-            THEN list_contains(json_type(payload, '$.active_entitlements[*]'), 'OBJECT')
-    END AS has_active_entitlement
-FROM (SELECT
-    row, app_id, id, user_id, created_date, payload,
-    starts_with(event_type, 'user.') AS is_user,
-    from_json(payload, '{
-        "active_entitlements": [{"entitlement_ref_id": "JSON", "sku_ref_id": "JSON"}],
-        "devices": [{"id": "JSON", "platform": {"id": "JSON"}}],
-        "customer_journey_state": {
-            "former_subscriber": "JSON",
-            "in_grace_period": "JSON",
-            "in_trial_period": "JSON",
-            "in_intro_offer_period": "JSON"
-        },
-        "external_ids": [{"key": "VARCHAR", "value": "JSON"}]
-    }') AS p
-FROM segment
-WHERE well_formed AND (starts_with(event_type, 'user.') OR contains(payload, 'external_ids')));
-
 -- An id is a text, or a number as it is written; anything else is none.
 CREATE TEMP MACRO id_text(value) AS CASE ascii(value::VARCHAR)
     WHEN 34 THEN value ->> '$'
@@ -48,30 +11,68 @@ END;
 CREATE TEMP MACRO tidy(items) AS list_sort(list_distinct(items));
 
 -- Amplitude cuts an array over 1,024 characters of JSON text: keep the longest sorted prefix that fits.
-CREATE TEMP MACRO fits(items) AS length(to_json(items)::VARCHAR) <= 1024;
-CREATE TEMP MACRO cut(items) AS CASE
-    WHEN items IS NULL OR fits(items) THEN items
+CREATE TEMP MACRO cut(items, as_text) AS CASE
+    WHEN length(as_text) <= 1024 THEN items
     ELSE list_filter(items, lambda item, position: length(to_json(items[:position])::VARCHAR) <= 1024)
+END;
+CREATE TEMP MACRO cut_text(items, as_text) AS CASE
+    WHEN length(as_text) <= 1024 THEN as_text
+    ELSE to_json(cut(items, as_text))::VARCHAR
 END;
 
 -- JSON true and false; anything else is no boolean.
 CREATE TEMP MACRO flag(value) AS CASE value::VARCHAR WHEN 'true' THEN true WHEN 'false' THEN false END;
 
 CREATE TEMP TABLE carried_by_event AS
-WITH arrays AS (
+WITH parsed AS (
+    SELECT
+        row, app_id, id, user_id, created_date, payload,
+        starts_with(event_type, 'user.') AS is_user,
+        from_json(payload, '{
+            "active_entitlements": [{"entitlement_ref_id": "JSON", "sku_ref_id": "JSON"}],
+            "devices": [{"id": "JSON", "platform": {"id": "JSON"}}],
+            "customer_journey_state": {
+                "former_subscriber": "JSON",
+                "in_grace_period": "JSON",
+                "in_trial_period": "JSON",
+                "in_intro_offer_period": "JSON"
+            },
+            "external_ids": [{"key": "VARCHAR", "value": "JSON"}]
+        }') AS p
+    FROM segment
+    WHERE well_formed AND (starts_with(event_type, 'user.') OR contains(payload, 'external_ids'))
+),
+arrays AS (
     SELECT
         row, app_id, id, user_id, created_date, is_user,
         p.active_entitlements IS NOT NULL AS has_entitlements,
         p.devices IS NOT NULL AS has_devices,
-        has_journey, has_active_entitlement,
+        p.external_ids IS NOT NULL AS has_external_ids,
+        -- The transform makes an object of NULLs out of what is none, so where nothing was found the type decides.
+        CASE
+            WHEN p.customer_journey_state IS NULL THEN false
+            WHEN coalesce(
+                p.customer_journey_state.former_subscriber,
+                p.customer_journey_state.in_grace_period,
+                p.customer_journey_state.in_trial_period,
+                p.customer_journey_state.in_intro_offer_period
+            ) IS NOT NULL THEN true
+            ELSE json_type(payload, '$.customer_journey_state') = 'OBJECT'
+        END AS has_journey,
+        CASE
+            WHEN len(p.active_entitlements) = 0 THEN false
+            WHEN len(list_filter(p.active_entitlements, lambda e: e.entitlement_ref_id IS NOT NULL)) > 0 THEN true
+            WHEN len(p.active_entitlements) > 0
+                THEN list_contains(json_type(payload, '$.active_entitlements[*]'), 'OBJECT')
+        END AS has_active_entitlement,
         tidy(list_transform(p.active_entitlements, lambda e: id_text(e.entitlement_ref_id))) AS entitlements,
         tidy(list_transform(p.active_entitlements, lambda e: id_text(e.sku_ref_id))) AS skus,
         tidy(list_transform(p.devices, lambda d: id_text(d.id))) AS device_ids,
         tidy(list_transform(p.devices, lambda d: id_text(d.platform.id))) AS device_platforms,
         flag(p.customer_journey_state.former_subscriber) AS former_subscriber,
-        flag(p.customer_journey_state.in_grace_period) AS in_grace_period,
-        flag(p.customer_journey_state.in_trial_period) AS in_trial_period,
-        flag(p.customer_journey_state.in_intro_offer_period) AS in_intro_offer_period,
+        flag(p.customer_journey_state.in_grace_period) AS namiml_in_grace_period,
+        flag(p.customer_journey_state.in_trial_period) AS namiml_in_trial_period,
+        flag(p.customer_journey_state.in_intro_offer_period) AS namiml_in_intro_offer_period,
         trim(
             id_text(list_filter(
                 p.external_ids, lambda e: e.key = 'external_id' AND id_text(e.value) IS NOT NULL
@@ -79,23 +80,31 @@ WITH arrays AS (
             getvariable('spaces')
         ) AS external_id
     FROM parsed
+),
+texts AS (
+    SELECT
+        *,
+        to_json(entitlements)::VARCHAR AS entitlements_text,
+        to_json(skus)::VARCHAR AS skus_text,
+        to_json(device_ids)::VARCHAR AS device_ids_text,
+        to_json(device_platforms)::VARCHAR AS device_platforms_text
+    FROM arrays
 )
 SELECT
     row, app_id, id, user_id, created_date, is_user,
-    has_entitlements, has_devices, has_journey, has_active_entitlement,
-    cut(entitlements) AS namiml_active_entitlements,
-    cut(skus) AS namiml_active_skus,
-    cut(device_ids) AS namiml_device_ids,
-    cut(device_platforms) AS namiml_device_platforms,
-    former_subscriber,
-    in_grace_period AS namiml_in_grace_period,
-    in_trial_period AS namiml_in_trial_period,
-    in_intro_offer_period AS namiml_in_intro_offer_period,
+    has_entitlements, has_devices, has_journey, has_external_ids, has_active_entitlement,
+    cut(entitlements, entitlements_text) AS namiml_active_entitlements,
+    cut(skus, skus_text) AS namiml_active_skus,
+    cut(device_ids, device_ids_text) AS namiml_device_ids,
+    cut(device_platforms, device_platforms_text) AS namiml_device_platforms,
+    cut_text(entitlements, entitlements_text) AS entitlements_text,
+    cut_text(skus, skus_text) AS skus_text,
+    cut_text(device_ids, device_ids_text) AS device_ids_text,
+    cut_text(device_platforms, device_platforms_text) AS device_platforms_text,
+    former_subscriber, namiml_in_grace_period, namiml_in_trial_period, namiml_in_intro_offer_period,
     replace(external_id, chr(0), '') AS external_id,
-    (CASE WHEN fits(entitlements) THEN 0 ELSE 1 END
-        + CASE WHEN fits(skus) THEN 0 ELSE 1 END
-        + CASE WHEN fits(device_ids) THEN 0 ELSE 1 END
-        + CASE WHEN fits(device_platforms) THEN 0 ELSE 1 END) AS truncated_arrays
-FROM arrays;
-
-DROP TABLE parsed;
+    (CASE WHEN length(entitlements_text) > 1024 THEN 1 ELSE 0 END
+        + CASE WHEN length(skus_text) > 1024 THEN 1 ELSE 0 END
+        + CASE WHEN length(device_ids_text) > 1024 THEN 1 ELSE 0 END
+        + CASE WHEN length(device_platforms_text) > 1024 THEN 1 ELSE 0 END) AS truncated_arrays
+FROM texts;
