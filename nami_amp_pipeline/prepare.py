@@ -170,7 +170,8 @@ def _one(
     with compute(context.settings) as connection:
         register_relations(context, connection, file, snapshot_files, integrations)
         connection.execute(
-            "CREATE TEMP VIEW selected_events AS SELECT row, event_type, payload, shape FROM segment WHERE well_formed "
+            "CREATE TEMP VIEW selected_events AS SELECT row, id, event_type, created_date, payload, shape "
+            "FROM segment WHERE well_formed "
             "AND (app_id, event_type) IN (SELECT app_id, event_type FROM targets JOIN selected USING (integration_id))"
         )
         create_properties(connection)

@@ -1,11 +1,11 @@
-"""The state store's tables as pandas data frames, for notebooks and one-off questions."""
+"""The state store's tables as Arrow tables, for notebooks and one-off questions."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import orjson
-import pandas as pd
+import pyarrow as pa
 import sqlalchemy as sa
 
 from nami_amp_pipeline.contract import USER_PROPERTIES
@@ -14,8 +14,19 @@ from nami_amp_pipeline.state import Store, tables
 
 _ARRAYS = USER_PROPERTIES[:4]
 
+CURRENT_SNAPSHOTS = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("external_id", pa.string()),
+        ("as_of", pa.timestamp("us", tz="UTC")),
+        *((name, pa.list_(pa.string())) for name in _ARRAYS),
+        *((name, pa.bool_()) for name in USER_PROPERTIES[4:]),
+    ]
+)
+"""Columns of :func:`current_snapshots`. ``as_of``: when Nami created the user's newest ``user.*`` event."""
 
-def current_snapshots(settings: Settings, app_id: str) -> pd.DataFrame:
+
+def current_snapshots(settings: Settings, app_id: str) -> pa.Table:
     """The current snapshot of each user of an app, with the External ID.
 
     Args:
@@ -23,8 +34,8 @@ def current_snapshots(settings: Settings, app_id: str) -> pd.DataFrame:
         app_id: the Nami app.
 
     Returns:
-        One row per user, by ``user_id``: ``user_id``, ``external_id``, ``as_of`` (UTC; when Nami created the newest
-        ``user.*`` event), and the ``namiml_*`` properties; arrays are lists, what was never seen is None.
+        One row per user, by ``user_id``, with the columns of :data:`CURRENT_SNAPSHOTS`; what was never seen is null.
+        ``.to_pandas()`` and ``duckdb.sql`` take it from there.
 
     Raises:
         StoreUnavailable: the state store cannot be read.
@@ -37,9 +48,7 @@ def current_snapshots(settings: Settings, app_id: str) -> pd.DataFrame:
             records = [_record(dict(row)) for row in rows]
     finally:
         store.close()
-    frame = pd.DataFrame.from_records(records, columns=["user_id", "external_id", "as_of", *USER_PROPERTIES])
-    frame["as_of"] = pd.to_datetime(frame["as_of"], unit="us", utc=True)
-    return frame
+    return pa.Table.from_pylist(records, schema=CURRENT_SNAPSHOTS)
 
 
 def _record(row: dict[str, Any]) -> dict[str, Any]:

@@ -37,13 +37,14 @@ SNAPSHOT_SCHEMA = pa.schema(
         ("has_entitlements", pa.bool_()),
         ("has_devices", pa.bool_()),
         ("has_journey", pa.bool_()),
-        ("has_external_ids", pa.bool_()),
+        ("has_scalar_group", pa.bool_()),
         ("truncated_arrays", pa.int32()),
     ]
 )
 """Columns of a snapshot file (Parquet): one row per ``user.*`` event. ``row`` is the event's number in its segment;
-``user_properties`` is the JSON object that Amplitude is sent; ``has_*`` says that the event carried the group itself;
-``former_subscriber`` is Nami's flag, the property is ``namiml_former_subscriber``."""
+``user_properties`` is the JSON object that Amplitude is sent; ``has_*`` says that the event carried the group itself,
+and ``has_scalar_group`` that one is a text, number or boolean instead; ``former_subscriber`` is Nami's flag, the
+property is ``namiml_former_subscriber``."""
 
 _READ_ROWS = 50_000
 

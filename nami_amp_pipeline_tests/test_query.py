@@ -1,4 +1,4 @@
-"""The current snapshots can be asked for by app, as a data frame."""
+"""The current snapshots can be asked for by app, as an Arrow table."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def test_a_late_event_never_moves_the_current_snapshot_back(tmp_path: Path) -> N
     older = {"former_subscriber": False, "in_trial_period": False}
     pipeline.insert([row("1", 1, customer_journey_state=older, devices=[{"id": "d1", "platform": {"id": "p1"}}])])
     pipeline.tick()
-    frame = current_snapshots(pipeline.settings, "app")
+    table = current_snapshots(pipeline.settings, "app")
     pipeline.close()
-    (user,) = frame.to_dict("records")
+    (user,) = table.to_pylist()
     assert user["user_id"] == "u"
     assert user["external_id"] == "account-1"
     assert user["as_of"].minute == 2
@@ -28,4 +28,4 @@ def test_a_late_event_never_moves_the_current_snapshot_back(tmp_path: Path) -> N
     assert user["namiml_in_trial_period"] is True
     assert user["namiml_active_entitlements"] == []
     assert user["namiml_device_ids"] == ["d1"]  # never seen before, so it is news all the same
-    assert current_snapshots(pipeline.settings, "other").empty
+    assert current_snapshots(pipeline.settings, "other").num_rows == 0

@@ -1,6 +1,6 @@
 -- Everything of an Amplitude event that is the same for all integrations, as JSON text behind its event_type and user_id.
--- Given: segment (row, app_id, id, event_type, user_id, created_date, payload, well_formed), snapshots (row, namiml_*),
--- properties (row, properties, device_id, amount, currency, quantity, sku, purchase_env: JSON texts).
+-- Given: properties (row, id, event_type, created_date, properties; device_id, amount, currency, quantity, sku,
+-- purchase_env as JSON texts), snapshots (row, user_properties).
 CREATE TEMP MACRO is_text(value) AS starts_with(value, '"');
 CREATE TEMP MACRO is_number(value) AS regexp_full_match(value, '-?[0-9].*');
 CREATE TEMP MACRO as_text(value) AS CASE WHEN is_text(value) THEN value ->> '$' WHEN is_number(value) THEN value END;
@@ -10,19 +10,14 @@ CREATE TEMP MACRO whole_ms(moment) AS floor(epoch_us(moment)::DECIMAL(38, 0) / 1
 CREATE TEMP TABLE bodies AS
 WITH events AS (
     SELECT
-        s.row, s.id, s.event_type, s.created_date,
-        starts_with(s.event_type, 'user.') AS is_user,
-        p.properties,
-        CASE WHEN starts_with(s.event_type, 'device.') AND trim(as_text(p.device_id), getvariable('spaces')) <> ''
-            THEN as_text(p.device_id)
+        * EXCLUDE (device_id),
+        CASE WHEN starts_with(event_type, 'device.') AND trim(as_text(device_id), getvariable('spaces')) <> ''
+            THEN as_text(device_id)
         END AS device_id,
-        s.event_type = 'device.transaction'
-            AND is_number(p.amount)
-            AND p.purchase_env IS DISTINCT FROM '"sandbox"' AS is_revenue,
-        p.amount, p.currency, p.sku,
-        CASE WHEN regexp_full_match(as_text(p.quantity), '-?[0-9]{1,15}') THEN as_text(p.quantity)::BIGINT ELSE 1 END
-            AS quantity
-    FROM segment s JOIN properties p USING (row)
+        event_type = 'device.transaction'
+            AND is_number(amount)
+            AND purchase_env IS DISTINCT FROM '"sandbox"' AS is_revenue
+    FROM properties
 )
 SELECT
     row, device_id,
@@ -42,12 +37,13 @@ SELECT
         '}',
         CASE WHEN is_revenue THEN concat(
             ',"price":', amount,
-            ',"quantity":', quantity,
+            ',"quantity":',
+            CASE WHEN regexp_full_match(as_text(quantity), '-?[0-9]{1,15}') THEN as_text(quantity)::BIGINT ELSE 1 END,
             CASE WHEN is_text(sku) THEN ',"productId":' || sku END,
             ',"revenueType":"purchase"',
             CASE WHEN is_text(currency) THEN ',"currency":' || currency END
         ) END,
-        CASE WHEN is_user THEN ',"user_properties":' || n.user_properties END,
+        ',"user_properties":' || n.user_properties,
         '}'
     ) AS rest
 FROM events e LEFT JOIN snapshots n USING (row);

@@ -3,27 +3,27 @@
 -- lane_rows), selected (integration_id, event_type, name), identities (app_id, user_id, external_id), sent
 -- (integration_id, user_id, as_of_date, as_of_event), released (exception_id, integration_id, id, event_type,
 -- user_id, created_date, rest), reserved (id).
-CREATE TEMP TABLE chosen AS
-SELECT
-    t.integration_id, t.user_id_kind, t.anonymous, s.app_id, s.row, s.id, s.event_type, c.name, s.user_id,
-    s.created_date, s.well_formed, starts_with(s.event_type, 'user.') AS is_user, b.device_id,
-    NULL::BIGINT AS exception_id
-FROM segment s
-JOIN targets t ON t.app_id = s.app_id
-JOIN selected c ON c.integration_id = t.integration_id AND c.event_type = s.event_type
-LEFT JOIN bodies b ON b.row = s.row
-WHERE t.start_from IS NULL OR epoch_us(s.ingested_at) >= t.start_from
-UNION ALL BY NAME
-SELECT
-    t.integration_id, t.user_id_kind, t.anonymous, t.app_id, NULL AS row, r.id, r.event_type,
-    coalesce(c.name, r.event_type) AS name, r.user_id, r.created_date, true AS well_formed,
-    starts_with(r.event_type, 'user.') AS is_user, NULL AS device_id, r.exception_id
-FROM released r
-JOIN targets t ON t.integration_id = r.integration_id
-LEFT JOIN selected c ON c.integration_id = t.integration_id AND c.event_type = r.event_type;
-
 CREATE TEMP TABLE decided AS
-WITH named AS (
+WITH chosen AS (
+    SELECT
+        t.integration_id, t.user_id_kind, t.anonymous, s.app_id, s.row, s.id, s.event_type, c.name, s.user_id,
+        s.created_date, s.well_formed, starts_with(s.event_type, 'user.') AS is_user, b.device_id,
+        NULL::BIGINT AS exception_id
+    FROM segment s
+    JOIN targets t ON t.app_id = s.app_id
+    JOIN selected c ON c.integration_id = t.integration_id AND c.event_type = s.event_type
+    LEFT JOIN bodies b ON b.row = s.row
+    WHERE t.start_from IS NULL OR epoch_us(s.ingested_at) >= t.start_from
+    UNION ALL BY NAME
+    SELECT
+        t.integration_id, t.user_id_kind, t.anonymous, t.app_id, NULL AS row, r.id, r.event_type,
+        coalesce(c.name, r.event_type) AS name, r.user_id, r.created_date, true AS well_formed,
+        starts_with(r.event_type, 'user.') AS is_user, NULL AS device_id, r.exception_id
+    FROM released r
+    JOIN targets t ON t.integration_id = r.integration_id
+    LEFT JOIN selected c ON c.integration_id = t.integration_id AND c.event_type = r.event_type
+),
+named AS (
     SELECT
         c.*,
         CASE

@@ -42,7 +42,7 @@ SELECT * EXCLUDE (is_user, external_id) FROM complete
 UNION ALL BY NAME
 SELECT
     row, app_id, id, user_id, created_date,
-    has_entitlements, has_devices, has_journey, has_external_ids,
+    has_entitlements, has_devices, has_journey, has_scalar_group,
     e.active AS has_active_entitlement,
     e.entitlements AS namiml_active_entitlements, e.entitlements_text AS entitlements_text,
     e.skus AS namiml_active_skus, e.skus_text AS skus_text,

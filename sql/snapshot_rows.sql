@@ -18,7 +18,7 @@ SELECT
         ),
         '}'
     ) AS user_properties,
-    former_subscriber, has_active_entitlement, has_entitlements, has_devices, has_journey, has_external_ids,
+    former_subscriber, has_active_entitlement, has_entitlements, has_devices, has_journey, has_scalar_group,
     truncated_arrays
 FROM (
     SELECT

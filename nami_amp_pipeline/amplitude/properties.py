@@ -30,98 +30,98 @@ MAX_COLUMNS = 150
 
 
 def create_properties(connection: duckdb.DuckDBPyConnection) -> None:
-    """Creates the table ``properties`` (row, properties, and :data:`NEEDED` as JSON texts).
+    """Creates the view ``properties`` (row, id, event_type, created_date, properties, and :data:`NEEDED` as JSON texts).
 
     Payload fields are not known beforehand, but their sets are few: the fields of a segment become the columns of one
     JSON transform. Events with rare fields, with the same field twice, or with something else where Nami sends an
     array, are few; Python reads those.
 
     Args:
-        connection: has a view ``selected_events`` (row, event_type, payload, shape) of well-formed events;
-            events of the same shape have the same fields in the same order.
+        connection: has views ``selected_events`` (row, id, event_type, created_date, payload, shape) of well-formed
+            events, those of the same shape with the same fields in the same order, and ``snapshots`` (row,
+            has_scalar_group) of ``user.*`` events.
     """
     connection.execute(
         """
         CREATE TEMP TABLE shapes AS
-        SELECT category, shape, events, json_keys(payload) AS fields
-        FROM (
-            SELECT split_part(event_type, '.', 1) AS category, shape, count(*) AS events, any_value(payload) AS payload
-            FROM selected_events GROUP BY ALL
-        )
+        SELECT split_part(event_type, '.', 1) AS category, shape, events, json_keys(payload) AS fields
+        FROM selected_events JOIN (
+            SELECT min(row) AS row, count(*) AS events FROM selected_events
+            GROUP BY split_part(event_type, '.', 1), shape
+        ) USING (row)
         """
-    )
-    connection.execute(
-        "CREATE TEMP TABLE properties (row BIGINT, properties VARCHAR, "
-        + ", ".join(f"{field} VARCHAR" for field in NEEDED)
-        + ")"
     )
     connection.execute("CREATE TEMP TABLE slow (row BIGINT)")
-    for (category,) in connection.execute("SELECT DISTINCT category FROM shapes ORDER BY 1").fetchall():
-        _fast(connection, category)
-    _slow(connection)
+    frequencies: dict[str, dict[str, int]] = {}
+    for category, field, events in connection.execute(
+        "SELECT category, field, sum(events)::BIGINT FROM (SELECT category, unnest(fields) AS field, events FROM shapes) "
+        "GROUP BY ALL ORDER BY ALL"
+    ).fetchall():
+        frequencies.setdefault(category, {})[field] = events
+    categories = connection.execute("SELECT DISTINCT category FROM shapes ORDER BY 1").fetchall()
+    columns = {category: _columns(Counter(frequencies.get(category, {}))) for (category,) in categories}
+    for category, fields in columns.items():
+        _find_slow(connection, category, fields, [one for one in CONTAINERS if one in frequencies.get(category, {})])
+    slow = _read_slow(connection)
+    connection.register("slow_properties", slow)
+    parts = [_fast(category, fields, without_slow=slow.num_rows > 0) for category, fields in columns.items()]
+    if slow.num_rows or not parts:
+        parts.append(
+            "SELECT e.row, e.id, e.event_type, e.created_date, s.* EXCLUDE (row) "
+            "FROM slow_properties s JOIN selected_events e USING (row)"
+        )
+    connection.execute("CREATE TEMP VIEW properties AS " + " UNION ALL BY NAME ".join(parts))
 
 
-def _fast(connection: duckdb.DuckDBPyConnection, category: str) -> None:
-    frequency: Counter[str] = Counter()
-    rows = connection.execute(
-        "SELECT field, sum(events)::BIGINT "
-        "FROM (SELECT unnest(fields) AS field, events FROM shapes WHERE category = ?) "
-        "GROUP BY field",
-        [category],
-    ).fetchall()
-    for field, events in rows:
-        frequency[field] = events
-    columns = _columns(frequency)
-    wanted = [field for field in columns if field not in NOT_PROPERTIES and field not in ADDED[category]]
-    read = list(dict.fromkeys([*wanted, *NEEDED]))
-    known = [*columns, *CONTAINERS]
-    connection.register("known_fields", pa.table({"field": pa.array(known, pa.string())}))
-    here = f"split_part(event_type, '.', 1) = {literal(category)}"
-    connection.execute("CREATE OR REPLACE TEMP TABLE odd (row BIGINT)")
-    odd_shapes = connection.execute(
-        """
-        SELECT shape FROM shapes WHERE category = ? AND (
-            len(fields) <> len(list_distinct(fields))
-            OR NOT list_has_all((SELECT list(field) FROM known_fields), fields)
-        )
-        """,
-        [category],
-    ).fetchall()
-    if odd_shapes:
-        connection.register(
-            "odd_shapes", pa.table({"shape": pa.array([shape for (shape,) in odd_shapes], pa.uint64())})
-        )
+def _find_slow(
+    connection: duckdb.DuckDBPyConnection, category: str, columns: Sequence[str], containers: Sequence[str]
+) -> None:
+    """Adds the events that Python has to read to the table ``slow``."""
+    here = f"starts_with(event_type, {literal(category + '.')})"
+    connection.register("known_fields", pa.table({"field": pa.array([*columns, *CONTAINERS], pa.string())}))
+    connection.execute(
+        f"""
+        INSERT INTO slow SELECT row FROM selected_events SEMI JOIN (
+            SELECT shape FROM shapes WHERE category = {literal(category)} AND (
+                len(fields) <> len(list_distinct(fields))
+                OR NOT list_has_all((SELECT list(field) FROM known_fields), fields)
+            )
+        ) USING (shape) WHERE {here}
+        """  # noqa: S608
+    )
+    if category == "user":
         connection.execute(
-            f"INSERT INTO odd SELECT row FROM selected_events SEMI JOIN odd_shapes USING (shape) WHERE {here}"  # noqa: S608
+            "INSERT INTO slow SELECT row FROM snapshots SEMI JOIN selected_events USING (row) "
+            "WHERE has_scalar_group AND row NOT IN (FROM slow)"
         )
-    present = [field for field in CONTAINERS if field in frequency]
-    if present:
-        paths = "[" + ", ".join(literal(f"$.{field}") for field in present) + "]"
+    elif containers:
+        paths = "[" + ", ".join(literal(f"$.{field}") for field in containers) + "]"
         connection.execute(
             f"""
-            INSERT INTO odd SELECT row FROM selected_events
-            WHERE {here} AND len(list_filter(json_type(payload, {paths}),
+            INSERT INTO slow SELECT row FROM selected_events
+            WHERE {here} AND row NOT IN (FROM slow) AND len(list_filter(json_type(payload, {paths}),
                 lambda kind: kind IS NOT NULL AND kind NOT IN ('ARRAY', 'OBJECT', 'NULL'))) > 0
             """  # noqa: S608
         )
-    connection.execute("INSERT INTO slow SELECT DISTINCT row FROM odd")
-    structure = orjson.dumps(dict.fromkeys(read, "JSON")).decode()
+
+
+def _fast(category: str, columns: Sequence[str], *, without_slow: bool) -> str:
+    """The query that reads all other events of a category."""
+    wanted = [field for field in columns if field not in NOT_PROPERTIES and field not in ADDED[category]]
+    needed = NEEDED if category == "device" else ()
+    structure = orjson.dumps(dict.fromkeys([*wanted, *needed] or ["event_type"], "JSON")).decode()
+    # A scalar is what begins neither as an object or array nor as null; the payload is known to be strict JSON.
     texts = ", ".join(
-        f"CASE WHEN is_scalar({_field(field)}) THEN "
-        f"{literal(orjson.dumps(field).decode() + ':')} || {_field(field)} END"
+        f"CASE WHEN ascii({_field(field)}) NOT IN (91, 110, 123) "
+        f"THEN {literal(orjson.dumps(field).decode() + ':')} || {_field(field)} END"
         for field in wanted
     )
-    connection.execute(
-        f"""
-        CREATE OR REPLACE TEMP MACRO is_scalar(value) AS
-            regexp_matches(value::VARCHAR, '^(["0-9tf]|-[0-9])');
-        INSERT INTO properties
-        SELECT row, {f"concat_ws(',', {texts})" if texts else "''"}, {", ".join(_field(field) for field in NEEDED)}
-        FROM (
-            SELECT row, from_json(payload, {literal(structure)}) AS p
-            FROM selected_events ANTI JOIN odd USING (row) WHERE {here}
-        )
-        """  # noqa: S608
+    others = ", ".join(f"{_field(field) if field in needed else 'NULL::VARCHAR'} AS {field}" for field in NEEDED)
+    return (
+        f"SELECT row, id, event_type, created_date, concat_ws(',', {texts or 'NULL'}) AS properties, {others} "  # noqa: S608
+        f"FROM (SELECT row, id, event_type, created_date, from_json(payload, {literal(structure)}) AS p "
+        f"FROM selected_events {'ANTI JOIN slow USING (row)' if without_slow else ''} "
+        f"WHERE starts_with(event_type, {literal(category + '.')}))"
     )
 
 
@@ -141,13 +141,11 @@ def _columns(frequency: Counter[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def _slow(connection: duckdb.DuckDBPyConnection) -> None:
+def _read_slow(connection: duckdb.DuckDBPyConnection) -> pa.Table:
     rows = connection.execute(
         "SELECT row, split_part(event_type, '.', 1), json_extract(payload, '$')::VARCHAR "
         "FROM selected_events SEMI JOIN slow USING (row)"
     ).fetchall()
-    if not rows:
-        return
     texts: dict[str, list[str | int | None]] = {"row": [], "properties": [], **{field: [] for field in NEEDED}}
     for row, category, payload in rows:
         fields = json.loads(payload)
@@ -155,8 +153,8 @@ def _slow(connection: duckdb.DuckDBPyConnection) -> None:
         texts["properties"].append(_properties(fields.items(), ADDED[category]))
         for field in NEEDED:
             texts[field].append(_text(fields[field]) if field in fields else None)
-    connection.register("slow_properties", pa.table(texts))
-    connection.execute(f"INSERT INTO properties SELECT row, properties, {', '.join(NEEDED)} FROM slow_properties")  # noqa: S608
+    schema = pa.schema([(name, pa.int64() if name == "row" else pa.string()) for name in texts])
+    return pa.table(texts, schema=schema)
 
 
 def _properties(fields: Iterable[tuple[str, object]], added: Sequence[str]) -> str:

@@ -47,14 +47,11 @@ def read_snapshots(
         columns: of ``user_property_snapshots``.
     """
     table = user_property_snapshots
-    return [
-        tuple(row)
-        for row in tx.execute(
-            sa.select(*(table.c[name] for name in columns)).where(
-                table.c.app_id == app_id, _among(store, table.c.user_id, user_ids)
-            )
-        )
-    ]
+    chosen = [table.c[name] for name in columns]
+    query = sa.select(*chosen).where(table.c.app_id == app_id, _among(store, table.c.user_id, user_ids))
+    if any(isinstance(column.type, sa.Boolean) for column in chosen):  # SQLite has numbers for them
+        return [tuple(row) for row in tx.execute(query)]
+    return _all(tx, query)
 
 
 def move_forward(store: Store, tx: Transaction, rows: pa.Table) -> None:
@@ -84,12 +81,18 @@ def read_sent(
     store: Store, tx: Transaction, integration_id: int, user_ids: Sequence[str]
 ) -> list[tuple[str, int, str]]:
     """Up to which event (creation in µs, id) an integration was given the state of these Amplitude users."""
-    rows = tx.execute(
-        sa.select(sent_states.c.user_id, sent_states.c.as_of_date, sent_states.c.as_of_event).where(
-            sent_states.c.integration_id == integration_id, _among(store, sent_states.c.user_id, user_ids)
-        )
+    query = sa.select(sent_states.c.user_id, sent_states.c.as_of_date, sent_states.c.as_of_event).where(
+        sent_states.c.integration_id == integration_id, _among(store, sent_states.c.user_id, user_ids)
     )
-    return [(row.user_id, row.as_of_date, row.as_of_event) for row in rows]
+    return _all(tx, query)
+
+
+def _all(tx: Transaction, query: sa.Select[Any]) -> list[tuple[Any, ...]]:
+    """The rows as the driver has them: SQLAlchemy's work per row would cost more than reading them."""
+    cursor = tx.execute(query).cursor
+    assert cursor is not None
+    rows: list[tuple[Any, ...]] = cursor.fetchall()
+    return rows
 
 
 def move_sent(store: Store, tx: Transaction, rows: pa.Table) -> None:
