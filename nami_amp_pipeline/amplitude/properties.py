@@ -30,7 +30,7 @@ MAX_COLUMNS = 150
 
 
 def create_properties(connection: duckdb.DuckDBPyConnection) -> None:
-    """Creates the view ``properties`` (row, id, event_type, created_date, properties, and :data:`NEEDED` as JSON texts).
+    """Creates the view ``properties`` (row, id, event_type, created_date, properties, :data:`NEEDED` as JSON texts).
 
     Payload fields are not known beforehand, but their sets are few: the fields of a segment become the columns of one
     JSON transform. Events with rare fields, with the same field twice, or with something else where Nami sends an
@@ -54,8 +54,8 @@ def create_properties(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("CREATE TEMP TABLE slow (row BIGINT)")
     frequencies: dict[str, dict[str, int]] = {}
     for category, field, events in connection.execute(
-        "SELECT category, field, sum(events)::BIGINT FROM (SELECT category, unnest(fields) AS field, events FROM shapes) "
-        "GROUP BY ALL ORDER BY ALL"
+        "SELECT category, field, sum(events)::BIGINT "
+        "FROM (SELECT category, unnest(fields) AS field, events FROM shapes) GROUP BY ALL ORDER BY ALL"
     ).fetchall():
         frequencies.setdefault(category, {})[field] = events
     categories = connection.execute("SELECT DISTINCT category FROM shapes ORDER BY 1").fetchall()

@@ -91,8 +91,7 @@ def _all(tx: Transaction, query: sa.Select[Any]) -> list[tuple[Any, ...]]:
     """The rows as the driver has them: SQLAlchemy's work per row would cost more than reading them."""
     cursor = tx.execute(query).cursor
     assert cursor is not None
-    rows: list[tuple[Any, ...]] = cursor.fetchall()
-    return rows
+    return [*cursor.fetchall()]
 
 
 def move_sent(store: Store, tx: Transaction, rows: pa.Table) -> None:
