@@ -11,7 +11,7 @@ from nami_amp_pipeline.defs.jobs import micro_batch
 from nami_amp_pipeline.defs.resources import PipelineResource
 from nami_amp_pipeline.defs.retention import retention, retention_hourly
 from nami_amp_pipeline.defs.schedules import micro_batch_every_5_minutes
-from nami_amp_pipeline.defs.sensors import early_micro_batch, integration_partitions
+from nami_amp_pipeline.defs.sensors import early_micro_batch, integration_partitions, lost_runs_sensor
 
 
 @dg.definitions
@@ -22,7 +22,7 @@ def defs() -> dg.Definitions:
         asset_checks=asset_checks,
         jobs=[micro_batch, retention],
         schedules=[micro_batch_every_5_minutes, retention_hourly],
-        sensors=[integration_partitions, early_micro_batch, alerts, failed_runs],
+        sensors=[integration_partitions, early_micro_batch, lost_runs_sensor, alerts, failed_runs],
         resources={"pipeline": PipelineResource()},
         executor=dg.in_process_executor,  # a process for each step would cost seconds, and stages share their files
     )

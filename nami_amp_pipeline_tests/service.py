@@ -1,8 +1,4 @@
-"""The whole service as real processes, started by the commands of ``deploy/compose.yaml`` on this machine.
-
-``python -m nami_amp_pipeline_tests.service FOLDER`` runs one for a while, with a run that fails, and makes pictures of
-its pages.
-"""
+"""The whole service as real processes, started by the commands of ``deploy/compose.yaml`` on this machine."""
 
 from __future__ import annotations
 
@@ -83,6 +79,7 @@ class Service:
             "DAGSTER_CODE_SERVER_PORT": str(code_port),
             "NAMI_AMP_HOME": str(folder / "home"),
             "NAMI_AMP_STATE_URL": postgres.fresh_database(),
+            "NAMI_AMP_WAREHOUSE_URL": postgres.fresh_database(),
             "NAMI_AMP_ENCRYPTION_KEY": Fernet.generate_key().decode(),
             "NAMI_AMP_DAGSTER_URL": url,
             **settings,

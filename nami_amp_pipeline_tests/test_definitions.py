@@ -48,7 +48,7 @@ def test_job_schedule_and_sensor_are_there_and_on(definitions: dg.Definitions) -
     assert schedule.cron_schedule == "*/5 * * * *"
     assert all(sensor.default_status is dg.DefaultSensorStatus.RUNNING for sensor in repository.sensor_defs)
     names = {sensor.name for sensor in repository.sensor_defs}
-    assert names == {"integration_partitions", "early_micro_batch", "alerts", "failed_runs"}
+    assert names == {"integration_partitions", "early_micro_batch", "lost_runs", "alerts", "failed_runs"}
 
 
 def test_a_failing_integration_fails_alone_and_its_key_is_nowhere(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The sensors ``early_micro_batch``, ``alerts`` and ``failed_runs``, evaluated as the daemon would."""
+"""The sensors ``early_micro_batch``, ``lost_runs``, ``alerts`` and ``failed_runs``, evaluated as the daemon would."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from pathlib import Path
 import dagster as dg
 import duckdb
 import pytest
+import sqlalchemy as sa
 
 from nami_amp_pipeline.alerts.book import entries
+from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.defs.alerts import alerts, failed_runs
 from nami_amp_pipeline.defs.jobs import micro_batch
 from nami_amp_pipeline.defs.resources import Pipeline
-from nami_amp_pipeline.defs.sensors import early_micro_batch
+from nami_amp_pipeline.defs.sensors import LOST, early_micro_batch, lost_runs_sensor
 from nami_amp_pipeline.due import due, not_captured
 from nami_amp_pipeline.runner import run_micro_batch
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.heartbeat import lost_runs
 from nami_amp_pipeline.state.integrations import Integration, halt, set_enabled
 from nami_amp_pipeline_tests.scene import BAD_KEY, WARNINGS, Scene, scene
 from nami_amp_pipeline_tests.webhook import Webhook
@@ -258,3 +262,56 @@ def test_looking_is_cheap(stage: Scene, instance: dg.DagsterInstance) -> None:
         begun = time.process_time()
         look()
         assert time.process_time() - begun < 2.0
+
+
+def started(instance: dg.DagsterInstance, status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED) -> str:
+    return instance.create_run_for_job(micro_batch, status=status).run_id
+
+
+def status_of(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    return run.status
+
+
+def test_runs_whose_machine_is_gone_are_ended_and_others_are_not(stage: Scene, instance: dg.DagsterInstance) -> None:
+    look = Daemon(lost_runs_sensor, stage.settings, instance)
+    gone, stopping, at_work, unheard = (
+        started(instance),
+        started(instance, dg.DagsterRunStatus.CANCELING),
+        started(instance),
+        started(instance),
+    )
+    elsewhere = Context.open(stage.settings, run_id="elsewhere", clock=lambda: time.time() - 3_600)
+    for run_id in (gone, stopping):
+        assert elsewhere.store.acquire([f"run:{run_id}"])
+    elsewhere.store.close()
+    living = Pipeline(stage.settings, at_work)
+    living.open()
+    assert gone in str(look())
+    assert status_of(instance, gone) is dg.DagsterRunStatus.FAILURE
+    assert status_of(instance, stopping) is dg.DagsterRunStatus.CANCELED
+    assert status_of(instance, at_work) is dg.DagsterRunStatus.STARTED
+    assert status_of(instance, unheard) is dg.DagsterRunStatus.STARTED
+    events = [record.event_log_entry.dagster_event for record in instance.get_records_for_run(gone).records]
+    assert LOST in [event.message for event in events if event is not None]
+    assert look() == "no run is lost"
+    living.close()
+    assert look() == "no run is lost"
+    assert lost_runs(stage.context.store) == []
+
+
+def test_a_run_at_work_is_heard_of_for_as_long_as_it_takes(tmp_path: Path) -> None:
+    settings = Settings.load({"NAMI_AMP_HOME": str(tmp_path), "NAMI_AMP_LEASE_SECONDS": "5"})
+    living = Pipeline(settings, "run-1")
+    store = living.open().store
+    time.sleep(7)
+    assert lost_runs(store) == []
+    with store.begin() as tx:
+        names = tx.execute(sa.select(tables.leases.c.name)).scalars().all()
+    assert names == ["run:run-1"]
+    living.close()
+    context = Context.open(settings)
+    with context.store.begin() as tx:
+        assert tx.execute(sa.select(tables.leases.c.name)).scalars().all() == []
+    context.store.close()

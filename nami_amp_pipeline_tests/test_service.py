@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import duckdb
-import pyarrow as pa
 import pytest
 
 from nami_amp_pipeline.amplitude.sandbox import Options, Sandbox, SandboxServer
-from nami_amp_pipeline.compute import sql
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.sample import generate
 from nami_amp_pipeline.secrets import Secret
@@ -22,12 +20,14 @@ from nami_amp_pipeline.status import status
 from nami_amp_pipeline_tests.postgres import Postgres
 from nami_amp_pipeline_tests.scene import BAD_KEY, GOOD_KEY, WARNINGS
 from nami_amp_pipeline_tests.service import Service, service, wait_for
+from nami_amp_pipeline_tests.warehouses import PostgresEvents
 from nami_amp_pipeline_tests.webhook import SECRET, Webhook
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)
 
 _RUNS = """
-query { runsOrError(limit: 50) { ... on Runs { results { runId status tags { key value } } } } }
+query { runsOrError(filter: {pipelineName: "micro_batch"}, limit: 50) { ... on Runs {
+  results { runId status tags { key value } } } } }
 """
 _STATES = """
 query { repositoryOrError(repositorySelector: {
@@ -52,18 +52,15 @@ class Everything:
         self.sandbox = sandbox
         self.endpoint = endpoint
         self.context = Context.open(Settings.load(running.environ, Path("no.env")))
+        self.events = PostgresEvents(self.context.settings.warehouse_url)
 
     def load(self, app: str, users: int, seed: int) -> None:
         """Puts events of new users into the warehouse that were loaded half a minute ago."""
-        sample = pa.Table.from_batches(generate(users, apps=[app], seed=seed))
-        with duckdb.connect(self.context.settings.warehouse_url.removeprefix("duckdb:///")) as connection:
-            connection.execute(sql("nami_events"))
-            connection.register("sample", sample)
-            connection.execute(
-                "INSERT INTO nami_events BY NAME SELECT * REPLACE (id || ? AS id, user_id || ? AS user_id, "
-                "now() - INTERVAL 30 SECOND AS ingested_at) FROM sample",
-                [f"-{seed}", f"-{seed}"],
-            )
+        loaded = datetime.now(UTC) - timedelta(seconds=30)
+        rows = [row for batch in generate(users, apps=[app], seed=seed) for row in batch.to_pylist()]
+        for row in rows:
+            row |= {"id": f"{row['id']}-{seed}", "user_id": f"{row['user_id']}-{seed}", "ingested_at": loaded}
+        self.events.insert(rows)
 
     def add(self, app: str, key: str) -> None:
         """Adds an integration that sends everybody."""

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import dagster as dg
 
@@ -14,6 +15,9 @@ from nami_amp_pipeline.defs.tick import Tick
 from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import Store
+from nami_amp_pipeline.state.heartbeat import Heartbeat
+
+NO_RUN: Final = "none"
 
 
 class Pipeline:
@@ -27,11 +31,12 @@ class Pipeline:
         error: what ended a step, for a caller in the same process.
     """
 
-    def __init__(self, settings: Settings | None = None, run_id: str = "none") -> None:
+    def __init__(self, settings: Settings | None = None, run_id: str = NO_RUN) -> None:
         self._settings = settings
         self._run_id = run_id
         self._context: Context | None = None
         self._tick: Tick | None = None
+        self._heartbeat: Heartbeat | None = None
         self.error: NamiAmpError | None = None
 
     @property
@@ -57,6 +62,9 @@ class Pipeline:
         """
         if self._context is None:
             self._context = Context.open(self.settings, run_id=self._run_id)
+            if self._run_id != NO_RUN:
+                self._heartbeat = Heartbeat(self._context.store, self._run_id)
+                self._heartbeat.start()
         if log is not None:
             self._context.log = log
         return self._context
@@ -88,6 +96,9 @@ class Pipeline:
 
     def close(self) -> None:
         """Gives the store's connections back."""
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+            self._heartbeat = None
         if self._context is not None:
             self._context.store.close()
             self._context = None
@@ -111,4 +122,4 @@ class PipelineResource(dg.ConfigurableResource[Pipeline]):
 
     def create_resource(self, context: dg.InitResourceContext) -> Pipeline:
         """A way to the pipeline for the run that is about to start."""
-        return Pipeline(run_id=context.run_id or "none")
+        return Pipeline(run_id=context.run_id or NO_RUN)

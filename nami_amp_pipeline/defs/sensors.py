@@ -1,6 +1,7 @@
-"""What keeps the partitions in step with the integrations without a reload, and what starts a micro-batch early."""
+"""Partitions in step with the integrations, micro-batches before their time, and runs that were lost."""
 
 import zlib
+from typing import Final
 
 import dagster as dg
 
@@ -10,7 +11,10 @@ from nami_amp_pipeline.defs.resources import Pipeline
 from nami_amp_pipeline.defs.schedules import run_under_way
 from nami_amp_pipeline.due import Waiting, due
 from nami_amp_pipeline.errors import NamiAmpError
+from nami_amp_pipeline.state.heartbeat import forget, lost_runs
 from nami_amp_pipeline.state.integrations import all_integrations
+
+LOST: Final = "The process of this run is gone; it was killed, or its machine failed. The next run goes on."
 
 
 @dg.sensor(
@@ -76,9 +80,36 @@ def early_micro_batch(
         return dg.SkipReason(f"a micro-batch got no further with {late[0].what}; the schedule goes on trying")
     oldest = min(late, key=lambda one: one.since)
     context.log.info("%s have waited for %s s", oldest.what, (opened.now() - oldest.since) // 1_000_000)
-    return dg.SensorResult(
-        run_requests=[dg.RunRequest(tags={"nami/from": "early_micro_batch"})], cursor=" ".join(sorted(map(_mark, late)))
-    )
+    return dg.SensorResult(run_requests=[dg.RunRequest()], cursor=" ".join(sorted(map(_mark, late))))
+
+
+@dg.sensor(
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    name="lost_runs",
+    description=(
+        "Ends runs whose process is gone: killed, or on a machine that failed. They would stand as started, and keep "
+        "others from starting, until run monitoring gives them up. Starts no run."
+    ),
+)
+def lost_runs_sensor(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.SkipReason:
+    """Looks for runs that have not been heard of for as long as a lease holds."""
+    try:
+        store = pipeline.store_if_any()
+        lost = lost_runs(store) if store is not None else []
+        if store is None or not lost:
+            return dg.SkipReason("no run is lost")
+        alive = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+        runs = context.instance.get_runs(dg.RunsFilter(run_ids=lost, statuses=alive))
+        for run in runs:
+            if run.status is dg.DagsterRunStatus.CANCELING:
+                context.instance.report_run_canceled(run, LOST)
+            else:
+                context.instance.report_run_failed(run, LOST)
+        forget(store, lost)
+    except NamiAmpError as error:
+        return dg.SkipReason(str(error))
+    return dg.SkipReason(f"ended: {', '.join(run.run_id for run in runs) or 'none, they had ended by themselves'}")
 
 
 def _mark(waiting: Waiting) -> str:

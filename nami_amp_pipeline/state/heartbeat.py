@@ -1,0 +1,80 @@
+"""Signs of life of runs, so that one whose process or machine is gone can be told from one that is at work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+
+import sqlalchemy as sa
+
+from nami_amp_pipeline.clock import micros
+from nami_amp_pipeline.errors import NamiAmpError
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.store import Store, has_ended
+
+_PREFIX = "run:"
+
+
+class Heartbeat:
+    """Holds a lease with the name of a run for as long as its process lives, renewed by a thread.
+
+    Args:
+        store: the state store.
+        run_id: Dagster's.
+    """
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self._store = store
+        self._run_id = run_id
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begins to beat.
+
+        Raises:
+            StoreUnavailable: the state store cannot be written.
+        """
+        lease = self._store.acquire([_PREFIX + self._run_id]).get(_PREFIX + self._run_id)
+        if lease is None:
+            return
+
+        def beat() -> None:
+            while not self._over.wait(self._store.lease_seconds / 4):
+                with suppress(NamiAmpError):  # the run itself will say that the store is away
+                    self._store.renew([lease])
+
+        self._thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends, and leaves nothing behind."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join(5)
+            with suppress(NamiAmpError):
+                forget(self._store, [self._run_id])
+
+
+def lost_runs(store: Store) -> list[str]:
+    """The runs that began to beat and stopped without a word.
+
+    Raises:
+        StoreUnavailable: the state store cannot be read.
+    """
+    table = tables.leases
+    with store.begin() as tx:
+        rows = tx.execute(sa.select(table).where(table.c.name.startswith(_PREFIX, autoescape=True))).all()
+    now = micros(store.clock)
+    return [row.name.removeprefix(_PREFIX) for row in rows if row.expires_at < now or has_ended(row.owner)]
+
+
+def forget(store: Store, run_ids: Iterable[str]) -> None:
+    """Removes the signs of life of runs that have ended.
+
+    Raises:
+        StoreUnavailable: the state store cannot be written.
+    """
+    with store.begin() as tx:
+        tx.execute(sa.delete(tables.leases).where(tables.leases.c.name.in_([_PREFIX + one for one in run_ids])))
