@@ -8,6 +8,7 @@ from nami_amp_pipeline import __version__
 from nami_amp_pipeline.commands.apps import apps
 from nami_amp_pipeline.commands.dead_letters import dead_letters
 from nami_amp_pipeline.commands.demo import demo, sandbox
+from nami_amp_pipeline.commands.doctor import doctor
 from nami_amp_pipeline.commands.frame import Front, Invocation
 from nami_amp_pipeline.commands.integrations import integrations
 from nami_amp_pipeline.commands.keys import keys
@@ -41,7 +42,21 @@ def cli(invocation: Invocation, debug: bool) -> None:
     invocation.debug = invocation.debug or debug
 
 
-for command in (demo, load, integrations, apps, run, status, dead_letters, trace, retention, migrate, keys, sandbox):
+for command in (
+    demo,
+    load,
+    integrations,
+    apps,
+    run,
+    status,
+    dead_letters,
+    trace,
+    retention,
+    migrate,
+    keys,
+    doctor,
+    sandbox,
+):
     cli.add_command(command)
 
 

@@ -101,19 +101,25 @@ def _create(tx: Transaction) -> None:
 
 def _upgrade(tx: Transaction, version: int, *, only_safe: bool) -> None:
     from alembic import command
-    from alembic.script import ScriptDirectory
 
-    config = alembic_config(tx)
-    head = revision_of(tables.SCHEMA_VERSION)
-    missing = list(ScriptDirectory.from_config(config).iterate_revisions(head, revision_of(version)))
-    if only_safe and not all(script.module.safe for script in missing):
+    if only_safe and not is_safe(tx, version):
         raise Misconfigured(
             f"the state store has schema version {version}, this program needs {tables.SCHEMA_VERSION}: stop what else "
             "works with it, make a backup, and run 'nami-amp migrate'"
         )
+    config = alembic_config(tx)
     if not sa.inspect(tx).has_table(VERSION_TABLE):  # made before there were revisions
         command.stamp(config, revision_of(version))
-    command.upgrade(config, head)
+    command.upgrade(config, revision_of(tables.SCHEMA_VERSION))
+
+
+def is_safe(tx: Transaction, version: int) -> bool:
+    """Whether all that a store of a version lacks is safe to run by itself."""
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory.from_config(alembic_config(tx))
+    missing = scripts.iterate_revisions(revision_of(tables.SCHEMA_VERSION), revision_of(version))
+    return all(script.module.safe for script in missing)
 
 
 def alembic_config(tx: Transaction) -> Config:
