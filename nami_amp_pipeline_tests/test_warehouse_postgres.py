@@ -24,8 +24,10 @@ from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.trace import trace
 from nami_amp_pipeline.warehouse import Finding, adbc, open_warehouse
 from nami_amp_pipeline.warehouse.adbc import Session
+from nami_amp_pipeline_tests.command_line import add, invoke, one_line
 from nami_amp_pipeline_tests.harness import START, Pipeline
 from nami_amp_pipeline_tests.postgres import Postgres
+from nami_amp_pipeline_tests.tls import certificate, tls_before
 from nami_amp_pipeline_tests.warehouses import PostgresEvents
 
 PASSWORD = "hunter2"
@@ -428,6 +430,43 @@ def test_a_wrong_password_is_said_in_a_line_without_it(url: str, tmp_path: Path)
     assert "password authentication failed" in found
     assert PASSWORD not in found
     assert "wrong" not in found
+
+
+def test_a_run_that_cannot_connect_says_so_and_its_password_nowhere(tmp_path: Path) -> None:
+    add(tmp_path, "http://127.0.0.1:9/2/httpapi")
+    address = {"NAMI_AMP_WAREHOUSE_URL": f"postgresql://u:{PASSWORD}@127.0.0.1:1/x"}
+    done = invoke(tmp_path, "run", "--json", settings=address)
+    assert done.exit_code == 1
+    assert "cannot connect to PostgreSQL database x on 127.0.0.1:1" in one_line(done.stderr)
+    assert "cannot connect" in json.loads(done.stdout)["integrations"][0]["error"]
+    written = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
+    assert sum(b"cannot connect to PostgreSQL" in text for text in written) > 0  # Dagster's history has the line
+    for text in (*written, done.stdout.encode(), done.stderr.encode()):
+        assert PASSWORD.encode() not in text
+
+
+def test_load_fills_no_other_database(tmp_path: Path) -> None:
+    (tmp_path / "events.ndjson").write_text("")
+    address = {"NAMI_AMP_WAREHOUSE_URL": f"postgresql://u:{PASSWORD}@127.0.0.1:1/x"}
+    done = invoke(tmp_path, "load", "events.ndjson", "--app", "app", settings=address)
+    assert done.exit_code == 2
+    assert "COPY" in one_line(done.stderr)
+
+
+def test_tls_is_as_the_address_says(url: str, tmp_path: Path) -> None:
+    folder = url.partition("host=")[2]
+    if not folder.startswith("/"):
+        pytest.skip("not our own server")
+    PostgresEvents(url).insert([row(1)])
+    database = url.partition("?")[0].rpartition("/")[2]
+    with tls_before(f"{folder}/.s.PGSQL.5432", certificate(tmp_path, "good")) as port:
+        address = f"postgresql://postgres@localhost:{port}/{database}?sslmode="
+        trusted = f"{address}verify-full&sslrootcert={tmp_path / 'good.pem'}"
+        assert len(read(settings_of(trusted, tmp_path), {"app": None})) == 1
+        other = certificate(tmp_path, "other")
+        found = said(settings_of(f"{address}verify-full&sslrootcert={other}", tmp_path))
+        assert "certificate verify failed" in found
+        assert "cannot connect to" in said(settings_of(f"{address}disable", tmp_path))
 
 
 def said(settings: Settings) -> str:
