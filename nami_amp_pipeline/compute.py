@@ -17,6 +17,14 @@ SPACES = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 """What counts as surrounding space of an id: all that Unicode calls so."""
 
 
+Config = dict[str, str | bool | int | float | list[str]]
+
+
+def open_engine(config: Config) -> duckdb.DuckDBPyConnection:
+    """An empty in-memory DuckDB; a simulation puts something in its place that costs less to open."""
+    return duckdb.connect(":memory:", config=config)
+
+
 @contextmanager
 def compute(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
     """A fresh in-memory DuckDB within the memory of the settings; it spills into the data folder.
@@ -24,7 +32,7 @@ def compute(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
     Raises:
         Halted: memory and disk do not suffice.
     """
-    config: dict[str, str | bool | int | float | list[str]] = {
+    config: Config = {
         "memory_limit": settings.duckdb_memory,
         "temp_directory": str(settings.data_dir / "spill"),
         "autoinstall_known_extensions": False,
@@ -32,7 +40,7 @@ def compute(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
     }
     if settings.duckdb_threads:
         config["threads"] = settings.duckdb_threads
-    with duckdb.connect(":memory:", config=config) as connection:
+    with open_engine(config) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET VARIABLE spaces = ?", [SPACES])
         try:

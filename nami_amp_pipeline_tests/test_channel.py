@@ -93,7 +93,75 @@ _MORE = [
         "named_without_list", 4, 429, {"throttled_users": {"user2": 31}},
         {"retry_now": [0, 1, 3], "retry_later": [2], "min_delay_s": 30},
     ),
+    _case(
+        "ok_as_seen_live", 1, 200,
+        {"code": 200, "server_upload_time": 1639235302252, "payload_size_bytes": 863, "events_ingested": 1},
+        {"delivered": [0]},
+    ),
+    # Repeats may count as ingested or not, so the number says nothing about which events Amplitude has.
+    _case("ok_but_none_ingested", 4, 200, {"code": 200, "events_ingested": 0}, {"delivered": _ALL4}),
+    _case(
+        "missing_field_events", 4, 400,
+        {"missing_field": "events", "code": 400, "error": "Request missing required field"}, {"halt": True},
+    ),
+    _case(
+        "only_the_first_is_named", 4, 400,
+        {"code": 400, "error": "Request missing required field", "events_with_missing_fields": {"event_type": [3]}},
+        {"dead": {"3": "rejected"}, "retry_now": [0, 1, 2], "same_ids": True},
+    ),
+    _case(
+        "invalid_values", 8, 400,
+        {"error": "Invalid field values on some events", "events_with_invalid_fields": {"time": [3, 4, 7]}},
+        {"dead": {"3": "rejected", "4": "rejected", "7": "rejected"}, "retry_now": [0, 1, 2, 5, 6]},
+    ),
+    _case(
+        "id_too_short", 4, 400,
+        {"code": 400, "error": "Invalid id length for user_id or device_id",
+         "events_with_invalid_id_lengths": {"user_id": [1]}},
+        {"dead": {"1": "rejected"}, "retry_now": [0, 2, 3]},
+    ),
+    _case(
+        "silenced_devices_among_throttled_ones", 8, 400,
+        {"code": 400, "error": "Events silenced for device_id", "eps_threshold": 100,
+         "exceeded_daily_quota_devices": {}, "silenced_devices": ["d1", "d2"], "silenced_events": [5, 6],
+         "throttled_devices": {"d3": 0, "d4": 100}, "throttled_events": [3, 4]},
+        {"dead": {"5": "silenced", "6": "silenced"}, "retry_now": [0, 1, 2, 7], "retry_later": [3, 4],
+         "min_delay_s": 30},
+    ),
+    _case(
+        "users_and_devices_throttled", 8, 429,
+        {"code": 429, "error": "Too many requests for some devices and users", "eps_threshold": 30,
+         "throttled_devices": {"d3": 31}, "throttled_users": {"user4": 32}, "throttled_events": [3, 4, 7]},
+        {"retry_now": [0, 1, 2, 5, 6], "retry_later": [3, 4, 7], "min_delay_s": 30},
+    ),
+    _case(
+        "daily_quota_of_a_device", 4, 429,
+        {"code": 429, "exceeded_daily_quota_users": {}, "exceeded_daily_quota_devices": {"d3": 500900},
+         "eps_threshold": 1000, "throttled_events": [3]},
+        {"retry_now": [0, 1, 2], "retry_later": [3], "min_delay_s": 3600},
+    ),
+    _case(
+        "throttled_maps_that_are_empty", 4, 429,
+        {"code": 429, "throttled_users": {}, "throttled_devices": {}, "throttled_events": []},
+        {"retry_later": _ALL4, "min_delay_s": 60},
+    ),
+    _case(
+        "throttled_user_with_a_time", 4, 429, {"throttled_users": {"user2": 31}, "throttled_events": [2]},
+        {"retry_now": [0, 1, 3], "retry_later": [2], "min_delay_s": 45}, retry_after="45",
+    ),
+    _case("bad_gateway", 4, 502, {"code": 502, "error": "x"}, _LATER4),
+    _case("gateway_timeout", 4, 504, {"code": 504, "error": "x"}, _LATER4),
+    _case("nothing_in_a_500", 4, 500, None, _LATER4),
+    _case("too_early", 4, 425, None, _LATER4),
+    _case("too_large_as_a_firewall_says_it", 4, 413, b"<html>413</html>", {"split": True, "same_ids": True}),
+    _case("payload_in_a_language_nobody_reads", 4, 500, b"\xff\xfe\x00", _LATER4),
 ]  # fmt: skip
+_DEVICES = {
+    "silenced_devices_among_throttled_ones": {3: "d3", 4: "d4", 5: "d1", 6: "d2"},
+    "users_and_devices_throttled": {3: "d3", 7: "d3"},
+    "daily_quota_of_a_device": {3: "d3"},
+}
+"""Events of a device alone."""
 
 
 def _users(case: dict[str, Any]) -> dict[int, str]:
@@ -121,7 +189,8 @@ def _answer(case: dict[str, Any]) -> HttpAnswer | NoAnswer:
 def test_answer(case: dict[str, Any], tmp_path: Path) -> None:
     bench = Bench(tmp_path, batch_events=case["batch"], run_retry_seconds=7_300.0)
     users = _users(case)
-    bench.prepare([event(number, users.get(number)) for number in range(case["batch"])])
+    devices = _DEVICES.get(case["id"], {})
+    bench.prepare([event(number, users.get(number), devices.get(number)) for number in range(case["batch"])])
     bench.answer = lambda posted: OK if posted.number else _answer(case)
     bench.deliver()
     expect = case["expect"]

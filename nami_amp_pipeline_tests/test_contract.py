@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, given, settings
@@ -19,6 +18,7 @@ from nami_amp_pipeline_tests import reference
 from nami_amp_pipeline_tests.harness import Pipeline
 from nami_amp_pipeline_tests.histories import histories, integrations, times
 from nami_amp_pipeline_tests.postgres import Postgres
+from nami_amp_pipeline_tests.snapshots import current_snapshots
 
 GOLDEN = Path(__file__).parent / "cases" / "golden"
 
@@ -123,37 +123,9 @@ def check_history(history: list[list[reference.Row]], wanted: reference.Settings
         assert numbers.skipped == dict(Counter(expected.skipped.values()))
         assert numbers.dead_letters == dict(Counter(expected.dead_letters.values()))
         assert numbers.pending == len(expected.pending)
-        assert current_snapshots(pipeline) == {
+        assert current_snapshots(pipeline.context.store) == {
             user_id: snapshot.properties for user_id, snapshot in expected.current.items()
         }
         pipeline.close()
     finally:
         shutil.rmtree(home)
-
-
-def current_snapshots(pipeline: Pipeline) -> dict[str, dict[str, Any]]:
-    """The current snapshots of the store, by user, without what was never seen."""
-    found = {}
-    with pipeline.context.store.begin() as tx:
-        for row in tx.execute(sa.select(tables.user_property_snapshots)).mappings():
-            if row["app_id"] != "app" or row["as_of_date"] is None:
-                continue
-            properties = {
-                name: orjson.loads(row[name])
-                for name in (
-                    "namiml_active_entitlements",
-                    "namiml_active_skus",
-                    "namiml_device_ids",
-                    "namiml_device_platforms",
-                )
-                if row[name] is not None
-            }
-            if row["former_subscriber"] is not None:
-                properties["namiml_former_subscriber"] = bool(
-                    row["former_subscriber"] and not row["has_active_entitlement"]
-                )
-            for name in ("namiml_in_grace_period", "namiml_in_trial_period", "namiml_in_intro_offer_period"):
-                if row[name] is not None:
-                    properties[name] = bool(row[name])
-            found[row["user_id"]] = properties
-    return found

@@ -17,28 +17,31 @@ import time
 import traceback
 from collections import Counter
 
+from nami_amp_pipeline_tests.postgres import Postgres
 from nami_amp_pipeline_tests.simulation import delivery, whole
+from nami_amp_pipeline_tests.simulation.cheap import work_folder
 from nami_amp_pipeline_tests.simulation.killing import Killing
 
 _KINDS = {"delivery": delivery.simulate, "whole": whole.simulate}
 _COUNTED = ("ticks", "crashes", "takeovers", "requests", "commits", "store_failures", "events")
 
 
-def attempt(job: tuple[str, int]) -> tuple[str, int, str | None, dict[str, int]]:
-    """One seed: its kind, itself, what was wrong if anything was, and what happened."""
+def attempt(job: tuple[str, int]) -> tuple[str, int, str | None, Counter[str], Counter[str]]:
+    """One seed: its kind, itself, what was wrong if anything was, what happened, and which situations came up."""
     logging.disable(logging.CRITICAL)
     kind, seed = job
     try:
         facts = _KINDS[kind](seed)
     except Exception:  # noqa: BLE001 - every failure is a finding
-        return kind, seed, traceback.format_exc(limit=-3), {}
-    return kind, seed, None, {name: getattr(facts, name) for name in _COUNTED}
+        return kind, seed, traceback.format_exc(limit=-3), Counter(), Counter()
+    return kind, seed, None, Counter({name: getattr(facts, name) for name in _COUNTED}), facts.met
 
 
 def simulate(minutes: float, first: int, kind: str | None) -> int:
     """Runs seeds until the time is over; returns how many failed."""
     end = time.monotonic() + minutes * 60
     totals: Counter[str] = Counter()
+    met: Counter[str] = Counter()
     failed: list[str] = []
     begun = time.monotonic()
     rng = random.Random(first)
@@ -49,33 +52,41 @@ def simulate(minutes: float, first: int, kind: str | None) -> int:
 
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         while time.monotonic() < end:
-            for one, seed, wrong, facts in pool.imap_unordered(attempt, jobs()):
+            for one, seed, wrong, facts, situations in pool.imap_unordered(attempt, jobs()):
                 totals[one] += 1
                 totals.update(facts)
+                met.update(situations)
                 if wrong is not None:
                     failed.append(f"--kind {one} --seed {seed}")
                     _say(f"FAILED {failed[-1]}\n{wrong}")
     took = time.monotonic() - begun
     seeds = totals["delivery"] + totals["whole"]
     _say(f"{seeds} seeds in {took:.0f} s ({seeds / took * 60:.0f} a minute): {dict(totals)}")
+    for group in ("ends at", "sleeps at", "others come at", "gives up", "network", "answer", "event"):
+        mine = {name.removeprefix(group).strip(": "): met[name] for name in sorted(met) if name.startswith(group)}
+        _say(f"  {group}: {', '.join(f'{name} {times:,}' for name, times in mine.items())}")
     for line in failed:
         _say(f"again: python -m nami_amp_pipeline_tests.torture {line}")
     return len(failed)
 
 
-def kill(kills: int, seed: int) -> None:
-    """Kills real processes."""
+def kill(kills: int, seed: int, *, postgres: bool) -> None:
+    """Kills real processes, of a SQLite store or of one in a PostgreSQL of our own."""
     begun = time.monotonic()
-    folder = delivery.work_folder()
+    folder = work_folder()
+    server = Postgres() if postgres else None
     try:
-        killing = Killing(folder, seed)
+        killing = Killing(folder, seed, server.fresh_database() if server else None)
         killing.run(kills)
     finally:
+        if server:
+            server.stop()
         shutil.rmtree(folder, ignore_errors=True)
     audit = killing.sandbox.audit
     _say(
         f"{killing.kills} kills in {time.monotonic() - begun:.0f} s: {killing.rows} rows, {audit.accepted} events, "
-        f"{audit.duplicates} sent again, none lost, none twice, {audit.requests} requests"
+        f"{audit.duplicates} sent again, {killing.most_resent} at most between two ends of a process, none lost, "
+        f"none twice, {audit.requests} requests"
     )
 
 
@@ -91,13 +102,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="run this one; with --minutes or --kills, where to begin")
     parser.add_argument("--kind", choices=sorted(_KINDS))
     parser.add_argument("--kills", type=int, help="kill so many real processes instead")
+    parser.add_argument("--postgres", action="store_true", help="with --kills: the state store is a PostgreSQL")
     given = parser.parse_args()
     if given.kills:
-        kill(given.kills, given.seed or 1)
+        kill(given.kills, given.seed or 1, postgres=given.postgres)
         return 0
     if given.seed is not None and given.kind:
-        _, _, wrong, facts = attempt((given.kind, given.seed))
-        _say(wrong or f"well: {facts}")
+        _, _, wrong, facts, met = attempt((given.kind, given.seed))
+        _say(wrong or f"well: {dict(facts)} {dict(met)}")
         return int(wrong is not None)
     first = given.seed if given.seed is not None else time.time_ns()
     _say(f"seeds drawn from {first}")

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import sqlalchemy as sa
 
 from nami_amp_pipeline.amplitude.sandbox import Fault, Options, Sandbox, SandboxServer
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import integrations as registry
+from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import NewIntegration
 from nami_amp_pipeline.status import IntegrationStatus, status
 from nami_amp_pipeline_tests.warehouses import append
@@ -44,6 +46,9 @@ class Killing:
         self.kills = 0
         self.rows = 0
         self.poison: set[str] = set()
+        self.most_resent = 0
+        self._under_way = 0
+        self._seen = (0, 0)
         self._environ = {
             "NAMI_AMP_HOME": str(folder),
             "NAMI_AMP_STATE_URL": state_url or f"sqlite:///{folder / 'state.db'}",
@@ -114,6 +119,34 @@ class Killing:
         if not answer["killed"]:
             assert answer["status"] == 0, "a stage failed that nobody killed"
         self.check_conservation()
+        self._check_resent()
+
+    def _check_resent(self) -> None:
+        """What came again since the last process is what that one had under way, and what had no answer this time."""
+        with self.sandbox.locked:
+            resent, unanswered = self.sandbox.audit.duplicates, self._unanswered()
+        before_resent, before_unanswered = self._seen
+        again, lost = resent - before_resent, unanswered - before_unanswered
+        allowed = self._under_way + lost * _BATCH
+        assert again <= allowed, (
+            f"{again} events sent again, {self._under_way} were under way, {lost} answers were lost"
+        )
+        self.most_resent = max(self.most_resent, again)
+        self._seen = resent, unanswered
+        self._under_way = self._recorded_as_posted()
+        assert self._under_way <= _LANES * _PROJECTS * _BATCH, self._under_way
+
+    def _unanswered(self) -> int:
+        return sum(fault.fired for fault in self.sandbox.faults if fault.kind != "poison")
+
+    def _recorded_as_posted(self) -> int:
+        """Events of the requests that the process had under way when it ended."""
+        lanes, exceptions = tables.lanes, tables.exceptions
+        in_lanes = sa.select(sa.func.coalesce(sa.func.sum(lanes.c.attempt_end - lanes.c.next_row), 0))
+        held = sa.select(sa.func.count()).where(exceptions.c.state == "held", exceptions.c.unknown_since.is_not(None))
+        with self.context.store.begin() as tx:
+            unknown = tx.execute(in_lanes.where(lanes.c.unknown_since.is_not(None))).scalar_one()
+            return int(unknown) + int(tx.execute(held).scalar_one())
 
     def _load(self, count: int) -> None:
         """Appends rows; a user's later rows are of later events."""
@@ -160,8 +193,6 @@ class Killing:
         for finding in ("accepted_more_than_once", "concurrent_same_user", "order_violations", "changed_repeats"):
             assert getattr(audit, finding).count == 0, (finding, getattr(audit, finding).examples[:3])
         assert audit.accepted == (self.rows - len(self.poison)) * _PROJECTS, (audit.accepted, self.rows)
-        lost_answers = sum(fault.fired for fault in self.sandbox.faults if fault.kind != "poison")
-        assert audit.duplicates <= (self.kills * _LANES * _PROJECTS + lost_answers) * _BATCH
         for one in self.status():
             assert one.delivered == self.rows - len(self.poison), one
             assert one.dead_letters.get("rejected", 0) == len(self.poison), one

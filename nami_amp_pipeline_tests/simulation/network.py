@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -93,6 +94,7 @@ class Network:
         weather: how bad it is.
         unheard: events of requests that were stored while the sender got no 200; as many may come again.
         requests: how many there were.
+        met: how many of each kind.
     """
 
     def __init__(self, time: Time, sandbox: Sandbox, rng: random.Random) -> None:
@@ -102,6 +104,7 @@ class Network:
         self.weather = Weather()
         self.unheard = 0
         self.requests = 0
+        self.met: Counter[str] = Counter()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._open: set[int] = set()
@@ -126,6 +129,7 @@ class Network:
         request = _Request(wire, number, url, body, body.count(b'"insert_id"'), self._kind(now))
         delay = self.rng.uniform(0.005, self.weather.slowest)
         kind = request.kind
+        self.met[kind] += 1
         if kind == "refused":
             self.at(now + delay / 10, lambda: self._reply(request, NoAnswer("refused", maybe_stored=False)))
             return

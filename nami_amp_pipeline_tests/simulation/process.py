@@ -17,6 +17,7 @@ from nami_amp_pipeline_tests.simulation.network import Crash
 
 _COMPILED: dict[Any, Any] = {}
 """Statements as SQL, shared by all stores: translating them would take as long as the rest of a history."""
+_DIALECTS: dict[str, sa.Dialect] = {}
 
 
 @dataclass
@@ -27,12 +28,14 @@ class Perils:
         crash_at: the step, counted from its start, at which it ends; None for never.
         store_fails: probability that a transaction does not come about, or only seems not to.
         at_step: called at each step, for others to come in between.
+        crashed_at: the step at which it ended.
     """
 
     crash_at: int | None = None
     store_fails: float = 0.0
     at_step: Callable[[str], None] = lambda _step: None
     steps: int = field(default=0, init=False)
+    crashed_at: str = field(default="", init=False)
 
 
 class MortalStore(Store):
@@ -43,12 +46,23 @@ class MortalStore(Store):
     ) -> None:
         super().__init__(url, clock, lease_seconds, owner)
         sa.event.listen(self.engine, "connect", _unsynchronised)
+        # Translations of statements are kept by dialect, and each engine would have one of its own.
+        self.engine.dialect = self.engine.pool._dialect = _DIALECTS.setdefault("sqlite", self.engine.dialect)
         self.engine.update_execution_options(compiled_cache=_COMPILED)
         self.perils = perils
         self.dead = False
         self.committed: Callable[[], None] = lambda: None
         self._rng = rng
         self._busy = False
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        if self.dead:
+            raise Crash
+        if self._rng.random() < self.perils.store_fails:
+            raise StoreUnavailable("state store: simulated")
+        with super().reading() as tx:
+            yield tx
 
     @contextmanager
     def begin(self, *, under: Iterable[Lease] = ()) -> Iterator[Transaction]:
@@ -79,6 +93,7 @@ class MortalStore(Store):
         perils.steps += 1
         if perils.crash_at is not None and perils.steps >= perils.crash_at:
             self.dead = True
+            perils.crashed_at = name
             raise Crash(name)
         perils.at_step(name)
         if self.dead:

@@ -21,6 +21,8 @@ from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state.integrations import Integration, NewIntegration
 from nami_amp_pipeline.status import status
 from nami_amp_pipeline.warehouse import Warehouse
+from nami_amp_pipeline_tests.simulation.cheap import fresh_store
+from nami_amp_pipeline_tests.simulation.ledger import Ledger
 from nami_amp_pipeline_tests.simulation.network import KINDS, Crash, Network, SimulatedWire, Time, Weather
 from nami_amp_pipeline_tests.simulation.process import MortalStore, Perils
 
@@ -34,7 +36,7 @@ class WrongError(AssertionError):
 
 @dataclass
 class Facts:
-    """What happened, for the report of a run of many seeds."""
+    """What happened, for the report of a run of many seeds; ``met`` names the situations that came up, each counted."""
 
     ticks: int = 0
     crashes: int = 0
@@ -43,7 +45,7 @@ class Facts:
     commits: int = 0
     store_failures: int = 0
     events: int = 0
-    troubles: Counter[str] = field(default_factory=Counter)
+    met: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -55,7 +57,6 @@ class World:
         folder: for state and files.
         settings: of the pipeline.
         warehouse: where rows come from.
-        check_every: conservation is looked at after each so-many-th commit.
     """
 
     rng: random.Random
@@ -63,7 +64,6 @@ class World:
     settings: Settings
     warehouse: Warehouse
     options: Options
-    check_every: int = 1
 
     def __post_init__(self) -> None:
         self.time = Time()
@@ -74,6 +74,11 @@ class World:
         self._wires: list[SimulatedWire] = []
         self._key = Cipher(ENCRYPTION_KEY, self.folder / "unused")
         self._files = DataFolder(self.settings.data_dir)
+        path = Path(self.settings.state_url.removeprefix("sqlite:///"))
+        fresh_store(path)
+        self.ledger = Ledger(path)
+        self.before_step: Callable[[str, str], None] = lambda _run_id, _step: None
+        self.after_commit: Callable[[str], None] = lambda _run_id: None
         self.outside = self.process(Perils())
 
     def process(self, perils: Perils) -> Context:
@@ -87,8 +92,6 @@ class World:
             perils,
             random.Random(self.rng.random()),
         )
-        if self._processes == 1:
-            store.create()
         context = Context(
             settings=self.settings,
             store=store,
@@ -100,7 +103,7 @@ class World:
             sleep=lambda seconds: self.network.advance(self.time.true + seconds),
             step=store.step,
         )
-        store.committed = lambda: self._committed(context)
+        store.committed = lambda: self._committed(context.run_id)
         return context
 
     def add(self, name: str, endpoint: str, **more: object) -> Integration:
@@ -124,13 +127,14 @@ class World:
         if not truth:
             raise WrongError(message)
 
-    def _committed(self, context: Context) -> None:
+    def _committed(self, run_id: str) -> None:
         self.facts.commits += 1
-        if self.facts.commits % self.check_every == 0:
-            self.check_conservation(context)
+        wrong = self.ledger.wrong()
+        self.check(not wrong, f"not conserved: {wrong}")
+        self.after_commit(run_id)
 
-    def check_conservation(self, context: Context) -> None:
-        """What was captured is delivered, skipped, dead or pending; nothing is counted twice or below zero."""
+    def check_status(self, context: Context) -> None:
+        """The same as ``nami-amp status`` says it."""
         for one in status(context, registry.all_integrations(context.store)):
             ends = one.delivered + sum(one.skipped.values()) + sum(one.dead_letters.values())
             numbers = (one.delivered, one.pending, *one.skipped.values(), *one.dead_letters.values())
@@ -153,6 +157,7 @@ class World:
         def step(name: str) -> None:
             if name == "deliver.committed":
                 wire.recorded()
+            self.before_step(context.run_id, name)
             at_step(name)
 
         perils.at_step = step
@@ -161,9 +166,11 @@ class World:
             stages(context, wire)
         except Crash:
             self.facts.crashes += 1
+            self.facts.met[f"ends at {perils.crashed_at}"] += 1
             return False
-        except (Halted, LostLease):
+        except (Halted, LostLease) as error:
             self.facts.store_failures += 1
+            self.facts.met[f"gives up: {type(error).__name__}"] += 1
             return False
         finally:
             wire.alive = False
@@ -172,6 +179,7 @@ class World:
             store.dead = True
             store.engine.dispose()
             self.facts.requests += self.network.requests - before
+        self.check_status(self.outside)
         return True
 
     def deliver(self, context: Context, wire: SimulatedWire) -> None:
@@ -192,14 +200,15 @@ class World:
 
             def come_between(step: str) -> None:
                 if perils.steps == moment:
-                    self._take_over(stages, asleep=asleep)
+                    self._take_over(stages, step, asleep=asleep)
 
             perils.at_step = come_between
         return perils
 
-    def _take_over(self, stages: Callable[[Context, SimulatedWire], None], *, asleep: bool) -> None:
+    def _take_over(self, stages: Callable[[Context, SimulatedWire], None], step: str, *, asleep: bool) -> None:
         """Another process works while this one stands still, perhaps for longer than its leases last."""
         self.facts.takeovers += 1
+        self.facts.met[f"{'sleeps' if asleep else 'others come'} at {step}"] += 1
         if asleep:
             for wire in self._wires:
                 wire.forgets()
@@ -213,7 +222,6 @@ class World:
         if rng.random() < 0.7:
             kinds = rng.sample(KINDS, rng.randint(1, 5))
             weather.trouble = {kind: rng.choice((0.02, 0.1, 0.3)) for kind in kinds}
-            self.facts.troubles.update(kinds)
         if rng.random() < 0.2:
             begin = self.time.true + rng.uniform(0, 20)
             weather.outages.append((begin, begin + rng.choice((5.0, 60.0, 900.0)), rng.choice(KINDS[:7])))
@@ -246,6 +254,19 @@ class World:
         return reasons
 
     # -- from outside ----------------------------------------------------------------------------------------------
+
+    def note_what_was_met(self) -> None:
+        """Adds what the store remembers of requests and exceptions, and what the network did, to the facts."""
+        met = self.facts.met
+        met.update({f"answer {outcome}": requests for outcome, requests in self.ledger.outcomes().items()})
+        met.update({f"event {what}": events for what, events in self.ledger.exceptions().items()})
+        met.update({f"network {kind}": times for kind, times in self.network.met.items()})
+        met["event sent again"] += self.sandbox.audit.duplicates
+
+    def close(self) -> None:
+        """Ends the world."""
+        self.outside.store.close()
+        self.ledger.close()
 
     def received_with(self, api_key: str) -> dict[str, dict[str, Any]]:
         """The events that the sandbox took with this key, by insert_id."""
