@@ -121,6 +121,7 @@ def _in_segments(context: Context, connection: duckdb.DuckDBPyConnection, event_
                 "captured_at": to_text(segment.captured_at),
                 "run_id": segment.run_id,
                 "snapshot": _snapshot(context, connection, segment.id, app_id, row_number),
+                "snapshot_sources": _sources(context, connection, segment.id, app_id, row_number),
             }
         )
     return captures
@@ -145,6 +146,37 @@ def _snapshot(
     if not row:
         return None
     return {key: value for key, value in zip(USER_PROPERTIES, row[0], strict=True) if value is not None}
+
+
+def _sources(
+    context: Context, connection: duckdb.DuckDBPyConnection, segment_id: int, app_id: str, row_number: int
+) -> dict[str, Any]:
+    """For each group of the user properties as of an event, the event that it is from, as far as files still tell."""
+    parts = tables.segment_apps
+    with context.store.begin() as tx:
+        names = tx.execute(
+            sa.select(parts.c.segment_id, parts.c.snapshot_file).where(
+                parts.c.segment_id <= segment_id, parts.c.app_id == app_id, parts.c.snapshot_file.is_not(None)
+            )
+        ).all()
+    paths = {row.segment_id: context.folder.path(row.snapshot_file) for row in names}
+    paths = {number: path for number, path in paths.items() if path.exists()}
+    if segment_id not in paths:
+        return {}
+    own = literal(str(paths[segment_id]))
+    groups = {"entitlements": "active_entitlements", "devices": "devices", "journey": "customer_journey_state"}
+    found: dict[str, Any] = {}
+    for flag, group in groups.items():
+        row = connection.execute(
+            f"SELECT s.id, epoch_us(s.created_date) FROM read_parquet({files(list(paths.values()))}) s "  # noqa: S608
+            f"JOIN (FROM read_parquet({own}) WHERE app_id = ? AND row = ?) own USING (app_id, user_id) "
+            f"WHERE s.has_{flag} AND (s.created_date, s.id) <= (own.created_date, own.id) "
+            "ORDER BY s.created_date DESC, s.id DESC LIMIT 1",
+            [app_id, row_number],
+        ).fetchone()
+        if row is not None:
+            found[group] = {"event_id": row[0], "created_date": to_text(row[1])}
+    return found
 
 
 def _before_outbox(one: Integration, capture: dict[str, Any] | None) -> dict[str, Any]:
@@ -332,4 +364,5 @@ def _request(row: Any) -> dict[str, Any] | None:
         "sent_at": to_text(row.sent_at),
         "answered_at": to_text(row.answered_at),
         "run_id": row.run_id,
+        "answer": row.answer,
     }

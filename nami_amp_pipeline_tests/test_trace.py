@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from nami_amp_pipeline import pipeline
@@ -16,6 +17,8 @@ from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import integrations
 from nami_amp_pipeline.trace import Trace, trace
 from nami_amp_pipeline_tests.command_line import add, event, invoke, load_events, tick
+
+_GROUPS = ("active_entitlements", "devices", "customer_journey_state")
 
 
 @pytest.fixture
@@ -68,6 +71,7 @@ def test_an_event_on_its_way(tmp_path: Path, server: SandboxServer, context: Con
     unknown = state(trace(context, "event-1"))
     assert unknown["state"] == "outcome_unknown"
     assert unknown["request"]["status"] == 500
+    assert '"code":500' in unknown["request"]["answer"]
 
     server.sandbox.faults.remove()
     pipeline.deliver_integrations(context, integrations.all_integrations(context.store))
@@ -138,3 +142,26 @@ def test_the_command_shows_it(tmp_path: Path, server: SandboxServer) -> None:
     for text in ("radio/prod: delivered", "namiml_in_trial_period", "200 (delivered), 1 events", "run first", "u:e1"):
         assert text in shown.stdout
     assert max(map(len, shown.stdout.splitlines())) <= 100
+
+
+def test_the_events_that_a_snapshot_is_from(tmp_path: Path, context: Context) -> None:
+    add(tmp_path, "us")
+
+    def carrying(number: int, **groups: Any) -> bytes:
+        plain = {name: value for name, value in orjson.loads(event(number)).items() if name not in _GROUPS}
+        return orjson.dumps({**plain, **groups})
+
+    load_events(tmp_path, carrying(1, active_entitlements=[], devices=[{"id": "d"}]), carrying(5, devices=[]))
+    pipeline.capture_apps(context)
+    pipeline.snapshot_apps(context)
+    load_events(tmp_path, carrying(3, customer_journey_state={"in_trial_period": True}), carrying(4))
+    pipeline.capture_apps(context)
+    pipeline.snapshot_apps(context)
+    (capture,) = trace(context, "event-4").captures
+    assert {group: source["event_id"] for group, source in capture["snapshot_sources"].items()} == {
+        "active_entitlements": "event-1",
+        "devices": "event-1",
+        "customer_journey_state": "event-3",
+    }
+    assert capture["snapshot_sources"]["devices"]["created_date"] == capture["created_date"].replace(":04Z", ":01Z")
+    assert "devices from event-1, created" in invoke(tmp_path, "trace", "event-4").stdout

@@ -50,6 +50,8 @@ def _show(found: Trace) -> None:
         if capture["snapshot"] is not None:
             click.echo("User properties as of it:")
             screen.facts(capture["snapshot"], indent=2)
+            for group, source in capture["snapshot_sources"].items():
+                click.echo(f"  {group} from {source['event_id']}, created {source['created_date']}")
     for one in found.integrations:
         reason = f" ({one['reason']})" if one["reason"] else ""
         click.echo(f"{one['integration']}: {one['state'].replace('_', ' ')}{reason}")
@@ -69,6 +71,6 @@ def _details(one: dict[str, Any]) -> dict[str, object]:
             else None
         ),
         "Paused until": one.get("paused_until"),
-        "Answer": one.get("answer"),
+        "Answer": one.get("answer") or (request or {}).get("answer"),
         "Dead letter": one.get("dead_letter"),
     }
