@@ -227,7 +227,7 @@ def _in_exceptions(tx: Transaction, one: Integration, event_id: str) -> dict[str
         "identity": row.identity or None,
         "at": to_text(row.at),
         "outbox": _outbox(tx.execute(outbox.limit(1)).one_or_none()),
-        "answer": row.answer,
+        "answer": row.answer if row.state != "delivered" else None,
     }
     if row.state in ("delivered", "dead"):
         request = tx.execute(sa.select(requests).where(requests.c.id == row.request_id)).one_or_none()

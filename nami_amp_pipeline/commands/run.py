@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
@@ -50,26 +50,44 @@ def run(invocation: Invocation, integrations: tuple[str, ...], as_json: bool) ->
         _show(report.run_id, report.integrations)
         if not known:
             click.echo("There is no integration yet: 'nami-amp integrations add' adds one.")
-    for problem in _problems(report):
+    for problem in _problems(report, lambda: _halted(invocation)):
         invocation.complain(problem)
     return 0 if report.ok else 2 if isinstance(report.error, Misconfigured) else 1
 
 
-def _problems(report: RunReport) -> list[str]:
-    """A line for each thing that kept events from being delivered."""
+def _halted(invocation: Invocation) -> set[str]:
+    """The integrations that stand still until a person repairs them; none where the store cannot be asked."""
+    from nami_amp_pipeline.errors import NamiAmpError
+    from nami_amp_pipeline.state.integrations import all_integrations
+
+    try:
+        return {one.key for one in all_integrations(invocation.store) if one.halted_reason}
+    except NamiAmpError:
+        return set()
+
+
+def _problems(report: RunReport, halted: Callable[[], set[str]]) -> list[str]:
+    """A line for each thing that kept events from being delivered, and how it goes on."""
     lines = list(report.problems)
     for row in report.integrations:
         if row["error"] and not any(row["error"] in line for line in lines):
             lines.append(f"{row['integration']}: {row['error']}")
-    return [
-        line + _left(next((row for row in report.integrations if line.startswith(f"{row['integration']}:")), {}))
-        for line in lines
-    ]
+    still = halted() if lines else set()
+    found = []
+    for line in lines:
+        row = next((row for row in report.integrations if line.startswith(f"{row['integration']}:")), {})
+        found.append(line + _left(row, is_halted=row.get("integration") in still))
+    return found
 
 
-def _left(row: Mapping[str, Any]) -> str:
-    pending = row.get("pending", 0)
-    return f" ({pending:,} event{'s' if pending != 1 else ''} pending, the next run goes on)" if pending else ""
+def _left(row: Mapping[str, Any], *, is_halted: bool) -> str:
+    pending, key = row.get("pending", 0), row.get("integration")
+    if not pending:
+        return ""
+    goes_on = "the next run goes on"
+    if is_halted:
+        goes_on = f"'integrations test {key}', then 'integrations enable {key}' goes on"
+    return f" ({pending:,} event{'s' if pending != 1 else ''} pending, {goes_on})"
 
 
 def _show(run_id: str, rows: list[dict[str, Any]]) -> None:
