@@ -67,7 +67,7 @@ def expire_waiting(context: Context, leases: Mapping[int, Lease]) -> dict[int, i
     """
     before = context.now() - context.settings.hold_days * 86_400_000_000
     table = tables.exceptions
-    expired = sa.and_(table.c.state == "waiting", table.c.at < before)
+    expired = sa.and_(table.c.state == "waiting", table.c.at <= before)
     gone: dict[int, int] = {}
     with context.store.begin(under=leases.values()) as tx:
         for integration_id in leases:
