@@ -15,7 +15,6 @@ from nami_amp_pipeline.amplitude.sandbox import Fault, Sandbox, SandboxServer
 from nami_amp_pipeline.dead_letters import BUSY, NO_BODY, TOO_OLD, Filter
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.state import Store, tables
-from nami_amp_pipeline.state.users import move_sent
 from nami_amp_pipeline_tests.command_line import add, event, load_events, tick
 
 DAY = 86_400_000_000
@@ -181,7 +180,9 @@ def test_what_was_refused_comes_back_as_history_once_newer_state_was_sent(
     given = {"body": STATE, **columns}
     bury(store, 1, created_date=99, **given)
     with store.begin() as tx:
-        move_sent(store, tx, [(1, "ann", *sent), (2, "ann", 10**9, "x"), (1, "eve", 10**9, "x")] if sent else [])
+        told = [(2, "ann", 10**9, "x"), (1, "eve", 10**9, "x"), *([(1, "ann", *sent)] if sent else [])]
+        names = ("integration_id", "user_id", "as_of_date", "as_of_event")
+        tx.execute(sa.insert(tables.sent_states), [dict(zip(names, row, strict=True)) for row in told])
     assert dead_letters.retry(store, Filter()).retried == 1
     body = exception(store, 1).body
     if not is_history:

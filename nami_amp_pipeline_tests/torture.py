@@ -85,8 +85,8 @@ def kill(kills: int, seed: int, *, postgres: bool) -> None:
     audit = killing.sandbox.audit
     _say(
         f"{killing.kills} kills in {time.monotonic() - begun:.0f} s: {killing.rows} rows, {audit.accepted} events, "
-        f"{audit.duplicates} sent again, {killing.most_resent} at most between two ends of a process, none lost, "
-        f"none twice, {audit.requests} requests"
+        f"{audit.duplicates} sent again, after each kill no more than were under way (at most {killing.most_under_way}) "
+        f"and had no answer since; none lost, none twice, {audit.requests} requests"
     )
 
 
@@ -98,7 +98,7 @@ def _say(text: str) -> None:
 def main() -> int:
     """The command line; the exit status is 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--minutes", type=float, help="how long; 1 by default")
     parser.add_argument("--seed", type=int, help="run this one; with --minutes or --kills, where to begin")
     parser.add_argument("--kind", choices=sorted(_KINDS))
     parser.add_argument("--kills", type=int, help="kill so many real processes instead")
@@ -107,13 +107,13 @@ def main() -> int:
     if given.kills:
         kill(given.kills, given.seed or 1, postgres=given.postgres)
         return 0
-    if given.seed is not None and given.kind:
+    if given.seed is not None and given.kind and given.minutes is None:
         _, _, wrong, facts, met = attempt((given.kind, given.seed))
         _say(wrong or f"well: {dict(facts)} {dict(met)}")
         return int(wrong is not None)
     first = given.seed if given.seed is not None else time.time_ns()
     _say(f"seeds drawn from {first}")
-    return int(simulate(given.minutes, first, given.kind) > 0)
+    return int(simulate(given.minutes or 1.0, first, given.kind) > 0)
 
 
 if __name__ == "__main__":

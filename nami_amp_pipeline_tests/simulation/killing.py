@@ -46,7 +46,7 @@ class Killing:
         self.kills = 0
         self.rows = 0
         self.poison: set[str] = set()
-        self.most_resent = 0
+        self.most_under_way = 0
         self._under_way = 0
         self._seen = (0, 0)
         self._environ = {
@@ -131,10 +131,10 @@ class Killing:
         assert again <= allowed, (
             f"{again} events sent again, {self._under_way} were under way, {lost} answers were lost"
         )
-        self.most_resent = max(self.most_resent, again)
         self._seen = resent, unanswered
         self._under_way = self._recorded_as_posted()
         assert self._under_way <= _LANES * _PROJECTS * _BATCH, self._under_way
+        self.most_under_way = max(self.most_under_way, self._under_way)
 
     def _unanswered(self) -> int:
         return sum(fault.fired for fault in self.sandbox.faults if fault.kind != "poison")
