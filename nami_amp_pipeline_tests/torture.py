@@ -85,8 +85,8 @@ def kill(kills: int, seed: int, *, postgres: bool) -> None:
     audit = killing.sandbox.audit
     _say(
         f"{killing.kills} kills in {time.monotonic() - begun:.0f} s: {killing.rows} rows, {audit.accepted} events, "
-        f"{audit.duplicates} sent again, after each kill no more than were under way (at most {killing.most_under_way}) "
-        f"and had no answer since; none lost, none twice, {audit.requests} requests"
+        f"{audit.duplicates} sent again, after each kill no more than were under way (at most "
+        f"{killing.most_under_way}) and had no answer since; none lost, none twice, {audit.requests} requests"
     )
 
 
