@@ -19,6 +19,9 @@ T = TypeVar("T")
 
 _DAYS = "a number of days over 0, at most 36500"
 
+SECRETS = ("WAREHOUSE_URL", "STATE_URL", "ENCRYPTION_KEY", "ALERT_WEBHOOK_URL")
+"""Settings that may also be given as the content of a file, which ``NAMI_AMP_<NAME>_FILE`` names."""
+
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -106,6 +109,8 @@ class Settings:
         """
         values = {k: v for k, v in dotenv_values(dotenv).items() if v is not None} if dotenv.is_file() else {}
         values.update(os.environ if environ is None else environ)
+        for name in SECRETS:
+            values.update(_from_file(values, f"NAMI_AMP_{name}"))
 
         def read(name: str, parse: Callable[[str], T], default: T, expected: str) -> T:
             text = values.get(f"NAMI_AMP_{name}", "").strip()
@@ -175,6 +180,20 @@ def _url(*schemes: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def _from_file(values: Mapping[str, str], variable: str) -> dict[str, str]:
+    """The value of a variable that is given by a file, as containers are given their secrets."""
+    path = values.get(f"{variable}_FILE", "").strip()
+    if not path:
+        return {}
+    if values.get(variable, "").strip():
+        raise Misconfigured(f"set either {variable} or {variable}_FILE, not both")
+    try:
+        return {variable: Path(path).read_text().strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise Misconfigured(f"{variable}_FILE: cannot read {path}: {why}") from None
 
 
 def _web_address(text: str) -> str:
