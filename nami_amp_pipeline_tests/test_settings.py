@@ -84,3 +84,18 @@ def test_secrets_stand_in_no_repr() -> None:
     assert settings.encryption_key == "the-fernet-key"
     assert "the-fernet-key" not in repr(settings)
     assert "pass-word" not in repr(settings)
+
+
+def test_secrets_may_be_files(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("postgresql://user:hush@host/store\n")
+    settings = Settings.load({"NAMI_AMP_STATE_URL_FILE": str(file)})
+    assert settings.state_url == "postgresql://user:hush@host/store"
+    with pytest.raises(Misconfigured, match="NAMI_AMP_STATE_URL_FILE, not both"):
+        Settings.load({"NAMI_AMP_STATE_URL_FILE": str(file), "NAMI_AMP_STATE_URL": "sqlite:///other"})
+    with pytest.raises(Misconfigured, match=r"NAMI_AMP_ENCRYPTION_KEY_FILE: cannot read .*: No such file"):
+        Settings.load({"NAMI_AMP_ENCRYPTION_KEY_FILE": str(tmp_path / "none")})
+    file.write_text("nonsense and hush")
+    with pytest.raises(Misconfigured, match="NAMI_AMP_ALERT_WEBHOOK_URL must be") as error:
+        Settings.load({"NAMI_AMP_ALERT_WEBHOOK_URL_FILE": str(file)})
+    assert "hush" not in str(error.value)

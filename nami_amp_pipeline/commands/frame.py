@@ -57,6 +57,8 @@ class Invocation:
                 from nami_amp_pipeline.secrets import split_keys
 
                 self.secrets += split_keys(self._settings.encryption_key)
+            if self._settings.alert_webhook_url:
+                self.secrets.append(self._settings.alert_webhook_url)
         return self._settings
 
     @property
