@@ -104,7 +104,7 @@ MUTANTS = (
     ),
     Mutant(
         "an event that comes late moves a current snapshot back", "whole", "nami_amp_pipeline/state/users.py",
-        "        newer = _newer(\"s\", date, event, store)\n",
+        "        newer = _newer(date, event, store)\n",
         "        newer = f\"(excluded.{date} IS NOT NULL)\"\n",
     ),
     Mutant(
@@ -113,10 +113,15 @@ MUTANTS = (
     ),
     Mutant(
         "rows that are committed late are not read any more", "whole", "nami_amp_pipeline/capture.py",
-        "    if window == 0:\n        return head\n", "    return head\n",
+        "    return min(seen, head - window, began - window) if seen is not None else -(2**62)\n",
+        "    return head\n",
     ),
     Mutant(
-        "a user without an External ID gets an empty one", "whole", _DECIDE,
+        "a row that is loaded again is captured again", "whole", "nami_amp_pipeline/capture.py",
+        "    ledger.forget_known(connection, \"fresh\")\n", "",
+    ),
+    Mutant(
+        "a user without an External ID gets Nami's id", "whole", _DECIDE,
         "WHEN c.anonymous = 'nami_user_id' THEN trim(c.user_id, getvariable('spaces'))",
         "ELSE trim(c.user_id, getvariable('spaces'))",
     ),
@@ -170,6 +175,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--most", type=int, default=400, help="histories for each")
     parser.add_argument("--hunt", choices=("delivery", "whole"), help="run histories of the code that is here")
+    parser.add_argument("--only", default="", help="those that break what has this text in it")
     given = parser.parse_args()
     if given.hunt:
         return int(hunt(given.hunt, given.most) is None)
@@ -182,7 +188,7 @@ def main() -> int:
             return mutant, str(error), False
 
     with ThreadPoolExecutor(2) as pool:
-        for mutant, outcome, noticed in pool.map(attempt, MUTANTS):
+        for mutant, outcome, noticed in pool.map(attempt, [one for one in MUTANTS if given.only in one.breaks]):
             lived += not noticed
             sys.stdout.write(f"{'noticed' if noticed else 'LIVED'}: {mutant.breaks} ({mutant.kind}): {outcome}\n")
             sys.stdout.flush()

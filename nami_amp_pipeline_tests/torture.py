@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import sys
 import time
@@ -59,9 +60,16 @@ def simulate(minutes: float, first: int, kind: str | None) -> int:
                 if wrong is not None:
                     failed.append(f"--kind {one} --seed {seed}")
                     _say(f"FAILED {failed[-1]}\n{wrong}")
+        pool.close()
+        pool.join()
     took = time.monotonic() - begun
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     seeds = totals["delivery"] + totals["whole"]
-    _say(f"{seeds} seeds in {took:.0f} s ({seeds / took * 60:.0f} a minute): {dict(totals)}")
+    each = (used.ru_utime + used.ru_stime) / seeds
+    _say(
+        f"{seeds} seeds in {took:.0f} s ({seeds / took * 60:.0f} a minute, {each * 1_000:.0f} ms of a core for each): "
+        f"{dict(totals)}"
+    )
     for group in ("ends at", "sleeps at", "others come at", "gives up", "network", "answer", "event"):
         mine = {name.removeprefix(group).strip(": "): met[name] for name in sorted(met) if name.startswith(group)}
         _say(f"  {group}: {', '.join(f'{name} {times:,}' for name, times in mine.items())}")
