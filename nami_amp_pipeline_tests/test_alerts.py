@@ -251,7 +251,7 @@ def test_lag_is_an_alert_beyond_the_limit(pipeline: Pipeline, webhook: Webhook) 
     move(pipeline, minutes=3)
     look(pipeline)
     (said,) = webhook.messages
-    assert "*fit/main*: 1 events pending, the oldest for 1 h" in said
+    assert "*fit/main*: 1 event pending, the oldest for 1 h" in said
     pipeline.tick()
     look(pipeline)
     assert "Over: Lag over the limit" in webhook.messages[1]

@@ -107,7 +107,7 @@ def _late(context: Context, integrations: Sequence[Integration]) -> list[Alert]:
         Alert(
             Kind.LAG_OVER_LIMIT,
             now.integration,
-            f"{now.pending:,} events pending, the oldest for {duration(now.lag_seconds)}"
+            f"{now.pending:,} event{'s' * (now.pending != 1)} pending, the oldest for {duration(now.lag_seconds)}"
             + (f" ({now.error})" if now.error else ""),
             partition_page("amplitude_deliveries", by_key[now.integration].partition_key),
         )
