@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from nami_amp_pipeline.amplitude.transport import HttpAnswer
-from nami_amp_pipeline_tests.endurance import fairness, faults, outage
+from nami_amp_pipeline_tests.endurance import day, fairness, faults, outage
 from nami_amp_pipeline_tests.endurance.report import Report
+from nami_amp_pipeline_tests.scene import WARNINGS
 from nami_amp_pipeline_tests.simulation.scripted import OK, Bench, event
 
 
@@ -37,6 +38,21 @@ def test_nineteen_integrations_are_delivered_whatever_the_twentieth_does(tmp_pat
 def test_after_an_outage_everything_is_delivered_once(how: str, tmp_path: Path, report: Report) -> None:
     outage.run(report, tmp_path, hours=0.25, events=1_500, how=how)
     assert not report.failed
+
+
+@pytest.mark.filterwarnings(WARNINGS)
+def test_nothing_grows_once_retention_is_reached(tmp_path: Path, report: Report) -> None:
+    day.run(report, tmp_path, day.Plan(ticks=12, events=1_200, every=2, kept=2, unused=1))
+    assert not report.failed
+
+
+@pytest.mark.filterwarnings(WARNINGS)
+def test_growth_without_retention_is_found(tmp_path: Path, report: Report) -> None:
+    day.run(report, tmp_path, day.Plan(ticks=12, events=1_200, every=2, kept=2, unused=1, retain=False))
+    grown = {line.partition(" grew")[0] for line in report.failed}
+    assert grown >= {"segments (files)", "segments", "receipts (files)", "outboxes", "requests", "exceptions",
+                     "Dagster's runs", "Dagster's files"}  # fmt: skip
+    assert all(" grew from " in line for line in report.failed)
 
 
 @pytest.mark.parametrize("body", [b"", b'{"throttled_users":{"user0":31}}'])

@@ -10,6 +10,7 @@ from typing import Final
 
 import dagster as dg
 
+from nami_amp_pipeline.clock import Clock, system_clock
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.defs.tick import Tick
 from nami_amp_pipeline.errors import NamiAmpError
@@ -26,13 +27,15 @@ class Pipeline:
     Args:
         settings: read from the environment when first needed, where not given.
         run_id: Dagster's.
+        clock: what time it is.
 
     Attributes:
         error: what ended a step, for a caller in the same process.
     """
 
-    def __init__(self, settings: Settings | None = None, run_id: str = NO_RUN) -> None:
+    def __init__(self, settings: Settings | None = None, run_id: str = NO_RUN, clock: Clock = system_clock) -> None:
         self._settings = settings
+        self._clock = clock
         self._run_id = run_id
         self._context: Context | None = None
         self._tick: Tick | None = None
@@ -61,10 +64,7 @@ class Pipeline:
             StoreUnavailable: the store cannot be reached.
         """
         if self._context is None:
-            self._context = Context.open(self.settings, run_id=self._run_id)
-            if self._run_id != NO_RUN:
-                self._heartbeat = Heartbeat(self._context.store, self._run_id)
-                self._heartbeat.start()
+    def __init__(self, settings: Settings | None = None, run_id: str = NO_RUN, clock: Clock = system_clock) -> None:
         if log is not None:
             self._context.log = log
         return self._context

@@ -1,4 +1,4 @@
-"""``python -m nami_amp_pipeline_tests.endurance faults|fairness|outage``: figures on stdout; 1 if anything failed."""
+"""``python -m nami_amp_pipeline_tests.endurance faults|fairness|outage|day``: figures; 1 if anything failed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from nami_amp_pipeline_tests.endurance import fairness, faults, outage
+from nami_amp_pipeline_tests.endurance import day, fairness, faults, outage
 from nami_amp_pipeline_tests.endurance.report import Report
+from nami_amp_pipeline_tests.postgres import Postgres
 
 
 def main() -> int:
@@ -29,6 +30,12 @@ def main() -> int:
     three.add_argument("--hours", type=float, default=6.0)
     three.add_argument("--events", type=int, default=500_000)
     three.add_argument("--how", choices=outage.WAYS, action="append")
+    four = kinds.add_parser("day", help="24 hours of ticks, with retention")
+    four.add_argument("--ticks", type=int, default=288)
+    four.add_argument("--events", type=int, default=288_000)
+    four.add_argument("--kept", type=int, default=72, help="ticks that everything is kept for")
+    four.add_argument("--postgres", action="store_true", help="the store and Dagster's history in PostgreSQL")
+    four.add_argument("--no-retention", action="store_true", help="to see that it is found")
     given = parser.parse_args()
     logging.disable(logging.CRITICAL)
     report = Report()
@@ -40,6 +47,14 @@ def main() -> int:
             faults.search_cost(report, folder / "search", rows=min(given.rows, 30_000))
         elif given.kind == "fairness":
             fairness.run(report, folder, events=given.events, repeats=given.repeats, latency_ms=given.latency_ms)
+        elif given.kind == "day":
+            server = Postgres() if given.postgres else None
+            plan = day.Plan(given.ticks, given.events, kept=given.kept, retain=not given.no_retention, postgres=server)
+            try:
+                day.run(report, folder, plan)
+            finally:
+                if server is not None:
+                    server.stop()
         else:
             for how in given.how or outage.WAYS:
                 outage.run(report, folder / how, hours=given.hours, events=given.events, how=how)
