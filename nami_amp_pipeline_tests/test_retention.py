@@ -206,6 +206,22 @@ def test_new_integration_starts_from_what_is_kept(pipe: Pipeline) -> None:
     assert ids(pipe, late) == ["new", "old"]
 
 
+def test_event_whose_id_is_known_can_be_had_from_its_segment(pipe: Pipeline) -> None:
+    pipe.add("app")
+    load(pipe, "morning")
+    pipe.tick()
+    go_on(pipe, 0.9)
+    load(pipe, "evening")
+    pipe.tick()
+    settle(pipe, 29.6)  # the morning is past the retention; the ledger forgets a day at a time
+    assert not both(pipe).removed
+    late = pipe.add("app", "late")
+    pipe.tick()
+    assert ids(pipe, late) == ["evening", "morning"]
+    settle(pipe, 1)
+    assert both(pipe).removed["segments"].rows == 2
+
+
 def test_segments_of_apps_without_integrations_go(pipe: Pipeline) -> None:
     one = pipe.add("app")
     load(pipe, "1")

@@ -34,6 +34,8 @@ def main() -> int:
     four.add_argument("--ticks", type=int, default=288)
     four.add_argument("--events", type=int, default=288_000)
     four.add_argument("--kept", type=int, default=72, help="ticks that everything is kept for")
+    four.add_argument("--every", type=int, default=12, help="ticks between two retention runs")
+    four.add_argument("--unused", type=int, default=12, help="ticks that files stay which do not count any more")
     four.add_argument("--postgres", action="store_true", help="the store and Dagster's history in PostgreSQL")
     four.add_argument("--no-retention", action="store_true", help="to see that it is found")
     given = parser.parse_args()
@@ -49,7 +51,9 @@ def main() -> int:
             fairness.run(report, folder, events=given.events, repeats=given.repeats, latency_ms=given.latency_ms)
         elif given.kind == "day":
             server = Postgres() if given.postgres else None
-            plan = day.Plan(given.ticks, given.events, kept=given.kept, retain=not given.no_retention, postgres=server)
+            plan = day.Plan(
+                given.ticks, given.events, given.every, given.kept, given.unused, not given.no_retention, server
+            )
             try:
                 day.run(report, folder, plan)
             finally:
