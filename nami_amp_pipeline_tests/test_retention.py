@@ -371,11 +371,11 @@ def test_pauses_that_are_over_and_leases_of_nothing_go(each_pipe: Pipeline) -> N
             values = {"integration_id": one.id, "identity": identity, "reason": "throttled"}
             tx.execute(sa.insert(tables.pauses).values(**values, until=now + until * DAY * 1_000_000))
     pipe.context.store.release(
-        pipe.context.store.acquire([f"integration:{one.id}", "integration:77", "app:x"]).values()
+        pipe.context.store.acquire([f"integration:{one.id}", "integration:77", "app:x", "run:y"]).values()
     )
     pipe.context.store.acquire(["app:held"])
     removed = both(pipe).removed
-    assert (removed["pauses"].rows, removed["leases"].rows) == (1, 2)
+    assert (removed["pauses"].rows, removed["leases"].rows) == (1, 3)
     assert count(pipe, tables.pauses) == 2
 
 

@@ -64,7 +64,10 @@ class Pipeline:
             StoreUnavailable: the store cannot be reached.
         """
         if self._context is None:
-    def __init__(self, settings: Settings | None = None, run_id: str = NO_RUN, clock: Clock = system_clock) -> None:
+            self._context = Context.open(self.settings, run_id=self._run_id, clock=self._clock)
+            if self._run_id != NO_RUN:
+                self._heartbeat = Heartbeat(self._context.store, self._run_id)
+                self._heartbeat.start()
         if log is not None:
             self._context.log = log
         return self._context
