@@ -247,3 +247,5 @@ def test_an_old_state_that_is_sent_again_does_not_overwrite_the_profile(tmp_path
     profile = project.profiles.get("ann@example.com")
     assert profile is not None
     assert profile.user_properties["namiml_active_skus"] == ["new"]
+    audit = server.sandbox.audit
+    assert (audit.changed_repeats.count, audit.order_violations.count) == (0, 0)

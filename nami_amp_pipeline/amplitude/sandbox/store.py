@@ -148,7 +148,7 @@ class ProjectStore:
                 continue
             if insert_id in self._seen:
                 self._compare_with_stored(insert_id, event)
-            self._refused_prints.setdefault(insert_id, hash(orjson.dumps(event)))
+            self._refused_prints.setdefault(insert_id, _print(event))
 
     @property
     def profiles(self) -> Profiles:
@@ -286,7 +286,7 @@ class ProjectStore:
         for event, insert_id in zip(events, insert_ids, strict=True):
             if insert_id is None or insert_id not in prints or insert_id in self._seen:
                 continue
-            if hash(orjson.dumps(event)) != prints[insert_id]:
+            if _print(event) != prints[insert_id]:
                 self._audit.changed_repeats.note({"project": self.hint, "insert_id": insert_id})
 
     def _watch_order(
@@ -345,6 +345,13 @@ class ProjectStore:
 def _owner(user: str | None, device: str | None) -> str:
     """The device of an event; where it has none, Amplitude derives one from the user."""
     return device if device is not None else f"user {user}"
+
+
+def _print(event: Any) -> int:
+    """Tells refused events apart; one that was never stored may come back as history, once newer state was sent."""
+    if isinstance(event, dict) and _SKIP in event:
+        event = {name: value for name, value in event.items() if name != _SKIP}
+    return hash(orjson.dumps(event))
 
 
 def _insert_id(event: object) -> str | None:
