@@ -54,6 +54,7 @@ class Settings:
         hold_days: how long ``wait_for_login`` holds an event.
         lease_seconds: how long a process may be silent before another takes its partitions over.
         tick_minutes: how often the schedule starts a micro-batch.
+        sensor_seconds: how often each sensor looks.
         early_tick_seconds: how old work may become before a micro-batch starts early, a tick and a minute where it is
             not set; 0 never.
         dagster_url: where Dagster's pages are, for links in alerts.
@@ -90,6 +91,7 @@ class Settings:
     hold_days: int = 30
     lease_seconds: int = 120
     tick_minutes: int = 5
+    sensor_seconds: int = 30
     early_tick_seconds: int = 360
     dagster_url: str = ""
     alert_webhook_url: str | None = field(default=None, repr=False)
@@ -157,6 +159,8 @@ class Settings:
             hold_days=read("HOLD_DAYS", _whole(1), base.hold_days, "a whole number of days"),
             lease_seconds=read("LEASE_SECONDS", _whole(5), base.lease_seconds, "a whole number of seconds, 5 or more"),
             tick_minutes=tick_minutes,
+            sensor_seconds=read("SENSOR_SECONDS", _whole(5, 3_600), base.sensor_seconds,
+                                "a whole number of seconds from 5 to 3600"),
             early_tick_seconds=read("EARLY_TICK_SECONDS", _whole(0), 60 * tick_minutes + 60,
                                     "a whole number of seconds"),
             dagster_url=read("DAGSTER_URL", _web_address, "", "a URL such as https://dagster.example.com"),

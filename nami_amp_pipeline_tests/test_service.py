@@ -101,6 +101,7 @@ def test_the_service_runs_by_itself(tmp_path: Path, postgres: Postgres) -> None:
             tmp_path,
             postgres,
             NAMI_AMP_TICK_MINUTES="1",
+            NAMI_AMP_SENSOR_SECONDS="5",
             NAMI_AMP_EARLY_TICK_SECONDS="10",
             NAMI_AMP_RUN_RETRY_SECONDS="30",
             NAMI_AMP_BATCH_EVENTS="50",

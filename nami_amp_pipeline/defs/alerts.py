@@ -14,6 +14,7 @@ from nami_amp_pipeline.alerts import Alert, FailedRun, Kind, note_failed_run, te
 from nami_amp_pipeline.alerts.message import log_line
 from nami_amp_pipeline.clock import micros, system_clock, to_datetime
 from nami_amp_pipeline.defs.resources import Pipeline
+from nami_amp_pipeline.defs.schedules import SENSOR_SECONDS
 from nami_amp_pipeline.errors import NamiAmpError, StoreUnavailable
 
 LOG: Final = logging.getLogger("nami_amp_pipeline.alerts")
@@ -23,7 +24,7 @@ _PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
 
 
 @dg.sensor(
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=SENSOR_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
         "Tells, once each, of integrations that are halted, of dead letters that grow, of lag, of apps that are silent "
@@ -76,7 +77,7 @@ def _told_without_a_store(cursor: str | None, pipeline: Pipeline, error: StoreUn
 
 
 @dg.run_failure_sensor(
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=SENSOR_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
         "Notes each run that failed; the sensor `alerts` tells it. Runs of a job that go on failing for the same "

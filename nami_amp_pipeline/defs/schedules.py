@@ -52,4 +52,9 @@ def build_schedule(tick_minutes: int) -> dg.ScheduleDefinition:
     return micro_batch_every_5_minutes
 
 
-micro_batch_every_5_minutes = build_schedule(Settings.load().tick_minutes)
+_settings = Settings.load()
+
+SENSOR_SECONDS: Final = _settings.sensor_seconds
+"""How often each sensor looks."""
+
+micro_batch_every_5_minutes = build_schedule(_settings.tick_minutes)

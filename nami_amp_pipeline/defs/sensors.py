@@ -8,7 +8,7 @@ import dagster as dg
 from nami_amp_pipeline.defs.jobs import MICRO_BATCH
 from nami_amp_pipeline.defs.partitions import missing_partitions, orphaned_partitions
 from nami_amp_pipeline.defs.resources import Pipeline
-from nami_amp_pipeline.defs.schedules import run_under_way
+from nami_amp_pipeline.defs.schedules import SENSOR_SECONDS, run_under_way
 from nami_amp_pipeline.due import Waiting, due
 from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.state.heartbeat import forget, lost_runs
@@ -18,7 +18,7 @@ LOST: Final = "The process of this run is gone; it was killed, or its machine fa
 
 
 @dg.sensor(
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=SENSOR_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
         "Adds a partition for each new app and integration, and removes those of which no integration is left. Starts "
@@ -48,7 +48,7 @@ def integration_partitions(
 
 @dg.sensor(
     job_name=MICRO_BATCH,
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=SENSOR_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
         "Starts a micro-batch before its time when rows of the warehouse, or events that could be posted, have waited "
@@ -84,7 +84,7 @@ def early_micro_batch(
 
 
 @dg.sensor(
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=SENSOR_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     name="lost_runs",
     description=(
