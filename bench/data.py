@@ -59,11 +59,14 @@ def derived(name: str, fill: Callable[[duckdb.DuckDBPyConnection], None]) -> Pat
     if not path.exists():
         aside = path.with_suffix(".part")
         aside.unlink(missing_ok=True)
-        with duckdb.connect(str(aside)) as connection:
-            connection.execute("SET preserve_insertion_order = true")
-            new_table(connection)
-            fill(connection)
-        aside.rename(path)
+        try:
+            with duckdb.connect(str(aside)) as connection:
+                connection.execute("SET preserve_insertion_order = true")
+                new_table(connection)
+                fill(connection)
+            aside.rename(path)
+        finally:
+            aside.unlink(missing_ok=True)
     return path
 
 
