@@ -268,7 +268,7 @@ def section(result: dict[str, Any]) -> str:
     return (
         f"Ticks of {result['news']:,} new events of people who have a history, {result['late']} of them days late. The "
         "history is in the warehouse and was captured by the pipeline's own stages, hours before by its clock, in "
-        f"segments of {SEGMENT_ROWS:,} rows: captured ids and the users' states are where a tick looks for them. It was "
+        f"segments of {SEGMENT_ROWS:,} rows: captured ids and users' states are where a tick looks for them. It was "
         "not posted; what was sent of each user is noted as a run would.\n\n" + table(head, rows)
     )
 
