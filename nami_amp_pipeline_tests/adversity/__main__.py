@@ -59,12 +59,20 @@ def restarts(stack: ExitStack, folder: Path, _number: int, seed: int) -> Playing
     return Restarts(folder, seed, server)
 
 
+def warehouse_restarts(stack: ExitStack, folder: Path, _number: int, seed: int) -> Playing:
+    """The same, of the warehouse alone."""
+    server = Postgres()
+    stack.callback(server.stop)
+    return Restarts(folder, seed, server, store=False)
+
+
 KINDS: dict[str, Callable[[ExitStack, Path, int, int], Playing]] = {
     "workers": workers,
     "disk": disk,
     "locks": locks,
     "postgres-workers": postgres_workers,
     "restarts": restarts,
+    "warehouse-restarts": warehouse_restarts,
 }
 
 

@@ -16,23 +16,26 @@ class Restarts:
         folder: for everything.
         seed: of what happens when.
         server: is restarted.
+        store: whether the state store is there too, or is SQLite.
     """
 
-    def __init__(self, folder: Path, seed: int, server: Postgres) -> None:
+    def __init__(self, folder: Path, seed: int, server: Postgres, *, store: bool = True) -> None:
         self._server = server
-        self.scene = Scene(
-            folder,
-            seed,
-            {"NAMI_AMP_STATE_URL": server.fresh_database(), "NAMI_AMP_WAREHOUSE_URL": server.fresh_database()},
-        )
+        self._restarts = (1, 1, 2, 3) if store else (15,)  # a reading is short, and is to be met
+        places = {"NAMI_AMP_WAREHOUSE_URL": server.fresh_database()}
+        if store:
+            places["NAMI_AMP_STATE_URL"] = server.fresh_database()
+        self.scene = Scene(folder, seed, places)
 
     def round(self) -> None:
         """Loads rows, and restarts the server once or more while a worker is at them."""
         scene, rng = self.scene, self.scene.rng
         scene.load(rng.choice((60, 200, 400)))
         worker = scene.start()
-        for _ in range(rng.choice((1, 1, 2, 3))):
-            time.sleep(rng.uniform(0.0, 2.0))
+        for _ in range(rng.choice(self._restarts)):
+            time.sleep(rng.uniform(0.0, 2.0 if len(self._restarts) > 1 else 0.3))
+            if scene.has_ended(worker):
+                break
             mode = rng.choice(("immediate", "fast"))
             scene.facts[f"restarts, {mode}"] += 1
             self._server.restart(mode)
