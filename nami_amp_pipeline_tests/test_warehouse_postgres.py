@@ -583,10 +583,22 @@ def test_a_statement_timeout(url: str, tmp_path: Path) -> None:
     assert "\n" not in found
 
 
+@pytest.fixture
+def own_server() -> Iterator[Postgres]:
+    """A server that may be restarted: after a crash, one with all the databases of these tests is back in minutes."""
+    server = Postgres()
+    if server.hba_file is None:
+        pytest.skip("not our own server")
+    yield server
+    server.stop()
+
+
 def test_a_restart_in_mid_read_captures_nothing_and_the_next_tick_all(
-    scene: Pipeline, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+    own_server: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = 25_000
+    scene = Pipeline(tmp_path, {"NAMI_AMP_WAREHOUSE_URL": own_server.fresh_database()})
+    scene.add("app", user_id_kind="nami_user_id", events=["all"])
     events(scene).fill(rows, bytes_each=1_500)
     fetch = Session._batches
     restarts = iter(["immediate", "fast"])
@@ -594,7 +606,7 @@ def test_a_restart_in_mid_read_captures_nothing_and_the_next_tick_all(
     def broken(self: Session, queries: Any, schema: Any) -> Iterator[Any]:
         for number, batch in enumerate(fetch(self, queries, schema)):
             if number == 1 and "payload" in schema.names and (mode := next(restarts, None)):
-                postgres.restart(mode)
+                own_server.restart(mode)
             yield batch
 
     monkeypatch.setattr(Session, "_batches", broken)
@@ -605,6 +617,7 @@ def test_a_restart_in_mid_read_captures_nothing_and_the_next_tick_all(
         assert not list(scene.settings.data_dir.rglob("*.part"))
     captured = stages.capture_apps(scene.context)["app"]
     assert captured.rows == rows
+    scene.close()
 
 
 def test_what_duckdb_has_to_say_of_itself_is_not_taken_for_the_warehouse(url: str, tmp_path: Path) -> None:
