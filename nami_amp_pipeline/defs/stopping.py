@@ -19,7 +19,7 @@ from typing import Final
 
 from dagster import DagsterExecutionInterruptedError
 
-END_SECONDS: Final = 9.5
+END_SECONDS: Final = 9.0
 """A process that was told to end and has not by then ends at once: safe at any instruction, only less tidy."""
 
 LAST_WORD_SECONDS: Final = 0.4
@@ -56,7 +56,7 @@ class Guard:
     """Ends the process when a signal to end was not heeded in time, whatever it is busy with.
 
     Python runs its signal handlers between two of its own instructions, so a long call into a database driver would
-    put off the end for as long as it takes. A thread hears of the signal at once.
+    put off the end for as long as it takes; so does DuckDB now and then, which mostly breaks off at once. A thread hears of the signal at once.
 
     Attributes:
         signal: the number of the first signal that came; None if none did.
