@@ -56,7 +56,8 @@ class Guard:
     """Ends the process when a signal to end was not heeded in time, whatever it is busy with.
 
     Python runs its signal handlers between two of its own instructions, so a long call into a database driver would
-    put off the end for as long as it takes; so does DuckDB now and then, which mostly breaks off at once. A thread hears of the signal at once.
+    put off the end for as long as it takes. DuckDB mostly breaks off at once, but not always. A thread hears of the
+    signal in any case.
 
     Attributes:
         signal: the number of the first signal that came; None if none did.
