@@ -270,7 +270,8 @@ def _add_payloads(connection: duckdb.DuckDBPyConnection, parts: Mapping[int, _Pa
     connection.register("dead_rows", pa.table({"row": pa.array([row["row"] for row in dead], pa.int64())}))
     payloads = dict(connection.execute("SELECT row, payload FROM segment SEMI JOIN dead_rows USING (row)").fetchall())
     for row in dead:
-        row["payload"] = payloads.get(row["row"])
+        text = payloads.get(row["row"])
+        row["payload"] = text and text.replace("\0", "")  # which PostgreSQL cannot hold
 
 
 def _commit(context: Context, tx: Transaction, integration_id: int, segment_id: int, name: str, part: _Part) -> None:

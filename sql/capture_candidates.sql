@@ -3,7 +3,8 @@
 -- the beginning).
 CREATE TEMP TABLE fresh AS
 WITH candidates AS (
-    SELECT app_id, id, rid, epoch_us(ingested_at) AS ingested_at
+    -- What PostgreSQL can hold in no text goes, here and in the rows.
+    SELECT app_id, replace(id, chr(0), '') AS id, rid, epoch_us(ingested_at) AS ingested_at
     FROM keys
     SEMI JOIN positions USING (app_id)
     WHERE ingested_at >= (

@@ -13,14 +13,14 @@ SELECT
 FROM (
     SELECT
         app_id,
-        id,
+        replace(id, chr(0), '') AS id,
         coalesce(event_type, '') AS event_type,
-        coalesce(user_id, '') AS user_id,
+        replace(coalesce(user_id, ''), chr(0), '') AS user_id,
         coalesce(created_date, ingested_at) AS created_date,
         ingested_at,
         payload::VARCHAR AS payload,
         try(json_keys(payload::VARCHAR)) AS fields,
-        bucket_of(app_id, coalesce(user_id, '')) AS bucket
+        bucket_of(app_id, replace(coalesce(user_id, ''), chr(0), '')) AS bucket
     FROM source
     SEMI JOIN fresh USING (rid)
 );
