@@ -20,37 +20,19 @@ import duckdb
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from nami_amp_pipeline.compute import compute, files, sql
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import WarehouseUnavailable
 from nami_amp_pipeline.ledger import KEY_COLUMNS, Ledger, fold
+from nami_amp_pipeline.segment_files import SegmentFiles
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease
 from nami_amp_pipeline.warehouse import Source
-
-SEGMENT_SCHEMA = pa.schema(
-    [
-        ("app_id", pa.string()),
-        ("id", pa.string()),
-        ("event_type", pa.string()),
-        ("user_id", pa.string()),
-        ("created_date", pa.timestamp("us", tz="UTC")),
-        ("ingested_at", pa.timestamp("us", tz="UTC")),
-        ("payload", pa.string()),
-        ("well_formed", pa.bool_()),
-        ("shape", pa.uint64()),
-    ]
-)
-"""Columns of a segment file (Parquet). ``well_formed``: the payload is a JSON object. ``shape``: the same for payloads
-of a segment that have the same fields in the same order."""
+from nami_amp_pipeline.workers import is_parallel
 
 READ_ROWS = 20_000
-
-ROW_GROUP_BYTES = 16_000_000
-GATHERED_BYTES = 96_000_000
 
 
 @dataclass
@@ -178,54 +160,10 @@ def _write(context: Context, connection: duckdb.DuckDBPyConnection, source: Sour
     with ExitStack() as stack:
         # Closed also where a file cannot be written: the warehouse could not be let go otherwise.
         reader = stack.enter_context(connection.sql(sql("capture_rows")).to_arrow_reader(READ_ROWS))
-        segments = _SegmentFiles(context, stack)
+        segments = stack.enter_context(SegmentFiles(context.folder, parallel=is_parallel(context.settings)))
         for batch in reader:
             segments.add(_strict(pa.Table.from_batches([batch])))
-        segments.flush()
     return segments.rows
-
-
-class _SegmentFiles:
-    """The segments of a tick while they are written; few large row groups are read faster than many small ones."""
-
-    def __init__(self, context: Context, stack: ExitStack) -> None:
-        self.rows: dict[str, int] = {}
-        self._context = context
-        self._stack = stack
-        self._writers: dict[int, pq.ParquetWriter] = {}
-        self._names: dict[int, str] = {}
-        self._parts: dict[int, list[pa.Table]] = {}
-        self._bytes: dict[int, int] = {}
-
-    def add(self, table: pa.Table) -> None:
-        """Takes rows with a column ``bucket``."""
-        buckets = pc.unique(table["bucket"]).to_pylist()
-        for bucket in buckets:
-            part = table if len(buckets) == 1 else table.filter(pc.equal(table["bucket"], bucket))
-            part = part.select(SEGMENT_SCHEMA.names).cast(SEGMENT_SCHEMA)
-            self._parts.setdefault(bucket, []).append(part)
-            self._bytes[bucket] = self._bytes.get(bucket, 0) + part.nbytes
-            if self._bytes[bucket] >= ROW_GROUP_BYTES:
-                self._write(bucket)
-        if sum(self._bytes.values()) >= GATHERED_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes what was gathered."""
-        for bucket in list(self._parts):
-            self._write(bucket)
-
-    def _write(self, bucket: int) -> None:
-        rows = pa.concat_tables(self._parts.pop(bucket)).combine_chunks()
-        del self._bytes[bucket]
-        if bucket not in self._writers:
-            self._names[bucket] = self._context.folder.new_name("segments", "parquet")
-            self._writers[bucket] = self._stack.enter_context(
-                self._context.folder.parquet(self._names[bucket], SEGMENT_SCHEMA)
-            )
-        self._writers[bucket].write_table(rows)
-        name = self._names[bucket]
-        self.rows[name] = self.rows.get(name, 0) + rows.num_rows
 
 
 def _strict(table: pa.Table) -> pa.Table:

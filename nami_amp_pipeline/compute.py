@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -26,20 +27,24 @@ def open_engine(config: Config) -> duckdb.DuckDBPyConnection:
 
 
 @contextmanager
-def compute(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
+def compute(settings: Settings, *, share: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
     """A fresh in-memory DuckDB within the memory of the settings; it spills into the data folder.
+
+    Args:
+        settings: memory and threads.
+        share: how many such engines work at once; each gets its part of both.
 
     Raises:
         Halted: memory and disk do not suffice.
     """
     config: Config = {
-        "memory_limit": settings.duckdb_memory,
+        "memory_limit": _part(settings.duckdb_memory, share),
         "temp_directory": str(settings.data_dir / "spill"),
         "autoinstall_known_extensions": False,
         "preserve_insertion_order": False,
     }
-    if settings.duckdb_threads:
-        config["threads"] = settings.duckdb_threads
+    if settings.duckdb_threads or share > 1:
+        config["threads"] = max(1, (settings.duckdb_threads or os.cpu_count() or 1) // share)
     with open_engine(config) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET VARIABLE spaces = ?", [SPACES])
@@ -54,6 +59,11 @@ def compute(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
             raise Halted(
                 f"the compute engine cannot read or write in {settings.data_dir}: {str(error).splitlines()[0][:200]}"
             ) from None
+
+
+def _part(memory: str, share: int) -> str:
+    number = memory.rstrip("GMiB")
+    return f"{int(number) * 1_000 // share}{memory[len(number) :].replace('M', 'K').replace('G', 'M')}"
 
 
 @cache

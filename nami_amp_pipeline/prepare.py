@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -22,11 +23,12 @@ from nami_amp_pipeline.amplitude.outbox import LANE_BATCH_ROWS
 from nami_amp_pipeline.amplitude.properties import create_properties
 from nami_amp_pipeline.compute import compute, run, sql
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.relations import register_relations
+from nami_amp_pipeline.relations import register_known, register_segment
 from nami_amp_pipeline.state import bulk, tables
 from nami_amp_pipeline.state.integrations import Integration, reread
 from nami_amp_pipeline.state.store import Lease, Transaction
 from nami_amp_pipeline.state.users import move_sent
+from nami_amp_pipeline.workers import WORKERS, is_parallel, with_next_ahead
 
 OUTBOX_SCHEMA = pa.schema(
     [
@@ -70,6 +72,28 @@ class Prepared:
     bytes: int = 0
     preview: list[str] = field(default_factory=list)
 
+    def add(self, part: Prepared) -> None:
+        """Adds what was prepared of another segment."""
+        self.captured += part.captured
+        self.sendable += part.sendable
+        self.waiting += part.waiting
+        self.bytes += part.bytes
+        self.preview = (self.preview + part.preview)[:5]
+        for reason, events in part.skipped.items():
+            self.skipped[reason] += events
+        for reason, events in part.dead.items():
+            self.dead[reason] += events
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """A segment, and the integrations that lack it."""
+
+    id: int
+    file: str
+    snapshot_files: Sequence[str]
+    integrations: Sequence[Integration]
+
 
 @dataclass
 class _Lane:
@@ -104,24 +128,17 @@ def prepare(context: Context, integrations: Sequence[Integration], leases: Mappi
         current = reread(tx, integrations)  # another process may have worked on them before the lease was ours
     targets = {one.id: one for one in current if one.id in leases and one.enabled and not one.halted_reason}
     done: dict[int, Prepared] = {}
-    for segment_id, file, snapshot_files, ids in _pending(context, targets):
-        chosen = [targets[integration_id] for integration_id in ids]
-        for integration_id, part in _one(context, leases, segment_id, file, snapshot_files, chosen).items():
-            total = done.setdefault(integration_id, Prepared())
-            total.captured += part.captured
-            total.sendable += part.sendable
-            total.waiting += part.waiting
-            total.bytes += part.bytes
-            total.preview = (total.preview + part.preview)[:5]
-            for reason, events in part.skipped.items():
-                total.skipped[reason] += events
-            for reason, events in part.dead.items():
-                total.dead[reason] += events
+
+    def finish(segment: _Segment, connection: duckdb.DuckDBPyConnection) -> None:
+        for integration_id, part in _one(context, leases, segment, connection).items():
+            done.setdefault(integration_id, Prepared()).add(part)
+
+    with_next_ahead(context.settings, lambda segment: _bodies(context, segment), finish, _pending(context, targets))
     return done
 
 
-def _pending(context: Context, targets: Mapping[int, Integration]) -> Iterator[tuple[int, str, list[str], list[int]]]:
-    """(segment, its file, its snapshot files, integrations that lack it), oldest first."""
+def _pending(context: Context, targets: Mapping[int, Integration]) -> Iterator[_Segment]:
+    """The segments that one of the integrations lacks, oldest first."""
     by_app: dict[str, list[Integration]] = defaultdict(list)
     for one in targets.values():
         by_app[one.app_id].append(one)
@@ -155,20 +172,14 @@ def _pending(context: Context, targets: Mapping[int, Integration]) -> Iterator[t
             entry[1].add(snapshot_file)
             entry[2].append(one.id)
     for segment_id, (file, snapshot_files, ids) in pending.items():
-        yield segment_id, file, sorted(snapshot_files), ids
+        yield _Segment(segment_id, file, sorted(snapshot_files), [targets[integration_id] for integration_id in ids])
 
 
-def _one(
-    context: Context,
-    leases: Mapping[int, Lease],
-    segment_id: int,
-    file: str,
-    snapshot_files: Sequence[str],
-    integrations: Sequence[Integration],
-) -> dict[int, Prepared]:
-    name = context.folder.new_name("outboxes", "arrow")
-    with compute(context.settings) as connection:
-        register_relations(context, connection, file, snapshot_files, integrations)
+@contextmanager
+def _bodies(context: Context, segment: _Segment) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An engine with what is the same for all integrations, and does not depend on what the store knows."""
+    with compute(context.settings, share=WORKERS if is_parallel(context.settings) else 1) as connection:
+        register_segment(context, connection, segment.file, segment.snapshot_files, segment.integrations)
         connection.execute(
             "CREATE TEMP VIEW selected_events AS SELECT row, id, event_type, created_date, payload, shape "
             "FROM segment WHERE well_formed "
@@ -176,10 +187,19 @@ def _one(
         )
         create_properties(connection)
         run(connection, "payload_bodies")
-        run(connection, "payload_decide")
-        parts = _write(context, connection, name)
-        sent = connection.sql(sql("payload_sent")).to_arrow_table()
-        _add_payloads(connection, parts)
+        yield connection
+
+
+def _one(
+    context: Context, leases: Mapping[int, Lease], segment: _Segment, connection: duckdb.DuckDBPyConnection
+) -> dict[int, Prepared]:
+    name = context.folder.new_name("outboxes", "arrow")
+    integrations, segment_id = segment.integrations, segment.id
+    register_known(context, connection, integrations)
+    run(connection, "payload_decide")
+    parts = _write(context, connection, name)
+    sent = connection.sql(sql("payload_sent")).to_arrow_table()
+    _add_payloads(connection, parts)
     for one in integrations:
         parts.setdefault(one.id, _Part())
     written = any(part.rows for part in parts.values())

@@ -30,19 +30,18 @@ _RELEASED = pa.schema(
 )
 
 
-def register_relations(
+def register_segment(
     context: Context,
     connection: duckdb.DuckDBPyConnection,
     file: str,
     snapshot_files: Sequence[str],
     integrations: Sequence[Integration],
 ) -> None:
-    """Makes the relations for one segment.
+    """Makes the relations of one segment that do not depend on what the store knows.
 
     Args:
-        context: for the store and the settings.
-        connection: gets views ``segment``, ``snapshots``, ``released`` and tables ``targets``, ``selected``,
-            ``reserved``, ``identities``, ``sent``.
+        context: for the files and the settings.
+        connection: gets views ``segment``, ``snapshots`` and tables ``targets``, ``selected``, ``reserved``.
         file: of the segment, in the data folder.
         snapshot_files: with the snapshots of the segment.
         integrations: those that lack the segment.
@@ -76,6 +75,18 @@ def register_relations(
         f"FROM read_parquet({path}, file_row_number=true) SEMI JOIN targets USING (app_id)"
     )
     connection.execute(f"CREATE TEMP VIEW snapshots AS FROM read_parquet({snapshots})")
+
+
+def register_known(
+    context: Context, connection: duckdb.DuckDBPyConnection, integrations: Sequence[Integration]
+) -> None:
+    """Makes the relations of what the store knows of a segment's users by now.
+
+    Args:
+        context: for the store.
+        connection: after :func:`register_segment`; gets tables ``identities``, ``sent`` and the view ``released``.
+        integrations: those that lack the segment.
+    """
     people: dict[str, list[str]] = defaultdict(list)
     for app_id, user_id in connection.execute("SELECT DISTINCT app_id, user_id FROM segment").fetchall():
         people[app_id].append(user_id)

@@ -15,6 +15,7 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease
 from nami_amp_pipeline.state.users import move_forward, read_snapshots
+from nami_amp_pipeline.workers import WORKERS, in_parallel, is_parallel
 
 SNAPSHOT_SCHEMA = pa.schema(
     [
@@ -91,8 +92,10 @@ def snapshot(context: Context, leases: Mapping[str, Lease]) -> dict[str, Snapsho
         By app id; apps without new segments are left out.
     """
     done: dict[str, Snapshotted] = {}
-    for segment_id, file, app_ids in _pending(context, leases):
-        for app_id, part in _one(context, leases, segment_id, file, app_ids).items():
+    share = WORKERS if is_parallel(context.settings) else 1
+    for together in _pending(context, leases):
+        parts = in_parallel(context.settings, lambda one: _one(context, leases, *one, share=share), together)
+        for app_id, part in (item for one in parts for item in one.items()):
             total = done.setdefault(app_id, Snapshotted(0, 0, 0, []))
             total.events += part.events
             total.users += part.users
@@ -101,27 +104,29 @@ def snapshot(context: Context, leases: Mapping[str, Lease]) -> dict[str, Snapsho
     return done
 
 
-def _pending(context: Context, leases: Mapping[str, Lease]) -> list[tuple[int, str, list[str]]]:
+def _pending(context: Context, leases: Mapping[str, Lease]) -> list[list[tuple[int, str, list[str]]]]:
+    """(segment, its file, its apps that lack snapshots), oldest first; those of one tick share no user: together."""
     parts, segments = tables.segment_apps, tables.segments
     with context.store.begin() as tx:
         rows = tx.execute(
-            sa.select(parts.c.segment_id, segments.c.file, parts.c.app_id)
+            sa.select(parts.c.segment_id, segments.c.file, parts.c.app_id, segments.c.captured_at, segments.c.run_id)
             .join(segments, segments.c.id == parts.c.segment_id)
             .where(parts.c.snapshot_file.is_(None))
             .order_by(parts.c.segment_id)
         ).all()
-    pending: dict[tuple[int, str], list[str]] = {}
-    for segment_id, file, app_id in rows:
+    pending: dict[tuple[int, str], dict[tuple[int, str], list[str]]] = {}
+    for segment_id, file, app_id, captured_at, run_id in rows:
         if app_id in leases:
-            pending.setdefault((segment_id, file), []).append(app_id)
-    return [(segment_id, file, app_ids) for (segment_id, file), app_ids in pending.items()]
+            tick = pending.setdefault((captured_at, run_id), {})
+            tick.setdefault((segment_id, file), []).append(app_id)
+    return [[(segment_id, file, app_ids) for (segment_id, file), app_ids in tick.items()] for tick in pending.values()]
 
 
 def _one(
-    context: Context, leases: Mapping[str, Lease], segment_id: int, file: str, app_ids: Sequence[str]
+    context: Context, leases: Mapping[str, Lease], segment_id: int, file: str, app_ids: Sequence[str], *, share: int
 ) -> dict[str, Snapshotted]:
     name = context.folder.new_name("snapshots", "parquet")
-    with compute(context.settings) as connection:
+    with compute(context.settings, share=share) as connection:
         connection.register("wanted", pa.table({"app_id": pa.array(app_ids, pa.string())}))
         connection.execute(
             "CREATE TEMP VIEW segment AS SELECT * RENAME (file_row_number AS row) "  # noqa: S608

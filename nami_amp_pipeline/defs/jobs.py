@@ -13,6 +13,7 @@ from pydantic import Field
 
 from nami_amp_pipeline.defs import metadata
 from nami_amp_pipeline.defs.checks import evaluations
+from nami_amp_pipeline.defs.held_open import held_open
 from nami_amp_pipeline.defs.partitions import add_partitions
 from nami_amp_pipeline.defs.resources import Pipeline
 from nami_amp_pipeline.defs.stopping import ASKED_TO_END, Stop, graceful, prompt
@@ -79,11 +80,12 @@ def _materialized(
     if moved:
         rows = sum(facts[metadata.ROW_COUNT] for facts in moved.values())
         context.log.info("%s: %s events, of %s", asset, f"{rows:,}", _listed(moved))
-    for partition, facts in moved.items():
-        if stop is not None and stop.is_pressing:
-            context.log.warning("%s: told to end; not every partition that moved is shown as materialized", asset)
-            return
-        context.log_event(dg.AssetMaterialization(asset, partition=partition, metadata=facts))
+    with held_open(context.instance, context.run_id):
+        for partition, facts in moved.items():
+            if stop is not None and stop.is_pressing:
+                context.log.warning("%s: told to end; not every partition that moved is shown as materialized", asset)
+                return
+            context.log_event(dg.AssetMaterialization(asset, partition=partition, metadata=facts))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -9,9 +9,9 @@ import dagster as dg
 import pyarrow as pa
 
 from nami_amp_pipeline import contract
-from nami_amp_pipeline.capture import SEGMENT_SCHEMA
 from nami_amp_pipeline.prepare import OUTBOX_SCHEMA
 from nami_amp_pipeline.receipts import RECEIPT_SCHEMA
+from nami_amp_pipeline.segment_files import SEGMENT_SCHEMA
 from nami_amp_pipeline.snapshots import SNAPSHOT_SCHEMA
 
 _MEANINGS: Final[Mapping[str, str]] = {

@@ -1,0 +1,92 @@
+"""Two segments at a time: what a machine's other core does while one segment keeps the first one busy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from typing import Final, TypeVar
+
+from nami_amp_pipeline.settings import Settings
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+WORKERS: Final = 2
+"""Segments that are worked on at once; memory grows with them."""
+
+
+def is_parallel(settings: Settings) -> bool:
+    """Whether more than one segment is worked on at a time; with one thread all is done in one fixed order."""
+    return (settings.duckdb_threads or os.cpu_count() or 1) > 1
+
+
+def in_parallel(settings: Settings, act: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Does the same to several things that have nothing to do with each other.
+
+    Args:
+        settings: say how many at once.
+        act: releases the interpreter's lock for most of its time.
+        items: what to do it to.
+
+    Returns:
+        In the order of ``items``.
+
+    Raises:
+        Exception: the first that ``act`` raised; what had not begun is not done.
+    """
+    if len(items) < 2 or not is_parallel(settings):
+        return [act(item) for item in items]
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="segment") as pool:
+        futures = [pool.submit(act, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def with_next_ahead(
+    settings: Settings,
+    make: Callable[[T], AbstractContextManager[R]],
+    use: Callable[[T, R], None],
+    items: Iterable[T],
+) -> None:
+    """Makes something of each thing and uses it, in order; the next one is made while one is used.
+
+    Args:
+        settings: say whether that may overlap.
+        make: opens what is used; it must not depend on what was used before.
+        use: whatever it raises passes through the context that ``make`` opened.
+        items: one after the other.
+    """
+    if not is_parallel(settings):
+        for item in items:
+            with make(item) as made:
+                use(item, made)
+        return
+
+    def enter(item: T) -> tuple[ExitStack, R]:
+        stack = ExitStack()
+        return stack, stack.enter_context(make(item))
+
+    def finish(item: T, future: Future[tuple[ExitStack, R]]) -> None:
+        stack, made = future.result()
+        with stack:
+            use(item, made)
+
+    last: tuple[T, Future[tuple[ExitStack, R]]] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="segment") as pool:
+        try:
+            for item in items:
+                current, last = last, (item, pool.submit(enter, item))
+                if current is not None:
+                    finish(*current)
+            if last is not None:
+                current, last = last, None
+                finish(*current)
+        except BaseException:
+            if last is not None and last[1].exception() is None:
+                last[1].result()[0].close()
+            raise
