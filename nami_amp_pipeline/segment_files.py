@@ -62,7 +62,7 @@ class SegmentFiles:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    ) -> None:
         with self._files:
             try:
                 if error is None:
@@ -76,7 +76,6 @@ class SegmentFiles:
                     self._pool.shutdown()
             if error is not None:
                 raise error
-        return False
 
     def add(self, table: pa.Table) -> None:
         """Takes rows with the columns of :data:`SEGMENT_SCHEMA` and ``bucket``, the number of their file."""
