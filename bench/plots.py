@@ -64,7 +64,11 @@ def _rates(figures: dict[str, Any]) -> Figure:
         )
     above.invert_yaxis()
     above.margins(x=0.12)
-    above.set_title("events/s, whole command (median, least to most)", loc="left", fontsize=10)
+    above.set_title(
+        "events/s: nami-amp its whole command, the others their posting alone (median, least to most)",
+        loc="left",
+        fontsize=10,
+    )
     above.xaxis.set_major_formatter("{x:,.0f}")
     _stages(below, {"": figures["runs"]})
     below.set_title("seconds of nami-amp by stage", loc="left", fontsize=10)
@@ -106,7 +110,15 @@ def _stages(axes: Axes, rows: Mapping[str, list[dict[str, Any]]]) -> None:
         axes.annotate(f"{total:.1f} s", (total, row), xytext=(6, 0), textcoords="offset points", va="center")
     axes.invert_yaxis()
     axes.margins(x=0.12)
-    axes.legend(ncols=5, fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.25), handlelength=1)
+    if isinstance(axes.figure, Figure):
+        axes.figure.legend(
+            *axes.get_legend_handles_labels(),
+            ncols=5,
+            fontsize=8,
+            frameon=False,
+            handlelength=1,
+            loc="outside lower center",
+        )
 
 
 _PLOTS: Mapping[str, Callable[[dict[str, Any]], Figure]] = {
