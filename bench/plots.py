@@ -65,7 +65,7 @@ def _rates(figures: dict[str, Any]) -> Figure:
     above.invert_yaxis()
     above.margins(x=0.12)
     above.set_title(
-        "events/s: nami-amp from start to end, the others posting",
+        "events/s: nami-amp from start to end, the others without their start",
         loc="left",
         fontsize=10,
     )
