@@ -59,7 +59,7 @@ def measure(
     large: int = 10_000_000,
     users: int = 1_000_000,
     news: int = 10_000,
-    repeats: int = 5,
+    repeats: int = 4,
     base: int = BASE_ROWS,
 ) -> dict[str, Any]:
     """Ticks over the smaller history, then over the larger.

@@ -25,7 +25,7 @@ PEER_START_ROWS = 100
 """What a neighbour takes for these is its start."""
 
 
-def measure(*, rows: int = 1_000_000, repeats: int = 3, peer_rows: int = 100_000) -> dict[str, Any]:
+def measure(*, rows: int = 1_000_000, repeats: int = 3, peer_rows: int = 50_000) -> dict[str, Any]:
     """Runs pipeline and neighbours in turns, so that what disturbs the machine disturbs them all.
 
     Args:
