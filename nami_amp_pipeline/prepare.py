@@ -223,14 +223,14 @@ def _write(context: Context, connection: duckdb.DuckDBPyConnection, name: str) -
     """Writes the outbox file; returns by integration where its lanes are and what is not to be posted."""
     parts: dict[int, _Part] = {}
     batches = 0
-    with context.folder.ipc(name, OUTBOX_SCHEMA) as writer:
+    with context.folder.ipc(name, OUTBOX_SCHEMA, compression=None) as writer:  # mapped soon, and gone soon after
         reader = connection.sql(sql("payload_outbox")).to_arrow_reader(_READ_ROWS)
         for (integration_id, lane), table in _lanes(reader):
             part = parts.setdefault(integration_id, _Part())
             rows = table.select(OUTBOX_SCHEMA.names).cast(OUTBOX_SCHEMA).combine_chunks()
             first = batches
             for start in range(0, rows.num_rows, LANE_BATCH_ROWS):
-                for batch in rows.slice(start, LANE_BATCH_ROWS).combine_chunks().to_batches():
+                for batch in rows.slice(start, LANE_BATCH_ROWS).to_batches():
                     writer.write_batch(batch)
                     batches += 1
             part.rows += rows.num_rows

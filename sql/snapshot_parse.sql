@@ -49,18 +49,23 @@ arrays AS (
         p.devices IS NOT NULL AS has_devices,
         -- A text, number or boolean where Nami has an array or object is an event property. Few events have one: where
         -- not all are what they should be the text is looked at, and only where that looks odd, or has escapes, the JSON.
-        is_user
-            AND NOT (p.active_entitlements IS NOT NULL AND p.devices IS NOT NULL AND p.external_ids IS NOT NULL
-                AND p.customer_journey_state.in_trial_period IS NOT NULL)
-            AND (contains(payload, chr(92))
+        -- (CASE, since AND would compute all of it for every event.)
+        CASE
+            WHEN NOT is_user OR (p.active_entitlements IS NOT NULL AND p.devices IS NOT NULL
+                AND p.external_ids IS NOT NULL AND p.customer_journey_state.in_trial_period IS NOT NULL) THEN false
+            WHEN contains(payload, chr(92))
                 OR regexp_matches(payload, '"active_entitlements"\s*:\s*[^\[{n\s]')
                 OR regexp_matches(payload, '"customer_journey_state"\s*:\s*[^\[{n\s]')
                 OR regexp_matches(payload, '"devices"\s*:\s*[^\[{n\s]')
-                OR regexp_matches(payload, '"external_ids"\s*:\s*[^\[{n\s]'))
-            AND len(list_filter(
-                json_type(payload, ['$.active_entitlements', '$.customer_journey_state', '$.devices', '$.external_ids']),
-                lambda kind: kind IS NOT NULL AND kind NOT IN ('ARRAY', 'OBJECT', 'NULL')
-            )) > 0 AS has_scalar_group,
+                OR regexp_matches(payload, '"external_ids"\s*:\s*[^\[{n\s]')
+                THEN len(list_filter(
+                    json_type(
+                        payload, ['$.active_entitlements', '$.customer_journey_state', '$.devices', '$.external_ids']
+                    ),
+                    lambda kind: kind IS NOT NULL AND kind NOT IN ('ARRAY', 'OBJECT', 'NULL')
+                )) > 0
+            ELSE false
+        END AS has_scalar_group,
         -- The transform makes an object of NULLs out of what is none, so where nothing was found the type decides.
         CASE
             WHEN p.customer_journey_state IS NULL THEN false
