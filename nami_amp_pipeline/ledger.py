@@ -4,8 +4,8 @@ An id stands in it as 128 bits of MD5 over app and id: enough that no two ids of
 bits lie sorted in files, *runs*, which are looked into by binary search, so that a tick costs what is new in it and
 not what was captured before. The runs of a day are merged as they grow, so that each is at least twice as large as
 the next; a day that is over (or a tenth of the retention, if that is less) becomes one run. A run goes when its
-newest id is older than the ledger's retention, and none of its rows can be read once more because an app was not read
-for so long.
+newest id is older than the ledger's retention, none of its segments is kept for somebody, and none of its rows can be
+read once more because an app was not read for so long.
 
 Segments are what counts; runs only index them. A segment that is in no run yet, because a process ended in between, is
 read itself.
@@ -14,7 +14,8 @@ read itself.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -68,7 +69,7 @@ class Run:
 
 
 class Ledger:
-    """What was captured within the retention, as it stands now.
+    """What was captured, as it stands now.
 
     Args:
         context: for the store and the files.
@@ -81,7 +82,7 @@ class Ledger:
         self._context = context
         for _ in range(_OPEN_TRIES):
             with context.store.begin() as tx:
-                runs, self._segments = needed_runs(context, tx), _loose_segments(tx)
+                runs, self._segments = _all_runs(tx), _loose_segments(tx)
             try:
                 self._runs = [_map(context, run) for run in runs]
                 return
@@ -137,15 +138,26 @@ def fold(context: Context) -> None:
             context.store.release([lease])
 
 
-def expire(context: Context, *, dry_run: bool = False) -> tuple[int, int, int]:
-    """Removes the runs whose newest id is older than the ledger's retention.
+def expire(context: Context, *, without: Collection[int] = (), dry_run: bool = False) -> tuple[int, int, int]:
+    """Removes the runs that are past the retention, once none of their segments is kept either.
+
+    An integration that is added later takes events from the segments that are kept; if the ledger had forgotten them,
+    it would be given those that are captured once more too.
+
+    Args:
+        context: for the store and the files.
+        without: segments that count as gone already.
+        dry_run: whether to look only.
 
     Returns:
         How many files, ids and bytes went, or would.
     """
     table = tables.captured_ids
     with context.store.begin() as tx:
-        old = [run for run in _all_runs(tx) if not _is_needed(run, context, _positions(tx))]
+        needed = {run.id for run in needed_runs(context, tx)}
+        segments = tx.execute(sa.select(tables.segments.c.id, tables.segments.c.captured_at))
+        kept = sorted(captured_at for number, captured_at in segments.tuples() if number not in without)
+        old = [run for run in _all_runs(tx) if run.id not in needed and not _has_between(kept, run.oldest, run.newest)]
         if not dry_run:
             tx.execute(sa.delete(table).where(table.c.id.in_([run.id for run in old])))
     size = 0
@@ -160,7 +172,7 @@ def expire(context: Context, *, dry_run: bool = False) -> tuple[int, int, int]:
 def _work(context: Context) -> list[tuple[list[Run], list[Run]]]:
     """What is to be merged into one run each: (runs, segments that are in none)."""
     with context.store.begin() as tx:
-        runs, segments = needed_runs(context, tx), _loose_segments(tx)
+        runs, segments = _all_runs(tx), _loose_segments(tx)
     if not runs and not segments:
         return []
     # A run goes as a whole, so with a retention of hours a day would be too long.
@@ -218,6 +230,11 @@ def _is_needed(run: Run, context: Context, positions: Sequence[tuple[int | None,
     )
 
 
+def _has_between(numbers: Sequence[int], first: int, last: int) -> bool:
+    place = bisect_left(numbers, first)
+    return place < len(numbers) and numbers[place] <= last
+
+
 def _positions(tx: Transaction) -> list[tuple[int | None, int]]:
     """From which ``ingested_at`` on each app with an integration is read next, and when it was read last."""
     apps, integrations = tables.apps, tables.integrations
@@ -236,7 +253,7 @@ def _all_runs(tx: Transaction) -> list[Run]:
 
 
 def needed_runs(context: Context, tx: Transaction) -> list[Run]:
-    """The runs that have not expired; an id in one of them is not captured again."""
+    """The runs that are within the retention, or that an app may look into once more."""
     runs = _all_runs(tx)
     positions = _positions(tx) if runs else []
     return [run for run in runs if _is_needed(run, context, positions)]

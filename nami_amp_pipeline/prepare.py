@@ -165,7 +165,8 @@ def _pending(context: Context, targets: Mapping[int, Integration]) -> Iterator[_
         for one in by_app.get(app_id, ()):
             if segment_id <= one.prepared_through:
                 continue
-            before_start = one.start_from is not None and newest < one.start_from
+            start = one.start_in(segment_id)
+            before_start = start is not None and newest < start
             if before_start and one.anonymous != "wait_for_login":
                 continue
             entry = pending.setdefault(segment_id, (file, set(), []))
@@ -179,7 +180,7 @@ def _pending(context: Context, targets: Mapping[int, Integration]) -> Iterator[_
 def _bodies(context: Context, segment: _Segment) -> Iterator[duckdb.DuckDBPyConnection]:
     """An engine with what is the same for all integrations, and does not depend on what the store knows."""
     with compute(context.settings, share=WORKERS if is_parallel(context.settings) else 1) as connection:
-        register_segment(context, connection, segment.file, segment.snapshot_files, segment.integrations)
+        register_segment(context, connection, segment.id, segment.file, segment.snapshot_files, segment.integrations)
         connection.execute(
             "CREATE TEMP VIEW selected_events AS SELECT row, id, event_type, created_date, payload, shape "
             "FROM segment WHERE well_formed "

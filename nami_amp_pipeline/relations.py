@@ -33,6 +33,7 @@ _RELEASED = pa.schema(
 def register_segment(
     context: Context,
     connection: duckdb.DuckDBPyConnection,
+    segment_id: int,
     file: str,
     snapshot_files: Sequence[str],
     integrations: Sequence[Integration],
@@ -42,6 +43,7 @@ def register_segment(
     Args:
         context: for the files and the settings.
         connection: gets views ``segment``, ``snapshots`` and tables ``targets``, ``selected``, ``reserved``.
+        segment_id: the segment.
         file: of the segment, in the data folder.
         snapshot_files: with the snapshots of the segment.
         integrations: those that lack the segment.
@@ -54,7 +56,7 @@ def register_segment(
             "app_id": pa.array([one.app_id for one in integrations], pa.string()),
             "user_id_kind": pa.array([one.user_id_kind for one in integrations], pa.string()),
             "anonymous": pa.array([one.anonymous for one in integrations], pa.string()),
-            "start_from": pa.array([one.start_from for one in integrations], pa.int64()),
+            "start_from": pa.array([one.start_in(segment_id) for one in integrations], pa.int64()),
             "lanes_at_most": pa.array([context.settings.max_lanes] * len(integrations), pa.int32()),
             "lane_rows": pa.array([context.settings.batch_events] * len(integrations), pa.int64()),
         }

@@ -170,19 +170,20 @@ def _unprepared(
         for one in by_app.get(row.app_id, ()):
             if row.segment_id <= one.prepared_through:
                 continue
-            if one.start_from is not None and row.max_ingested_at < one.start_from:
+            start = one.start_in(row.segment_id)
+            if start is not None and row.max_ingested_at < start:
                 continue
-            if one.start_from is None or row.min_ingested_at >= one.start_from:
+            if start is None or row.min_ingested_at >= start:
                 count = sum(types.get(event_type, 0) for event_type in one.events)
             else:
-                count = _count_from(context, row.file, one)
+                count = _count_from(context, row.file, one, start)
             events[one.id] += count
             if count:
                 oldest[one.id] = min(oldest.get(one.id, row.min_ingested_at), row.min_ingested_at)
     return events, oldest
 
 
-def _count_from(context: Context, file: str, one: Integration) -> int:
+def _count_from(context: Context, file: str, one: Integration, start: int) -> int:
     """Selected events of a segment that reaches across the start of an integration."""
     import pyarrow as pa  # here, for most of the time it takes to say how things stand would go into the import
     import pyarrow.compute as pc
@@ -192,7 +193,7 @@ def _count_from(context: Context, file: str, one: Integration) -> int:
     selected = pc.is_in(table["event_type"], value_set=pa.array(one.events, pa.string()))
     chosen = pc.and_(
         pc.and_(pc.equal(table["app_id"], one.app_id), selected),
-        pc.greater_equal(table["ingested_at"].cast("int64"), one.start_from),
+        pc.greater_equal(table["ingested_at"].cast("int64"), start),
     )
     return int(pc.sum(chosen).as_py() or 0)
 

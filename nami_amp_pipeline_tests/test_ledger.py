@@ -15,6 +15,9 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline import ledger
 from nami_amp_pipeline.ledger import KEY_COLUMNS, Ledger
+from nami_amp_pipeline.retention.report import Removed, RetentionReport
+from nami_amp_pipeline.retention.segments import expire_segments
+from nami_amp_pipeline.state import integrations as state
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.harness import START, Pipeline
 
@@ -120,6 +123,13 @@ def test_a_segment_that_is_in_no_run_yet_counts(pipeline: Pipeline, monkeypatch:
     assert sorted(sent(pipeline)) == ["event-1", "event-2", "event-3"]
 
 
+def expire(pipeline: Pipeline, *, dry_run: bool = False) -> Removed:
+    """Removes what is past its retention; returns what of the ledger went."""
+    report = RetentionReport(dry_run=dry_run)
+    expire_segments(pipeline.context, report)
+    return report.removed.get("captured_ids", Removed())
+
+
 def settle(pipeline: Pipeline) -> None:
     """Ticks until everything that was read so far is taken as complete."""
     for _ in range(3):
@@ -139,12 +149,13 @@ def test_runs_past_their_retention_go_and_their_ids_are_new_again(pipeline: Pipe
     load(pipeline, 1, 3)
     pipeline.tick()
     settle(pipeline)
-    assert ledger.expire(pipeline.context) == (0, 0, 0)
+    assert expire(pipeline) == Removed()
     pipeline.clock.sleep(2 * DAY.total_seconds())
-    files, rows, size = ledger.expire(pipeline.context, dry_run=True)
-    assert (files, rows) == (1, 5)
-    assert size > 80
-    assert ledger.expire(pipeline.context) == (files, rows, size)
+    planned = expire(pipeline, dry_run=True)
+    assert planned.files == 1
+    assert planned.bytes > 80
+    assert runs(pipeline) == [5, 4]
+    assert expire(pipeline) == planned
     assert runs(pipeline) == [4]
     assert len(list((pipeline.settings.data_dir / "ledger").iterdir())) == 1
     load(pipeline, 1, 3)
@@ -159,15 +170,14 @@ def test_an_app_that_was_not_read_for_longer_than_the_retention_gets_nothing_twi
     pipeline.tick()
     for days in (31, 400):
         pipeline.clock.sleep(days * DAY.total_seconds())
-        ledger.expire(pipeline.context)
+        expire(pipeline)
         load(pipeline, next(fillers))
         pipeline.tick()
         pipeline.tick()
     assert max(Counter(sent(pipeline)).values()) == 1
     settle(pipeline)
     pipeline.clock.sleep(31 * DAY.total_seconds())
-    files, _, _ = ledger.expire(pipeline.context)
-    assert files >= 2
+    assert expire(pipeline).files >= 2
 
 
 def test_ids_that_share_half_of_their_bits_are_told_apart() -> None:
@@ -191,3 +201,33 @@ def test_a_run_whose_file_is_gone_stops_the_capture_in_one_line(pipeline: Pipeli
         path.unlink()
     with pytest.raises(Exception, match="ledger of captured ids is missing"):
         Ledger(pipeline.context)
+
+
+@pytest.mark.parametrize("others", ["up to date", "behind"])
+def test_a_new_integration_with_an_early_start_gets_all_and_brings_nothing_twice(
+    pipeline: Pipeline, others: str
+) -> None:
+    """Not even what the ledger has forgotten by then."""
+    if others == "behind":  # it holds the segments back, from which the new one takes what it can
+        state.set_enabled(pipeline.context.store, pipeline.add("app", "off", start_from=None).key, enabled=False)
+    load(pipeline, 1, 2)
+    pipeline.tick()
+    settle(pipeline)
+    pipeline.clock.sleep(40 * DAY.total_seconds())
+    settle(pipeline)
+    expire(pipeline)
+    first = next(iter(pipeline.wires))
+    before = Counter(event["insert_id"] for event in pipeline.wires[first].events)
+    load(pipeline, 3)
+    late = pipeline.add("app", "late", start_from=None, user_id_kind="nami_user_id")
+    pipeline.tick()
+    load(pipeline, 4)
+    pipeline.tick()
+    now = Counter(event["insert_id"] for event in pipeline.wires[first].events)
+    assert now - before == Counter({"event-3": 1, "event-4": 1})
+    everything = Counter(event["insert_id"] for event in pipeline.sent(late))
+    assert everything == now
+    assert max(everything.values()) == 1
+    for one in (late, *[one for one in state.all_integrations(pipeline.context.store) if one.id == first]):
+        numbers = pipeline.status(one)
+        assert (numbers.captured, numbers.delivered, numbers.pending) == (len(now), len(now), 0)

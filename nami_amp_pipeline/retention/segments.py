@@ -22,10 +22,8 @@ _AT_ONCE = 200
 
 def expire_segments(context: Context, report: RetentionReport) -> None:
     """Removes segments that are past the retention of the ledger and that nothing needs."""
-    table = tables.segments
+    table, all_gone = tables.segments, set[int]()
     before, last = context.now() - int(context.settings.ledger_retention_days * DAY), 0
-    files, _, size = ledger.expire(context, dry_run=report.dry_run)
-    report.add_files("captured_ids", rows=files, files=files, size=size)
     while True:
         context.step("retention.commit")
         with context.store.begin() as tx:
@@ -36,7 +34,7 @@ def expire_segments(context: Context, report: RetentionReport) -> None:
                 .limit(_AT_ONCE)
             ).all()
             if not rows:
-                return
+                break
             last = rows[-1].id
             known = [(run.oldest, run.newest) for run in ledger.needed_runs(context, tx)]
             needed = _needed(tx, [row.id for row in rows], report)
@@ -47,9 +45,12 @@ def expire_segments(context: Context, report: RetentionReport) -> None:
                 tx.execute(sa.delete(tables.segment_apps).where(tables.segment_apps.c.segment_id.in_(gone)))
                 tx.execute(sa.delete(table).where(table.c.id.in_(gone)))
         context.step("retention.committed")
+        all_gone.update(gone)
         measure = size_of if report.dry_run else let_go
         report.add("segments", rows=len(gone), sizes=measure(context, gone.values()))
         report.add("snapshots", sizes=measure(context, snapshots))
+    files, _, size = ledger.expire(context, without=all_gone, dry_run=report.dry_run)
+    report.add_files("captured_ids", rows=files, files=files, size=size)
 
 
 def _snapshot_files(tx: Transaction, segment_ids: Sequence[int]) -> list[str]:

@@ -43,6 +43,8 @@ class Integration:
         prepared_through: the newest segment that is in an outbox.
         halted_reason: why delivery stopped, until a person says go on.
         last_error: what went wrong last, for people.
+        rereads: (segment, ``ingested_at`` in µs) for each time that the app was read once more from further back:
+            events from before that time, in segments after that one, had been read for this integration before.
     """
 
     id: int
@@ -61,6 +63,12 @@ class Integration:
     prepared_through: int
     halted_reason: str | None
     last_error: str | None
+    rereads: tuple[tuple[int, int], ...] = ()
+
+    def start_in(self, segment_id: int) -> int | None:
+        """The first ``ingested_at`` in a segment that counts, in µs since the epoch; None if all of it does."""
+        starts = [frontier for after, frontier in self.rereads if segment_id > after]
+        return max([*starts, *([] if self.start_from is None else [self.start_from])], default=None)
 
     @property
     def key(self) -> str:
@@ -127,7 +135,7 @@ def add(store: Store, cipher: Cipher, new: NewIntegration) -> Integration:
         )
         if tx.execute(taken).scalar() is not None:
             raise Misconfigured(f"integration {new.app_id}/{new.name} exists already")
-        tx.execute(
+        added = tx.execute(
             sa.insert(tables.integrations).values(
                 app_id=new.app_id,
                 name=new.name,
@@ -143,7 +151,8 @@ def add(store: Store, cipher: Cipher, new: NewIntegration) -> Integration:
                 created_at=micros(store.clock),
             )
         )
-        _read_from(tx, new.app_id, new.start_from)
+        assert added.inserted_primary_key is not None
+        _read_from(tx, int(added.inserted_primary_key[0]), new)
     return get(store, f"{new.app_id}/{new.name}")
 
 
@@ -202,13 +211,22 @@ def hold_keys(store: Store, tx: Transaction, *, alone: bool = False) -> None:
         tx.execute(sa.select(lock(_ENCRYPTING)))
 
 
-def _read_from(tx: Transaction, app_id: str, start_from: int | None) -> None:
-    """Lets an app that has been read further already be read from the start of a new integration."""
+def _read_from(tx: Transaction, integration_id: int, new: NewIntegration) -> None:
+    """Lets an app that has been read further already be read from the start of a new integration.
+
+    What the ledger has forgotten by now is captured once more then; that is noted, for the app's other integrations.
+    """
     apps = tables.apps
-    frontier = tx.execute(sa.select(apps.c.frontier).where(apps.c.app_id == app_id)).scalar()
-    if frontier is not None and (start_from is None or start_from < frontier):
+    frontier = tx.execute(sa.select(apps.c.frontier).where(apps.c.app_id == new.app_id)).scalar()
+    if frontier is not None and (new.start_from is None or new.start_from < frontier):
         # NULL would make the app begin at the earliest start of its integrations, which this one now is.
-        tx.execute(sa.update(apps).where(apps.c.app_id == app_id).values(frontier=start_from))
+        tx.execute(sa.update(apps).where(apps.c.app_id == new.app_id).values(frontier=new.start_from))
+        newest = tx.execute(sa.select(sa.func.coalesce(sa.func.max(tables.segments.c.id), 0))).scalar_one()
+        tx.execute(
+            sa.insert(tables.rereads).values(
+                integration_id=integration_id, app_id=new.app_id, frontier=frontier, after_segment=newest
+            )
+        )
 
 
 def check_endpoint(endpoint: str, *, allow_custom: bool) -> str:
@@ -260,7 +278,8 @@ def all_integrations(store: Store, keys: Sequence[str] | None = None) -> list[In
     table = tables.integrations
     with store.begin() as tx:
         rows = tx.execute(sa.select(table).order_by(table.c.app_id, table.c.name)).all()
-    found = [_from_row(row) for row in rows]
+        rereads = _rereads(tx)
+    found = [_from_row(row, rereads) for row in rows]
     if keys is None:
         return found
     known = {integration.key: integration for integration in found}
@@ -274,7 +293,8 @@ def reread(tx: Transaction, integrations: Sequence[Integration]) -> list[Integra
     """The same integrations as they are now; those that were removed meanwhile are left out."""
     table = tables.integrations
     rows = {row.id: row for row in tx.execute(sa.select(table))}
-    return [_from_row(rows[one.id]) for one in integrations if one.id in rows]
+    rereads = _rereads(tx)
+    return [_from_row(rows[one.id], rereads) for one in integrations if one.id in rows]
 
 
 def get(store: Store, key: str) -> Integration:
@@ -345,7 +365,11 @@ def set_plan(store: Store, app_id: str, plan: str) -> None:
         store.upsert(tx, tables.apps, [{"app_id": app_id, "plan": plan}], ["app_id"], update=["plan"])
 
 
-def _from_row(row: Any) -> Integration:
+def _rereads(tx: Transaction) -> list[Any]:
+    return list(tx.execute(sa.select(tables.rereads)))
+
+
+def _from_row(row: Any, rereads: Sequence[Any]) -> Integration:
     return Integration(
         id=row.id,
         app_id=row.app_id,
@@ -363,4 +387,9 @@ def _from_row(row: Any) -> Integration:
         prepared_through=row.prepared_through,
         halted_reason=row.halted_reason,
         last_error=row.last_error,
+        rereads=tuple(
+            (one.after_segment, one.frontier)
+            for one in rereads
+            if one.app_id == row.app_id and one.integration_id > row.id
+        ),
     )

@@ -98,6 +98,16 @@ captured_ids = Table(
     sqlite_autoincrement=True,
 )
 
+rereads = Table(
+    "rereads",
+    metadata,
+    # An app that is read once more from further back, for a new integration; the older ones are not sent it again.
+    Column("integration_id", _Key, primary_key=True, autoincrement=False),
+    Column("app_id", Text, nullable=False),
+    Column("frontier", BigInteger, nullable=False),
+    Column("after_segment", _Key, nullable=False),
+)
+
 segment_apps = Table(
     "segment_apps",
     metadata,

@@ -42,3 +42,10 @@ def upgrade() -> None:
         sa.Column("max_ingested_at", sa.BigInteger, nullable=False),
         sqlite_autoincrement=True,
     )
+    op.create_table(
+        "rereads",
+        sa.Column("integration_id", _key, primary_key=True, autoincrement=False),
+        sa.Column("app_id", sa.Text, nullable=False),
+        sa.Column("frontier", sa.BigInteger, nullable=False),
+        sa.Column("after_segment", _key, nullable=False),
+    )
