@@ -83,7 +83,8 @@ def capture(context: Context, leases: Mapping[str, Lease]) -> dict[str, Captured
     frontiers = _frontiers(context, leases)
     began = context.now()
     ledger = Ledger(context)
-    with compute(context.settings) as connection:
+    # Half of the memory: what is read once need not be kept, and the rows on their way to the segments take the rest.
+    with compute(context.settings, share=2, all_threads=True) as connection:
         with context.warehouse.open(connection, frontiers) as source:
             started = context.now()
             for warning in source.warnings:

@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from nami_amp_pipeline.errors import Halted
+from nami_amp_pipeline.errors import Halted, OutOfMemory
 from nami_amp_pipeline.settings import Settings
 
 SPACES = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
@@ -27,15 +27,17 @@ def open_engine(config: Config) -> duckdb.DuckDBPyConnection:
 
 
 @contextmanager
-def compute(settings: Settings, *, share: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
+def compute(settings: Settings, *, share: int = 1, all_threads: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
     """A fresh in-memory DuckDB within the memory of the settings; it spills into the data folder.
 
     Args:
         settings: memory and threads.
         share: how many such engines work at once; each gets its part of both.
+        all_threads: whether it gets all threads nevertheless.
 
     Raises:
-        Halted: memory and disk do not suffice.
+        OutOfMemory: memory and disk do not suffice.
+        Halted: the data folder cannot be read or written.
     """
     config: Config = {
         "memory_limit": _part(settings.duckdb_memory, share),
@@ -43,15 +45,15 @@ def compute(settings: Settings, *, share: int = 1) -> Iterator[duckdb.DuckDBPyCo
         "autoinstall_known_extensions": False,
         "preserve_insertion_order": False,
     }
-    if settings.duckdb_threads or share > 1:
-        config["threads"] = max(1, (settings.duckdb_threads or os.cpu_count() or 1) // share)
+    threads = settings.duckdb_threads or os.cpu_count() or 1
+    config["threads"] = threads if all_threads else max(1, threads // share)
     with open_engine(config) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET VARIABLE spaces = ?", [SPACES])
         try:
             yield connection
         except duckdb.OutOfMemoryException as error:
-            raise Halted(
+            raise OutOfMemory(
                 f"the compute engine ran out of memory or disk ({str(error).splitlines()[0]}): raise "
                 "NAMI_AMP_DUCKDB_MEMORY, lower NAMI_AMP_SEGMENT_ROWS, or free disk space"
             ) from None

@@ -3,6 +3,7 @@
 - NamiAmpError
   - Misconfigured: a person has to change a setting or an argument. Exit status 2, one line.
   - Halted: this work cannot go on until something outside is repaired; what was done stays done. Exit status 1.
+    - OutOfMemory: a segment is too large for the compute engine, at least beside others.
     - WarehouseUnavailable: the next run reads again from where this one stopped.
     - StoreUnavailable: nothing was committed; the next run does the same again.
     - IntegrationHalted: one integration stops; no event is spent, the others go on.
@@ -26,6 +27,10 @@ class Misconfigured(NamiAmpError):
 
 class Halted(NamiAmpError):
     """Work stops until something outside is repaired; nothing is lost."""
+
+
+class OutOfMemory(Halted):
+    """The compute engine's memory does not suffice, and neither does the disk it spills to."""
 
 
 class WarehouseUnavailable(Halted):

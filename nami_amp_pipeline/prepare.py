@@ -23,6 +23,7 @@ from nami_amp_pipeline.amplitude.outbox import LANE_BATCH_ROWS
 from nami_amp_pipeline.amplitude.properties import create_properties
 from nami_amp_pipeline.compute import compute, run, sql
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.errors import OutOfMemory
 from nami_amp_pipeline.relations import register_known, register_segment
 from nami_amp_pipeline.state import bulk, tables
 from nami_amp_pipeline.state.integrations import Integration, reread
@@ -124,17 +125,31 @@ def prepare(context: Context, integrations: Sequence[Integration], leases: Mappi
     Returns:
         By integration id; those without new segments are left out.
     """
-    with context.store.begin() as tx:
-        current = reread(tx, integrations)  # another process may have worked on them before the lease was ours
-    targets = {one.id: one for one in current if one.id in leases and one.enabled and not one.halted_reason}
     done: dict[int, Prepared] = {}
 
     def finish(segment: _Segment, connection: duckdb.DuckDBPyConnection) -> None:
         for integration_id, part in _one(context, leases, segment, connection).items():
             done.setdefault(integration_id, Prepared()).add(part)
 
-    with_next_ahead(context.settings, lambda segment: _bodies(context, segment), finish, _pending(context, targets))
+    if is_parallel(context.settings):
+        try:
+            segments = _pending(context, _targets(context, integrations, leases))
+            with_next_ahead(lambda segment: _bodies(context, segment, WORKERS), finish, segments)
+        except OutOfMemory as error:
+            context.log.info("%s; going on with one segment at a time", error)
+    for segment in _pending(context, _targets(context, integrations, leases)):
+        with _bodies(context, segment, 1) as connection:
+            finish(segment, connection)
     return done
+
+
+def _targets(
+    context: Context, integrations: Sequence[Integration], leases: Mapping[int, Lease]
+) -> dict[int, Integration]:
+    """The integrations as they are now: another process may have worked on them before the lease was ours."""
+    with context.store.begin() as tx:
+        current = reread(tx, integrations)
+    return {one.id: one for one in current if one.id in leases and one.enabled and not one.halted_reason}
 
 
 def _pending(context: Context, targets: Mapping[int, Integration]) -> Iterator[_Segment]:
@@ -177,9 +192,9 @@ def _pending(context: Context, targets: Mapping[int, Integration]) -> Iterator[_
 
 
 @contextmanager
-def _bodies(context: Context, segment: _Segment) -> Iterator[duckdb.DuckDBPyConnection]:
+def _bodies(context: Context, segment: _Segment, share: int) -> Iterator[duckdb.DuckDBPyConnection]:
     """An engine with what is the same for all integrations, and does not depend on what the store knows."""
-    with compute(context.settings, share=WORKERS if is_parallel(context.settings) else 1) as connection:
+    with compute(context.settings, share=share) as connection:
         register_segment(context, connection, segment.id, segment.file, segment.snapshot_files, segment.integrations)
         connection.execute(
             "CREATE TEMP VIEW selected_events AS SELECT row, id, event_type, created_date, payload, shape "

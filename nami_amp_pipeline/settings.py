@@ -80,7 +80,7 @@ class Settings:
     dead_letter_retention_days: float = 90
     dagster_retention_days: float = 14
     unused_file_retention_days: float = 1
-    segment_rows: int = 200_000
+    segment_rows: int = 100_000
     max_rows_per_tick: int = 10_000_000
     batch_events: int = 1_000
     batch_bytes: int = 950_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.compute import compute, files, run, sql
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.errors import OutOfMemory
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease
 from nami_amp_pipeline.state.users import move_forward, read_snapshots
@@ -92,15 +94,27 @@ def snapshot(context: Context, leases: Mapping[str, Lease]) -> dict[str, Snapsho
         By app id; apps without new segments are left out.
     """
     done: dict[str, Snapshotted] = {}
-    share = WORKERS if is_parallel(context.settings) else 1
+    adding = threading.Lock()
+
+    def one(pending: tuple[int, str, list[str]], share: int) -> None:
+        parts = _one(context, leases, *pending, share=share)
+        with adding:
+            for app_id, part in parts.items():
+                total = done.setdefault(app_id, Snapshotted(0, 0, 0, []))
+                total.events += part.events
+                total.users += part.users
+                total.truncated_arrays += part.truncated_arrays
+                total.files += part.files
+
+    if is_parallel(context.settings):
+        try:
+            for together in _pending(context, leases):
+                in_parallel(lambda pending: one(pending, WORKERS), together)
+        except OutOfMemory as error:
+            context.log.info("%s; going on with one segment at a time", error)
     for together in _pending(context, leases):
-        parts = in_parallel(context.settings, lambda one: _one(context, leases, *one, share=share), together)
-        for app_id, part in (item for one in parts for item in one.items()):
-            total = done.setdefault(app_id, Snapshotted(0, 0, 0, []))
-            total.events += part.events
-            total.users += part.users
-            total.truncated_arrays += part.truncated_arrays
-            total.files += part.files
+        for pending in together:
+            one(pending, 1)
     return done
 
 

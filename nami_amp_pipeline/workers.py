@@ -22,33 +22,27 @@ def is_parallel(settings: Settings) -> bool:
     return (settings.duckdb_threads or os.cpu_count() or 1) > 1
 
 
-def in_parallel(settings: Settings, act: Callable[[T], R], items: Sequence[T]) -> list[R]:
+def in_parallel(act: Callable[[T], None], items: Sequence[T]) -> None:
     """Does the same to several things that have nothing to do with each other.
 
     Args:
-        settings: say how many at once.
         act: releases the interpreter's lock for most of its time.
         items: what to do it to.
-
-    Returns:
-        In the order of ``items``.
 
     Raises:
         Exception: the first that ``act`` raised; what had not begun is not done.
     """
-    if len(items) < 2 or not is_parallel(settings):
-        return [act(item) for item in items]
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="segment") as pool:
         futures = [pool.submit(act, item) for item in items]
         try:
-            return [future.result() for future in futures]
+            for future in futures:
+                future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def with_next_ahead(
-    settings: Settings,
     make: Callable[[T], AbstractContextManager[R]],
     use: Callable[[T, R], None],
     items: Iterable[T],
@@ -56,16 +50,10 @@ def with_next_ahead(
     """Makes something of each thing and uses it, in order; the next one is made while one is used.
 
     Args:
-        settings: say whether that may overlap.
         make: opens what is used; it must not depend on what was used before.
         use: whatever it raises passes through the context that ``make`` opened.
         items: one after the other.
     """
-    if not is_parallel(settings):
-        for item in items:
-            with make(item) as made:
-                use(item, made)
-        return
 
     def enter(item: T) -> tuple[ExitStack, R]:
         stack = ExitStack()

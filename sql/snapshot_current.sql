@@ -1,33 +1,40 @@
 -- What moves the current snapshot of each user forward: of each group the newest that an event carries itself.
 -- Table given: carried_by_event. Times in µs since the epoch, arrays as JSON text.
-WITH newest AS (
+WITH aged AS (
+    SELECT app_id, user_id, row, is_user, has_entitlements, has_devices, has_journey, external_id IS NOT NULL AS has_login,
+        row_number() OVER (ORDER BY created_date, id) AS age
+    FROM carried_by_event
+),
+newest AS (
+    -- Of whole numbers: an aggregate over structs keeps each group's bytes in memory that cannot spill.
     SELECT
         app_id, user_id,
-        max({'at': created_date, 'id': id}) FILTER (is_user) AS as_of,
-        max({'at': created_date, 'id': id, 'row': row}) FILTER (external_id IS NOT NULL) AS x,
-        max({'at': created_date, 'id': id, 'row': row}) FILTER (is_user AND has_entitlements) AS e,
-        max({'at': created_date, 'id': id, 'row': row}) FILTER (is_user AND has_devices) AS d,
-        max({'at': created_date, 'id': id, 'row': row}) FILTER (is_user AND has_journey) AS j
-    FROM carried_by_event
+        arg_max(row, age) FILTER (is_user) AS as_of_row,
+        arg_max(row, age) FILTER (has_login) AS x_row,
+        arg_max(row, age) FILTER (is_user AND has_entitlements) AS e_row,
+        arg_max(row, age) FILTER (is_user AND has_devices) AS d_row,
+        arg_max(row, age) FILTER (is_user AND has_journey) AS j_row
+    FROM aged
     GROUP BY app_id, user_id
 )
 SELECT
     n.app_id, n.user_id,
-    x.external_id, epoch_us(n.x.at) AS external_id_date, n.x.id AS external_id_event,
-    epoch_us(n.as_of.at) AS as_of_date, n.as_of.id AS as_of_event,
+    x.external_id, epoch_us(x.created_date) AS external_id_date, x.id AS external_id_event,
+    epoch_us(a.created_date) AS as_of_date, a.id AS as_of_event,
     e.entitlements_text AS namiml_active_entitlements,
     e.skus_text AS namiml_active_skus,
     e.has_active_entitlement,
-    epoch_us(n.e.at) AS entitlements_date, n.e.id AS entitlements_event,
+    epoch_us(e.created_date) AS entitlements_date, e.id AS entitlements_event,
     d.device_ids_text AS namiml_device_ids,
     d.device_platforms_text AS namiml_device_platforms,
-    epoch_us(n.d.at) AS devices_date, n.d.id AS devices_event,
+    epoch_us(d.created_date) AS devices_date, d.id AS devices_event,
     j.former_subscriber, j.namiml_in_grace_period, j.namiml_in_trial_period, j.namiml_in_intro_offer_period,
-    epoch_us(n.j.at) AS journey_date, n.j.id AS journey_event
+    epoch_us(j.created_date) AS journey_date, j.id AS journey_event
 FROM newest n
-LEFT JOIN carried_by_event x ON x.row = n.x.row
-LEFT JOIN carried_by_event e ON e.row = n.e.row
-LEFT JOIN carried_by_event d ON d.row = n.d.row
-LEFT JOIN carried_by_event j ON j.row = n.j.row
-WHERE n.as_of IS NOT NULL OR n.x IS NOT NULL
+LEFT JOIN carried_by_event a ON a.row = n.as_of_row
+LEFT JOIN carried_by_event x ON x.row = n.x_row
+LEFT JOIN carried_by_event e ON e.row = n.e_row
+LEFT JOIN carried_by_event d ON d.row = n.d_row
+LEFT JOIN carried_by_event j ON j.row = n.j_row
+WHERE n.as_of_row IS NOT NULL OR n.x_row IS NOT NULL
 ORDER BY n.app_id, n.user_id;
