@@ -7,12 +7,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.ipc
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING
 
 from nami_amp_pipeline.errors import Halted
+
+if TYPE_CHECKING:  # a third of the time that it takes to say how things stand would go into the import
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 
 class DataFolder:
@@ -48,6 +49,8 @@ class DataFolder:
     @contextmanager
     def parquet(self, name: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
         """A Parquet file that exists under its name only when whole and on disk."""
+        import pyarrow.parquet as pq
+
         with (
             self._aside(name) as aside,
             pq.ParquetWriter(
@@ -61,12 +64,17 @@ class DataFolder:
         self, name: str, schema: pa.Schema, *, compression: str | None = "lz4"
     ) -> Iterator[pa.RecordBatchFileWriter]:
         """An Arrow IPC file that exists under its name only when whole and on disk."""
-        options = pa.ipc.IpcWriteOptions(compression=compression)
-        with self._aside(name) as aside, pa.ipc.new_file(str(aside), schema, options=options) as writer:
+        from pyarrow import ipc
+
+        options = ipc.IpcWriteOptions(compression=compression)
+        with self._aside(name) as aside, ipc.new_file(str(aside), schema, options=options) as writer:
             yield writer
 
     def open_ipc(self, name: str) -> pa.RecordBatchFileReader:
         """Opens an Arrow IPC file by memory mapping."""
+        import pyarrow as pa
+        import pyarrow.ipc
+
         return pa.ipc.open_file(pa.memory_map(str(self.path(name))))
 
     @contextmanager

@@ -20,6 +20,9 @@ import certifi
 MAX_ANSWER_BYTES = 4_000_000
 """An answer longer than this is no answer of Amplitude's."""
 
+GZIP_LEVEL = 4
+"""Takes a seventh of the bytes; 1 takes a sixth at half of the time, 6 an eighth at a quarter more."""
+
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 5.0
 """A connection that was idle for longer is not used again: the other side may be about to close it."""
@@ -87,7 +90,7 @@ class HttpTransport:
         """See :class:`Transport`."""
         headers = {"Content-Type": "application/json", "Accept": "*/*", "User-Agent": "nami-amp-pipeline"}
         if self._compress:
-            body = gzip.compress(body, compresslevel=1)
+            body = gzip.compress(body, compresslevel=GZIP_LEVEL)
             headers["Content-Encoding"] = "gzip"
         deadline = time.monotonic() + self._timeout
         connection = self._connect(url, deadline)

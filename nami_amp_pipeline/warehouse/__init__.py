@@ -5,9 +5,8 @@ from __future__ import annotations
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.warehouse.base import EventRow, Finding, Source, Warehouse
-from nami_amp_pipeline.warehouse.duckdb_file import DuckDBWarehouse
 
-__all__ = ["DuckDBWarehouse", "EventRow", "Finding", "Source", "Warehouse", "open_warehouse"]
+__all__ = ["EventRow", "Finding", "Source", "Warehouse", "open_warehouse"]
 
 
 def open_warehouse(settings: Settings) -> Warehouse:
@@ -16,7 +15,10 @@ def open_warehouse(settings: Settings) -> Warehouse:
     Raises:
         Misconfigured: the address is of a kind that is not supported.
     """
+    # Engines and drivers are imported by who reads: most of the time it takes to say how things stand would go there.
     if settings.warehouse_url.startswith("duckdb:///"):
+        from nami_amp_pipeline.warehouse.duckdb_file import DuckDBWarehouse
+
         return DuckDBWarehouse(settings)
     if settings.warehouse_url.startswith("postgresql://"):
         from nami_amp_pipeline.warehouse.postgres import PostgresWarehouse

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
-
-import duckdb
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from nami_amp_pipeline.errors import WarehouseUnavailable
+
+if TYPE_CHECKING:
+    import duckdb
 
 Kind = Literal["text", "time", "json"]
 
