@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,3 +35,13 @@ def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"duckdb:///{tmp_path / 'warehouse.duckdb'}"
     server: Postgres = request.getfixturevalue("postgres")
     return server.fresh_database()
+
+
+def pytest_configure() -> None:
+    """Has signals work as in a foreground job, however the tests were started.
+
+    A shell's background job ignores SIGINT, Dagster has SIGTERM do what SIGINT does, and every process that a test
+    starts would inherit both.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
