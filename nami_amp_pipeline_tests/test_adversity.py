@@ -77,7 +77,7 @@ def test_a_full_data_folder_is_said_while_the_warehouse_is_open(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("nami_amp_pipeline.segments.pq.ParquetWriter.write_table", full)
+        patch.setattr("pyarrow.parquet.ParquetWriter.write_table", full)
         with pytest.raises(Halted, match="No space left on device"):
             made.tick()
     assert not list((tmp_path / "home").rglob("*.part"))
