@@ -22,9 +22,9 @@ from dagster import DagsterExecutionInterruptedError
 from nami_amp_pipeline.defs.jobs import micro_batch
 from nami_amp_pipeline.defs.resources import Pipeline
 from nami_amp_pipeline.defs.stopping import ASKED_TO_END, guarded
-from nami_amp_pipeline.defs.tick import Tick
 from nami_amp_pipeline.errors import Halted, Misconfigured, NamiAmpError
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.state.integrations import all_integrations
 
 CODE_LOCATION: Final = "nami_amp_pipeline"
 
@@ -103,7 +103,7 @@ def run_micro_batch(
     run_id = str(uuid.uuid4())
     pipeline = Pipeline(settings, run_id)
     try:
-        Tick.begin(pipeline.open(), integrations)  # unknown names and a missing store are no failed run
+        all_integrations(pipeline.open().store, integrations)  # unknown names and a missing store are no failed run
         with dagster_instance(settings) as instance:
             _execute(instance, pipeline, run_id, integrations, verbose)
         tick = pipeline.last_tick
