@@ -15,9 +15,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
-from nami_amp_pipeline.compute import sql
 from nami_amp_pipeline.errors import WarehouseUnavailable
 from nami_amp_pipeline.warehouse.base import COLUMNS, EventRow, Finding, Kind, Source
 
@@ -300,8 +300,23 @@ class _Reading:
                 "SELECT part, epoch_us(min(ingested_at)), epoch_us(max(ingested_at)), list(DISTINCT app_id) "
                 "FROM warehouse_wanted GROUP BY part ORDER BY part"
             ).fetchall()
-        self._duck.execute("SET VARIABLE gap = ?", [max(GAP_ROWS, (keys - wanted) // _MOST_SPANS)])
-        return self._duck.execute(sql("warehouse_spans")).fetchall()
+        moments = self._duck.sql(
+            "SELECT part, epoch_us(ingested_at) AS at, bool_or(w) AS wanted, count(*) FILTER (NOT w) AS others "
+            "FROM (SELECT *, rid IN (SELECT rid FROM warehouse_wanted) AS w FROM warehouse_keys) "
+            "GROUP BY ALL ORDER BY part, at"
+        ).to_arrow_table()
+        apps = dict(
+            self._duck.execute("SELECT part, list(DISTINCT app_id) FROM warehouse_wanted GROUP BY part").fetchall()
+        )
+        gap = max(GAP_ROWS, (keys - wanted) // _MOST_SPANS)
+        # Not in SQL: DuckDB's windows over so many rows take time that grows with their square.
+        part, at, is_wanted, others = (moments[name].to_numpy() for name in ("part", "at", "wanted", "others"))
+        passed = np.cumsum(others)[is_wanted]
+        part, at = part[is_wanted], at[is_wanted]
+        starts = np.flatnonzero(np.concatenate([[True], (np.diff(part) != 0) | (np.diff(passed) >= gap)]))
+        ends = np.concatenate([starts[1:], [len(at)]]) - 1
+        spans = [(int(at[a]), int(at[b]), int(part[a])) for a, b in zip(starts, ends, strict=True)]
+        return [(number, first, last, apps[number]) for first, last, number in sorted(spans)]
 
     def _queries(self, spans: Iterable[tuple[Any, ...]]) -> list[str]:
         to, queries = self._warehouse, []
