@@ -301,16 +301,16 @@ class _Reading:
                 "FROM warehouse_wanted GROUP BY part ORDER BY part"
             ).fetchall()
         moments = self._duck.sql(
-            "SELECT part, epoch_us(ingested_at) AS at, bool_or(w) AS wanted, count(*) FILTER (NOT w) AS others "
+            "SELECT part, epoch_us(ingested_at) AS moment, bool_or(w) AS wanted, count(*) FILTER (NOT w) AS others "
             "FROM (SELECT *, rid IN (SELECT rid FROM warehouse_wanted) AS w FROM warehouse_keys) "
-            "GROUP BY ALL ORDER BY part, at"
+            "GROUP BY ALL ORDER BY part, moment"
         ).to_arrow_table()
         apps = dict(
             self._duck.execute("SELECT part, list(DISTINCT app_id) FROM warehouse_wanted GROUP BY part").fetchall()
         )
         gap = max(GAP_ROWS, (keys - wanted) // _MOST_SPANS)
         # Not in SQL: DuckDB's windows over so many rows take time that grows with their square.
-        part, at, is_wanted, others = (moments[name].to_numpy() for name in ("part", "at", "wanted", "others"))
+        part, at, is_wanted, others = (moments[name].to_numpy() for name in ("part", "moment", "wanted", "others"))
         passed = np.cumsum(others)[is_wanted]
         part, at = part[is_wanted], at[is_wanted]
         starts = np.flatnonzero(np.concatenate([[True], (np.diff(part) != 0) | (np.diff(passed) >= gap)]))
