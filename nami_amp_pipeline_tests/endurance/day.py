@@ -121,9 +121,11 @@ def run(report: Report, folder: Path, plan: Plan) -> None:
     loader = Again(folder, plan.events * repeated // plan.ticks, repeated)
     days = TICK_SECONDS / 86_400
     environ: dict[str, object] = {
-        f"{name}_RETENTION_DAYS": plan.kept * days for name in ("LEDGER", "RECEIPT", "DEAD_LETTER", "DAGSTER")
+        # Half a tick more: how long a tick takes must not decide whether the oldest that is kept is kept.
+        f"{name}_RETENTION_DAYS": (plan.kept + 0.5) * days
+        for name in ("LEDGER", "RECEIPT", "DEAD_LETTER", "DAGSTER")
     }
-    environ["UNUSED_FILE_RETENTION_DAYS"] = plan.unused * days
+    environ["UNUSED_FILE_RETENTION_DAYS"] = (plan.unused + 0.5) * days
     if plan.postgres is not None:
         environ["STATE_URL"] = plan.postgres.fresh_database()
     kind = "SQLite" if plan.postgres is None else "PostgreSQL"
