@@ -70,7 +70,8 @@ def expire_waiting(context: Context, leases: Mapping[int, Lease]) -> dict[int, i
     expired = sa.and_(table.c.state == "waiting", table.c.at <= before)
     gone: dict[int, int] = {}
     with context.store.begin(under=leases.values()) as tx:
-        for integration_id in leases:
+        late = set(tx.execute(sa.select(table.c.integration_id).where(expired).distinct()).scalars())
+        for integration_id in late & leases.keys():
             result = tx.execute(sa.delete(table).where(table.c.integration_id == integration_id, expired))
             if result.rowcount:
                 gone[integration_id] = result.rowcount

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -369,6 +370,12 @@ def _rereads(tx: Transaction) -> list[Any]:
     return list(tx.execute(sa.select(tables.rereads)))
 
 
+@lru_cache(64)
+def _events(text: str) -> tuple[str, ...]:
+    """Event types from their JSON text; few texts are shared by all integrations."""
+    return tuple(orjson.loads(text))
+
+
 def _from_row(row: Any, rereads: Sequence[Any]) -> Integration:
     return Integration(
         id=row.id,
@@ -380,7 +387,7 @@ def _from_row(row: Any, rereads: Sequence[Any]) -> Integration:
         secret_key=row.secret_key,
         user_id_kind=row.user_id_kind,
         anonymous=row.anonymous,
-        events=tuple(orjson.loads(row.events)),
+        events=_events(row.events),
         rename=orjson.loads(row.rename),
         start_from=row.start_from,
         created_at=row.created_at,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -20,6 +20,8 @@ from sqlalchemy.engine import Connection
 from nami_amp_pipeline.clock import Clock, micros
 from nami_amp_pipeline.errors import Busy, LostLease, Misconfigured, StoreUnavailable
 from nami_amp_pipeline.state import tables
+
+T = TypeVar("T")
 
 _LEASES_AT_A_TIME = 500
 _LOCK_SECONDS = 30
@@ -145,14 +147,14 @@ class Store:
         Args:
             tx: the transaction.
             under: the leases.
-            expires_at: an odd number, by which it can be told later that this very transaction was committed.
+            expires_at: 0 gives them back instead; an odd number can be told later, so that it is known whether this
+                very transaction was committed.
         """
         if expires_at is None:
             expires_at = self._expiry()
         table = tables.leases
         gone: list[Lease] = []
-        for start in range(0, len(under), _LEASES_AT_A_TIME):
-            some = under[start : start + _LEASES_AT_A_TIME]
+        for some in _portions(under):
             mine = sa.and_(table.c.owner == self.owner, table.c.name.in_([lease.name for lease in some]))
             query = sa.select(table.c.name, table.c.fence).where(mine).order_by(table.c.name).with_for_update()
             ours = dict(tx.execute(query).tuples().all())
@@ -186,21 +188,23 @@ class Store:
         table = tables.leases
         with self.begin() as tx:
             # Rows that are there can be locked: of two that take a new lease at once, one must wait and see.
-            unheld = [{"name": name, "owner": "", "fence": 0, "expires_at": 0} for name in sorted(names)]
-            self.upsert(tx, table, unheld, ["name"])
-            known = {}
-            for start in range(0, len(names), _LEASES_AT_A_TIME):
-                some = sorted(names)[start : start + _LEASES_AT_A_TIME]
+            there: set[str] = set()
+            for some in _portions(names):
+                there |= set(tx.execute(sa.select(table.c.name).where(table.c.name.in_(some))).scalars())
+            new = sorted(set(names) - there)
+            self.upsert(tx, table, [{"name": name, "owner": "", "fence": 0, "expires_at": 0} for name in new], ["name"])
+            for some in _portions(sorted(names)):
                 query = sa.select(table).where(table.c.name.in_(some)).order_by(table.c.name).with_for_update()
-                known.update({row.name: row for row in tx.execute(query)})
-            for name in names:
-                row = known[name]
-                if row.owner != self.owner and row.expires_at > now and not has_ended(row.owner):
+                free = [
+                    row
+                    for row in tx.execute(query)
+                    if row.owner == self.owner or row.expires_at <= now or has_ended(row.owner)
+                ]
+                if not free:
                     continue
-                lease = Lease(name, row.fence + 1)
-                values = {"owner": self.owner, "fence": lease.fence, "expires_at": self._expiry()}
-                tx.execute(sa.update(table).where(table.c.name == name).values(**values))
-                taken[name] = lease
+                mine = sa.update(table).where(table.c.name.in_([row.name for row in free]))
+                tx.execute(mine.values(owner=self.owner, fence=table.c.fence + 1, expires_at=self._expiry()))
+                taken.update({row.name: Lease(row.name, row.fence + 1) for row in free})
         return taken
 
     def renew(self, leases: Iterable[Lease]) -> None:
@@ -215,16 +219,7 @@ class Store:
     def release(self, leases: Iterable[Lease]) -> None:
         """Gives leases back; those lost already are left alone."""
         with self.begin() as tx:
-            for lease in leases:
-                tx.execute(
-                    sa.update(tables.leases)
-                    .where(
-                        tables.leases.c.name == lease.name,
-                        tables.leases.c.owner == self.owner,
-                        tables.leases.c.fence == lease.fence,
-                    )
-                    .values(expires_at=0)
-                )
+            self.lost(tx, list(leases), expires_at=0)
 
     def upsert(
         self,
@@ -306,6 +301,11 @@ def read_schema_version(tx: Transaction) -> int:
     if version is None:
         raise StoreUnavailable("the state store does not say which version its tables are of: restore a backup")
     return version
+
+
+def _portions(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), _LEASES_AT_A_TIME):
+        yield items[start : start + _LEASES_AT_A_TIME]
 
 
 def new_owner() -> str:
