@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from nami_amp_pipeline.compute import compute, files, sql
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import WarehouseUnavailable
-from nami_amp_pipeline.ledger import KEY_COLUMNS, Ledger, fold
+from nami_amp_pipeline.ledger import KEY_COLUMNS, JustCaptured, Keys, Ledger, fold
 from nami_amp_pipeline.segment_files import SegmentFiles
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease
@@ -96,11 +96,13 @@ def capture(context: Context, leases: Mapping[str, Lease]) -> dict[str, Captured
                 written = _write(context, connection, source)
             except duckdb.IOException as error:
                 raise WarehouseUnavailable(f"cannot read {context.warehouse.name}: {error}") from None
+        keys = _keys(connection, sum(written.values()))
         summaries = [(name, rows, _summary(connection, context, name)) for name, rows in written.items()]
     # What became visible while the warehouse was being opened may not have been seen: the window must be over by then.
     settled = _settled(context, began, source.head)
     captured = _commit(context, leases, frontiers, summaries, started, source.head, min(settled, upper))
-    fold(context)
+    segments = frozenset(number for part in captured.values() for number in part.segments)
+    fold(context, JustCaptured(segments, keys) if keys is not None and segments else None)
     return captured
 
 
@@ -165,6 +167,14 @@ def _write(context: Context, connection: duckdb.DuckDBPyConnection, source: Sour
         for batch in reader:
             segments.add(_strict(pa.Table.from_batches([batch])))
     return segments.rows
+
+
+def _keys(connection: duckdb.DuckDBPyConnection, written: int) -> Keys | None:
+    """What the ledger knows the written rows by; None where rows vanished from the warehouse while they were read."""
+    fresh = connection.sql("SELECT high, low FROM fresh").to_arrow_table()
+    if fresh.num_rows != written:
+        return None
+    return fresh["high"].to_numpy(), fresh["low"].to_numpy()
 
 
 def _strict(table: pa.Table) -> pa.Table:

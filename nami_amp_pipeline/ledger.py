@@ -118,10 +118,27 @@ class Ledger:
             yield pa.table({"high": high[found], "low": low[found]}, schema=RUN_SCHEMA)
 
 
-def fold(context: Context) -> None:
+@dataclass(frozen=True)
+class JustCaptured:
+    """What was captured just now, so that it need not be read again.
+
+    Attributes:
+        segments: all that it went into.
+        keys: of all rows of these segments, in any order.
+    """
+
+    segments: frozenset[int]
+    keys: Keys
+
+
+def fold(context: Context, captured: JustCaptured | None = None) -> None:
     """Brings the runs up to date with the segments, and merges those that are due.
 
     Left to whoever does it already, if another process does; what it does not get to is done the next time.
+
+    Args:
+        context: for the store and the files.
+        captured: what is at hand of segments that are in no run yet.
     """
     if not _work(context):
         return
@@ -130,7 +147,7 @@ def fold(context: Context) -> None:
         return
     try:
         for runs, segments in _work(context):
-            _merge(context, lease, runs, segments)
+            _merge(context, lease, runs, segments, captured)
     except (OSError, pa.ArrowException, Halted) as error:
         context.log.warning("the ledger of captured ids was not brought up to date: %s", error)
     finally:
@@ -191,10 +208,16 @@ def _work(context: Context) -> list[tuple[list[Run], list[Run]]]:
     return work
 
 
-def _merge(context: Context, lease: Lease, runs: Sequence[Run], segments: Sequence[Run]) -> None:
+def _merge(
+    context: Context, lease: Lease, runs: Sequence[Run], segments: Sequence[Run], captured: JustCaptured | None
+) -> None:
     parts = [_map(context, run) for run in runs]
-    if segments:
-        parts.append(_read(context, segments))
+    unread = list(segments)
+    if captured is not None and captured.segments <= {segment.id for segment in segments}:
+        parts.append(captured.keys)
+        unread = [segment for segment in segments if segment.id not in captured.segments]
+    if unread:
+        parts.append(_read(context, unread))
     high, low = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     order = np.argsort(high, kind="stable")
     name = context.folder.new_name("ledger", "arrow")

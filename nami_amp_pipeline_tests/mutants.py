@@ -122,8 +122,8 @@ MUTANTS = (
     ),
     Mutant(
         "a user without an External ID gets Nami's id", "whole", _DECIDE,
-        "WHEN c.anonymous = 'nami_user_id' THEN trim(c.user_id, getvariable('spaces'))",
-        "ELSE trim(c.user_id, getvariable('spaces'))",
+        "WHEN c.anonymous = 'nami_user_id' THEN stripped(c.user_id)",
+        "ELSE stripped(c.user_id)",
     ),
 )  # fmt: skip
 

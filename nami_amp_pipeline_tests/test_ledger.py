@@ -17,6 +17,7 @@ from nami_amp_pipeline import ledger
 from nami_amp_pipeline.ledger import KEY_COLUMNS, Ledger
 from nami_amp_pipeline.retention.report import Removed, RetentionReport
 from nami_amp_pipeline.retention.segments import expire_segments
+from nami_amp_pipeline.segment_files import SegmentFiles
 from nami_amp_pipeline.state import integrations as state
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.harness import START, Pipeline
@@ -115,11 +116,47 @@ def test_a_process_that_ends_before_the_ledger_is_written_changes_nothing(pipeli
 
 
 def test_a_segment_that_is_in_no_run_yet_counts(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nami_amp_pipeline.capture.fold", lambda _: None)
+    monkeypatch.setattr("nami_amp_pipeline.capture.fold", lambda *_: None)
     for _ in range(3):
         load(pipeline, 1, 2, 3)
         pipeline.tick()
     assert runs(pipeline) == []
+    assert sorted(sent(pipeline)) == ["event-1", "event-2", "event-3"]
+
+
+def keys_on_disk(pipeline: Pipeline) -> list[tuple[int, int]]:
+    with pipeline.context.store.begin() as tx:
+        (file,) = tx.execute(sa.select(tables.captured_ids.c.file)).scalars()
+    run = pipeline.context.folder.open_ipc(file).read_all()
+    return list(zip(run["high"].to_pylist(), run["low"].to_pylist(), strict=True))
+
+
+def test_ids_at_hand_and_ids_read_from_segments_make_the_same_run(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nami_amp_pipeline.capture.fold", lambda *_: None)
+    load(pipeline, 1, 2, 3)
+    pipeline.tick()
+    monkeypatch.undo()
+    load(pipeline, 4, 5)
+    pipeline.tick()  # the first three are read, and these two are at hand
+    expected = duckdb.sql(
+        f"SELECT {KEY_COLUMNS} FROM (SELECT 'app' AS app_id, format('event-{{}}', n) AS id FROM range(1, 6) AS r(n)) "
+        "ORDER BY high"
+    ).fetchall()
+    assert keys_on_disk(pipeline) == expected
+
+
+def test_a_row_that_vanishes_while_it_is_read_is_not_taken_for_captured(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = SegmentFiles.add
+    monkeypatch.setattr(SegmentFiles, "add", lambda self, table: add(self, table.slice(1)))
+    load(pipeline, 1, 2, 3)
+    pipeline.tick()
+    monkeypatch.undo()
+    assert len(keys_on_disk(pipeline)) == len(sent(pipeline)) == 2
+    pipeline.tick()
     assert sorted(sent(pipeline)) == ["event-1", "event-2", "event-3"]
 
 

@@ -3,21 +3,24 @@
 -- purchase_env as JSON texts), snapshots (row, user_properties).
 CREATE TEMP MACRO is_text(value) AS starts_with(value, '"');
 CREATE TEMP MACRO is_number(value) AS regexp_full_match(value, '-?[0-9].*');
-CREATE TEMP MACRO as_text(value) AS CASE WHEN is_text(value) THEN value ->> '$' WHEN is_number(value) THEN value END;
+CREATE TEMP MACRO as_text(value) AS CASE
+    WHEN is_text(value) THEN CASE WHEN contains(value, chr(92)) THEN value ->> '$' ELSE value[2:-2] END
+    WHEN is_number(value) THEN value
+END;
 -- Rounded down, before 1970 too.
 CREATE TEMP MACRO whole_ms(moment) AS floor(epoch_us(moment)::DECIMAL(38, 0) / 1000)::BIGINT;
 
 CREATE TEMP TABLE bodies AS
 WITH events AS (
     SELECT
-        * EXCLUDE (device_id),
-        CASE WHEN starts_with(event_type, 'device.') AND trim(as_text(device_id), getvariable('spaces')) <> ''
-            THEN as_text(device_id)
-        END AS device_id,
+        * REPLACE (CASE WHEN stripped(device_id) <> '' THEN device_id END AS device_id),
         event_type = 'device.transaction'
             AND is_number(amount)
             AND purchase_env IS DISTINCT FROM '"sandbox"' AS is_revenue
-    FROM properties
+    FROM (
+        SELECT * REPLACE (CASE WHEN starts_with(event_type, 'device.') THEN as_text(device_id) END AS device_id)
+        FROM properties
+    )
 )
 SELECT
     row, device_id,

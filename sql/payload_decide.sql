@@ -27,9 +27,9 @@ named AS (
     SELECT
         c.*,
         CASE
-            WHEN c.user_id_kind = 'nami_user_id' THEN trim(c.user_id, getvariable('spaces'))
+            WHEN c.user_id_kind = 'nami_user_id' THEN stripped(c.user_id)
             WHEN i.external_id IS NOT NULL THEN i.external_id
-            WHEN c.anonymous = 'nami_user_id' THEN trim(c.user_id, getvariable('spaces'))
+            WHEN c.anonymous = 'nami_user_id' THEN stripped(c.user_id)
         END AS amplitude_user_id
     FROM chosen c LEFT JOIN identities i ON i.app_id = c.app_id AND i.user_id = c.user_id
 ),

@@ -7,8 +7,11 @@ CREATE TEMP MACRO id_text(value) AS CASE ascii(value::VARCHAR)
     ELSE CASE WHEN ascii(value::VARCHAR) BETWEEN 48 AND 57 THEN value::VARCHAR END
 END;
 
--- Distinct, sorted by code point, nulls dropped.
-CREATE TEMP MACRO tidy(items) AS list_sort(list_distinct(items));
+-- Distinct, sorted by code point, nulls dropped; most have one item.
+CREATE TEMP MACRO tidy(items) AS CASE
+    WHEN len(items) = 1 AND items[1] IS NOT NULL THEN items
+    ELSE list_sort(list_distinct(items))
+END;
 
 -- Amplitude cuts an array over 1,024 characters of JSON text: keep the longest sorted prefix that fits.
 CREATE TEMP MACRO cut(items, as_text) AS CASE
@@ -91,12 +94,9 @@ arrays AS (
         flag(p.customer_journey_state.in_grace_period) AS namiml_in_grace_period,
         flag(p.customer_journey_state.in_trial_period) AS namiml_in_trial_period,
         flag(p.customer_journey_state.in_intro_offer_period) AS namiml_in_intro_offer_period,
-        trim(
-            id_text(list_filter(
-                p.external_ids, lambda e: e.key = 'external_id' AND id_text(e.value) IS NOT NULL
-            )[1].value),
-            getvariable('spaces')
-        ) AS external_id
+        id_text(list_filter(
+            p.external_ids, lambda e: e.key = 'external_id' AND id_text(e.value) IS NOT NULL
+        )[1].value) AS external_id
     FROM parsed
 ),
 texts AS (
@@ -120,7 +120,7 @@ SELECT
     cut_text(device_ids, device_ids_text) AS device_ids_text,
     cut_text(device_platforms, device_platforms_text) AS device_platforms_text,
     former_subscriber, namiml_in_grace_period, namiml_in_trial_period, namiml_in_intro_offer_period,
-    replace(external_id, chr(0), '') AS external_id,
+    replace(stripped(external_id), chr(0), '') AS external_id,
     (CASE WHEN length(entitlements_text) > 1024 THEN 1 ELSE 0 END
         + CASE WHEN length(skus_text) > 1024 THEN 1 ELSE 0 END
         + CASE WHEN length(device_ids_text) > 1024 THEN 1 ELSE 0 END

@@ -20,8 +20,8 @@ import certifi
 MAX_ANSWER_BYTES = 4_000_000
 """An answer longer than this is no answer of Amplitude's."""
 
-GZIP_LEVEL = 4
-"""Takes a seventh of the bytes; 1 takes a sixth at half of the time, 6 an eighth at a quarter more."""
+GZIP_LEVEL = 5
+"""Takes a seventh of the bytes; 1 takes a sixth at half of the time, 6 little less at more of it."""
 
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 5.0
