@@ -48,7 +48,15 @@ OUTBOX_SCHEMA = pa.schema(
 id); ``state`` is send, skipped, dead or waiting; ``row`` is the number in the segment; ``body`` is the event's JSON
 behind a comma, so that consecutive events are a slice of the column's buffer."""
 
-_READ_ROWS = 50_000
+_PLACED_SCHEMA = pa.schema(
+    [("integration_id", pa.int64()), ("lane", pa.int32()), ("exception_id", pa.int64()), *OUTBOX_SCHEMA]
+)
+"""The same, with the place in the outbox, and the number in the store of what is in the outbox once more."""
+
+_BODY_BYTES = 64_000_000
+"""Bodies that are put in order at once."""
+
+_ORDER = [(name, "ascending") for name in ("integration_id", "lane", "created_date", "id")]
 
 
 @dataclass
@@ -240,62 +248,77 @@ def _write(context: Context, connection: duckdb.DuckDBPyConnection, name: str) -
     parts: dict[int, _Part] = {}
     batches = 0
     with context.folder.ipc(name, OUTBOX_SCHEMA, compression=None) as writer:  # mapped soon, and gone soon after
-        reader = connection.sql(sql("payload_outbox")).to_arrow_reader(_READ_ROWS)
-        for (integration_id, lane), table in _lanes(reader):
+        for integration_id, lane, rows in _lanes(connection):
             part = parts.setdefault(integration_id, _Part())
-            rows = table.select(OUTBOX_SCHEMA.names).cast(OUTBOX_SCHEMA).combine_chunks()
             first = batches
-            for start in range(0, rows.num_rows, LANE_BATCH_ROWS):
-                for batch in rows.slice(start, LANE_BATCH_ROWS).to_batches():
-                    writer.write_batch(batch)
-                    batches += 1
-            part.rows += rows.num_rows
-            _tally(part, rows, table["exception_id"], first, waiting_or_worse=lane < 0)
+            for batch in rows:
+                writer.write_batch(batch.select(OUTBOX_SCHEMA.names))
+                batches += 1
+                part.rows += batch.num_rows
+                _tally(part, batch, first, is_posted=lane >= 0)
     return parts
 
 
-def _tally(part: _Part, rows: pa.Table, exception_ids: pa.ChunkedArray, first: int, *, waiting_or_worse: bool) -> None:
+def _lanes(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[int, int, Iterator[pa.RecordBatch]]]:
+    """Integration, lane and rows in posting order, of all lanes.
+
+    Only numbers of rows are sorted: bodies are copied once, to where they belong.
+    """
+    for wanted in _portions(connection):
+        connection.register("wanted", wanted)
+        table = connection.sql(sql("payload_outbox")).to_arrow_table().combine_chunks()
+        order = pc.sort_indices(table, sort_keys=_ORDER)
+        (batch,) = table.select(_PLACED_SCHEMA.names).cast(_PLACED_SCHEMA).to_batches()
+        keys = [batch[key].take(order).to_numpy() for key in ("integration_id", "lane")]
+        changes = np.flatnonzero((np.diff(keys[0]) != 0) | (np.diff(keys[1]) != 0)) + 1
+        for start, end in pairwise([0, *changes.tolist(), batch.num_rows]):
+            yield int(keys[0][start]), int(keys[1][start]), _in_order(batch, order[start:end])
+
+
+def _in_order(rows: pa.RecordBatch, order: pa.Array) -> Iterator[pa.RecordBatch]:
+    for start in range(0, len(order), LANE_BATCH_ROWS):
+        yield rows.take(order[start : start + LANE_BATCH_ROWS])
+
+
+def _portions(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
+    """Lanes (integration_id, lane) that are written together: about as many as fit into :data:`_BODY_BYTES`."""
+    lanes = connection.sql(
+        "SELECT integration_id, lane, count(*) * (SELECT coalesce(avg(strlen(rest)), 0) + 200 FROM bodies) AS bytes "
+        "FROM placed GROUP BY integration_id, lane ORDER BY integration_id, lane"
+    ).to_arrow_table()
+    portion = np.cumsum(lanes["bytes"].to_numpy()) // _BODY_BYTES
+    starts = np.flatnonzero(np.diff(portion, prepend=-1))
+    for start, end in pairwise([*starts.tolist(), lanes.num_rows]):
+        yield lanes.slice(start, end - start)
+
+
+def _tally(part: _Part, rows: pa.RecordBatch, first: int, *, is_posted: bool) -> None:
+    """Adds some rows of a lane, which begins with the record batch ``first``, to an integration's share."""
     done = part.done
-    back = exception_ids.drop_null().to_pylist()
+    back = rows["exception_id"].drop_null().to_pylist()
     part.released += back
     done.captured += rows.num_rows - len(back)
-    if not waiting_or_worse:
-        part.lanes.append(_Lane(first, rows.num_rows))
+    if is_posted:
+        if not part.lanes or part.lanes[-1].batch != first:
+            part.lanes.append(_Lane(first, 0))
+        part.lanes[-1].rows += rows.num_rows
         done.sendable += rows.num_rows
         done.bytes += rows["body"].nbytes
         done.preview += [text[1:] for text in rows["body"].slice(0, 5 - min(5, len(done.preview))).to_pylist()]
         return
     part.others_batch = first if part.others_batch is None else part.others_batch
-    for row in rows.group_by(["state", "reason"]).aggregate([([], "count_all")]).to_pylist():
+    for row in pa.table(rows).group_by(["state", "reason"]).aggregate([([], "count_all")]).to_pylist():
         if row["state"] == "skipped":
             done.skipped[row["reason"]] += row["count_all"]
         elif row["state"] == "dead":
             done.dead[row["reason"]] += row["count_all"]
         else:
             done.waiting += row["count_all"]
-    kept = rows.filter(pc.not_equal(rows["state"], "skipped"))
-    part.exceptions += kept.set_column(
-        kept.schema.get_field_index("created_date"), "created_date", kept["created_date"].cast(pa.int64())
-    ).to_pylist()
-
-
-def _lanes(reader: pa.RecordBatchReader) -> Iterator[tuple[tuple[int, int], pa.Table]]:
-    """The sorted rows of a reader as one table for each integration and lane."""
-    held: list[pa.Table] = []
-    current: tuple[int, int] | None = None
-    for batch in reader:
-        table = pa.Table.from_batches([batch])
-        numbers = [table[name].to_numpy().astype(np.int64) for name in ("integration_id", "lane")]
-        changes = np.flatnonzero((np.diff(numbers[0]) != 0) | (np.diff(numbers[1]) != 0)) + 1
-        for start, end in pairwise([0, *changes.tolist(), table.num_rows]):
-            key = (int(numbers[0][start]), int(numbers[1][start]))
-            if current is not None and key != current:
-                yield current, pa.concat_tables(held)
-                held = []
-            current = key
-            held.append(table.slice(start, end - start))
-    if current is not None:
-        yield current, pa.concat_tables(held)
+    kept = rows.filter(pc.not_equal(rows["state"], "skipped")).select(OUTBOX_SCHEMA.names)
+    part.exceptions += [
+        {**row, "created_date": at}
+        for row, at in zip(kept.to_pylist(), kept["created_date"].cast(pa.int64()).to_pylist(), strict=True)
+    ]
 
 
 def _add_payloads(connection: duckdb.DuckDBPyConnection, parts: Mapping[int, _Part]) -> None:

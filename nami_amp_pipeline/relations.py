@@ -95,7 +95,7 @@ def register_known(
     identities: list[tuple[str, str, str]] = []
     sent: list[tuple[int, str, int, str]] = []
     released: list[dict[str, object]] = []
-    with context.store.begin() as tx:
+    with context.store.reading() as tx:
         for app_id, user_ids in people.items():
             rows = read_snapshots(context.store, tx, app_id, user_ids, ("user_id", "external_id"))
             identities += [(app_id, user_id, external_id) for user_id, external_id in rows if external_id is not None]

@@ -79,3 +79,18 @@ SELECT
 FROM decided d JOIN targets t USING (integration_id)
 WHERE d.state = 'send'
 GROUP BY d.integration_id;
+
+-- Lane -1 holds what is not posted.
+CREATE TEMP TABLE placed AS
+SELECT
+    d.rowid AS number, d.integration_id,
+    CASE
+        WHEN d.state <> 'send' THEN -1
+        WHEN d.amplitude_user_id IS NOT NULL THEN (hash(d.amplitude_user_id) % l.lanes)::INTEGER
+        WHEN s.user_id IS NOT NULL THEN 0
+        ELSE (hash(d.user_id) % l.lanes)::INTEGER
+    END AS lane
+FROM decided d
+LEFT JOIN lane_counts l ON l.integration_id = d.integration_id
+LEFT JOIN shared_devices s ON s.integration_id = d.integration_id AND s.user_id = d.user_id
+    AND d.amplitude_user_id IS NULL AND d.state = 'send';
