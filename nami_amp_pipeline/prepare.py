@@ -24,7 +24,7 @@ from nami_amp_pipeline.amplitude.properties import create_properties
 from nami_amp_pipeline.compute import compute, run, sql
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import OutOfMemory
-from nami_amp_pipeline.relations import register_known, register_segment
+from nami_amp_pipeline.relations import register_identities, register_released, register_segment, register_sent
 from nami_amp_pipeline.state import bulk, tables
 from nami_amp_pipeline.state.integrations import Integration, reread
 from nami_amp_pipeline.state.store import Lease, Transaction
@@ -104,6 +104,15 @@ class _Segment:
     integrations: Sequence[Integration]
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """A segment in an engine that knows what each integration does with its events, and who has logged in."""
+
+    segment: _Segment
+    connection: duckdb.DuckDBPyConnection
+    logged_in: Mapping[str, set[str]]
+
+
 @dataclass
 class _Lane:
     batch: int
@@ -135,19 +144,19 @@ def prepare(context: Context, integrations: Sequence[Integration], leases: Mappi
     """
     done: dict[int, Prepared] = {}
 
-    def finish(segment: _Segment, connection: duckdb.DuckDBPyConnection) -> None:
-        for integration_id, part in _one(context, leases, segment, connection).items():
+    def finish(_: _Segment, judged: _Judged) -> None:
+        for integration_id, part in _one(context, leases, judged).items():
             done.setdefault(integration_id, Prepared()).add(part)
 
     if is_parallel(context.settings):
         try:
             segments = _pending(context, _targets(context, integrations, leases))
-            with_next_ahead(lambda segment: _bodies(context, segment, WORKERS), finish, segments)
+            with_next_ahead(lambda segment: _judge(context, segment, WORKERS), finish, segments)
         except OutOfMemory as error:
             context.log.info("%s; going on with one segment at a time", error)
     for segment in _pending(context, _targets(context, integrations, leases)):
-        with _bodies(context, segment, 1) as connection:
-            finish(segment, connection)
+        with _judge(context, segment, 1) as judged:
+            finish(segment, judged)
     return done
 
 
@@ -200,8 +209,8 @@ def _pending(context: Context, targets: Mapping[int, Integration]) -> Iterator[_
 
 
 @contextmanager
-def _bodies(context: Context, segment: _Segment, share: int) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An engine with what is the same for all integrations, and does not depend on what the store knows."""
+def _judge(context: Context, segment: _Segment, share: int) -> Iterator[_Judged]:
+    """An engine with all that does not depend on what the segments before this one come to."""
     with compute(context.settings, share=share) as connection:
         register_segment(context, connection, segment.id, segment.file, segment.snapshot_files, segment.integrations)
         connection.execute(
@@ -211,15 +220,17 @@ def _bodies(context: Context, segment: _Segment, share: int) -> Iterator[duckdb.
         )
         create_properties(connection)
         run(connection, "payload_bodies")
-        yield connection
+        logged_in = register_identities(context, connection, segment.integrations)
+        run(connection, "payload_judge")
+        yield _Judged(segment, connection, logged_in)
 
 
-def _one(
-    context: Context, leases: Mapping[int, Lease], segment: _Segment, connection: duckdb.DuckDBPyConnection
-) -> dict[int, Prepared]:
+def _one(context: Context, leases: Mapping[int, Lease], judged: _Judged) -> dict[int, Prepared]:
     name = context.folder.new_name("outboxes", "arrow")
-    integrations, segment_id = segment.integrations, segment.id
-    register_known(context, connection, integrations)
+    connection, segment_id, integrations = judged.connection, judged.segment.id, judged.segment.integrations
+    if register_released(context, connection, integrations, judged.logged_in):
+        run(connection, "payload_release")
+    register_sent(context, connection)
     run(connection, "payload_decide")
     parts = _write(context, connection, name)
     sent = connection.sql(sql("payload_sent")).to_arrow_table()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import duckdb
 import pyarrow as pa
@@ -79,42 +79,83 @@ def register_segment(
     connection.execute(f"CREATE TEMP VIEW snapshots AS FROM read_parquet({snapshots})")
 
 
-def register_known(
+def register_identities(
     context: Context, connection: duckdb.DuckDBPyConnection, integrations: Sequence[Integration]
-) -> None:
-    """Makes the relations of what the store knows of a segment's users by now.
+) -> dict[str, set[str]]:
+    """Makes the relation of who has logged in by now.
 
     Args:
         context: for the store.
-        connection: after :func:`register_segment`; gets tables ``identities``, ``sent`` and the view ``released``.
+        connection: after :func:`register_segment`; gets the table ``identities``.
         integrations: those that lack the segment.
+
+    Returns:
+        The Nami users of the segment who have, by app.
     """
-    people: dict[str, list[str]] = defaultdict(list)
-    for app_id, user_id in connection.execute("SELECT DISTINCT app_id, user_id FROM segment").fetchall():
-        people[app_id].append(user_id)
+    wanted = {one.app_id for one in integrations if one.user_id_kind == "external_id"}
+    users = connection.execute("SELECT app_id, list(DISTINCT user_id) FROM segment GROUP BY app_id").fetchall()
     identities: list[tuple[str, str, str]] = []
-    sent: list[tuple[int, str, int, str]] = []
-    released: list[dict[str, object]] = []
     with context.store.reading() as tx:
-        for app_id, user_ids in people.items():
-            rows = read_snapshots(context.store, tx, app_id, user_ids, ("user_id", "external_id"))
-            identities += [(app_id, user_id, external_id) for user_id, external_id in rows if external_id is not None]
-        by_app: dict[str, list[tuple[str, str]]] = defaultdict(list)
-        for app_id, user_id, external_id in identities:
-            by_app[app_id].append((user_id, external_id))
-        for one in integrations:
-            known = by_app[one.app_id]
-            names = {user_id.strip() for user_id in people.get(one.app_id, ())}
-            if one.user_id_kind == "external_id":
-                externals = {external_id for _, external_id in known}
-                names = externals | names if one.anonymous == "nami_user_id" else externals
-            sent += [(one.id, *row) for row in read_sent(context.store, tx, one.id, sorted(names))]
-            if one.anonymous == "wait_for_login" and one.user_id_kind == "external_id":
-                released += _released(tx, one, {user_id for user_id, _ in known})
+        for app_id, user_ids in users:
+            if app_id in wanted:
+                rows = read_snapshots(context.store, tx, app_id, user_ids, ("user_id", "external_id"))
+                identities += [(app_id, user, external) for user, external in rows if external is not None]
     connection.register(
         "identities",
         _columns(identities, [("app_id", pa.string()), ("user_id", pa.string()), ("external_id", pa.string())]),
     )
+    logged_in: dict[str, set[str]] = defaultdict(set)
+    for app_id, user_id, _ in identities:
+        logged_in[app_id].add(user_id)
+    return logged_in
+
+
+def register_released(
+    context: Context,
+    connection: duckdb.DuckDBPyConnection,
+    integrations: Sequence[Integration],
+    logged_in: Mapping[str, set[str]],
+) -> bool:
+    """Makes the relation of the events that waited for a login that is known by now.
+
+    Args:
+        context: for the store.
+        connection: gets the view ``released``.
+        integrations: those that lack the segment.
+        logged_in: what :func:`register_identities` returned.
+
+    Returns:
+        Whether there are any.
+    """
+    released: list[dict[str, object]] = []
+    waiting = [one for one in integrations if one.anonymous == "wait_for_login" and one.user_id_kind == "external_id"]
+    if waiting:
+        with context.store.reading() as tx:
+            for one in waiting:
+                released += _released(tx, one, logged_in.get(one.app_id, set()))
+    connection.register("released_rows", pa.Table.from_pylist(released, schema=_RELEASED))
+    connection.execute(
+        "CREATE TEMP VIEW released AS "
+        "SELECT * REPLACE (make_timestamptz(created_date) AS created_date) FROM released_rows"
+    )
+    return bool(released)
+
+
+def register_sent(context: Context, connection: duckdb.DuckDBPyConnection) -> None:
+    """Makes the relation of the states that Amplitude users were given before.
+
+    Args:
+        context: for the store.
+        connection: has the table ``decided``; gets the table ``sent``.
+    """
+    users = connection.execute(
+        "SELECT integration_id, list(DISTINCT amplitude_user_id) FROM decided "
+        "WHERE is_user AND amplitude_user_id IS NOT NULL GROUP BY integration_id"
+    ).fetchall()
+    sent: list[tuple[int, str, int, str]] = []
+    with context.store.reading() as tx:
+        for integration_id, user_ids in users:
+            sent += [(integration_id, *row) for row in read_sent(context.store, tx, integration_id, user_ids)]
     connection.register(
         "sent",
         _columns(
@@ -126,11 +167,6 @@ def register_known(
                 ("as_of_event", pa.string()),
             ],
         ),
-    )
-    connection.register("released_rows", pa.Table.from_pylist(released, schema=_RELEASED))
-    connection.execute(
-        "CREATE TEMP VIEW released AS "
-        "SELECT * REPLACE (make_timestamptz(created_date) AS created_date) FROM released_rows"
     )
 
 

@@ -94,10 +94,10 @@ MUTANTS = (
         "return Verdict(Outcome.DELIVERED, \"delivered\")",
     ),
     Mutant(
-        "an outbox is posted newest first", "whole", "sql/payload_outbox.sql",
-        "lane, d.created_date, d.id;", "lane, d.created_date DESC, d.id;",
+        "an outbox is posted newest first", "whole", "nami_amp_pipeline/prepare.py",
+        '_ORDER = [(name, "ascending")', '_ORDER = [(name, "descending" if name == "created_date" else "ascending")',
     ),
-    Mutant("the flag for history is the wrong way round", "whole", _DECIDE, "> (epoch_us(j", "< (epoch_us(j"),
+    Mutant("the flag for history is the wrong way round", "whole", _DECIDE, "> (epoch_us(d", "< (epoch_us(d"),
     Mutant(
         "what was sent of a user's state is not remembered", "whole", "nami_amp_pipeline/prepare.py",
         "        move_sent(context.store, tx, sent)\n", "",
@@ -121,7 +121,7 @@ MUTANTS = (
         "    ledger.forget_known(connection, \"fresh\")\n", "",
     ),
     Mutant(
-        "a user without an External ID gets Nami's id", "whole", _DECIDE,
+        "a user without an External ID gets Nami's id", "whole", "sql/payload_judge.sql",
         "WHEN c.anonymous = 'nami_user_id' THEN stripped(c.user_id)",
         "ELSE stripped(c.user_id)",
     ),

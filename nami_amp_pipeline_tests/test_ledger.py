@@ -140,7 +140,7 @@ def test_ids_at_hand_and_ids_read_from_segments_make_the_same_run(
     monkeypatch.undo()
     load(pipeline, 4, 5)
     pipeline.tick()  # the first three are read, and these two are at hand
-    expected = duckdb.sql(
+    expected = duckdb.execute(
         f"SELECT {KEY_COLUMNS} FROM (SELECT 'app' AS app_id, format('event-{{}}', n) AS id FROM range(1, 6) AS r(n)) "
         "ORDER BY high"
     ).fetchall()

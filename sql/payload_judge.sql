@@ -1,0 +1,48 @@
+-- What each integration does with each selected event of a segment.
+-- Given: segment, bodies, targets (integration_id, app_id, user_id_kind, anonymous, start_from in µs or NULL), selected
+-- (integration_id, event_type, name), identities (app_id, user_id, external_id), reserved (id).
+CREATE TEMP MACRO judged(source) AS TABLE
+WITH named AS (
+    SELECT
+        c.*,
+        CASE
+            WHEN c.user_id_kind = 'nami_user_id' THEN stripped(c.user_id)
+            WHEN i.external_id IS NOT NULL THEN i.external_id
+            WHEN c.anonymous = 'nami_user_id' THEN stripped(c.user_id)
+        END AS amplitude_user_id
+    FROM query_table(source) c LEFT JOIN identities i ON i.app_id = c.app_id AND i.user_id = c.user_id
+),
+found AS (
+    SELECT
+        n.*,
+        CASE
+            WHEN NOT well_formed THEN 'malformed_payload'
+            WHEN lower(amplitude_user_id) IN (SELECT id FROM reserved) THEN 'reserved_user_id'
+        END AS dead,
+        amplitude_user_id IS NULL AND NOT (anonymous = 'device_id' AND device_id IS NOT NULL) AS nobody
+    FROM named n
+)
+SELECT
+    integration_id, row, exception_id, id, event_type, name, user_id, created_date, amplitude_user_id,
+    starts_with(event_type, 'user.') AS is_user,
+    CASE
+        WHEN dead IS NOT NULL THEN 'dead'
+        WHEN nobody AND anonymous = 'wait_for_login' THEN 'waiting'
+        WHEN nobody THEN 'skipped'
+        ELSE 'send'
+    END AS state,
+    coalesce(dead, CASE WHEN nobody THEN 'no_external_id' END) AS reason,
+    coalesce('u:' || amplitude_user_id, 'd:' || device_id) AS identity
+FROM found;
+
+CREATE TEMP VIEW chosen AS
+SELECT
+    t.integration_id, t.user_id_kind, t.anonymous, s.app_id, s.row, NULL::BIGINT AS exception_id, s.id, s.event_type,
+    c.name, s.user_id, s.created_date, s.well_formed, b.device_id
+FROM segment s
+JOIN targets t ON t.app_id = s.app_id
+JOIN selected c ON c.integration_id = t.integration_id AND c.event_type = s.event_type
+LEFT JOIN bodies b ON b.row = s.row
+WHERE t.start_from IS NULL OR epoch_us(s.ingested_at) >= t.start_from;
+
+CREATE TEMP TABLE decided AS FROM judged('chosen');
