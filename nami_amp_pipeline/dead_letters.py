@@ -20,6 +20,7 @@ _WINDOW = int(contract.DEDUPLICATION_WINDOW.total_seconds()) * 1_000_000
 _AT_ONCE = 500
 
 OUTCOME_UNKNOWN = "outcome_unknown"
+RETRIED = "retried"
 SKIP_SYNC = "$skip_user_properties_sync"
 
 NO_BODY = "it was never made into an Amplitude event, so there is nothing to send"
@@ -199,7 +200,7 @@ def _retry(store: Store, tx: Transaction, integration_id: int, ids: Sequence[int
         else:
             chosen.append(row.id)
             gone[row.reason] -= 1
-    changes: dict[str, Any] = {"state": "held", "reason": "retried", "first_sent_at": _first_sent(), "at": now}
+    changes: dict[str, Any] = {"state": "held", "reason": RETRIED, "first_sent_at": _first_sent(), "at": now}
     if force:
         changes["unknown_since"] = None  # a person takes it on: delivery must not give it up for its age
     tx.execute(sa.update(table).where(table.c.id.in_(chosen)).values(**changes))

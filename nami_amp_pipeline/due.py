@@ -97,7 +97,7 @@ def _pending(context: Context) -> list[Waiting]:
         )
     now = context.now()
     return [
-        Waiting(f"events of {one.integration}", now - int(one.lag_seconds * 1e6), one.pending_by["queued"])
+        Waiting(f"events of {one.integration}", now - int(one.lag_by["queued"] * 1e6), one.pending_by["queued"])
         for one in status(context, [one for one in working if one.id not in paused])
-        if one.pending_by.get("queued") and one.lag_seconds
+        if one.lag_by.get("queued")
     ]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import sqlalchemy as sa
 
 from nami_amp_pipeline.clock import to_text
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.dead_letters import RETRIED
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration, reread
 from nami_amp_pipeline.state.store import Transaction
+
+WAITING: Final = "waiting_for_login"
+"""Why an event is pending that goes once its user logs in."""
 
 
 @dataclass
@@ -31,9 +35,10 @@ class IntegrationStatus:
         skipped: by reason.
         dead_letters: by reason.
         pending: not at an end yet.
-        pending_by: pending by why: queued, waiting (for a login), throttled, over_daily_quota.
+        pending_by: pending by why: queued, waiting_for_login, throttled, over_daily_quota, held.
         watermark: newest ``ingested_at`` captured of the app, in µs since the epoch.
-        lag_seconds: how long the oldest pending event has been in the warehouse; 0 with none.
+        lag_by: how long the oldest pending event has been in the warehouse, in seconds, by whether it is queued, held
+            (throttled, over a quota, or a dead letter since it was retried) or waiting_for_login.
         error: why it stands still, or None.
     """
 
@@ -46,8 +51,26 @@ class IntegrationStatus:
     pending: int = 0
     pending_by: dict[str, int] = field(default_factory=dict)
     watermark: int | None = None
-    lag_seconds: float = 0.0
+    lag_by: dict[str, float] = field(default_factory=dict)
     error: str | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Pending events that nothing but the login of their user can move, as the integration wants it."""
+        return self.pending_by.get(WAITING, 0)
+
+    @property
+    def to_post(self) -> int:
+        """Pending events that are to go as soon as they can."""
+        return self.pending - self.waiting
+
+    @property
+    def lag_seconds(self) -> float:
+        """How long the oldest event that is still to be posted has been in the warehouse; 0 with none.
+
+        What waits for a login is not behind, however long it does: ``lag_by`` has how long that is.
+        """
+        return max((seconds for why, seconds in self.lag_by.items() if why != WAITING), default=0.0)
 
     def to_json(self) -> dict[str, Any]:
         """The object of ``status --json``."""
@@ -63,6 +86,7 @@ class IntegrationStatus:
             "error": self.error,
             "state": self.state,
             "pending_by": self.pending_by,
+            "lag_by": {why: round(seconds, 3) for why, seconds in self.lag_by.items()},
         }
 
 
@@ -75,12 +99,16 @@ def status(context: Context, integrations: Sequence[Integration]) -> list[Integr
         excepted = _exceptions(tx)
         unprepared, oldest = _unprepared(context, tx, integrations)
         watermarks = dict(tx.execute(sa.select(tables.apps.c.app_id, tables.apps.c.watermark)).tuples().all())
-        outbox_ages = _oldest_in_outboxes(tx)
-    found = []
+        in_outboxes = _oldest_in_outboxes(tx)
+        oldest_excepted = {one: _oldest_exceptions(tx, one, by) for one, by in excepted.items()}
+    found, now = [], context.now()
     for one in integrations:
         mine = counts.get(one.id, {})
         pending_by = {"queued": queued.get(one.id, 0) + unprepared.get(one.id, 0), **excepted.get(one.id, {})}
-        ages = [age for age in (oldest.get(one.id), outbox_ages.get(one.id)) if age is not None]
+        since = dict(oldest_excepted.get(one.id, {}))
+        queued_since = [at for at in (oldest.get(one.id), in_outboxes.get(one.id)) if at is not None]
+        if pending_by["queued"] and queued_since:
+            since["queued"] = min(queued_since)
         found.append(
             IntegrationStatus(
                 integration=one.key,
@@ -92,7 +120,7 @@ def status(context: Context, integrations: Sequence[Integration]) -> list[Integr
                 pending=sum(pending_by.values()),
                 pending_by={reason: events for reason, events in pending_by.items() if events},
                 watermark=watermarks.get(one.app_id),
-                lag_seconds=max(0.0, (context.now() - min(ages)) / 1e6) if ages else 0.0,
+                lag_by={why: max(0.0, (now - at) / 1e6) for why, at in since.items()},
                 error=one.halted_reason or one.last_error,
             )
         )
@@ -143,8 +171,40 @@ def _exceptions(tx: Transaction) -> dict[int, dict[str, int]]:
         .group_by(table.c.integration_id, table.c.state, pauses.c.reason)
     )
     for integration_id, state, reason, events in rows:
-        found[integration_id]["waiting_for_login" if state == "waiting" else reason or "held"] += events
+        found[integration_id][WAITING if state == "waiting" else reason or "held"] += events
     return found
+
+
+def _oldest_exceptions(tx: Transaction, integration_id: int, by: Mapping[str, int]) -> dict[str, int]:
+    """Since when the oldest of the events that wait in the store has been in the warehouse: held, and for a login."""
+    found = {}
+    if by.get(WAITING):
+        found[WAITING] = _oldest_exception(tx, integration_id, "waiting")
+    if len(by) > (WAITING in by):
+        found["held"] = _oldest_exception(tx, integration_id, "held")
+    return {why: since for why, since in found.items() if since is not None}
+
+
+def _oldest_exception(tx: Transaction, integration_id: int, state: str) -> int | None:
+    """When the segment of the oldest of these came, or since when they wait: a segment may be past its retention.
+
+    They are written in the order of the segments, so the first is the oldest, and an index tells which it is; but a
+    dead letter that a person has sent again waits since then.
+    """
+    table, parts, ones = tables.exceptions, tables.segment_apps, tables.integrations
+    mine = [table.c.integration_id == integration_id, table.c.state == state]
+    retried = []
+    if state == "held":
+        retried = [tx.execute(sa.select(sa.func.min(table.c.at)).where(*mine, table.c.reason == RETRIED)).scalar()]
+        mine.append(table.c.reason != RETRIED)
+    first = sa.select(sa.func.min(table.c.id)).where(*mine).scalar_subquery()
+    captured = tx.execute(
+        sa.select(sa.func.coalesce(parts.c.min_ingested_at, table.c.at))
+        .join(ones, ones.c.id == table.c.integration_id)
+        .outerjoin(parts, sa.and_(parts.c.segment_id == table.c.segment_id, parts.c.app_id == ones.c.app_id))
+        .where(table.c.id == first)
+    ).scalar()
+    return min((since for since in (captured, *retried) if since is not None), default=None)
 
 
 def _unprepared(

@@ -14,7 +14,7 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import integrations
 from nami_amp_pipeline.status import IntegrationStatus, status
-from nami_amp_pipeline_tests.command_line import add, event, load_events
+from nami_amp_pipeline_tests.command_line import add, event, invoke, load_events
 
 
 @pytest.fixture
@@ -81,6 +81,10 @@ def test_what_waits_is_pending_by_why(tmp_path: Path, server: SandboxServer, con
     (found,) = now(context)
     assert found.delivered == 1
     assert found.pending_by == {"throttled": 1, "over_daily_quota": 1, "waiting_for_login": 1}
+    assert (found.waiting, found.to_post) == (1, 3 - 1)
+    shown = " ".join(invoke(tmp_path, "status").stdout.split())
+    assert "1 throttled" in shown
+    assert "radio/prod: 1 event waits for a login, the longest for " in shown
 
 
 def test_a_start_inside_a_segment_counts_from_there(tmp_path: Path, server: SandboxServer, context: Context) -> None:
@@ -107,7 +111,9 @@ def test_states_and_errors(tmp_path: Path, server: SandboxServer, context: Conte
 
 
 def test_the_object_has_the_keys_of_the_contract() -> None:
-    found = IntegrationStatus("radio/prod", "enabled", watermark=1_788_220_800_000_000, lag_seconds=1.23456).to_json()
+    found = IntegrationStatus(
+        "radio/prod", "enabled", watermark=1_788_220_800_000_000, lag_by={"queued": 1.23456}
+    ).to_json()
     assert found["watermark"] == "2026-09-01T00:00:00Z"
     assert found["lag_seconds"] == 1.235
     assert set(found) >= {

@@ -107,12 +107,12 @@ def _late(context: Context, integrations: Sequence[Integration]) -> list[Alert]:
         Alert(
             Kind.LAG_OVER_LIMIT,
             now.integration,
-            f"{now.pending:,} event{'s' * (now.pending != 1)} pending, the oldest for {duration(now.lag_seconds)}"
+            f"{now.to_post:,} event{'s' * (now.to_post != 1)} pending, the oldest for {duration(now.lag_seconds)}"
             + (f" ({now.error})" if now.error else ""),
             partition_page("amplitude_deliveries", by_key[now.integration].partition_key),
         )
         for now in status(context, integrations)
-        if now.pending and now.lag_seconds > limit
+        if now.to_post and now.lag_seconds > limit
     ]
 
 

@@ -20,7 +20,8 @@ def status(invocation: Invocation, as_json: bool) -> None:
     """Show per integration what was captured and delivered, and what waits.
 
     Captured is always the sum of delivered, skipped, dead letters and pending. Lag is how long the oldest event that is
-    pending has been in the warehouse.
+    still to be posted has been in the warehouse. Events that wait for the login of their user are pending, but no lag:
+    how long they have been waiting is told below the table.
     """
     from nami_amp_pipeline.state.integrations import all_integrations
     from nami_amp_pipeline.status import status as read_status
@@ -55,6 +56,7 @@ def _last_run(context: Context) -> str | None:
 
 def _show(found: list[IntegrationStatus], run_id: str | None) -> None:
     from nami_amp_pipeline.commands import screen
+    from nami_amp_pipeline.status import WAITING
 
     screen.table(
         ("Integration", "State", "Captured", "Delivered", "Skipped", "Dead letters", "Pending", "Lag"),
@@ -74,6 +76,10 @@ def _show(found: list[IntegrationStatus], run_id: str | None) -> None:
         right=("Captured", "Delivered", "Lag"),
     )
     for one in found:
+        if one.waiting:
+            events = f"{screen.number(one.waiting)} event{'s' * (one.waiting != 1)} wait{'s' * (one.waiting == 1)}"
+            for_how_long = screen.duration(one.lag_by.get(WAITING, 0.0))
+            click.echo(f"{one.integration}: {events} for a login, the longest for {for_how_long}")
         if one.error:
             click.echo(f"{one.integration}: {one.error}")
     if run_id:

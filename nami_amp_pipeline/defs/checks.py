@@ -43,7 +43,7 @@ def conservation_result(found: Sequence[IntegrationStatus]) -> dg.AssetCheckResu
 
 
 def lag_result(found: Sequence[IntegrationStatus], tick_minutes: int) -> dg.AssetCheckResult:
-    """Whether the oldest pending event of each of these is at most three ticks old."""
+    """Whether the oldest event of each of these that is still to be posted is at most three ticks old."""
     allowed = 3 * 60 * tick_minutes
     late = [one for one in found if one.state != "disabled" and one.lag_seconds > allowed]
     return dg.AssetCheckResult(
@@ -56,6 +56,7 @@ def lag_result(found: Sequence[IntegrationStatus], tick_minutes: int) -> dg.Asse
             "lag_seconds": max((round(one.lag_seconds, 3) for one in found), default=0.0),
             "allowed_seconds": allowed,
             "pending": sum(one.pending for one in found),
+            "waiting_for_login": sum(one.waiting for one in found),
         },
     )
 

@@ -130,6 +130,7 @@ class Tick:
                     "error": self._error(one, now),
                     "state": now.state,
                     "pending_by": now.pending_by,
+                    "lag_by": now.to_json()["lag_by"],
                 }
             )
         return rows
