@@ -19,6 +19,15 @@ def postgres() -> Iterator[Postgres]:
     server.stop()
 
 
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """Has signals do after each test what they did before: a run of Dagster's in this process changes SIGTERM."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def state_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The address of an empty state store, of each kind."""

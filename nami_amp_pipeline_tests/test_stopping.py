@@ -139,6 +139,15 @@ def test_answers_that_do_not_come_are_not_waited_for(stage: Scene) -> None:
     assert stage.sandbox.audit.accepted == one.delivered  # repeats were recognised by their insert_id
 
 
+def test_run_leaves_signals_as_they_were(stage: Scene) -> None:
+    """What comes while the command says what the run did ends it as it would have before."""
+    before = {number: lambda *_: None for number in (signal.SIGTERM, signal.SIGINT)}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert run_micro_batch(stage.settings).ok
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
 def becomes_another_error() -> None:
     """What DuckDB does when a signal handler raises."""
     try:

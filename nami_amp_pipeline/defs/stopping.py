@@ -19,6 +19,9 @@ from typing import Final
 
 from dagster import DagsterExecutionInterruptedError
 
+ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+"""The signals that ask a process to end."""
+
 END_SECONDS: Final = 9.0
 """A process that was told to end and has not by then ends at once: safe at any instruction, only less tidy."""
 
@@ -71,7 +74,7 @@ class Guard:
     def listen(self, read: int) -> None:
         """Waits for signals on the reading end of a pipe, until it is closed."""
         while heard := os.read(read, 1):
-            if heard[0] in (signal.SIGTERM, signal.SIGINT) and self.signal is None:
+            if heard[0] in ENDING and self.signal is None:
                 self.signal = heard[0]
                 threading.Thread(target=self._end, name="end", daemon=True).start()
         os.close(read)
@@ -94,7 +97,10 @@ _guard: Guard | None = None
 
 @contextmanager
 def guarded(last_word: Callable[[], None] = nothing) -> Iterator[Guard | None]:
-    """Sees to it that a signal to end in the block is heeded in time.
+    """Sees to it that a signal to end in the block is heeded in time, and has signals do after it what they did before.
+
+    Dagster does not: after a run in this process SIGTERM would do what SIGINT does, and a process that was told to end
+    while it says what it did would end with the wrong status.
 
     Args:
         last_word: called, in another thread, before the process ends itself.
@@ -111,10 +117,14 @@ def guarded(last_word: Callable[[], None] = nothing) -> Iterator[Guard | None]:
     read, write = os.pipe()
     os.set_blocking(write, False)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    handlers = {number: signal.getsignal(number) for number in ENDING}
     threading.Thread(target=_guard.listen, args=(read,), name="signals", daemon=True).start()
     try:
         yield _guard
     finally:
+        for number, handler in handlers.items():
+            if handler is not None:  # else it is not Python's, and stays
+                signal.signal(number, handler)
         signal.set_wakeup_fd(before)
         os.close(write)
         _guard.call_off()
@@ -166,7 +176,7 @@ def _signals(end: Callable[[], None], last_word: Callable[[], None], *, at_once:
             raise DagsterExecutionInterruptedError
 
     with guarded(last_word):
-        before = {number: signal.signal(number, asked) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, asked) for number in ENDING}
         try:
             yield stop
         except BaseException:
