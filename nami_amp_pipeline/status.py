@@ -40,6 +40,7 @@ class IntegrationStatus:
         lag_by: how long the oldest pending event has been in the warehouse, in seconds, by whether it is queued, held
             (throttled, over a quota, or a dead letter since it was retried) or waiting_for_login.
         error: why it stands still, or None.
+        halted_at: since when it is halted, in µs since the epoch.
     """
 
     integration: str
@@ -53,6 +54,12 @@ class IntegrationStatus:
     watermark: int | None = None
     lag_by: dict[str, float] = field(default_factory=dict)
     error: str | None = None
+    halted_at: int | None = None
+
+    @property
+    def is_halted(self) -> bool:
+        """Whether it stands still until a person repairs something."""
+        return self.state == "halted"
 
     @property
     def waiting(self) -> int:
@@ -122,6 +129,7 @@ def status(context: Context, integrations: Sequence[Integration]) -> list[Integr
                 watermark=watermarks.get(one.app_id),
                 lag_by={why: max(0.0, (now - at) / 1e6) for why, at in since.items()},
                 error=one.halted_reason or one.last_error,
+                halted_at=one.halted_at if one.halted_reason else None,
             )
         )
     return found

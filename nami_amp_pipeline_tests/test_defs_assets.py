@@ -100,7 +100,7 @@ def test_each_asset_works_for_its_own_partition_only(stage: Scene, instance: dg.
     assert {row.data["HTTP status and outcome"] for row in delivered["requests_by_status"].records} == {"200 delivered"}
     assert "nami-amp trace" in delivered["how_to_trace"]
     checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
-    assert set(checks) == {"conservation", "lag"}
+    assert set(checks) == {"conservation", "lag", "not_halted"}
     assert all(check.passed and check.partition == "radio|main" for check in checks.values())
     assert stage.status(fit)["fit/main"].captured == 0
 
@@ -159,6 +159,7 @@ def test_refused_key_fails_the_asset_in_plain_words(stage: Scene, instance: dg.D
     assert data.description is not None
     assert "radio/main: " in data.description
     assert "API key" in data.description
+    assert "'nami-amp integrations enable radio/main'" in data.description
     assert BAD_KEY not in repr(result.all_events)
 
 

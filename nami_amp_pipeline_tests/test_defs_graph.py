@@ -117,7 +117,7 @@ def test_job_schedule_sensor_and_checks(repository: dg.RepositoryDefinition) -> 
     assert sensor.minimum_interval_seconds == 30
     assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
     checks = {key.name for key in repository.asset_graph.asset_check_keys}
-    assert checks == {"conservation", "lag"}
+    assert checks == {"conservation", "lag", "not_halted"}
 
 
 def test_resource_has_no_field_that_could_hold_a_secret() -> None:

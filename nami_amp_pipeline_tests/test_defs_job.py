@@ -15,10 +15,14 @@ import pytest
 
 from nami_amp_pipeline import pipeline as stages
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.defs.halts import DELIVERIES, in_a_line
 from nami_amp_pipeline.defs.jobs import micro_batch
 from nami_amp_pipeline.defs.resources import Pipeline
 from nami_amp_pipeline.defs.tick import LEFT_TO_ANOTHER, Tick
 from nami_amp_pipeline.errors import WarehouseUnavailable
+from nami_amp_pipeline.secrets import Secret
+from nami_amp_pipeline.state.integrations import set_enabled, update
+from nami_amp_pipeline.status import IntegrationStatus
 from nami_amp_pipeline_tests.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)
@@ -96,7 +100,7 @@ def test_logs_exactly_the_partitions_that_it_moved(stage: Scene, instance: dg.Da
         *((asset, f"{app}|main") for asset in ("amplitude_events", "amplitude_deliveries") for app in ("radio", "fit")),
     }
     assert checks_of(instance, first) == {
-        (check, f"{app}|main"): True for check in ("conservation", "lag") for app in ("radio", "fit")
+        (check, f"{app}|main"): True for check in ("conservation", "lag", "not_halted") for app in ("radio", "fit")
     }
     assert set(instance.get_dynamic_partitions("nami_apps")) == {"radio", "fit", "quiet"}
 
@@ -118,6 +122,7 @@ def test_refused_key_fails_alone_after_the_others_were_delivered(stage: Scene, i
     lines = failure_of(result).splitlines()
     assert len(lines) == 2
     assert lines[1].startswith("radio/aaa-first: ")
+    assert "'nami-amp integrations enable radio/aaa-first'" in lines[1]
     numbers = stage.status(*good, bad)
     assert numbers["radio/aaa-first"].pending == numbers["radio/aaa-first"].captured > 0
     assert all(numbers[one.key].pending == 0 and numbers[one.key].delivered > 0 for one in good)
@@ -125,9 +130,60 @@ def test_refused_key_fails_alone_after_the_others_were_delivered(stage: Scene, i
     assert deliveries == {"radio|main", "fit|main"}
     assert checks_of(instance, result)["conservation", "radio|aaa-first"]
     assert not checks_of(instance, result)["lag", "radio|aaa-first"]  # the sample's events are old
+    assert not checks_of(instance, result)["not_halted", "radio|aaa-first"]
+    assert checks_of(instance, result)["not_halted", "radio|main"]
     history = repr(instance.all_logs(result.run_id)) + repr(result.all_events)
     assert BAD_KEY not in history
     assert GOOD_KEY not in history
+
+
+def halts(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> list[dg.AssetObservation]:
+    return [
+        event.asset_observation_data.asset_observation
+        for event in events_of(instance, result, dg.DagsterEventType.ASSET_OBSERVATION)
+    ]
+
+
+def test_halted_partition_says_why_and_how_it_goes_on_until_it_does(stage: Scene, instance: dg.DagsterInstance) -> None:
+    stage.load(apps=("radio", "fit"))
+    stage.add("radio", key=BAD_KEY)
+    stage.add("fit")
+    first, again = run(stage, instance), run(stage, instance)
+    (halt,) = halts(instance, first)
+    assert halts(instance, again) == []  # it has been told
+    assert halt.partition == "radio|main"
+    last = instance.get_latest_asset_check_evaluation_record(dg.AssetCheckKey(DELIVERIES, "not_halted"))
+    assert last is not None
+    check = last.event.dagster_event.asset_check_evaluation_data  # type: ignore[union-attr]
+    assert (last.partition, check.passed, check.severity) == ("radio|main", False, dg.AssetCheckSeverity.ERROR)
+    assert check.description == halt.description == failure_of(again).splitlines()[1]
+    for text in (
+        "radio/main: invalid_api_key: ", "'nami-amp integrations update radio/main …'",
+        "'nami-amp integrations test radio/main'", "'nami-amp integrations enable radio/main'",
+    ):  # fmt: skip
+        assert text in str(check.description)
+    assert set(check.metadata) == {"halted", "halted_since", "how_to_resume", "pending"}
+    # Of many, passes are logged too where it did not pass.
+    pipeline = stage.context
+    update(pipeline.store, pipeline.cipher, "radio/main", api_key=Secret(GOOD_KEY))
+    set_enabled(pipeline.store, "radio/main", enabled=True)
+    stage.load(apps=("fit",), seed=8, users=20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nami_amp_pipeline.defs.checks.LOGGED_PARTITIONS", 1)
+        resumed = run(stage, instance)
+    assert resumed.success
+    assert checks_of(instance, resumed) == {("not_halted", "radio|main"): True, ("lag", "radio|main"): True}
+
+
+@pytest.mark.parametrize(
+    "reason", ["invalid_api_key: no", "forbidden: no", "redirect (302): no", "http_404: no", "odd"]
+)
+def test_repair_is_named_for_each_reason(reason: str) -> None:
+    told = in_a_line(IntegrationStatus("radio/main", "halted", error=reason))
+    assert told.startswith(f"radio/main: {reason}. ")
+    assert "APP/NAME" not in told
+    assert ("--endpoint us" in told) == (reason.startswith(("redirect", "http_404")))
+    assert ("support" in told) == reason.startswith("forbidden")
 
 
 def test_config_restricts_to_some_integrations(stage: Scene, instance: dg.DagsterInstance) -> None:

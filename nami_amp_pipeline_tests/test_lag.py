@@ -88,7 +88,8 @@ def test_what_amplitude_throttles_is_lag_although_nothing_is_queued(pipe: Pipeli
     assert (found.delivered, found.pending_by) == (1, {"throttled": 1})
     assert (found.lag_seconds, found.lag_by) == (2 * 3600.0, {"held": 2 * 3600.0})
     assert due(pipe.context) == []  # no run could do anything about it
-    assert not lag_result([found], tick_minutes=5).passed
+    check = lag_result([found], tick_minutes=5)
+    assert (check.passed, check.description) == (False, "radio/main: 1 throttled")
     (told,) = conditions(pipe.context).alerts
     assert told.summary == "1 event pending, the oldest for 2 h"
 

@@ -21,6 +21,7 @@ from nami_amp_pipeline.defs.stopping import graceful, prompt
 from nami_amp_pipeline.defs.unsettled import unsettled
 from nami_amp_pipeline.pipeline import capture_apps, deliver_integrations, prepare_integrations, snapshot_apps
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
+from nami_amp_pipeline.status import status
 
 CODE_VERSION: Final = "1"
 """Raised when the same rows would give other bytes."""
@@ -93,7 +94,7 @@ def amplitude_deliveries(
     if problems:
         for key, facts in found.items():
             context.log_event(dg.AssetMaterialization("amplitude_deliveries", partition=key, metadata=facts))
-        raise incomplete(problems)
+        raise incomplete(problems, [now for now in status(opened, chosen) if now.is_halted])
     yield from _materialized(context, [one.partition_key for one in chosen], found)
 
 

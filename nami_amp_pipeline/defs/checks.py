@@ -4,18 +4,22 @@ from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
+from nami_amp_pipeline.defs import halts
+from nami_amp_pipeline.defs.halts import DELIVERIES
 from nami_amp_pipeline.defs.partitions import app_integrations
 from nami_amp_pipeline.defs.resources import Pipeline
 from nami_amp_pipeline.defs.tick import Tick
 from nami_amp_pipeline.defs.unsettled import unsettled
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
-from nami_amp_pipeline.status import IntegrationStatus, status
-
-DELIVERIES = dg.AssetKey("amplitude_deliveries")
+from nami_amp_pipeline.status import WAITING, IntegrationStatus, status
 
 LOGGED_PARTITIONS = 50
-"""A run that moves more partitions than this logs only the checks that do not pass: each costs some 10 ms."""
+"""A run that moves more partitions than this logs only the checks that do not pass, or did not lately: each costs some
+10 ms."""
+
+_LATELY = 1_000
 
 
 def is_conserved(now: IntegrationStatus) -> bool:
@@ -51,7 +55,7 @@ def lag_result(found: Sequence[IntegrationStatus], tick_minutes: int) -> dg.Asse
         check_name="lag",
         asset_key=DELIVERIES,
         severity=dg.AssetCheckSeverity.WARN,
-        description="; ".join(f"{one.integration}: {one.error or 'behind'}" for one in late) or None,
+        description="; ".join(f"{one.integration}: {one.error or _still_to_post(one)}" for one in late) or None,
         metadata={
             "lag_seconds": max((round(one.lag_seconds, 3) for one in found), default=0.0),
             "allowed_seconds": allowed,
@@ -61,26 +65,68 @@ def lag_result(found: Sequence[IntegrationStatus], tick_minutes: int) -> dg.Asse
     )
 
 
-def evaluations(tick: Tick, moved: Set[str]) -> Iterator[dg.AssetCheckEvaluation]:
-    """The checks of each partition that a micro-batch moved, or that has an error."""
+def _still_to_post(one: IntegrationStatus) -> str:
+    return ", ".join(f"{events:,} {why.replace('_', ' ')}" for why, events in one.pending_by.items() if why != WAITING)
+
+
+def not_halted_result(found: Sequence[IntegrationStatus]) -> dg.AssetCheckResult:
+    """Whether each of these is at work, or at least waits for nobody."""
+    halted = [one for one in found if one.is_halted]
+    return dg.AssetCheckResult(
+        passed=not halted,
+        check_name="not_halted",
+        asset_key=DELIVERIES,
+        description="\n".join(map(halts.in_a_line, halted)) or None,
+        metadata={
+            **(halts.facts(halted[0]) if len(halted) == 1 else {}),
+            "pending": sum(one.pending for one in found),
+        },
+    )
+
+
+def evaluations(instance: dg.DagsterInstance, tick: Tick, moved: Set[str]) -> Iterator[dg.AssetCheckEvaluation]:
+    """The checks of each partition that a micro-batch moved, or that has an error.
+
+    Those that do not pass come last: of all partitions, the asset's page shows the newest evaluation.
+    """
     integrations = [
         one
         for one in tick.integrations()
         if one.partition_key in moved or getattr(tick.delivered.get(one.id), "error", None)
     ]
-    for one, now in zip(integrations, status(tick.context, integrations), strict=True):
-        for result in (conservation_result([now]), lag_result([now], tick.context.settings.tick_minutes)):
-            if result.passed and len(integrations) > LOGGED_PARTITIONS:
-                continue
-            yield dg.AssetCheckEvaluation(
-                asset_key=DELIVERIES,
-                check_name=result.check_name or "",
-                passed=result.passed,
-                severity=result.severity,
-                description=result.description,
-                metadata=result.metadata,
-                partition=one.partition_key,
-            )
+    results = [
+        (one, result)
+        for one, now in zip(integrations, status(tick.context, integrations), strict=True)
+        for result in (
+            conservation_result([now]),
+            lag_result([now], tick.context.settings.tick_minutes),
+            not_halted_result([now]),
+        )
+    ]
+    lately = _failed_lately(instance) if len(integrations) > LOGGED_PARTITIONS else None
+    for one, result in sorted(results, key=lambda pair: not pair[1].passed):
+        if result.passed and lately is not None and (result.check_name, one.partition_key) not in lately:
+            continue
+        yield dg.AssetCheckEvaluation(
+            asset_key=DELIVERIES,
+            check_name=result.check_name or "",
+            passed=result.passed,
+            severity=result.severity,
+            description=result.description,
+            metadata=result.metadata,
+            partition=one.partition_key,
+        )
+
+
+def _failed_lately(instance: dg.DagsterInstance) -> set[tuple[str | None, str | None]]:
+    """(check, partition) of evaluations that did not pass; what does not pass is evaluated again by each run."""
+    return {
+        (record.key.name, record.partition)
+        for name in ("conservation", "lag", "not_halted")
+        for record in instance.event_log_storage.get_asset_check_execution_history(
+            dg.AssetCheckKey(DELIVERIES, name), _LATELY, status={AssetCheckExecutionRecordStatus.FAILED}
+        )
+    }
 
 
 def _found(context: dg.AssetCheckExecutionContext, pipeline: Pipeline) -> list[IntegrationStatus]:
@@ -109,7 +155,17 @@ def _checks() -> tuple[dg.AssetChecksDefinition, ...]:
     def lag(context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.AssetCheckResult:
         return lag_result(_found(context, pipeline), pipeline.settings.tick_minutes)
 
-    return conservation, lag
+    @dg.asset_check(
+        **options,
+        description=(
+            "The integration is not halted. One that is sends nothing until a person repairs it and enables it again; "
+            "its events wait."
+        ),
+    )
+    def not_halted(context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.AssetCheckResult:
+        return not_halted_result(_found(context, pipeline))
+
+    return conservation, lag, not_halted
 
 
 with unsettled():  # checks by partition

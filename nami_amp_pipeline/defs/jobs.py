@@ -13,12 +13,14 @@ from pydantic import Field
 
 from nami_amp_pipeline.defs import metadata
 from nami_amp_pipeline.defs.checks import evaluations
+from nami_amp_pipeline.defs.halts import observations, with_halts
 from nami_amp_pipeline.defs.held_open import held_open
 from nami_amp_pipeline.defs.partitions import add_partitions
 from nami_amp_pipeline.defs.resources import Pipeline
 from nami_amp_pipeline.defs.stopping import ASKED_TO_END, Stop, graceful, prompt
 from nami_amp_pipeline.defs.tick import Tick
 from nami_amp_pipeline.errors import NamiAmpError
+from nami_amp_pipeline.status import IntegrationStatus
 
 MICRO_BATCH = "micro_batch"
 CONCURRENCY_TAG = {"nami/job": MICRO_BATCH}
@@ -137,20 +139,24 @@ def upload(context: dg.OpExecutionContext, config: Selected, pipeline: dg.Resour
             moved = tick.deliver(stop)
             facts = metadata.delivered(tick.context, tick.integrations(), moved)
             _materialized(context, "amplitude_deliveries", facts, stop)
-            for evaluation in () if stop() else evaluations(tick, set(facts)):
+            halted = tick.halted()
+            known = {key for key, was in tick.before.items() if was.is_halted}
+            for observation in observations(one for one in halted if one.integration not in known):
+                context.log_event(observation)
+            for evaluation in () if stop() else evaluations(context.instance, tick, set(facts)):
                 context.log_event(cast("dg.AssetMaterialization", evaluation))  # which it takes, says its code
         problems = tick.problems()
         for line in problems:
             context.log.error(line)
         if problems:
-            raise incomplete(problems)
+            raise incomplete(problems, halted)
 
 
-def incomplete(problems: Iterable[str]) -> dg.Failure:
-    """The failure of a run that could not do everything: a line for each reason."""
+def incomplete(problems: Iterable[str], halted: Iterable[IntegrationStatus]) -> dg.Failure:
+    """The failure of a run that could not do everything: a line for each reason, and how halted integrations go on."""
     lines = list(problems)
     return dg.Failure(
-        "Not everything was delivered; what could be, was.\n" + "\n".join(lines),
+        "Not everything was delivered; what could be, was.\n" + "\n".join(with_halts(lines, halted)),
         metadata={"problems": dg.MetadataValue.md("\n".join(f"- {line}" for line in lines))},
         allow_retries=False,
     )

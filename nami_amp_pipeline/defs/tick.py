@@ -102,6 +102,11 @@ class Tick:
         )
         return self.delivered
 
+    def halted(self) -> list[IntegrationStatus]:
+        """The integrations that stand still until a person repairs something."""
+        halted = [one for one in self.integrations() if one.enabled and one.halted_reason]
+        return [now for now in status(self.context, halted) if now.is_halted] if halted else []
+
     def problems(self) -> list[str]:
         """A line for each thing that keeps events from being delivered: stages first, then integrations."""
         lines = [f"{asset}: {error}" for asset, error in self.troubles]

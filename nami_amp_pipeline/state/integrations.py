@@ -44,6 +44,7 @@ class Integration:
         prepared_through: the newest segment that is in an outbox.
         halted_reason: why delivery stopped, until a person says go on.
         last_error: what went wrong last, for people.
+        halted_at: when that was, in µs since the epoch.
         rereads: (segment, ``ingested_at`` in µs) for each time that the app was read once more from further back:
             events from before that time, in segments after that one, had been read for this integration before.
     """
@@ -64,6 +65,7 @@ class Integration:
     prepared_through: int
     halted_reason: str | None
     last_error: str | None
+    halted_at: int | None = None
     rereads: tuple[tuple[int, int], ...] = ()
 
     def start_in(self, segment_id: int) -> int | None:
@@ -394,6 +396,7 @@ def _from_row(row: Any, rereads: Sequence[Any]) -> Integration:
         prepared_through=row.prepared_through,
         halted_reason=row.halted_reason,
         last_error=row.last_error,
+        halted_at=row.halted_at,
         rereads=tuple(
             (one.after_segment, one.frontier)
             for one in rereads
