@@ -20,6 +20,10 @@ from nami_amp_pipeline.contract import USER_PROPERTIES
 from nami_amp_pipeline.errors import WarehouseUnavailable
 from nami_amp_pipeline.state import Transaction, tables
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
+from nami_amp_pipeline.warehouse import EventRow, Places
+
+UNREAD_DAYS = 7
+"""So far back, at most, an event that was not captured is looked for in a table that has no index for it."""
 
 _STATES = {"dead": "dead_letter", "waiting": "waiting_for_login", "held": "held"}
 
@@ -32,6 +36,8 @@ class Trace:
         event_id: Nami's event id.
         warehouse: its rows in the events table; the same id can stand in several.
         warehouse_error: why the warehouse could not be asked.
+        warehouse_is_whole: whether there can be no other rows of it: without an index on ``id``, a large table is
+            searched only for what was captured, and among what is new.
         captures: the segments that hold it, one per app that has an event of this id.
         integrations: per integration of those apps, what became of it.
     """
@@ -39,6 +45,7 @@ class Trace:
     event_id: str
     warehouse: list[dict[str, Any]] = field(default_factory=list)
     warehouse_error: str | None = None
+    warehouse_is_whole: bool = True
     captures: list[dict[str, Any]] = field(default_factory=list)
     integrations: list[dict[str, Any]] = field(default_factory=list)
 
@@ -53,20 +60,29 @@ class Trace:
             "event_id": self.event_id,
             "warehouse": self.warehouse,
             "warehouse_error": self.warehouse_error,
+            "warehouse_is_whole": self.warehouse_is_whole,
             "captures": self.captures,
             "integrations": self.integrations,
         }
 
 
-def trace(context: Context, event_id: str) -> Trace:
-    """Looks for an event everywhere; nothing is changed."""
+def trace(context: Context, event_id: str, *, whole_table: bool = False) -> Trace:
+    """Looks for an event everywhere; nothing is changed.
+
+    Args:
+        context: the process at work.
+        event_id: Nami's event id.
+        whole_table: reads the whole events table where it takes that to find all rows of an id.
+    """
     found = Trace(event_id)
     with compute(context.settings) as connection:
+        found.captures = _in_segments(context, connection, event_id)
         try:
-            found.warehouse = _in_warehouse(context, connection, event_id)
+            places = None if whole_table else _places(context, found.captures)
+            looked_up = context.warehouse.find(connection, event_id, places)
+            found.warehouse, found.warehouse_is_whole = _shown(looked_up.rows), looked_up.is_whole
         except WarehouseUnavailable as error:
             found.warehouse_error = str(error)
-        found.captures = _in_segments(context, connection, event_id)
         captures = {capture["app_id"]: capture for capture in found.captures}
         app_ids = {row["app_id"] for row in found.warehouse} | captures.keys()
         for one in all_integrations(context.store):
@@ -79,7 +95,19 @@ def trace(context: Context, event_id: str) -> Trace:
     return found
 
 
-def _in_warehouse(context: Context, connection: duckdb.DuckDBPyConnection, event_id: str) -> list[dict[str, Any]]:
+def _places(context: Context, captures: Sequence[dict[str, Any]]) -> Places:
+    """Where rows of an event may be: where it was captured, and among what no run may have read yet."""
+    apps = tables.apps
+    with context.store.begin() as tx:
+        frontiers = tx.execute(sa.select(apps.c.app_id, apps.c.frontier)).all()
+    longest_ago = context.now() - UNREAD_DAYS * 86_400_000_000
+    return Places(
+        [(capture["app_id"], capture["ingested_us"]) for capture in captures],
+        {app_id: max(frontier or longest_ago, longest_ago) for app_id, frontier in frontiers},
+    )
+
+
+def _shown(rows: Sequence[EventRow]) -> list[dict[str, Any]]:
     return [
         {
             "app_id": row.app_id,
@@ -88,7 +116,7 @@ def _in_warehouse(context: Context, connection: duckdb.DuckDBPyConnection, event
             "created_date": to_text(row.created_date),
             "ingested_at": to_text(row.ingested_at),
         }
-        for row in context.warehouse.find(connection, event_id)
+        for row in rows
     ]
 
 

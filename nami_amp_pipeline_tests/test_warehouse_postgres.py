@@ -24,7 +24,7 @@ from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.trace import trace
 from nami_amp_pipeline.warehouse import Finding, adbc, open_warehouse
 from nami_amp_pipeline.warehouse.adbc import Session
-from nami_amp_pipeline.warehouse.base import COLUMNS
+from nami_amp_pipeline.warehouse.base import COLUMNS, Places
 from nami_amp_pipeline_tests.command_line import add, invoke, one_line
 from nami_amp_pipeline_tests.harness import START, Pipeline
 from nami_amp_pipeline_tests.postgres import Postgres
@@ -238,6 +238,69 @@ def test_a_tick_reads_by_the_index(url: str, tmp_path: Path, asked: Asked) -> No
         assert "Seq Scan" not in plan, plan
     table.run("DROP INDEX nami_events_app_id_ingested_at")
     assert "Seq Scan" in plans(table, asked.keys)
+
+
+def test_an_event_of_a_large_table_is_looked_for_by_the_index_there_is(
+    url: str, tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = PostgresEvents(url)
+    for app in ("app", "other"):
+        table.fill(100_000, app=app)
+    table.insert([row(7, START + timedelta(days=9), id="app-7"), row(8, START + timedelta(days=9), app_id="other")])
+    table.run("ANALYZE nami_events")
+    settings = settings_of(url, tmp_path)
+    places = Places([("app", FIRST + 7 * SECOND), ("app", FIRST + 9 * DAY)], {"app": FIRST + 8 * DAY, "new": FIRST})
+
+    def find(event_id: str, places: Places | None = places) -> tuple[list[int], bool]:
+        asked.rows.clear()
+        with compute(settings) as connection:
+            found = open_warehouse(settings).find(connection, event_id, places)
+        return [(one.ingested_at - FIRST) // SECOND for one in found.rows], found.is_whole
+
+    assert find("app-7") == ([7, 9 * 86_400], True)  # it is not large
+    monkeypatch.setattr("nami_amp_pipeline.warehouse.postgres._LONG", 1_000)
+    assert find("app-7") == ([7, 9 * 86_400], False)  # each row once, though one is in two places
+    assert len(asked.rows) == 3
+    plan = plans(table, asked.rows)
+    assert "nami_events_app_id_ingested_at" in plan, plan
+    assert "Seq Scan" not in plan, plan
+    assert find("app-8") == ([], False)  # in none of the places
+    assert find("app-8", Places([], {})) == ([], False)
+    assert find("app-8", None) == ([8], True)
+    assert "Seq Scan" in plans(table, asked.rows)
+    table.run("CREATE VIEW seen AS SELECT * FROM nami_events")
+    settings = settings_of(url, tmp_path, NAMI_AMP_WAREHOUSE_TABLE="seen")
+    assert find("app-8") == ([], False)
+    table.run("CREATE INDEX ON nami_events (id)")
+    assert find("app-8") == ([8], True)
+    assert "Seq Scan" not in plans(table, asked.rows)
+
+
+def test_trace_says_where_it_did_not_look(scene: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nami_amp_pipeline.warehouse.postgres._LONG", -1.0)
+    events(scene).insert([row(1)])
+    scene.clock.set(START + timedelta(days=1))
+    scene.tick()
+    scene.clock.set(START + timedelta(days=30))
+    new = START + timedelta(days=30)
+    events(scene).insert([row(1, START + timedelta(hours=-1), user_id="before"), row(1, new, user_id="again")])
+    events(scene).insert([row(2, new), row(3, new, app_id="unknown")])
+    assert [one["user_id"] for one in trace(scene.context, "e1").warehouse] == ["u1", "again"]
+    assert [one["state"] for one in trace(scene.context, "e2").integrations] == ["not_captured"]
+    assert not trace(scene.context, "e3").is_known
+    assert trace(scene.context, "e3", whole_table=True).is_known
+    found = trace(scene.context, "e1", whole_table=True)
+    assert [one["user_id"] for one in found.warehouse] == ["before", "u1", "again"]
+    assert found.warehouse_is_whole
+
+    home = {"NAMI_AMP_WAREHOUSE_URL": scene.settings.warehouse_url, "NAMI_AMP_HOME": str(scene.settings.home)}
+    bounded, whole = (
+        invoke(scene.settings.home, "trace", "e1", *more, settings=home) for more in ((), ("--whole-table",))
+    )
+    assert bounded.exit_code == whole.exit_code == 0
+    assert "--whole-table" in bounded.stdout
+    assert "--whole-table" not in whole.stdout
+    assert max(map(len, bounded.stdout.splitlines())) <= 100
 
 
 def test_a_missing_index_is_said_once_a_run_with_the_statement(

@@ -15,7 +15,8 @@ CREATE TABLE IF NOT EXISTS nami_events (
 -- On a table that is being written to, add CONCURRENTLY.
 CREATE INDEX IF NOT EXISTS nami_events_app_id_ingested_at ON nami_events (app_id, ingested_at);
 
--- Only for `nami-amp trace`, which looks for one event; without it that reads the whole table.
+-- Only for `nami-amp trace`, which looks for one event. Without it, that finds in a large table the row that was
+-- captured and what is new; for all rows of an id it reads the whole table, if it is told to.
 -- CREATE INDEX IF NOT EXISTS nami_events_id ON nami_events (id);
 
 -- The pipeline's role needs this and nothing else:

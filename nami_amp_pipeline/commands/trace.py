@@ -14,17 +14,25 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("event_id")
+@click.option(
+    "--whole-table",
+    is_flag=True,
+    help="Read all of the warehouse's table, however long that takes: needed where it has no index on id.",
+)
 @json_option
 @click.pass_obj
-def trace(invocation: Invocation, event_id: str, as_json: bool) -> int:
+def trace(invocation: Invocation, event_id: str, whole_table: bool, as_json: bool) -> int:
     """Show where one event is: in the warehouse, and with each integration.
 
     EVENT_ID is Nami's event id, which is the insert id in Amplitude too. Ends with 1 if nobody knows the event.
+
+    A large table without an index on id is searched for the captured row, and among what is new; other rows with this
+    id are found with --whole-table.
     """
     from nami_amp_pipeline.trace import trace as trace_event
 
     with invocation.context() as context:
-        found = trace_event(context, event_id)
+        found = trace_event(context, event_id, whole_table=whole_table)
     if as_json:
         invocation.answer(found.to_json())
     else:
@@ -45,6 +53,9 @@ def _show(found: Trace) -> None:
     for row in found.warehouse:
         click.echo(f"Warehouse: {row['event_type']} of {row['app_id']}, created {row['created_date']}")
         click.echo(f"           loaded {row['ingested_at']}")
+    if not found.warehouse_is_whole:
+        click.echo("           looked for where it was captured, and among new rows: the table is large and")
+        click.echo("           has no index on id; --whole-table reads all of it")
     for capture in found.captures:
         click.echo(f"Captured:  {capture['captured_at']} into segment {capture['segment']}, run {capture['run_id']}")
         if capture["snapshot"] is not None:

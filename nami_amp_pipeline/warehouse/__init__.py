@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.settings import Settings
-from nami_amp_pipeline.warehouse.base import EventRow, Finding, Source, Warehouse
+from nami_amp_pipeline.warehouse.base import EventRow, Finding, Lookup, Places, Source, Warehouse
 
-__all__ = ["EventRow", "Finding", "Source", "Warehouse", "open_warehouse"]
+__all__ = ["EventRow", "Finding", "Lookup", "Places", "Source", "Warehouse", "open_warehouse"]
 
 
 def open_warehouse(settings: Settings) -> Warehouse:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from nami_amp_pipeline.errors import WarehouseUnavailable
-from nami_amp_pipeline.warehouse.base import COLUMNS, EventRow, Finding, Kind, Source
+from nami_amp_pipeline.warehouse.base import COLUMNS, EventRow, Finding, Kind, Lookup, Places, Source
 
 if TYPE_CHECKING:
     from adbc_driver_manager.dbapi import Connection
@@ -56,9 +56,11 @@ class Session:
         with self._db.cursor() as cursor:
             cursor.execute(statement)
 
-    def rows(self, query: str) -> list[tuple[Any, ...]]:
-        """The whole answer of a query that is known to be small."""
+    def rows(self, query: str, **options: str) -> list[tuple[Any, ...]]:
+        """The whole answer of a query that is known to be small; ``options`` are the driver's."""
         with self._db.cursor() as cursor:
+            if options:
+                cursor.adbc_statement.set_options(**options)
             cursor.execute(query)
             return cursor.fetchall()
 
@@ -156,40 +158,43 @@ class AdbcWarehouse(ABC):
 
     def oldest(self, connection: duckdb.DuckDBPyConnection, app_ids: Sequence[str], after: int) -> dict[str, int]:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
-        rows = self._ask(
-            connection,
+        query = (
             f"SELECT app_id, min(ingested_at) AS ingested_at FROM {self.table} WHERE {self.among('app_id', app_ids)} "  # noqa: S608
-            f"AND ingested_at > {self.time(after)} AND ingested_at <= {self.time(_LAST)} GROUP BY app_id",
-            ("app_id", "ingested_at"),
-            "SELECT app_id, epoch_us(ingested_at) FROM warehouse_stream",
+            f"AND ingested_at > {self.time(after)} AND ingested_at <= {self.time(_LAST)} GROUP BY app_id"
         )
-        return dict(rows)
-
-    def find(self, connection: duckdb.DuckDBPyConnection, event_id: str) -> list[EventRow]:
-        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
-        columns = tuple(column for column in COLUMNS if column != "payload")
-        rows = self._ask(
-            connection,
-            f"SELECT {self.selected(columns)} FROM {self.table} WHERE id = {self.text(event_id)}",  # noqa: S608
-            columns,
-            "SELECT app_id, event_type, user_id, epoch_us(created_date), epoch_us(ingested_at) "
-            "FROM warehouse_stream ORDER BY ingested_at",
-        )
-        return [EventRow(*row) for row in rows]
-
-    def _ask(
-        self, connection: duckdb.DuckDBPyConnection, query: str, columns: Sequence[str], local: str
-    ) -> list[tuple[Any, ...]]:
-        """A query over there whose answer is the table ``warehouse_stream`` of a query here."""
-        schema = pa.schema([_ROWS.field(column) for column in columns])
+        local = "SELECT app_id, epoch_us(ingested_at) FROM warehouse_stream"
         with self._session() as session:
             self.begin(session)
-            connection.register("warehouse_stream", session.stream([query], schema))
-            try:
-                return connection.execute(local).fetchall()
-            finally:
-                session.close()
-                connection.unregister("warehouse_stream")
+            return dict(_answered(session, connection, [query], ("app_id", "ingested_at"), local))
+
+    def find(self, connection: duckdb.DuckDBPyConnection, event_id: str, places: Places | None = None) -> Lookup:
+        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
+        columns = tuple(column for column in COLUMNS if column != "payload")
+        query = f"SELECT {self.selected(columns)} FROM {self.table} WHERE id = {self.text(event_id)}"  # noqa: S608
+        local = (
+            "SELECT app_id, event_type, user_id, epoch_us(created_date), epoch_us(ingested_at) "
+            "FROM warehouse_stream ORDER BY ingested_at"
+        )
+        with self._session() as session:
+            self.begin(session)
+            queries = [query]
+            if places is not None and self.takes_long(session, query):
+                queries = [f"{query} AND {condition}" for condition in self._conditions(places)]
+            rows = _answered(session, connection, queries, columns, local)
+        return Lookup([EventRow(*row) for row in rows], is_whole=queries == [query])
+
+    def _conditions(self, places: Places) -> Iterator[str]:
+        """Each place once, as the index that every run needs can look it up."""
+        unread = _parts(places.unread)
+        for since, app_ids in unread:
+            yield f"{self.among('app_id', app_ids)} AND ingested_at >= {self.time(_FIRST if since is None else since)}"
+        for app_id, at in sorted(set(places.captured)):
+            if not any(app_id in app_ids and (since is None or since <= at) for since, app_ids in unread):
+                yield f"app_id = {self.text(app_id)} AND ingested_at = {self.time(at)}"
+
+    def takes_long(self, session: Session, query: str) -> bool:
+        """Whether a query would keep a person waiting; a database that cannot tell is asked all the same."""
+        return False
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
@@ -336,6 +341,19 @@ class _Reading:
         with suppress(duckdb.Error):  # it must not stand before what went wrong; the connection's end does the same
             self._duck.execute("RESET disabled_optimizers")
             self._duck.unregister("warehouse_stream")
+
+
+def _answered(
+    session: Session, duck: duckdb.DuckDBPyConnection, queries: Sequence[str], columns: Sequence[str], local: str
+) -> list[tuple[Any, ...]]:
+    """Queries over there whose answers are the table ``warehouse_stream`` of a query here."""
+    schema = pa.schema([_ROWS.field(column) for column in columns])
+    duck.register("warehouse_stream", session.stream(queries, schema))
+    try:
+        return duck.execute(local).fetchall()
+    finally:
+        session.close()
+        duck.unregister("warehouse_stream")
 
 
 def _parts(positions: Mapping[str, int | None]) -> list[tuple[int | None, list[str]]]:

@@ -64,6 +64,32 @@ class EventRow(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where the rows of an event may be, as far as the pipeline knows; times in microseconds since the epoch.
+
+    Attributes:
+        captured: app id and ``ingested_at`` of rows that were captured.
+        unread: app id to the ``ingested_at`` from which on rows may not have been read yet.
+    """
+
+    captured: Sequence[tuple[str, int]]
+    unread: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """What was found of an event id.
+
+    Attributes:
+        rows: by ``ingested_at``.
+        is_whole: whether there can be no others: where looking everywhere would take long, only its places are.
+    """
+
+    rows: Sequence[EventRow]
+    is_whole: bool = True
+
+
+@dataclass(frozen=True)
 class Finding:
     """What a check of the warehouse found.
 
@@ -108,8 +134,13 @@ class Warehouse(Protocol):
             WarehouseUnavailable: as :meth:`open`.
         """
 
-    def find(self, connection: duckdb.DuckDBPyConnection, event_id: str) -> list[EventRow]:
-        """The rows of one event id, by ``ingested_at``.
+    def find(self, connection: duckdb.DuckDBPyConnection, event_id: str, places: Places | None = None) -> Lookup:
+        """The rows of one event id.
+
+        Args:
+            connection: where the answer may be read into.
+            event_id: the id.
+            places: where to look if looking everywhere would take long; None looks everywhere all the same.
 
         Raises:
             WarehouseUnavailable: as :meth:`open`.

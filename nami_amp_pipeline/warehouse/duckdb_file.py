@@ -13,7 +13,7 @@ import duckdb
 from nami_amp_pipeline.compute import literal
 from nami_amp_pipeline.errors import WarehouseUnavailable
 from nami_amp_pipeline.settings import Settings
-from nami_amp_pipeline.warehouse.base import EventRow, Finding, Source, check_columns
+from nami_amp_pipeline.warehouse.base import EventRow, Finding, Lookup, Places, Source, check_columns
 
 LOCK_PATIENCE_SECONDS = 10.0
 
@@ -54,15 +54,15 @@ class DuckDBWarehouse:
         )
         return dict(rows)
 
-    def find(self, connection: duckdb.DuckDBPyConnection, event_id: str) -> list[EventRow]:
-        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
+    def find(self, connection: duckdb.DuckDBPyConnection, event_id: str, places: Places | None = None) -> Lookup:
+        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`; a column of a file is quickly read."""
         rows = self._query(
             connection,
             "SELECT app_id, event_type, user_id, epoch_us(created_date), epoch_us(ingested_at) "
             "FROM {table} WHERE id = ? ORDER BY ingested_at",
             [event_id],
         )
-        return [EventRow(*row) for row in rows]
+        return Lookup([EventRow(*row) for row in rows])
 
     def _query(self, connection: duckdb.DuckDBPyConnection, query: str, given: list[Any]) -> list[tuple[Any, ...]]:
         with self._table(connection) as table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from typing import TYPE_CHECKING
@@ -40,6 +41,9 @@ _DEFAULTS = {
     "keepalives_count": ("3", ""),
     "fallback_application_name": ("nami-amp-pipeline", ""),
 }
+
+_LONG = 100_000.0
+"""What the planner says of reading some 700 MB."""
 
 _TABLE = """
 SELECT c.relkind::text, n.nspname::text, a.attname::text,
@@ -156,6 +160,11 @@ class PostgresWarehouse(AdbcWarehouse):
             f"{self._called} has no index on (app_id, ingested_at): each run reads the whole table",
             f"CREATE INDEX CONCURRENTLY ON {self.table} (app_id, ingested_at)",
         )
+
+    def takes_long(self, session: Session, query: str) -> bool:
+        """See :class:`AdbcWarehouse`; the planner knows of indexes, of sizes, and of what a view reads."""
+        ((plan,),) = session.rows(f"EXPLAIN (FORMAT JSON) {query}", **{"adbc.postgresql.use_copy": "false"})
+        return float(json.loads(plan)[0]["Plan"]["Total Cost"]) > _LONG
 
     def check(self) -> list[Finding]:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""

@@ -25,7 +25,7 @@ from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.status import IntegrationStatus, status
-from nami_amp_pipeline.warehouse import EventRow, Finding, Source
+from nami_amp_pipeline.warehouse import Finding, Lookup, Places, Source
 from nami_amp_pipeline_tests import reference
 from nami_amp_pipeline_tests.histories import to_batch
 from nami_amp_pipeline_tests.simulation.cheap import shared_engine, work_folder
@@ -67,7 +67,7 @@ class ListWarehouse:
     def oldest(self, connection: duckdb.DuckDBPyConnection, app_ids: Sequence[str], after: int) -> dict[str, int]:
         raise NotImplementedError
 
-    def find(self, connection: duckdb.DuckDBPyConnection, event_id: str) -> list[EventRow]:
+    def find(self, connection: duckdb.DuckDBPyConnection, event_id: str, places: Places | None = None) -> Lookup:
         raise NotImplementedError
 
     def check(self) -> list[Finding]:
