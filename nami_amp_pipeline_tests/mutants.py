@@ -41,6 +41,7 @@ class Mutant:
 
 
 _CHANNEL = "nami_amp_pipeline/amplitude/channel.py"
+_ENDS = "nami_amp_pipeline/amplitude/ends.py"
 _DECIDE = "sql/payload_decide.sql"
 
 MUTANTS = (
@@ -50,7 +51,7 @@ MUTANTS = (
         "            lane.advance(min(lane.rows, base + chosen.end + 1))\n            row = None",
     ),
     Mutant(
-        "who is set aside is forgotten", "delivery", _CHANNEL,
+        "who is set aside is forgotten", "delivery", _ENDS,
         "        self.changes.insert_exceptions(held)\n", "        self.changes.insert_exceptions(held[1:])\n",
     ),
     Mutant(
@@ -68,8 +69,8 @@ MUTANTS = (
         "lost = {leases[lease].id for lease in gone}", "lost = set()",
     ),
     Mutant(
-        "events that waited are delivered and not counted", "delivery", _CHANNEL,
-        '            self.changes.counts["delivered", ""] += len(ids)\n', "",
+        "events that waited are delivered and not counted", "delivery", _ENDS,
+        '        self.changes.counts["delivered", ""] += len(ids)\n', "",
     ),
     Mutant(
         "the wrong event of a list becomes the dead letter", "delivery", _CHANNEL,

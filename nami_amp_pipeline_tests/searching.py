@@ -79,7 +79,7 @@ class Asking:
         self.posted: list[list[int]] = []
         self.changes = _Noted()
         self.channel = _channel(events, self._read if waiting else lambda _identity, _most: [])
-        self.channel.changes = self.changes
+        self.channel.ends.changes = self.changes
         if waiting:
             for number in range(0, events, 3):
                 self.channel.held.wait(f"u:{number // 3}", _START - events + number)

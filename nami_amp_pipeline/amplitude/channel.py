@@ -9,13 +9,13 @@ between ``next_row`` and ``attempt_end``.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.amplitude.answers import Outcome, Verdict, judge
 from nami_amp_pipeline.amplitude.attempt import Attempt, Delivered, HeldAttempt, LaneAttempt, Limits, Target
-from nami_amp_pipeline.amplitude.changes import Changes, exception_rows
+from nami_amp_pipeline.amplitude.changes import Changes
+from nami_amp_pipeline.amplitude.ends import Ends
 from nami_amp_pipeline.amplitude.held import HeldQueue, ReadHeld
 from nami_amp_pipeline.amplitude.lane import Lane, plan
 from nami_amp_pipeline.amplitude.outbox import OutboxBatch, Shelf, identities_of
@@ -62,10 +62,9 @@ class Channel:
     ) -> None:
         self.id = integration_id
         self.target = target
-        self.changes = Changes(integration_id)
+        self.ends = Ends(integration_id, run_id)
         self.lanes: list[Lane] = []
         self.outbox_id: int | None = None
-        self.done = Delivered()
         self.halted = False
         self.resume_at = 0
         self.in_flight = 0
@@ -75,11 +74,9 @@ class Channel:
         self.refused_alone: list[tuple[int | None, int]] = []
         self._shelf = shelf
         self._limits = limits
-        self._run_id = run_id
         self._rng = rng
         self._pacer = Pacer(target.events_per_second)
         self.held = HeldQueue(read_held, self._pacer, limits.events)
-        self._segment_id = 0
         self._file = ""
         self._limit = min(_FIRST_LIMIT, float(limits.lanes))
         frame = len(target.head) + len(target.tail)
@@ -88,12 +85,22 @@ class Channel:
         self._smaller: int | None = None  # bytes that got through after larger requests were refused for their size
         self._successes = 0
 
+    @property
+    def changes(self) -> Changes:
+        """What is to be recorded."""
+        return self.ends.changes
+
+    @property
+    def done(self) -> Delivered:
+        """What the run did."""
+        return self.ends.done
+
     # -- what there is to do ---------------------------------------------------------------------------------------
 
     def load(self, outbox_id: int, segment_id: int, file: str, lanes: Sequence[Lane]) -> None:
         """Turns to the next outbox; the one before must be done."""
         self.outbox_id = outbox_id
-        self._segment_id = segment_id
+        self.ends.segment_id = segment_id
         self._file = file
         self.lanes = list(lanes)
 
@@ -151,7 +158,7 @@ class Channel:
             events = self._limits.events
             chosen = plan(lane, batch, self.held, self._pacer, events=events, size=self._room, now=now)
             if len(chosen.rows) == 1 and batch.size(chosen.rows[0]) > self._most_bytes:
-                self._add_dead(lane, batch, {chosen.rows[0]: "too_large"}, None, None, now)
+                self.ends.dead_rows(lane, batch, {chosen.rows[0]: "too_large"}, None, None, now)
                 lane.taken.add(base + chosen.rows[0])
                 continue
             if not chosen.rows:
@@ -179,7 +186,7 @@ class Channel:
             self.changes.unpause(identity)
         old = [event.id for event in taken.events if _is_too_old(event.unknown_since, now)]
         if old:
-            self._bury(old, "outcome_unknown", None, None, now)
+            self.ends.dead_held(old, "outcome_unknown", None, None, now)
             self.waits_for_commit = True
         if old or not taken.events:
             return None
@@ -195,12 +202,9 @@ class Channel:
         """Takes in what came of a request."""
         self.in_flight -= 1
         verdict = judge(answer, self._identities(attempt, answer), now=now / 1e6)
-        delivered = verdict.outcome is Outcome.DELIVERED
-        self.done.requests[verdict.reason.split(":")[0]] += 1
-        self.done.bytes += len(attempt.body)
         shown = self.target.shown(answer)
-        request = self._record(attempt, answer, verdict, shown, now)
-        if delivered:
+        request = self.ends.request(attempt, answer, verdict, self.target, now)
+        if verdict.outcome is Outcome.DELIVERED:
             self._limit = min(float(self._limits.lanes), self._limit + 1.0)
             self._successes += 1
             self.refused_alone.clear()
@@ -247,8 +251,7 @@ class Channel:
         if verdict.outcome is Outcome.DELIVERED:
             lane.failures = 0
             self.progress_at = now
-            self.done.delivered += attempt.events
-            self.changes.counts["delivered", ""] += attempt.events
+            self.ends.delivered_rows(attempt.events)
             # Of the events set aside now, only an attempt before this one can have posted any.
             lane.attempt_end, lane.unknown_since = attempt.before
             self._hold(lane, batch, chosen.aside, now)
@@ -257,7 +260,7 @@ class Channel:
             lane.advance(base + chosen.end)
             row = None if search is None or lane.search is None else search.found
             if search is not None and row is not None and row not in lane.taken:
-                self._add_dead(lane, batch, {row - base: search.reason}, search.answer, search.request, now)
+                self.ends.dead_rows(lane, batch, {row - base: search.reason}, search.answer, search.request, now)
                 lane.taken.add(row)
                 lane.search = None
             self.changes.lanes[lane.id] = lane.record
@@ -273,7 +276,7 @@ class Channel:
             if lane.search is not None:
                 lane.search.refusals = 0  # what is named now may be why earlier requests were refused
             dead = {chosen.rows[index]: reason for index, reason in verdict.dead.items()}
-            self._add_dead(lane, batch, dead, shown, request, now)
+            self.ends.dead_rows(lane, batch, dead, shown, request, now)
             lane.taken.update(base + row for row in dead)
             self._hold(lane, batch, [chosen.rows[index] for index in sorted(verdict.paused)], now)
             self.progress_at = now
@@ -285,7 +288,7 @@ class Channel:
                 lane.search = narrowed(lane.search, rows, verdict.reason, len(attempt.body), shown, request)
             elif not self._stops_for(verdict.reason, (lane.id, base + chosen.rows[0]), now):
                 lane.search = None
-                self._add_dead(lane, batch, {chosen.rows[0]: verdict.reason}, shown, request, now)
+                self.ends.dead_rows(lane, batch, {chosen.rows[0]: verdict.reason}, shown, request, now)
                 lane.taken.add(base + chosen.rows[0])
         self.changes.lanes[lane.id] = lane.record
 
@@ -312,15 +315,10 @@ class Channel:
             self.progress_at = now
         if verdict.outcome is Outcome.DELIVERED:
             self.held.failures = 0
-            self.done.delivered += len(ids)
-            # Kept, without the body: it tells that the row of the lane has its end state, and when.
-            self.changes.update_exceptions(
-                ids, {"state": "delivered", "body": None, "at": now, "run_id": self._run_id}, request
-            )
-            self.changes.counts["delivered", ""] += len(ids)
+            self.ends.delivered_held(ids, request, now)
             search = self._accepted(self.held.search, set(ids))
             if search is not None and search.found is not None:
-                self._bury([search.found], search.reason, search.answer, search.request, now)
+                self.ends.dead_held([search.found], search.reason, search.answer, search.request, now)
             if search is not None and (not search.suspects or search.found is not None):
                 self.held.search = None
             return
@@ -335,14 +333,14 @@ class Channel:
             if self.held.search is not None:
                 self.held.search.refusals = 0
             for index, reason in verdict.dead.items():
-                self._bury([ids[index]], reason, shown, request, now)
+                self.ends.dead_held([ids[index]], reason, shown, request, now)
         elif verdict.outcome is Outcome.REFUSED_ONE_OF:
             self.held.failures = 0
             if len(ids) > 1:
                 search = narrowed(self.held.search, ids, verdict.reason, len(attempt.body), shown, request)
                 self.held.suspect(search, attempt.held)
             elif not self._stops_for(verdict.reason, (None, ids[0]), now):
-                self._bury(ids, verdict.reason, shown, request, now)
+                self.ends.dead_held(ids, verdict.reason, shown, request, now)
                 self.held.search = None
 
     def _stops_for(self, reason: str, place: tuple[int | None, int], now: int) -> bool:
@@ -352,12 +350,7 @@ class Channel:
         self.refused_alone.append(place)
         if len(self.refused_alone) < FORBIDDEN_IN_A_ROW:
             return False
-        for lane_id, row in self.refused_alone[:-1]:  # dead letters that were none: they wait again, in order
-            if lane_id is None:
-                self.changes.update_exceptions([row], {"state": "held", "reason": "forbidden"})
-            else:
-                self.changes.take_back(lane_id, row)
-        self._count_dead({"forbidden": 1 - len(self.refused_alone)})
+        self.ends.not_dead(self.refused_alone[:-1])
         self.refused_alone.clear()
         self.waits_for_commit = True
         self._halt(
@@ -373,8 +366,7 @@ class Channel:
 
     def _halt(self, reason: str, now: int) -> None:
         self.halted = True
-        self.done.error = reason
-        self.changes.halt(reason, now)
+        self.ends.halted(reason, now)
 
     # -- changes for the store -------------------------------------------------------------------------------------
 
@@ -383,82 +375,16 @@ class Channel:
         base = lane.base
         end = min(lane.attempt_end, base + batch.rows.num_rows)
         rows = [row - base for row in range(lane.next_row, end) if row not in lane.taken]
-        self._add_dead(lane, batch, dict.fromkeys(rows, "outcome_unknown"), None, None, now)
+        self.ends.dead_rows(lane, batch, dict.fromkeys(rows, "outcome_unknown"), None, None, now)
         lane.advance(end)
         self.changes.lanes[lane.id] = lane.record
 
-    def _record(
-        self, attempt: Attempt, answer: HttpAnswer | NoAnswer, verdict: Verdict, shown: str | None, now: int
-    ) -> RequestRecord:
-        """Notes the request."""
-        place = (attempt.lane.id, attempt.lane.next_row, attempt.lane.base + attempt.plan.end) if isinstance(
-            attempt, LaneAttempt
-        ) else (None, None, None)  # fmt: skip
-        lane_id, first_row, end_row = place
-        record = RequestRecord(
-            {
-                "integration_id": self.id,
-                "lane_id": lane_id,
-                "first_row": first_row,
-                "end_row": end_row,
-                "events": attempt.events,
-                "bytes": len(attempt.body),
-                "status": answer.status if isinstance(answer, HttpAnswer) else 0,
-                "outcome": self.target.without_key(verdict.reason),
-                "answer": shown,
-                "sent_at": attempt.started_at,
-                "answered_at": now,
-                "run_id": self._run_id,
-            }
-        )
-        self.changes.requests.append(record)
-        return record
-
-    def _add_dead(
-        self,
-        lane: Lane,
-        batch: OutboxBatch,
-        dead: Mapping[int, str],
-        answer: str | None,
-        request: RequestRecord | None,
-        now: int,
-    ) -> None:
-        rows = exception_rows(lane, batch, sorted(dead), self._origin("dead", now))
-        for row, number in zip(rows, sorted(dead), strict=True):
-            row |= {"reason": dead[number], "answer": answer}
-        self.changes.insert_exceptions(rows, request)
-        self._count_dead(_by_value(dead))
-
-    def _bury(
-        self, ids: Sequence[int], reason: str, answer: str | None, request: RequestRecord | None, now: int
-    ) -> None:
-        values = {"state": "dead", "reason": reason, "answer": answer, "at": now, "run_id": self._run_id}
-        self.changes.update_exceptions(ids, values, request)
-        self._count_dead({reason: len(ids)})
-
-    def _count_dead(self, by_reason: Mapping[str, int]) -> None:
-        for reason, events in by_reason.items():
-            self.done.dead[reason] += events
-            self.changes.counts["dead", reason] += events
-
     def _hold(self, lane: Lane, batch: OutboxBatch, rows: Sequence[int], now: int) -> None:
         """Lets events wait in the store, behind those of their identity that wait there already."""
-        held = exception_rows(lane, batch, rows, self._origin("held", now))
-        lane.taken.update(lane.base + row for row in rows)
-        for identity in dict.fromkeys(row["identity"] for row in held):
+        for identity in self.ends.held_rows(lane, batch, rows, now):
             self.held.wait(identity, now)
             self.waits_for_commit = True
-        self.changes.insert_exceptions(held)
-
-    def _origin(self, state: str, now: int) -> dict[str, Any]:
-        return {
-            "integration_id": self.id,
-            "state": state,
-            "reason": "throttled",
-            "segment_id": self._segment_id,
-            "run_id": self._run_id,
-            "at": now,
-        }
+        lane.taken.update(lane.base + row for row in rows)
 
     def _pause(self, verdict: Verdict, now: int) -> None:
         for identity, (reason, seconds) in verdict.pauses.items():
@@ -470,15 +396,5 @@ def _is_too_old(unknown_since: int | None, now: int) -> bool:
     return unknown_since is not None and now - unknown_since > UNKNOWN_MICROS
 
 
-def _by_value(dead: Mapping[int, str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for reason in dead.values():
-        counts[reason] = counts.get(reason, 0) + 1
-    return counts
-
-
 def _us(seconds: float) -> int:
     return int(seconds * 1_000_000)
-
-
-__all__ = ["Channel", "Delivered"]
