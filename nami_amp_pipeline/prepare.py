@@ -105,8 +105,8 @@ class _Segment:
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """A segment in an engine that knows what each integration does with its events, and who has logged in."""
+class _Begun:
+    """A segment in an engine that has the bodies of its events, and who has logged in."""
 
     segment: _Segment
     connection: duckdb.DuckDBPyConnection
@@ -144,19 +144,19 @@ def prepare(context: Context, integrations: Sequence[Integration], leases: Mappi
     """
     done: dict[int, Prepared] = {}
 
-    def finish(_: _Segment, judged: _Judged) -> None:
-        for integration_id, part in _one(context, leases, judged).items():
+    def finish(_: _Segment, begun: _Begun) -> None:
+        for integration_id, part in _one(context, leases, begun).items():
             done.setdefault(integration_id, Prepared()).add(part)
 
     if is_parallel(context.settings):
         try:
             segments = _pending(context, _targets(context, integrations, leases))
-            with_next_ahead(lambda segment: _judge(context, segment, WORKERS), finish, segments)
+            with_next_ahead(lambda segment: _begin(context, segment, WORKERS), finish, segments)
         except OutOfMemory as error:
             context.log.info("%s; going on with one segment at a time", error)
     for segment in _pending(context, _targets(context, integrations, leases)):
-        with _judge(context, segment, 1) as judged:
-            finish(segment, judged)
+        with _begin(context, segment, 1) as begun:
+            finish(segment, begun)
     return done
 
 
@@ -209,8 +209,8 @@ def _pending(context: Context, targets: Mapping[int, Integration]) -> Iterator[_
 
 
 @contextmanager
-def _judge(context: Context, segment: _Segment, share: int) -> Iterator[_Judged]:
-    """An engine with all that does not depend on what the segments before this one come to."""
+def _begin(context: Context, segment: _Segment, share: int) -> Iterator[_Begun]:
+    """An engine with the larger half of what does not depend on what the segments before this one come to."""
     with compute(context.settings, share=share) as connection:
         register_segment(context, connection, segment.id, segment.file, segment.snapshot_files, segment.integrations)
         connection.execute(
@@ -221,14 +221,14 @@ def _judge(context: Context, segment: _Segment, share: int) -> Iterator[_Judged]
         create_properties(connection)
         run(connection, "payload_bodies")
         logged_in = register_identities(context, connection, segment.integrations)
-        run(connection, "payload_judge")
-        yield _Judged(segment, connection, logged_in)
+        yield _Begun(segment, connection, logged_in)
 
 
-def _one(context: Context, leases: Mapping[int, Lease], judged: _Judged) -> dict[int, Prepared]:
+def _one(context: Context, leases: Mapping[int, Lease], begun: _Begun) -> dict[int, Prepared]:
     name = context.folder.new_name("outboxes", "arrow")
-    connection, segment_id, integrations = judged.connection, judged.segment.id, judged.segment.integrations
-    if register_released(context, connection, integrations, judged.logged_in):
+    connection, segment_id, integrations = begun.connection, begun.segment.id, begun.segment.integrations
+    run(connection, "payload_judge")
+    if register_released(context, connection, integrations, begun.logged_in):
         run(connection, "payload_release")
     register_sent(context, connection)
     run(connection, "payload_decide")

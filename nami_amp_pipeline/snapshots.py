@@ -190,10 +190,7 @@ def _create_earlier(context: Context, connection: duckdb.DuckDBPyConnection) -> 
     *it*, which the snapshot files of earlier segments tell.
     """
     people: dict[str, list[str]] = {}
-    for app_id, user_id in connection.execute(
-        "SELECT DISTINCT app_id, user_id FROM carried_by_event "
-        "WHERE is_user AND NOT (has_entitlements AND has_devices AND has_journey)"
-    ).fetchall():
+    for app_id, user_id in connection.execute("SELECT app_id, user_id FROM incomplete").fetchall():
         people.setdefault(app_id, []).append(user_id)
     columns = [column.name for column in tables.user_property_snapshots.columns]
     stored: list[dict[str, object]] = []

@@ -1,16 +1,9 @@
 -- The state of each user as of each of its events: what the event does not carry itself comes from the newest earlier
--- event that has it. Tables given: carried_by_event; earlier (what was known of the users of incomplete events before
--- this segment: one row per event that has a group, with the columns of carried_by_event that say so).
-CREATE TEMP TABLE snapshots AS
-WITH incomplete AS (
-    SELECT DISTINCT app_id, user_id
-    FROM carried_by_event
-    WHERE is_user AND NOT (has_entitlements AND has_devices AND has_journey)
-),
-complete AS (
-    SELECT * FROM carried_by_event ANTI JOIN incomplete USING (app_id, user_id) WHERE is_user
-),
-lives AS (
+-- event that has it. Tables given: carried_by_event; incomplete; earlier (what was known of the users of incomplete events before
+-- this segment: one row per event that has a group, with the columns of carried_by_event that say so). Most users are
+-- told whole by each of their events: those are not copied.
+CREATE TEMP TABLE completed AS
+WITH lives AS (
     SELECT * FROM carried_by_event SEMI JOIN incomplete USING (app_id, user_id) WHERE is_user
     UNION ALL BY NAME
     SELECT * FROM earlier SEMI JOIN incomplete USING (app_id, user_id)
@@ -38,8 +31,6 @@ groups AS (
         PARTITION BY app_id, user_id ORDER BY created_date, id ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
     )
 )
-SELECT * EXCLUDE (is_user, external_id) FROM complete
-UNION ALL BY NAME
 SELECT
     row, app_id, id, user_id, created_date,
     has_entitlements, has_devices, has_journey, has_scalar_group,
@@ -55,3 +46,8 @@ SELECT
     truncated_arrays
 FROM groups
 WHERE row IS NOT NULL;
+
+CREATE TEMP VIEW snapshots AS
+SELECT * EXCLUDE (is_user, external_id) FROM carried_by_event ANTI JOIN incomplete USING (app_id, user_id) WHERE is_user
+UNION ALL BY NAME
+FROM completed;

@@ -126,3 +126,9 @@ SELECT
         + CASE WHEN length(device_ids_text) > 1024 THEN 1 ELSE 0 END
         + CASE WHEN length(device_platforms_text) > 1024 THEN 1 ELSE 0 END) AS truncated_arrays
 FROM texts;
+
+-- The users of whom not every event tells all.
+CREATE TEMP TABLE incomplete AS
+SELECT DISTINCT app_id, user_id
+FROM carried_by_event
+WHERE is_user AND NOT (has_entitlements AND has_devices AND has_journey);
