@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 
 import pyarrow as pa
 import sqlalchemy as sa
@@ -34,7 +35,7 @@ class ChannelOpener:
     def __init__(self, context: Context, rng: random.Random) -> None:
         self._context = context
         self._rng = rng
-        self.shelf = Shelf(context.folder.open_ipc)
+        self.shelf = Shelf(partial(context.folder.open_ipc, mapped=False))
 
     def pending(self) -> set[int]:
         """The integrations that have an outbox that is not done, or events that wait."""

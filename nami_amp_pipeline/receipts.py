@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from nami_amp_pipeline.amplitude.outbox import LANE_BATCH_ROWS
@@ -65,17 +64,18 @@ def finish_outbox(context: Context, outbox_id: int, lease: Lease) -> None:
     name = context.folder.new_name("receipts", "parquet")
     try:
         reader = context.folder.open_ipc(box.file)
+        parts = [
+            part for lane in lane_rows for part in _of_lane(reader, lane, requests_of[lane.id], others_of[lane.id])
+        ]
+        left = box.rows - sum(lane.rows for lane in lane_rows)
+        number = box.others_batch
+        while left > 0:
+            batch = reader.get_batch(number)
+            parts.append(_receipts(batch, batch["state"], batch["reason"], pa.nulls(batch.num_rows, pa.int64())))
+            left -= batch.num_rows
+            number += 1
         with context.folder.parquet(name, RECEIPT_SCHEMA) as writer:
-            for lane in lane_rows:
-                _write_lane(writer, reader, lane, requests_of[lane.id], others_of[lane.id])
-            left = box.rows - sum(lane.rows for lane in lane_rows)
-            number = box.others_batch
-            while left > 0:
-                batch = reader.get_batch(number)
-                none = pa.nulls(batch.num_rows, pa.int64())
-                writer.write_batch(_receipts(batch, batch["state"], batch["reason"], none))
-                left -= batch.num_rows
-                number += 1
+            writer.write_table(pa.Table.from_batches(parts, RECEIPT_SCHEMA))
     except (OSError, pa.ArrowException) as error:
         raise Halted(f"the receipts of {box.file} cannot be written: {type(error).__name__}") from None
     context.step("receipts.commit")
@@ -89,27 +89,25 @@ def finish_outbox(context: Context, outbox_id: int, lease: Lease) -> None:
     context.step("receipts.committed")
 
 
-def _write_lane(
-    writer: pq.ParquetWriter,
-    reader: pa.RecordBatchFileReader,
-    lane: Any,
-    posted: Sequence[tuple[int, int, int]],
-    others: Sequence[Any],
-) -> None:
+def _of_lane(
+    reader: pa.RecordBatchFileReader, lane: Any, posted: Sequence[tuple[int, int, int]], others: Sequence[Any]
+) -> Iterator[pa.RecordBatch]:
     request_ids = np.zeros(lane.rows, dtype=np.int64)
     for request_id, first, end in posted:
         request_ids[first:end] = request_id
-    states, reasons = np.full(lane.rows, "delivered", dtype=object), np.full(lane.rows, None, dtype=object)
-    for other in others:
-        states[other.lane_row] = other.state
-        reasons[other.lane_row] = other.reason if other.state != "delivered" else None
-        request_ids[other.lane_row] = other.request_id or 0
+    states, reasons = pa.repeat("delivered", lane.rows), pa.nulls(lane.rows, pa.string())
+    if others:
+        texts: list[str | None] = [None] * lane.rows
+        ends = ["delivered"] * lane.rows
+        for other in others:
+            ends[other.lane_row] = other.state
+            texts[other.lane_row] = other.reason if other.state != "delivered" else None
+            request_ids[other.lane_row] = other.request_id or 0
+        states, reasons = pa.array(ends, pa.string()), pa.array(texts, pa.string())
+    numbers = pa.array(request_ids, mask=request_ids == 0)
     for start in range(0, lane.rows, LANE_BATCH_ROWS):
         batch = reader.get_batch(lane.batch + start // LANE_BATCH_ROWS)
-        end = start + batch.num_rows
-        numbers = pa.array(request_ids[start:end], mask=request_ids[start:end] == 0)
-        state, reason = pa.array(states[start:end], pa.string()), pa.array(reasons[start:end], pa.string())
-        writer.write_batch(_receipts(batch, state, reason, numbers))
+        yield _receipts(batch, *(column.slice(start, batch.num_rows) for column in (states, reasons, numbers)))
 
 
 def _receipts(batch: pa.RecordBatch, states: pa.Array, reasons: pa.Array, request_ids: pa.Array) -> pa.RecordBatch:

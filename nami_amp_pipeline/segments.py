@@ -70,12 +70,19 @@ class DataFolder:
         with self._aside(name) as aside, ipc.new_file(str(aside), schema, options=options) as writer:
             yield writer
 
-    def open_ipc(self, name: str) -> pa.RecordBatchFileReader:
-        """Opens an Arrow IPC file by memory mapping."""
+    def open_ipc(self, name: str, *, mapped: bool = True) -> pa.RecordBatchFileReader:
+        """Opens an Arrow IPC file.
+
+        Args:
+            name: of the file.
+            mapped: whether its pages are mapped, which costs nothing until they are looked at; otherwise a record batch
+                is read, and its memory is free once nobody holds it.
+        """
         import pyarrow as pa
         import pyarrow.ipc
 
-        return pa.ipc.open_file(pa.memory_map(str(self.path(name))))
+        path = str(self.path(name))
+        return pa.ipc.open_file(pa.memory_map(path) if mapped else pa.OSFile(path))
 
     @contextmanager
     def _aside(self, name: str) -> Iterator[Path]:
