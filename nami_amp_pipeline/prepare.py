@@ -279,16 +279,16 @@ def _lanes(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[int, int, It
         connection.register("wanted", wanted)
         table = connection.sql(sql("payload_outbox")).to_arrow_table().combine_chunks()
         order = pc.sort_indices(table, sort_keys=_ORDER)
-        (batch,) = table.select(_PLACED_SCHEMA.names).cast(_PLACED_SCHEMA).to_batches()
-        keys = [batch[key].take(order).to_numpy() for key in ("integration_id", "lane")]
+        table = table.select(_PLACED_SCHEMA.names).cast(_PLACED_SCHEMA)
+        keys = [table[key].take(order).to_numpy() for key in ("integration_id", "lane")]
         changes = np.flatnonzero((np.diff(keys[0]) != 0) | (np.diff(keys[1]) != 0)) + 1
-        for start, end in pairwise([0, *changes.tolist(), batch.num_rows]):
-            yield int(keys[0][start]), int(keys[1][start]), _in_order(batch, order[start:end])
+        for start, end in pairwise([0, *changes.tolist(), table.num_rows]):
+            yield int(keys[0][start]), int(keys[1][start]), _in_order(table, order[start:end])
 
 
-def _in_order(rows: pa.RecordBatch, order: pa.Array) -> Iterator[pa.RecordBatch]:
+def _in_order(rows: pa.Table, order: pa.Array) -> Iterator[pa.RecordBatch]:
     for start in range(0, len(order), LANE_BATCH_ROWS):
-        yield rows.take(order[start : start + LANE_BATCH_ROWS])
+        yield from rows.take(order[start : start + LANE_BATCH_ROWS]).combine_chunks().to_batches()
 
 
 def _portions(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:

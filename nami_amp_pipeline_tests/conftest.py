@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,12 @@ def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"duckdb:///{tmp_path / 'warehouse.duckdb'}"
     server: Postgres = request.getfixturevalue("postgres")
     return server.fresh_database()
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what was imported out of every later search for garbage, which takes a tenth of the time otherwise."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure() -> None:

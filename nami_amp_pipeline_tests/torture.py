@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import multiprocessing
 import os
@@ -51,7 +52,7 @@ def simulate(minutes: float, first: int, kind: str | None) -> int:
         kinds = [kind] * 64 if kind else ["delivery"] * 56 + ["whole"] * 8
         return [(one, rng.randrange(2**40)) for one in kinds]
 
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), gc.freeze) as pool:
         while time.monotonic() < end:
             for one, seed, wrong, facts, situations in pool.imap_unordered(attempt, jobs()):
                 totals[one] += 1

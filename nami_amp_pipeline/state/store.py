@@ -27,6 +27,15 @@ _LEASES_AT_A_TIME = 500
 _LOCK_SECONDS = 30
 _INSUFFICIENT_PRIVILEGE = "42501"
 
+_MINE = sa.and_(
+    tables.leases.c.owner == sa.bindparam("me"), tables.leases.c.name.in_(sa.bindparam("names", expanding=True))
+)
+_OURS = (
+    sa.select(tables.leases.c.name, tables.leases.c.fence).where(_MINE).order_by(tables.leases.c.name).with_for_update()
+)
+_PROLONGED = sa.update(tables.leases).where(_MINE).values(expires_at=sa.bindparam("until"))
+# Made once: they are part of nearly every transaction.
+
 Transaction = Connection
 """A SQLAlchemy connection inside a transaction that commits when its ``with`` block ends well."""
 
@@ -152,16 +161,14 @@ class Store:
         """
         if expires_at is None:
             expires_at = self._expiry()
-        table = tables.leases
         gone: list[Lease] = []
         for some in _portions(under):
-            mine = sa.and_(table.c.owner == self.owner, table.c.name.in_([lease.name for lease in some]))
-            query = sa.select(table.c.name, table.c.fence).where(mine).order_by(table.c.name).with_for_update()
-            ours = dict(tx.execute(query).tuples().all())
+            mine = {"me": self.owner, "names": [lease.name for lease in some]}
+            ours = dict(tx.execute(_OURS, mine).tuples().all())
             kept = [lease.name for lease in some if ours.get(lease.name) == lease.fence]
             gone += [lease for lease in some if ours.get(lease.name) != lease.fence]
             if kept:
-                tx.execute(sa.update(table).where(mine, table.c.name.in_(kept)).values(expires_at=expires_at))
+                tx.execute(_PROLONGED, {"me": self.owner, "names": kept, "until": expires_at})
         return gone
 
     def expiry(self, lease: Lease) -> int | None:
