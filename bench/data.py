@@ -61,7 +61,7 @@ def derived(name: str, fill: Callable[[duckdb.DuckDBPyConnection], None]) -> Pat
         aside.unlink(missing_ok=True)
         try:
             with duckdb.connect(str(aside)) as connection:
-                connection.execute("SET preserve_insertion_order = true")
+                connection.execute("SET preserve_insertion_order = false")  # millions of copies take half the time
                 new_table(connection)
                 fill(connection)
             aside.rename(path)
@@ -83,6 +83,7 @@ def insert_copy(
         limit: how many at most.
     """
     people = people or digits
+    login = '("key":"external_id","type":"(?:sha256|numeric)","value":")[^"]{4}'
     uuid = '"([0-9a-f]{4})[0-9a-f]{4}(-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")'
     return f"""
         INSERT INTO nami_events SELECT
@@ -92,7 +93,10 @@ def insert_copy(
             user_id[:4] || '{people}' || user_id[9:],
             created_date,
             ingested_at,
-            regexp_replace(payload, '{uuid}', '"\\1' || '{people}' || '\\2', 'g')
+            regexp_replace(
+                regexp_replace(payload, '{uuid}', '"\\1' || '{people}' || '\\2', 'g'),
+                '{login}', '\\1' || '{people}'
+            )
         FROM (SELECT * FROM {source} WHERE {where} {"" if limit is None else f"LIMIT {limit}"})
     """
 

@@ -10,6 +10,7 @@ is moved past it, and what was sent of each user is noted, by the function that 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import replace
@@ -94,6 +95,7 @@ def _over(rows: int, users: int, news: int, repeats: int, base: int, receiver: R
             home = Home(folder, f"duckdb:///{warehouse}")
             home.integrate(receiver.url)
             people = _captured(home)
+            os.sync()  # what the history wrote is no part of a tick
             say(f"they are captured: {people:,} users")
             for number in range(repeats + 1):
                 ids = _load_news(warehouse, number, news, users, base)

@@ -24,7 +24,7 @@ FEW = 30
 GOALS = {"all": 60.0, "few": 6.0, "none": 3.0}
 
 
-def measure(*, apps: int = 1_000, repeats: int = 3) -> dict[str, Any]:
+def measure(*, apps: int = 1_000, repeats: int = 2) -> dict[str, Any]:
     """Ticks over one warehouse: news in all apps, in a few, in none, and again.
 
     Args:
