@@ -15,7 +15,7 @@ from nami_amp_pipeline.defs.unsettled import unsettled
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
 from nami_amp_pipeline.status import WAITING, IntegrationStatus, status
 
-LOGGED_PARTITIONS = 50
+LOGGED_PARTITIONS = 20
 """A run that moves more partitions than this logs only the checks that do not pass, or did not lately: each costs some
 10 ms."""
 

@@ -141,10 +141,11 @@ def upload(context: dg.OpExecutionContext, config: Selected, pipeline: dg.Resour
             _materialized(context, "amplitude_deliveries", facts, stop)
             halted = tick.halted()
             known = {key for key, was in tick.before.items() if was.is_halted}
-            for observation in observations(one for one in halted if one.integration not in known):
-                context.log_event(observation)
-            for evaluation in () if stop() else evaluations(context.instance, tick, set(facts)):
-                context.log_event(cast("dg.AssetMaterialization", evaluation))  # which it takes, says its code
+            with held_open(context.instance, context.run_id):
+                for observation in observations(one for one in halted if one.integration not in known):
+                    context.log_event(observation)
+                for evaluation in () if stop() else evaluations(context.instance, tick, set(facts)):
+                    context.log_event(cast("dg.AssetMaterialization", evaluation))  # which it takes, says its code
         problems = tick.problems()
         for line in problems:
             context.log.error(line)

@@ -32,7 +32,7 @@ Facts = dict[str, Any]
 
 ROW_COUNT = "dagster/partition_row_count"
 
-PREVIEWED_PARTITIONS = 50
+PREVIEWED_PARTITIONS = 20
 """A run that moves more partitions than this shows no rows of them: each preview opens a file."""
 
 
