@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,14 +47,30 @@ class DataFolder:
         self.path(name).unlink(missing_ok=True)
 
     @contextmanager
-    def parquet(self, name: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-        """A Parquet file that exists under its name only when whole and on disk."""
+    def parquet(
+        self, name: str, schema: pa.Schema, *, bloom: Mapping[str, int] | None = None
+    ) -> Iterator[pq.ParquetWriter]:
+        """A Parquet file that exists under its name only when whole and on disk.
+
+        Args:
+            name: of the file.
+            schema: of what will be written.
+            bloom: columns by which few rows will be looked for, with how many distinct values a row group has at most:
+                Bloom filters tell a reader which row groups have none of them.
+        """
         import pyarrow.parquet as pq
 
+        filters = {column: {"ndv": max(1, distinct), "fpp": 0.01} for column, distinct in (bloom or {}).items()}
         with (
             self._aside(name) as aside,
             pq.ParquetWriter(
-                aside, schema, compression="lz4", use_dictionary=False, write_statistics=["app_id"], version="2.6"
+                aside,
+                schema,
+                compression="lz4",
+                use_dictionary=False,
+                write_statistics=["app_id"],
+                version="2.6",
+                bloom_filter_options=filters or None,
             ) as writer,
         ):
             yield writer

@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 import sqlalchemy as sa
 
-from nami_amp_pipeline.compute import compute, files, run, sql
+from nami_amp_pipeline.compute import compute, files, literal, run, sql
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import OutOfMemory
 from nami_amp_pipeline.state import tables
@@ -50,6 +50,7 @@ and ``has_scalar_group`` that one is a text, number or boolean instead; ``former
 property is ``namiml_former_subscriber``."""
 
 _READ_ROWS = 50_000
+_NAMED_USERS = 1_000
 
 _TEXTS = {
     "namiml_active_entitlements": "entitlements_text",
@@ -150,7 +151,8 @@ def _one(
         run(connection, "snapshot_parse")
         _create_earlier(context, connection)
         run(connection, "snapshot_as_of")
-        with context.folder.parquet(name, SNAPSHOT_SCHEMA) as writer:
+        ((users,),) = connection.execute("SELECT count(DISTINCT user_id) FROM carried_by_event").fetchall()
+        with context.folder.parquet(name, SNAPSHOT_SCHEMA, bloom={"user_id": min(users, _READ_ROWS)}) as writer:
             for batch in connection.sql(sql("snapshot_rows")).to_arrow_reader(_READ_ROWS):
                 writer.write_table(pa.Table.from_batches([batch]).cast(SNAPSHOT_SCHEMA))
         current = connection.sql(sql("snapshot_current")).to_arrow_table()
@@ -160,11 +162,11 @@ def _one(
                 "SELECT app_id, count(*), sum(truncated_arrays)::BIGINT FROM snapshots GROUP BY app_id"
             ).fetchall()
         }
-    users = {one["values"]: one["counts"] for one in current["app_id"].value_counts().to_pylist()}
+    people = {one["values"]: one["counts"] for one in current["app_id"].value_counts().to_pylist()}
     done = {
         app_id: Snapshotted(
             events=events.get(app_id, (0, 0))[0],
-            users=users.get(app_id, 0),
+            users=people.get(app_id, 0),
             truncated_arrays=events.get(app_id, (0, 0))[1],
             files=[name],
         )
@@ -216,9 +218,13 @@ def _create_earlier(context: Context, connection: duckdb.DuckDBPyConnection) -> 
     if history:
         connection.register("late", late)
         texts = ", ".join(f"{name}, to_json({name})::VARCHAR AS {text}" for name, text in _TEXTS.items())
+        source = f"read_parquet({files(history)})"
+        users = late["user_id"].unique().to_pylist()
+        if len(users) <= _NAMED_USERS:  # by name, so that what has none of them is passed over
+            source = f"(FROM {source} WHERE user_id IN ({', '.join(map(literal, users))}))"
         earlier += (
-            f" UNION ALL BY NAME SELECT {', '.join(_CARRIED)}, {texts} "  # noqa: S608
-            f"FROM read_parquet({files(history)}) SEMI JOIN late USING (app_id, user_id)"
+            f" UNION ALL BY NAME SELECT {', '.join(_CARRIED)}, {texts} FROM {source} "  # noqa: S608
+            "SEMI JOIN late USING (app_id, user_id)"
         )
     connection.execute(f"CREATE TEMP VIEW earlier AS {earlier}")
 
