@@ -33,7 +33,10 @@ LANES = 3
 PROJECTS = 2
 LEASE_SECONDS = 5
 LOCKED = "locked by another process"
-_LIBPQ = "FATAL:  terminating connection due to administrator command"
+_LIBPQ = (
+    "FATAL:  terminating connection due to administrator command",
+    "WARNING:  terminating connection due to immediate shutdown command",
+)
 
 _FINDINGS = ("accepted_more_than_once", "order_violations", "changed_repeats", "concurrent_same_user")
 
@@ -218,7 +221,7 @@ class Scene:
     def _examine(self, outcome: Outcome) -> None:
         lines = outcome.err.splitlines()
         for line in list(lines):
-            if line == _LIBPQ and self.store_is_postgres:
+            if line in _LIBPQ and self.store_is_postgres:
                 # A session that ends just as it begins: libpq says so itself, before psycopg2 can tell it not to.
                 self.facts["lines of libpq's own"] += 1
                 lines.remove(line)
