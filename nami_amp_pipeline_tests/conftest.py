@@ -49,6 +49,8 @@ def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def pytest_collection_finish() -> None:
     """Leaves what was imported out of every later search for garbage, which takes a tenth of the time otherwise."""
+    import hypothesis  # noqa: F401 - its plugin does so at the end, and looks through what refers to what
+
     gc.collect()
     gc.freeze()
 
