@@ -258,7 +258,7 @@ def _write(context: Context, connection: duckdb.DuckDBPyConnection, name: str) -
     """Writes the outbox file; returns by integration where its lanes are and what is not to be posted."""
     parts: dict[int, _Part] = {}
     batches = 0
-    with context.folder.ipc(name, OUTBOX_SCHEMA, compression=None) as writer:  # mapped soon, and gone soon after
+    with context.folder.ipc(name, OUTBOX_SCHEMA, compression=None) as writer:  # read soon, and gone soon after
         for integration_id, lane, rows in _lanes(connection):
             part = parts.setdefault(integration_id, _Part())
             first = batches

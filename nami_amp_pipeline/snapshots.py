@@ -50,7 +50,9 @@ and ``has_scalar_group`` that one is a text, number or boolean instead; ``former
 property is ``namiml_former_subscriber``."""
 
 _READ_ROWS = 50_000
+
 _NAMED_USERS = 1_000
+"""Late events of more users than this are looked for in every row of the snapshot files, not by Bloom filters."""
 
 _TEXTS = {
     "namiml_active_entitlements": "entitlements_text",

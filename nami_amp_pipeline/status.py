@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -107,7 +107,7 @@ def status(context: Context, integrations: Sequence[Integration]) -> list[Integr
         unprepared, oldest = _unprepared(context, tx, integrations)
         watermarks = dict(tx.execute(sa.select(tables.apps.c.app_id, tables.apps.c.watermark)).tuples().all())
         in_outboxes = _oldest_in_outboxes(tx)
-        oldest_excepted = {one: _oldest_exceptions(tx, one, by) for one, by in excepted.items()}
+        oldest_excepted = _oldest_exceptions(tx) if excepted else {}
     found, now = [], context.now()
     for one in integrations:
         mine = counts.get(one.id, {})
@@ -183,36 +183,32 @@ def _exceptions(tx: Transaction) -> dict[int, dict[str, int]]:
     return found
 
 
-def _oldest_exceptions(tx: Transaction, integration_id: int, by: Mapping[str, int]) -> dict[str, int]:
-    """Since when the oldest of the events that wait in the store has been in the warehouse: held, and for a login."""
-    found = {}
-    if by.get(WAITING):
-        found[WAITING] = _oldest_exception(tx, integration_id, "waiting")
-    if len(by) > (WAITING in by):
-        found["held"] = _oldest_exception(tx, integration_id, "held")
-    return {why: since for why, since in found.items() if since is not None}
+def _oldest_exceptions(tx: Transaction) -> dict[int, dict[str, int]]:
+    """Since when the oldest of the events that wait in the store has been in the warehouse: held, and for a login.
 
-
-def _oldest_exception(tx: Transaction, integration_id: int, state: str) -> int | None:
-    """When the segment of the oldest of these came, or since when they wait: a segment may be past its retention.
-
-    They are written in the order of the segments, so the first is the oldest, and an index tells which it is; but a
-    dead letter that a person has sent again waits since then.
+    That is when its segment came, or since when it waits: a segment may be past its retention. They are written in the
+    order of the segments, so the first is the oldest; but a dead letter that a person has sent again waits since then.
     """
     table, parts, ones = tables.exceptions, tables.segment_apps, tables.integrations
-    mine = [table.c.integration_id == integration_id, table.c.state == state]
-    retried = []
-    if state == "held":
-        retried = [tx.execute(sa.select(sa.func.min(table.c.at)).where(*mine, table.c.reason == RETRIED)).scalar()]
-        mine.append(table.c.reason != RETRIED)
-    first = sa.select(sa.func.min(table.c.id)).where(*mine).scalar_subquery()
-    captured = tx.execute(
-        sa.select(sa.func.coalesce(parts.c.min_ingested_at, table.c.at))
+    retried = sa.and_(table.c.state == "held", table.c.reason == RETRIED)
+    first = (
+        sa.select(table.c.integration_id, table.c.state, sa.func.min(table.c.id).label("id"))
+        .where(table.c.state.in_(("held", "waiting")), sa.not_(retried))
+        .group_by(table.c.integration_id, table.c.state)
+        .subquery()
+    )
+    found: dict[int, dict[str, int]] = defaultdict(dict)
+    for integration_id, state, since in tx.execute(
+        sa.select(table.c.integration_id, table.c.state, sa.func.coalesce(parts.c.min_ingested_at, table.c.at))
+        .join(first, first.c.id == table.c.id)
         .join(ones, ones.c.id == table.c.integration_id)
         .outerjoin(parts, sa.and_(parts.c.segment_id == table.c.segment_id, parts.c.app_id == ones.c.app_id))
-        .where(table.c.id == first)
-    ).scalar()
-    return min((since for since in (captured, *retried) if since is not None), default=None)
+    ):
+        found[integration_id][WAITING if state == "waiting" else "held"] = since
+    again = sa.select(table.c.integration_id, sa.func.min(table.c.at)).where(retried).group_by(table.c.integration_id)
+    for integration_id, since in tx.execute(again):
+        found[integration_id]["held"] = min(since, found[integration_id].get("held", since))
+    return found
 
 
 def _unprepared(

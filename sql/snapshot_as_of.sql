@@ -1,7 +1,7 @@
 -- The state of each user as of each of its events: what the event does not carry itself comes from the newest earlier
--- event that has it. Tables given: carried_by_event; incomplete; earlier (what was known of the users of incomplete events before
--- this segment: one row per event that has a group, with the columns of carried_by_event that say so). Most users are
--- told whole by each of their events: those are not copied.
+-- event that has it. Tables given: carried_by_event; incomplete; earlier (what was known of the users of incomplete
+-- events before this segment: one row per event that has a group, with the columns of carried_by_event that say so).
+-- Most users are told whole by each of their events: those are not copied.
 CREATE TEMP TABLE completed AS
 WITH lives AS (
     SELECT * FROM carried_by_event SEMI JOIN incomplete USING (app_id, user_id) WHERE is_user

@@ -27,6 +27,7 @@ _LEASES_AT_A_TIME = 500
 _LOCK_SECONDS = 30
 _INSUFFICIENT_PRIVILEGE = "42501"
 
+# Statements that are part of nearly every transaction: making them would cost more than what they do.
 _MINE = sa.and_(
     tables.leases.c.owner == sa.bindparam("me"), tables.leases.c.name.in_(sa.bindparam("names", expanding=True))
 )
@@ -34,8 +35,6 @@ _OURS = (
     sa.select(tables.leases.c.name, tables.leases.c.fence).where(_MINE).order_by(tables.leases.c.name).with_for_update()
 )
 _PROLONGED = sa.update(tables.leases).where(_MINE).values(expires_at=sa.bindparam("until"))
-# Made once: they are part of nearly every transaction.
-
 Transaction = Connection
 """A SQLAlchemy connection inside a transaction that commits when its ``with`` block ends well."""
 
