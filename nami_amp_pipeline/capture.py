@@ -84,7 +84,7 @@ def capture(context: Context, leases: Mapping[str, Lease]) -> dict[str, Captured
     began = context.now()
     ledger = Ledger(context)
     # Half of the memory: what is read once need not be kept, and the rows on their way to the segments take the rest.
-    with compute(context.settings, share=2, all_threads=True) as connection:
+    with compute(context.settings, share=2) as connection:
         with context.warehouse.open(connection, frontiers) as source:
             started = context.now()
             for warning in source.warnings:

@@ -34,42 +34,79 @@ def open_engine(config: Config) -> duckdb.DuckDBPyConnection:
     return duckdb.connect(":memory:", config=config)
 
 
+class Engine:
+    """An in-memory DuckDB that spills into the data folder; one for many segments, as opening it takes its time.
+
+    Its connections see nothing of each other. They share its memory and its threads.
+
+    Args:
+        instance: the DuckDB.
+        settings: for its threads, and where it spills.
+    """
+
+    def __init__(self, instance: duckdb.DuckDBPyConnection, settings: Settings) -> None:
+        self._instance = instance
+        self._threads = settings.duckdb_threads or os.cpu_count() or 1
+        self._folder = settings.data_dir
+
+    def divide(self, workers: int) -> None:
+        """Says how many connections are worked with at once, each in a thread that works on its own queries.
+
+        Args:
+            workers: threads beyond so many help them all; while none of them runs a query.
+        """
+        if self._threads > 1:
+            self._instance.execute(f"SET threads = {max(1, self._threads - workers + 1)}")
+
+    @contextmanager
+    def connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection with temporary tables, views and macros of its own.
+
+        Raises:
+            OutOfMemory: memory and disk do not suffice.
+            Halted: the data folder cannot be read or written.
+        """
+        with self._instance.cursor() as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            connection.execute("SET VARIABLE spaces = ?", [SPACES])
+            connection.execute(_STRIPPED)
+            try:
+                yield connection
+            except duckdb.OutOfMemoryException as error:
+                raise OutOfMemory(
+                    f"the compute engine ran out of memory or disk ({str(error).splitlines()[0]}): raise "
+                    "NAMI_AMP_DUCKDB_MEMORY, lower NAMI_AMP_SEGMENT_ROWS, or free disk space"
+                ) from None
+            except duckdb.IOException as error:
+                raise Halted(
+                    f"the compute engine cannot read or write in {self._folder}: {str(error).splitlines()[0][:200]}"
+                ) from None
+
+
 @contextmanager
-def compute(settings: Settings, *, share: int = 1, all_threads: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A fresh in-memory DuckDB within the memory of the settings; it spills into the data folder.
+def engine(settings: Settings, *, share: int = 1) -> Iterator[Engine]:
+    """A fresh engine.
 
     Args:
         settings: memory and threads.
-        share: how many such engines work at once; each gets its part of both.
-        all_threads: whether it gets all threads nevertheless.
-
-    Raises:
-        OutOfMemory: memory and disk do not suffice.
-        Halted: the data folder cannot be read or written.
+        share: what part of the memory it gets: half of it, a third, ….
     """
     config: Config = {
         "memory_limit": _part(settings.duckdb_memory, share),
+        "threads": settings.duckdb_threads or os.cpu_count() or 1,
         "temp_directory": str(settings.data_dir / "spill"),
         "autoinstall_known_extensions": False,
         "preserve_insertion_order": False,
     }
-    threads = settings.duckdb_threads or os.cpu_count() or 1
-    config["threads"] = threads if all_threads else max(1, threads // share)
-    with open_engine(config) as connection:
-        connection.execute("SET TimeZone = 'UTC'")
-        connection.execute("SET VARIABLE spaces = ?", [SPACES])
-        connection.execute(_STRIPPED)
-        try:
-            yield connection
-        except duckdb.OutOfMemoryException as error:
-            raise OutOfMemory(
-                f"the compute engine ran out of memory or disk ({str(error).splitlines()[0]}): raise "
-                "NAMI_AMP_DUCKDB_MEMORY, lower NAMI_AMP_SEGMENT_ROWS, or free disk space"
-            ) from None
-        except duckdb.IOException as error:
-            raise Halted(
-                f"the compute engine cannot read or write in {settings.data_dir}: {str(error).splitlines()[0][:200]}"
-            ) from None
+    with open_engine(config) as instance:
+        yield Engine(instance, settings)
+
+
+@contextmanager
+def compute(settings: Settings, *, share: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The only connection of a fresh engine; see :func:`engine` and :meth:`Engine.connection`."""
+    with engine(settings, share=share) as own, own.connection() as connection:
+        yield connection
 
 
 def _part(memory: str, share: int) -> str:

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.amplitude.outbox import LANE_BATCH_ROWS
 from nami_amp_pipeline.amplitude.properties import create_properties
-from nami_amp_pipeline.compute import compute, run, sql
+from nami_amp_pipeline.compute import Engine, engine, run, sql
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import OutOfMemory
 from nami_amp_pipeline.relations import register_identities, register_released, register_segment, register_sent
@@ -29,7 +29,7 @@ from nami_amp_pipeline.state import bulk, tables
 from nami_amp_pipeline.state.integrations import Integration, reread
 from nami_amp_pipeline.state.store import Lease, Transaction
 from nami_amp_pipeline.state.users import move_sent
-from nami_amp_pipeline.workers import WORKERS, is_parallel, with_next_ahead
+from nami_amp_pipeline.workers import is_parallel, with_next_ahead
 
 OUTBOX_SCHEMA = pa.schema(
     [
@@ -148,15 +148,20 @@ def prepare(context: Context, integrations: Sequence[Integration], leases: Mappi
         for integration_id, part in _one(context, leases, begun).items():
             done.setdefault(integration_id, Prepared()).add(part)
 
+    segments = _pending(context, _targets(context, integrations, leases))
+    if not segments:
+        return done
     if is_parallel(context.settings):
         try:
-            segments = _pending(context, _targets(context, integrations, leases))
-            with_next_ahead(lambda segment: _begin(context, segment, WORKERS), finish, segments)
+            with engine(context.settings) as shared:
+                with_next_ahead(lambda segment: _begin(context, segment, shared), finish, segments, shared.divide)
+            return done
         except OutOfMemory as error:
             context.log.info("%s; going on with one segment at a time", error)
-    for segment in _pending(context, _targets(context, integrations, leases)):
-        with _begin(context, segment, 1) as begun:
-            finish(segment, begun)
+    with engine(context.settings) as alone:
+        for segment in _pending(context, _targets(context, integrations, leases)):
+            with _begin(context, segment, alone) as begun:
+                finish(segment, begun)
     return done
 
 
@@ -169,13 +174,13 @@ def _targets(
     return {one.id: one for one in current if one.id in leases and one.enabled and not one.halted_reason}
 
 
-def _pending(context: Context, targets: Mapping[int, Integration]) -> Iterator[_Segment]:
+def _pending(context: Context, targets: Mapping[int, Integration]) -> list[_Segment]:
     """The segments that one of the integrations lacks, oldest first."""
     by_app: dict[str, list[Integration]] = defaultdict(list)
     for one in targets.values():
         by_app[one.app_id].append(one)
     if not by_app:
-        return
+        return []
     parts, segments = tables.segment_apps, tables.segments
     oldest = min(one.prepared_through for one in targets.values())
     with context.store.begin() as tx:
@@ -204,14 +209,16 @@ def _pending(context: Context, targets: Mapping[int, Integration]) -> Iterator[_
             entry = pending.setdefault(segment_id, (file, set(), []))
             entry[1].add(snapshot_file)
             entry[2].append(one.id)
-    for segment_id, (file, snapshot_files, ids) in pending.items():
-        yield _Segment(segment_id, file, sorted(snapshot_files), [targets[integration_id] for integration_id in ids])
+    return [
+        _Segment(segment_id, file, sorted(snapshot_files), [targets[integration_id] for integration_id in ids])
+        for segment_id, (file, snapshot_files, ids) in pending.items()
+    ]
 
 
 @contextmanager
-def _begin(context: Context, segment: _Segment, share: int) -> Iterator[_Begun]:
-    """An engine with the larger half of what does not depend on what the segments before this one come to."""
-    with compute(context.settings, share=share) as connection:
+def _begin(context: Context, segment: _Segment, engine: Engine) -> Iterator[_Begun]:
+    """A connection with the larger half of what does not depend on what the segments before this one come to."""
+    with engine.connection() as connection:
         register_segment(context, connection, segment.id, segment.file, segment.snapshot_files, segment.integrations)
         connection.execute(
             "CREATE TEMP VIEW selected_events AS SELECT row, id, event_type, created_date, payload, shape "

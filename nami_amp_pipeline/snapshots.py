@@ -11,13 +11,13 @@ import duckdb
 import pyarrow as pa
 import sqlalchemy as sa
 
-from nami_amp_pipeline.compute import compute, files, literal, run, sql
+from nami_amp_pipeline.compute import Engine, engine, files, literal, run, sql
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import OutOfMemory
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease
 from nami_amp_pipeline.state.users import move_forward, read_snapshots
-from nami_amp_pipeline.workers import WORKERS, in_parallel, is_parallel
+from nami_amp_pipeline.workers import in_parallel, is_parallel
 
 SNAPSHOT_SCHEMA = pa.schema(
     [
@@ -99,8 +99,8 @@ def snapshot(context: Context, leases: Mapping[str, Lease]) -> dict[str, Snapsho
     done: dict[str, Snapshotted] = {}
     adding = threading.Lock()
 
-    def one(pending: tuple[int, str, list[str]], share: int) -> None:
-        parts = _one(context, leases, *pending, share=share)
+    def one(segment: tuple[int, str, list[str]], engine: Engine) -> None:
+        parts = _one(context, leases, *segment, engine)
         with adding:
             for app_id, part in parts.items():
                 total = done.setdefault(app_id, Snapshotted(0, 0, 0, []))
@@ -109,15 +109,20 @@ def snapshot(context: Context, leases: Mapping[str, Lease]) -> dict[str, Snapsho
                 total.truncated_arrays += part.truncated_arrays
                 total.files += part.files
 
+    if not (pending := _pending(context, leases)):
+        return done
     if is_parallel(context.settings):
         try:
-            for together in _pending(context, leases):
-                in_parallel(lambda pending: one(pending, WORKERS), together)
+            with engine(context.settings) as shared:
+                for together in pending:
+                    in_parallel(lambda segment: one(segment, shared), together, shared.divide)
+            return done
         except OutOfMemory as error:
             context.log.info("%s; going on with one segment at a time", error)
-    for together in _pending(context, leases):
-        for pending in together:
-            one(pending, 1)
+    with engine(context.settings) as alone:
+        for together in _pending(context, leases):
+            for segment in together:
+                one(segment, alone)
     return done
 
 
@@ -140,10 +145,10 @@ def _pending(context: Context, leases: Mapping[str, Lease]) -> list[list[tuple[i
 
 
 def _one(
-    context: Context, leases: Mapping[str, Lease], segment_id: int, file: str, app_ids: Sequence[str], *, share: int
+    context: Context, leases: Mapping[str, Lease], segment_id: int, file: str, app_ids: Sequence[str], engine: Engine
 ) -> dict[str, Snapshotted]:
     name = context.folder.new_name("snapshots", "parquet")
-    with compute(context.settings, share=share) as connection:
+    with engine.connection() as connection:
         connection.register("wanted", pa.table({"app_id": pa.array(app_ids, pa.string())}))
         connection.execute(
             "CREATE TEMP VIEW segment AS SELECT * RENAME (file_row_number AS row) "  # noqa: S608

@@ -22,16 +22,18 @@ def is_parallel(settings: Settings) -> bool:
     return (settings.duckdb_threads or os.cpu_count() or 1) > 1
 
 
-def in_parallel(act: Callable[[T], None], items: Sequence[T]) -> None:
+def in_parallel(act: Callable[[T], None], items: Sequence[T], divide: Callable[[int], None]) -> None:
     """Does the same to several things that have nothing to do with each other.
 
     Args:
         act: releases the interpreter's lock for most of its time.
         items: what to do it to.
+        divide: told how many are worked on at once, before they are.
 
     Raises:
         Exception: the first that ``act`` raised; what had not begun is not done.
     """
+    divide(min(WORKERS, len(items)))
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="segment") as pool:
         futures = [pool.submit(act, item) for item in items]
         try:
@@ -46,6 +48,7 @@ def with_next_ahead(
     make: Callable[[T], AbstractContextManager[R]],
     use: Callable[[T, R], None],
     items: Iterable[T],
+    divide: Callable[[int], None],
 ) -> None:
     """Makes something of each thing and uses it, in order; the next one is made while one is used.
 
@@ -53,6 +56,7 @@ def with_next_ahead(
         make: opens what is used; it must not depend on what was used before.
         use: whatever it raises passes through the context that ``make`` opened.
         items: one after the other.
+        divide: told how many are worked on at once, while none is: the first is made, and the last is used, alone.
     """
 
     def enter(item: T) -> tuple[ExitStack, R]:
@@ -67,11 +71,17 @@ def with_next_ahead(
     last: tuple[T, Future[tuple[ExitStack, R]]] | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="segment") as pool:
         try:
+            divide(1)
             for item in items:
                 current, last = last, (item, pool.submit(enter, item))
                 if current is not None:
                     finish(*current)
+                else:
+                    last[1].result()
+                    divide(WORKERS)
             if last is not None:
+                last[1].result()
+                divide(1)
                 current, last = last, None
                 finish(*current)
         except BaseException:

@@ -23,6 +23,14 @@ from nami_amp_pipeline.state.store import Store, Transaction
 
 _IDS_AT_A_TIME = 500
 
+# Made once: making and compiling a statement takes longer than SQLite takes to carry it out.
+_INSERT_REQUEST = sa.insert(tables.requests)
+_MOVE_LANE = (
+    sa.update(tables.lanes)
+    .where(tables.lanes.c.id == sa.bindparam("lane"))
+    .values(next_row=sa.bindparam("next"), attempt_end=sa.bindparam("end"), unknown_since=sa.bindparam("since"))
+)
+
 
 @dataclass(frozen=True)
 class Written:
@@ -70,19 +78,13 @@ class Changes:
 
     def write(self, store: Store, tx: Transaction) -> None:
         """Writes them."""
-        insert = sa.insert(tables.requests)
         for record in self.requests:
-            key = tx.execute(insert, record.row).inserted_primary_key
+            key = tx.execute(_INSERT_REQUEST, record.row).inserted_primary_key
             assert key is not None
             record.id = int(key[0])
         if self.lanes:
-            table = tables.lanes
             tx.execute(
-                sa.update(table)
-                .where(table.c.id == sa.bindparam("lane"))
-                .values(
-                    next_row=sa.bindparam("next"), attempt_end=sa.bindparam("end"), unknown_since=sa.bindparam("since")
-                ),
+                _MOVE_LANE,
                 [
                     {"lane": lane, "next": next_row, "end": end, "since": since}
                     for lane, (next_row, end, since) in self.lanes.items()

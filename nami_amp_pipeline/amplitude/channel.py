@@ -163,7 +163,7 @@ class Channel:
                 continue
             if not chosen.rows:
                 self._hold(lane, batch, chosen.aside, now)
-                lane.advance(base + chosen.end)
+                self._advance(lane, base + chosen.end)
                 self.changes.lanes[lane.id] = lane.record
                 continue
             before = (lane.attempt_end, lane.unknown_since)
@@ -256,8 +256,8 @@ class Channel:
             lane.attempt_end, lane.unknown_since = attempt.before
             self._hold(lane, batch, chosen.aside, now)
             lane.attempt_end = max(lane.attempt_end, base + chosen.end) if lane.unknown_since else base + chosen.end
-            search = self._accepted(lane.search, {base + row for row in chosen.rows})
-            lane.advance(base + chosen.end)
+            search = self._accepted(lane.search, {base + row for row in chosen.rows} if lane.search else ())
+            self._advance(lane, base + chosen.end)
             row = None if search is None or lane.search is None else search.found
             if search is not None and row is not None and row not in lane.taken:
                 self.ends.dead_rows(lane, batch, {row - base: search.reason}, search.answer, search.request, now)
@@ -376,8 +376,14 @@ class Channel:
         end = min(lane.attempt_end, base + batch.rows.num_rows)
         rows = [row - base for row in range(lane.next_row, end) if row not in lane.taken]
         self.ends.dead_rows(lane, batch, dict.fromkeys(rows, "outcome_unknown"), None, None, now)
-        lane.advance(end)
+        self._advance(lane, end)
         self.changes.lanes[lane.id] = lane.record
+
+    def _advance(self, lane: Lane, row: int) -> None:
+        number = lane.batch_number
+        lane.advance(row)
+        if lane.batch_number != number or lane.next_row >= lane.rows:
+            self._shelf.drop(self._file, number)
 
     def _hold(self, lane: Lane, batch: OutboxBatch, rows: Sequence[int], now: int) -> None:
         """Lets events wait in the store, behind those of their identity that wait there already."""

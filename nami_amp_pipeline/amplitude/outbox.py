@@ -21,6 +21,7 @@ HOT_ROWS = 100
 
 _CACHED_BYTES = 256_000_000
 _OPEN_FILES = 32
+_MOST_BYTES = 2**31 - 1
 
 Ints = np.ndarray[Any, np.dtype[np.int32]]
 
@@ -50,7 +51,8 @@ class OutboxBatch:
     def end_within(self, start: int, events: int, size: int) -> int:
         """The row behind the longest run from ``start`` of at most ``events`` events and ``size`` bytes, or of one."""
         end = min(start + events, len(self.offsets) - 1)
-        fitting = int(np.searchsorted(self.offsets, int(self.offsets[start]) + size, side="right")) - 1
+        most = np.int32(min(int(self.offsets[start]) + size, _MOST_BYTES))  # of the offsets' type: they are not copied
+        fitting = int(self.offsets.searchsorted(most, side="right")) - 1
         return max(start + 1, min(end, fitting))
 
     def size(self, row: int) -> int:
@@ -152,11 +154,11 @@ class Shelf:
         self._readers.move_to_end(name)
         return self._readers[name]
 
-    def forget(self, name: str) -> None:
-        """Lets a file go."""
-        self._readers.pop(name, None)
-        for key in [key for key in self._batches if key[0] == name]:
-            self._bytes -= self._batches.pop(key).rows.nbytes
+    def drop(self, name: str, number: int) -> None:
+        """Lets a record batch go that is not needed any more: the next one is read into its memory."""
+        batch = self._batches.pop((name, number), None)
+        if batch is not None:
+            self._bytes -= batch.rows.nbytes
 
 
 def runs_without(start: int, end: int, skipped: Sequence[int]) -> list[tuple[int, int]]:

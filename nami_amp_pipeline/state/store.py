@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -236,7 +237,6 @@ class Store:
         *,
         update: Iterable[str] = (),
         add: Iterable[str] = (),
-        where: Any = None,
     ) -> None:
         """Inserts rows, or changes those whose key is there already.
 
@@ -245,21 +245,9 @@ class Store:
             key: the columns of the primary key or unique constraint.
             update: columns to overwrite.
             add: columns to add to.
-            where: a condition over ``table`` (the old row) and ``excluded`` for the change to happen, given as a
-                callable of the insert's ``excluded`` columns.
         """
-        if not rows:
-            return
-        insert = (sqlite.insert if self.is_sqlite else postgresql.insert)(table)
-        changes: dict[str, Any] = {name: insert.excluded[name] for name in update}
-        changes.update({name: table.c[name] + insert.excluded[name] for name in add})
-        condition = where(insert.excluded) if where is not None else None
-        statement = (
-            insert.on_conflict_do_update(index_elements=list(key), set_=changes, where=condition)
-            if changes
-            else insert.on_conflict_do_nothing(index_elements=list(key))
-        )
-        tx.execute(statement, list(rows))
+        if rows:
+            tx.execute(_upsert(self.is_sqlite, table, tuple(key), tuple(update), tuple(add)), list(rows))
 
     def count(self, tx: Transaction, integration_id: int, state: str, reasons: Mapping[str, int] | int) -> None:
         """Adds to the counters of an integration: ``captured``, ``delivered``, ``skipped`` or ``dead``."""
@@ -307,6 +295,22 @@ def read_schema_version(tx: Transaction) -> int:
     if version is None:
         raise StoreUnavailable("the state store does not say which version its tables are of: restore a backup")
     return version
+
+
+@cache  # making a statement takes longer than SQLite takes to carry it out
+def _upsert(
+    is_sqlite: bool,
+    table: sa.Table,
+    key: tuple[str, ...],
+    update: tuple[str, ...],
+    add: tuple[str, ...],
+) -> sa.Executable:
+    insert = (sqlite.insert if is_sqlite else postgresql.insert)(table)
+    changes: dict[str, Any] = {name: insert.excluded[name] for name in update}
+    changes.update({name: table.c[name] + insert.excluded[name] for name in add})
+    if not changes:
+        return insert.on_conflict_do_nothing(index_elements=list(key))
+    return insert.on_conflict_do_update(index_elements=list(key), set_=changes)
 
 
 def _portions(items: Sequence[T]) -> Iterator[Sequence[T]]:
