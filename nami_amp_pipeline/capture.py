@@ -97,7 +97,7 @@ def capture(context: Context, leases: Mapping[str, Lease]) -> dict[str, Captured
             except duckdb.IOException as error:
                 raise WarehouseUnavailable(f"cannot read {context.warehouse.name}: {error}") from None
         keys = _keys(connection, sum(written.values()))
-        summaries = [(name, rows, _summary(connection, context, name)) for name, rows in written.items()]
+        summaries = _summaries(connection, context, written)
     # What became visible while the warehouse was being opened may not have been seen: the window must be over by then.
     settled = _settled(context, began, source.head)
     captured = _commit(context, leases, frontiers, summaries, started, source.head, min(settled, upper))
@@ -196,15 +196,20 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _summary(connection: duckdb.DuckDBPyConnection, context: Context, name: str) -> dict[str, Captured]:
-    connection.execute(
-        f"CREATE OR REPLACE TEMP VIEW segment AS FROM read_parquet({files([context.folder.path(name)])})"
-    )
-    apps: dict[str, Captured] = {}
-    for app_id, event_type, rows, malformed, first, last, oldest, newest in connection.execute(
+def _summaries(
+    connection: duckdb.DuckDBPyConnection, context: Context, written: Mapping[str, int]
+) -> list[tuple[str, int, dict[str, Captured]]]:
+    """File name, rows, and by app what there is of it."""
+    if not written:
+        return []
+    names = {str(context.folder.path(name)): name for name in written}
+    paths = files([context.folder.path(name) for name in written])
+    connection.execute(f"CREATE TEMP VIEW segments AS FROM read_parquet({paths}, filename = true)")
+    found: dict[str, dict[str, Captured]] = {name: {} for name in written}
+    for file, app_id, event_type, rows, malformed, first, last, oldest, newest in connection.execute(
         sql("segment_summary")
     ).fetchall():
-        app = apps.setdefault(app_id, Captured(0, {}, 0, [], first, last, oldest, newest))
+        app = found[names[file]].setdefault(app_id, Captured(0, {}, 0, [], first, last, oldest, newest))
         app.types[event_type] = rows
         app.rows += rows
         app.malformed += malformed
@@ -212,7 +217,7 @@ def _summary(connection: duckdb.DuckDBPyConnection, context: Context, name: str)
         app.max_ingested_at = max(app.max_ingested_at, last)
         app.min_created_date = min(app.min_created_date, oldest)
         app.max_created_date = max(app.max_created_date, newest)
-    return apps
+    return [(name, rows, found[name]) for name, rows in written.items()]
 
 
 def _settled(context: Context, began: int, head: int) -> int:

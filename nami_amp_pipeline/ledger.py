@@ -220,7 +220,7 @@ def _merge(
     if unread:
         parts.append(_read(context, unread))
     high, low = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    order = np.argsort(high, kind="stable")
+    order = np.argsort(high)
     name = context.folder.new_name("ledger", "arrow")
     with context.folder.ipc(name, RUN_SCHEMA, compression=None) as writer:
         writer.write_batch(pa.record_batch({"high": high[order], "low": low[order]}, schema=RUN_SCHEMA))

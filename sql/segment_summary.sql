@@ -1,5 +1,6 @@
--- What a segment holds, by app and event type; times in µs since the epoch. View given: segment.
+-- What segments hold, by file, app and event type; times in µs since the epoch. View given: segments (with filename).
 SELECT
+    filename,
     app_id,
     event_type,
     count(*),
@@ -8,5 +9,5 @@ SELECT
     epoch_us(max(ingested_at)),
     epoch_us(min(created_date)),
     epoch_us(max(created_date))
-FROM segment
-GROUP BY app_id, event_type;
+FROM segments
+GROUP BY ALL;
