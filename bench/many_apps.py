@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 
 from bench.checks import CHECKSUM
-from bench.data import insert_copy, new_table, sample_warehouse, selected
+from bench.data import MARKED, insert_copy, new_table, sample_warehouse, selected
 from bench.part import alone, say, spread, table
 from bench.receiver import Receiver
 from bench.scene import STAGES, Home, delivered_all, room, summary
@@ -63,8 +63,10 @@ def _news(warehouse: Path, base: Path, copy: int, apps: int) -> object:
         connection.execute(
             f"""
             CREATE TEMP TABLE news AS
-            SELECT DISTINCT ON (id) * REPLACE (now() AS ingested_at) FROM base.nami_events
-            WHERE event_type IN ({types}) ORDER BY id LIMIT {apps * EVENTS}
+            SELECT * REPLACE ({MARKED} AS payload, now() AS ingested_at) FROM (
+                SELECT DISTINCT ON (id) * FROM base.nami_events
+                WHERE event_type IN ({types}) ORDER BY id LIMIT {apps * EVENTS}
+            )
             """
         )
         connection.execute("UPDATE news SET app_id = format('app-{:04d}', rowid // ?)", [EVENTS])
