@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from nami_amp_pipeline import channels
 from nami_amp_pipeline import deliver as delivery
+from nami_amp_pipeline.amplitude.outbox import LANE_BATCH_ROWS, OutboxBatch, Shelf
 from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
 from nami_amp_pipeline.errors import StoreUnavailable
 from nami_amp_pipeline.state import integrations as registry
@@ -36,6 +38,33 @@ def test_does_not_sleep_for_what_comes_after_the_time_set(tmp_path: Path) -> Non
     bench.deliver()
     assert bench.time.true - bench.start < 1
     assert bench.status().pending == 1
+
+
+def test_of_a_long_lane_only_the_part_at_hand_is_kept_and_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+    kept: list[int] = []
+
+    class Watched(Shelf):
+        def batch(self, name: str, number: int) -> OutboxBatch:
+            if (name, number) not in self._batches:
+                opened.append(number)
+            batch = super().batch(name, number)
+            kept.append(len(self._batches))
+            return batch
+
+        def drop(self, name: str, number: int) -> None:
+            super().drop(name, number)
+            kept.append(len(self._batches))
+
+    monkeypatch.setattr(channels, "Shelf", Watched)
+    bench = Bench(tmp_path)
+    bench.prepare([event(number) for number in range(2 * LANE_BATCH_ROWS + 1)])
+    bench.deliver()
+    assert bench.status().delivered == 2 * LANE_BATCH_ROWS + 1
+    assert opened == [0, 1, 2]
+    assert (max(kept), kept[-1]) == (1, 0)
 
 
 def test_without_any_patience_each_run_tries_once(tmp_path: Path) -> None:
