@@ -53,7 +53,7 @@ _PLACED_SCHEMA = pa.schema(
 )
 """The same, with the place in the outbox, and the number in the store of what is in the outbox once more."""
 
-_BODY_BYTES = 64_000_000
+_BODY_BYTES = 80_000_000
 """Bodies that are put in order at once."""
 
 _ORDER = [(name, "ascending") for name in ("integration_id", "lane", "created_date", "id")]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from itertools import pairwise
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nami_amp_pipeline.segments import DataFolder
@@ -54,6 +55,7 @@ class SegmentFiles:
         self._names: dict[int, str] = {}
         self._gathered: dict[int, list[pa.Table]] = {}
         self._bytes: dict[int, int] = {}
+        self._held = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="segment") if parallel else None
         self._under_way: deque[Future[None]] = deque()
 
@@ -79,20 +81,25 @@ class SegmentFiles:
 
     def add(self, table: pa.Table) -> None:
         """Takes rows with the columns of :data:`SEGMENT_SCHEMA` and ``bucket``, the number of their file."""
-        buckets = pc.unique(table["bucket"]).to_pylist()
-        for bucket in buckets:
-            part = table if len(buckets) == 1 else table.filter(pc.equal(table["bucket"], bucket))
-            part = part.select(SEGMENT_SCHEMA.names).cast(SEGMENT_SCHEMA)
+        numbers = table["bucket"].to_numpy()
+        order = np.argsort(numbers, kind="stable")
+        numbers = numbers[order]
+        rows = table.select(SEGMENT_SCHEMA.names).cast(SEGMENT_SCHEMA).take(order)
+        starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
+        for start, end in pairwise([*starts, len(numbers)]):
+            bucket, part = int(numbers[start]), rows.slice(start, end - start)
             self._gathered.setdefault(bucket, []).append(part)
             self._bytes[bucket] = self._bytes.get(bucket, 0) + part.nbytes
             if self._bytes[bucket] >= ROW_GROUP_BYTES:
                 self._write(bucket)
-        if sum(self._bytes.values()) >= GATHERED_BYTES:
+        self._held += rows.nbytes  # a part of it keeps all of it in memory
+        if self._held >= GATHERED_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         for bucket in list(self._gathered):
             self._write(bucket)
+        self._held = 0
 
     def _write(self, bucket: int) -> None:
         rows = self._gathered.pop(bucket)

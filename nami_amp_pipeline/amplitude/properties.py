@@ -46,7 +46,8 @@ def create_properties(connection: duckdb.DuckDBPyConnection) -> None:
         CREATE TEMP TABLE shapes AS
         SELECT split_part(event_type, '.', 1) AS category, shape, events, json_keys(payload) AS fields
         FROM selected_events JOIN (
-            SELECT min(row) AS row, count(*) AS events FROM selected_events
+            SELECT min(row) AS row, sum(events) AS events
+            FROM (SELECT event_type, shape, min(row) AS row, count(*) AS events FROM selected_events GROUP BY ALL)
             GROUP BY split_part(event_type, '.', 1), shape
         ) USING (row)
         """
@@ -90,10 +91,11 @@ def _find_slow(
         """  # noqa: S608
     )
     if category == "user":
-        connection.execute(
-            "INSERT INTO slow SELECT row FROM snapshots SEMI JOIN selected_events USING (row) "
-            "WHERE has_scalar_group AND row NOT IN (FROM slow)"
-        )
+        if _is_any(connection, "snapshots WHERE has_scalar_group"):  # joining takes longer than looking first
+            connection.execute(
+                "INSERT INTO slow SELECT row FROM snapshots SEMI JOIN selected_events USING (row) "
+                "WHERE has_scalar_group AND row NOT IN (FROM slow)"
+            )
     elif containers:
         paths = "[" + ", ".join(literal(f"$.{field}") for field in containers) + "]"
         connection.execute(
@@ -142,10 +144,12 @@ def _columns(frequency: Counter[str]) -> list[str]:
 
 
 def _read_slow(connection: duckdb.DuckDBPyConnection) -> pa.Table:
-    rows = connection.execute(
-        "SELECT row, split_part(event_type, '.', 1), json_extract(payload, '$')::VARCHAR "
-        "FROM selected_events SEMI JOIN slow USING (row)"
-    ).fetchall()
+    rows = []
+    if _is_any(connection, "slow"):
+        rows = connection.execute(
+            "SELECT row, split_part(event_type, '.', 1), json_extract(payload, '$')::VARCHAR "
+            "FROM selected_events SEMI JOIN slow USING (row)"
+        ).fetchall()
     texts: dict[str, list[str | int | None]] = {"row": [], "properties": [], **{field: [] for field in NEEDED}}
     for row, category, payload in rows:
         fields = json.loads(payload)
@@ -155,6 +159,10 @@ def _read_slow(connection: duckdb.DuckDBPyConnection) -> pa.Table:
             texts[field].append(_text(fields[field]) if field in fields else None)
     schema = pa.schema([(name, pa.int64() if name == "row" else pa.string()) for name in texts])
     return pa.table(texts, schema=schema)
+
+
+def _is_any(connection: duckdb.DuckDBPyConnection, source: str) -> bool:
+    return connection.execute(f"SELECT 1 FROM {source} LIMIT 1").fetchone() is not None  # noqa: S608
 
 
 def _properties(fields: Iterable[tuple[str, object]], added: Sequence[str]) -> str:
