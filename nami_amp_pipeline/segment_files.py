@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, suppress
 from itertools import pairwise
 from types import TracebackType
 from typing import Self
@@ -34,6 +34,7 @@ of a segment that have the same fields in the same order."""
 ROW_GROUP_BYTES = 16_000_000
 GATHERED_BYTES = 64_000_000
 _UNDER_WAY = 2
+_CLOSED_AT_ONCE = 4
 
 
 class SegmentFiles:
@@ -50,7 +51,7 @@ class SegmentFiles:
     def __init__(self, folder: DataFolder, *, parallel: bool) -> None:
         self.rows: dict[str, int] = {}
         self._folder = folder
-        self._files = ExitStack()
+        self._files: list[AbstractContextManager[pq.ParquetWriter]] = []
         self._writers: dict[int, pq.ParquetWriter] = {}
         self._names: dict[int, str] = {}
         self._gathered: dict[int, list[pa.Table]] = {}
@@ -65,19 +66,28 @@ class SegmentFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._files:
-            try:
-                if error is None:
-                    self._flush()
-                    self._wait(0)
-            finally:
-                while self._under_way:  # no file is closed under a thread that writes it
-                    with suppress(BaseException):
-                        self._under_way.popleft().result()
-                if self._pool is not None:
-                    self._pool.shutdown()
-            if error is not None:
-                raise error
+        try:
+            if error is None:
+                self._flush()
+                self._wait(0)
+        except BaseException as own:  # noqa: BLE001 - it is raised once the files are closed
+            error = own
+        while self._under_way:  # no file is closed under a thread that writes it
+            with suppress(BaseException):
+                self._under_way.popleft().result()
+        if self._pool is not None:
+            self._pool.shutdown()
+        for found in (error, *self._close(error)):
+            if found is not None:
+                raise found
+
+    def _close(self, error: BaseException | None) -> list[BaseException | None]:
+        """Closes all files, after an error without a trace of them; returns what came of that."""
+        if self._pool is None or len(self._files) < 2:
+            return [_closed(file, error) for file in self._files]
+        # Until a file is on the disk takes a while, and for several at once little longer.
+        with ThreadPoolExecutor(_CLOSED_AT_ONCE, thread_name_prefix="segment") as pool:
+            return list(pool.map(lambda file: _closed(file, error), self._files))
 
     def add(self, table: pa.Table) -> None:
         """Takes rows with the columns of :data:`SEGMENT_SCHEMA` and ``bucket``, the number of their file."""
@@ -118,8 +128,18 @@ class SegmentFiles:
         rows = pa.concat_tables(parts).combine_chunks()
         if bucket not in self._writers:
             name = self._folder.new_name("segments", "parquet")
-            self._writers[bucket] = self._files.enter_context(self._folder.parquet(name, SEGMENT_SCHEMA))
+            file = self._folder.parquet(name, SEGMENT_SCHEMA)
+            self._writers[bucket] = file.__enter__()
+            self._files.append(file)
             self._names[bucket] = name
         self._writers[bucket].write_table(rows)
         name = self._names[bucket]
         self.rows[name] = self.rows.get(name, 0) + rows.num_rows
+
+
+def _closed(file: AbstractContextManager[object], error: BaseException | None) -> BaseException | None:
+    try:
+        file.__exit__(type(error) if error is not None else None, error, error.__traceback__ if error else None)
+    except BaseException as own:  # noqa: BLE001 - for the thread that waits
+        return own
+    return None
