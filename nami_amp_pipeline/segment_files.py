@@ -77,7 +77,7 @@ class SegmentFiles:
                 self._under_way.popleft().result()
         if self._pool is not None:
             self._pool.shutdown()
-        for found in (error, *self._close(error)):
+        for found in (*self._close(error), error):  # a file says in words what an error means
             if found is not None:
                 raise found
 
