@@ -36,6 +36,7 @@ class ChannelOpener:
         self._context = context
         self._rng = rng
         self.shelf = Shelf(partial(context.folder.open_ipc, mapped=False))
+        self._last: dict[int, int] = {}
 
     def pending(self) -> set[int]:
         """The integrations that have an outbox that is not done, or events that wait."""
@@ -81,6 +82,8 @@ class ChannelOpener:
     def load_next(self, channel: Channel) -> bool:
         """Turns a channel to its oldest outbox that is not done; False if there is none.
 
+        Those before the one that it was turned to last are done; their receipts may still be being written.
+
         Raises:
             Halted: the outbox file cannot be read.
         """
@@ -89,7 +92,11 @@ class ChannelOpener:
         with self._context.store.begin() as tx:
             box = tx.execute(
                 sa.select(boxes)
-                .where(boxes.c.integration_id == channel.id, boxes.c.done_at.is_(None))
+                .where(
+                    boxes.c.integration_id == channel.id,
+                    boxes.c.done_at.is_(None),
+                    boxes.c.id > self._last.get(channel.id, 0),
+                )
                 .order_by(boxes.c.id)
                 .limit(1)
             ).one_or_none()
@@ -108,6 +115,7 @@ class ChannelOpener:
                 self.shelf.batch(box.file, rows[0].batch)
         except (OSError, pa.ArrowException) as error:
             raise Halted(f"outbox {box.file} cannot be read: {type(error).__name__}") from None
+        self._last[channel.id] = box.id
         channel.load(
             box.id,
             box.segment_id,

@@ -18,6 +18,7 @@ from nami_amp_pipeline.channels import ChannelOpener
 from nami_amp_pipeline.clock import micros
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import Halted, Misconfigured, NamiAmpError, StoreUnavailable
+from nami_amp_pipeline.finishing import TRY_AGAIN_MICROS, AtOnce, Background, Finishing, InThread
 from nami_amp_pipeline.receipts import finish_outbox
 from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline.state.store import Lease
@@ -30,8 +31,6 @@ STOP_SECONDS = 7.0
 
 MAX_BYTES_UNDER_WAY = 100_000_000
 
-_TRY_AGAIN_MICROS = 1_000_000
-
 
 def deliver(
     context: Context,
@@ -39,6 +38,7 @@ def deliver(
     leases: Mapping[int, Lease],
     *,
     wire: Wire | None = None,
+    background: Background | None = None,
     rng: random.Random | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[int, Delivered]:
@@ -49,6 +49,7 @@ def deliver(
         integrations: those to deliver for.
         leases: by integration id.
         wire: where requests go; HTTP in threads by default.
+        background: where receipts are written; a thread by default, or at once where a wire is given.
         rng: for jitter.
         stop: asked often; once true, nothing new starts and what is under way is recorded.
 
@@ -82,10 +83,19 @@ def deliver(
     if wire is None:
         transport = HttpTransport(context.settings.http_timeout_seconds, compress=context.settings.gzip)
         wire = ThreadedWire(transport, stop=stop)
+        background = background or InThread()
+    finishing = Finishing(
+        lambda channel_id, outbox_id: finish_outbox(context, outbox_id, leases[channel_id]),
+        background or AtOnce(),
+        int(STORE_PATIENCE_SECONDS * 1e6),
+    )
     try:
-        _Run(context, opener, wire, leases, channels, stop).loop()
+        _Run(context, opener, wire, finishing, leases, channels, stop).loop()
     finally:
+        finishing.close()
         wire.close()
+    for channel_id, failure in finishing.failed(micros(context.clock)):
+        channels[channel_id].done.error = str(failure)
     for channel in channels.values():
         if channel.done.error is None and (channel.has_pending or channel.outbox_id is not None):
             trouble = channel.last_trouble or ("throttled" if channel.held else "")
@@ -101,6 +111,7 @@ class _Run:
         context: Context,
         opener: ChannelOpener,
         wire: Wire,
+        finishing: Finishing,
         leases: Mapping[int, Lease],
         channels: Mapping[int, Channel],
         stop: Callable[[], bool],
@@ -108,6 +119,7 @@ class _Run:
         self._context = context
         self._opener = opener
         self._wire = wire
+        self._finishing = finishing
         self._leases = leases
         self._stop = stop
         self._channels = dict(channels)
@@ -155,6 +167,9 @@ class _Run:
             self._post(starting)
             if stopping_until is None:
                 self._turn([*changed, *self._overdue(now)])
+            for channel_id, error in self._finishing.failed(self._now()):
+                if channel_id in self._channels:
+                    self._drop(self._channels[channel_id], str(error))
             wait = self._wait_micros(self._now(), stopping_until)
             if wait is None:
                 return
@@ -193,19 +208,19 @@ class _Run:
         return [self._channels[one] for one in due]
 
     def _finish_outboxes(self, channel: Channel) -> None:
-        """Writes the receipts of outboxes that are done, and turns the channel to the next one."""
+        """Has the receipts of outboxes that are done written, and turns the channel to the next one."""
         self._unfinished.pop(channel.id, None)
         try:
             while channel.outbox_id is None or channel.outbox_done:
                 if channel.outbox_id is not None:
-                    finish_outbox(self._context, channel.outbox_id, self._leases[channel.id])
+                    self._finishing.start(channel.id, channel.outbox_id, self._now())
                 if not self._opener.load_next(channel):
                     return
         except StoreUnavailable:
             now = self._now()
             since = self._away_since.setdefault(channel.id, now)
             if now - since < STORE_PATIENCE_SECONDS * 1e6:
-                self._unfinished[channel.id] = now + _TRY_AGAIN_MICROS
+                self._unfinished[channel.id] = now + TRY_AGAIN_MICROS
         except NamiAmpError as error:
             self._drop(channel, str(error))
         else:
@@ -258,7 +273,7 @@ class _Run:
         try:
             return channel.start(now)
         except StoreUnavailable:
-            channel.held.ready_at = now + _TRY_AGAIN_MICROS  # what waits is read later; answers are recorded first
+            channel.held.ready_at = now + TRY_AGAIN_MICROS  # what waits is read later; answers are recorded first
             return None
         except (OSError, pa.ArrowException) as error:
             self._drop(channel, f"an outbox file cannot be read: {type(error).__name__}")
@@ -299,6 +314,9 @@ class _Run:
         while self._wakes and self._wake_of.get(self._wakes[0][1]) != self._wakes[0][0]:
             heappop(self._wakes)
         wakes = [at for one, at in self._unfinished.items() if one in self._channels]
+        looks = self._finishing.next_at(now)
+        if looks is not None and not self._under_way:  # an answer is soon enough otherwise
+            wakes.append(looks)
         wake = min([*wakes, *(at for at, _ in self._wakes[:1])], default=None)
         if self._endpoints.has_next and len(self._under_way) < MAX_REQUESTS and self._bytes < MAX_BYTES_UNDER_WAY:
             return 0

@@ -15,6 +15,7 @@ from nami_amp_pipeline.capture import Captured, capture, due_apps
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.deliver import deliver
 from nami_amp_pipeline.errors import NamiAmpError
+from nami_amp_pipeline.finishing import Background
 from nami_amp_pipeline.prepare import Prepared, prepare
 from nami_amp_pipeline.snapshots import Snapshotted, snapshot
 from nami_amp_pipeline.state import tables
@@ -51,12 +52,13 @@ def deliver_integrations(
     integrations: Sequence[Integration],
     *,
     wire: Wire | None = None,
+    background: Background | None = None,
     rng: random.Random | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[int, Delivered]:
     """Stage 4 for these integrations, by integration id; see :func:`nami_amp_pipeline.deliver.deliver`."""
     with _integrations(context, integrations) as leases:
-        return deliver(context, integrations, leases, wire=wire, rng=rng, stop=stop)
+        return deliver(context, integrations, leases, wire=wire, background=background, rng=rng, stop=stop)
 
 
 def expire_waiting(context: Context, leases: Mapping[int, Lease]) -> dict[int, int]:

@@ -35,7 +35,7 @@ or dead may have changed since: the store's ``exceptions`` win. ``request_id`` i
 def finish_outbox(context: Context, outbox_id: int, lease: Lease) -> None:
     """Writes the receipts of an outbox that is done, and lets its file go once all its integrations are done."""
     boxes, lanes, requests, exceptions = tables.outboxes, tables.lanes, tables.requests, tables.exceptions
-    with context.store.begin() as tx:
+    with context.store.reading() as tx:  # waits for no answer that is being recorded, and keeps none waiting
         box = tx.execute(sa.select(boxes).where(boxes.c.id == outbox_id)).one()
         if box.done_at is not None:  # written already by a transaction that seemed to have failed
             return
@@ -79,7 +79,9 @@ def finish_outbox(context: Context, outbox_id: int, lease: Lease) -> None:
     except (OSError, pa.ArrowException) as error:
         raise Halted(f"the receipts of {box.file} cannot be written: {type(error).__name__}") from None
     context.step("receipts.commit")
-    with context.store.begin(under=[lease]) as tx:
+    with context.store.begin() as tx:
+        # Until when the lease holds tells whoever posts whether a transaction was committed: that stays as it is.
+        context.store.check(tx, lease)
         tx.execute(sa.update(boxes).where(boxes.c.id == outbox_id).values(done_at=context.now(), receipts_file=name))
         open_boxes = tx.execute(
             sa.select(sa.func.count()).where(boxes.c.file == box.file, boxes.c.done_at.is_(None))

@@ -11,14 +11,14 @@ import pytest
 from nami_amp_pipeline_tests.simulation import delivery, whole
 from nami_amp_pipeline_tests.simulation.network import KINDS
 
-_DELIVERIES, _WHOLES = 300, 60
+_DELIVERIES, _WHOLES = 300, 100
 _MET: Counter[str] = Counter()
 
 STEPS = {
     "delivery": ("deliver.post", "deliver.answered", "deliver.commit", "deliver.committed", "receipts.commit",
                  "receipts.committed"),
     "whole": ("capture.commit", "capture.committed", "snapshot.commit", "snapshot.committed", "prepare.commit",
-              "prepare.committed", "deliver.post", "deliver.commit"),
+              "prepare.committed", "deliver.post", "deliver.commit", "receipts.commit"),
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ HOT_ROWS = 100
 """An identity with more rows than this in a record batch is watched for its rate."""
 
 _CACHED_BYTES = 256_000_000
-_OPEN_FILES = 32
+_OPEN_FILES = 8
 _MOST_BYTES = 2**31 - 1
 
 Ints = np.ndarray[Any, np.dtype[np.int32]]

@@ -150,6 +150,16 @@ class Store:
         for lease in self.lost(tx, list(under)):
             raise LostLease(f"another process took {lease.name} over")
 
+    def check(self, tx: Transaction, lease: Lease) -> None:
+        """Looks whether a lease is ours, for the whole of a transaction; until when it holds stays as it is.
+
+        Raises:
+            LostLease: it is somebody else's by now.
+        """
+        found = dict(tx.execute(_OURS, {"me": self.owner, "names": [lease.name]}).tuples().all())
+        if found.get(lease.name) != lease.fence:
+            raise LostLease(f"another process took {lease.name} over")
+
     def lost(self, tx: Transaction, under: Sequence[Lease], *, expires_at: int | None = None) -> list[Lease]:
         """Prolongs those leases that are still ours inside a transaction, and returns the others.
 

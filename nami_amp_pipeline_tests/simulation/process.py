@@ -15,6 +15,13 @@ from nami_amp_pipeline.errors import StoreUnavailable
 from nami_amp_pipeline.state.store import Lease, Store, Transaction
 from nami_amp_pipeline_tests.simulation.network import Crash
 
+STEPS = (
+    *(f"{stage}.{moment}" for stage in ("capture", "ledger", "snapshot", "prepare", "deliver", "receipts")
+      for moment in ("commit", "committed")),
+    "deliver.post", "deliver.answered",
+)  # fmt: skip
+"""All kinds of steps."""
+
 _COMPILED: dict[Any, Any] = {}
 """Statements as SQL, shared by all stores: translating them would take as long as the rest of a history."""
 _DIALECTS: dict[str, sa.Dialect] = {}
@@ -26,12 +33,14 @@ class Perils:
 
     Attributes:
         crash_at: the step, counted from its start, at which it ends; None for never.
+        crash_in: the kind of step at which it ends, the first time that it comes to it.
         store_fails: probability that a transaction does not come about, or only seems not to.
         at_step: called at each step, for others to come in between.
         crashed_at: the step at which it ended.
     """
 
     crash_at: int | None = None
+    crash_in: str = ""
     store_fails: float = 0.0
     at_step: Callable[[str], None] = lambda _step: None
     steps: int = field(default=0, init=False)
@@ -91,7 +100,7 @@ class MortalStore(Store):
         if self.dead:
             raise Crash
         perils.steps += 1
-        if perils.crash_at is not None and perils.steps >= perils.crash_at:
+        if name == perils.crash_in or (perils.crash_at is not None and perils.steps >= perils.crash_at):
             self.dead = True
             perils.crashed_at = name
             raise Crash(name)

@@ -15,6 +15,7 @@ from nami_amp_pipeline import pipeline
 from nami_amp_pipeline.amplitude.attempt import Delivered
 from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.finishing import Background
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import integrations as registry
@@ -73,6 +74,7 @@ class Bench:
         self.posted: list[Posted] = []
         self.answer: Answering = lambda _posted: OK
         self.latency = LATENCY
+        self.background: Background | None = None
         self.stop = False
         self.context = self.process()
         self.ids = []
@@ -107,6 +109,7 @@ class Bench:
             context,
             registry.all_integrations(context.store),
             wire=_Wire(self),
+            background=self.background,
             rng=random.Random(1),
             stop=lambda: self.stop,
         )

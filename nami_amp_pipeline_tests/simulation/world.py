@@ -22,9 +22,10 @@ from nami_amp_pipeline.state.integrations import Integration, NewIntegration
 from nami_amp_pipeline.status import status
 from nami_amp_pipeline.warehouse import Warehouse
 from nami_amp_pipeline_tests.simulation.cheap import fresh_store
+from nami_amp_pipeline_tests.simulation.late import Late
 from nami_amp_pipeline_tests.simulation.ledger import Ledger
 from nami_amp_pipeline_tests.simulation.network import KINDS, Crash, Network, SimulatedWire, Time, Weather
-from nami_amp_pipeline_tests.simulation.process import MortalStore, Perils
+from nami_amp_pipeline_tests.simulation.process import STEPS, MortalStore, Perils
 
 ENCRYPTION_KEY = "bmFtaS1hbXAtc2ltdWxhdGlvbi1rZXktMDEyMzQ1Njc="
 MOST_WAITS = 30_000
@@ -185,13 +186,19 @@ class World:
     def deliver(self, context: Context, wire: SimulatedWire) -> None:
         """The fourth stage."""
         pipeline.deliver_integrations(
-            context, registry.all_integrations(context.store), wire=wire, rng=random.Random(self.rng.random())
+            context,
+            registry.all_integrations(context.store),
+            wire=wire,
+            background=Late(random.Random(self.rng.random())),
+            rng=random.Random(self.rng.random()),
         )
 
     def draw_perils(self, stages: Callable[[Context, SimulatedWire], None], *, steps: int) -> Perils:
         """What befalls the next process."""
         rng = self.rng
-        perils = Perils(crash_at=rng.randrange(1, steps) if rng.random() < 0.6 else None)
+        perils = Perils(crash_at=rng.randrange(1, steps) if rng.random() < 0.4 else None)
+        if rng.random() < 0.5:
+            perils.crash_in = rng.choice(STEPS)
         if rng.random() < 0.2:
             perils.store_fails = rng.choice((0.02, 0.1))
         if rng.random() < 0.25:
