@@ -168,7 +168,8 @@ def run(
         settings: The integration, which is there from the first tick on.
         app_id: Rows of other apps are left aside.
         times: When each tick ran, for the end of `wait_for_login`; without it nobody waits too long.
-        ahead: Rows of later ticks that have been read already when a tick is decided on; they tell External IDs only.
+        ahead: Rows of later ticks that have been read already when a tick is decided on; they tell External IDs only,
+            of users with rows in the tick: those of others are asked for when theirs are decided on.
     """
     outcome = Outcome()
     read: dict[str, Event] = {}
@@ -195,7 +196,10 @@ def run(
             else:
                 waiting.append(Prepared(event, snapshot(read.values(), event), now))
 
-        told = [*read.values(), *(parse(row) for row in ahead[number])] if ahead else list(read.values())
+        told = list(read.values())
+        if ahead:
+            here = {event.user_id for event in new}
+            told += [event for event in map(parse, ahead[number]) if event.user_id in here]
         held = []
         sent_now: dict[str, Order] = {}
         for item in sorted(waiting, key=lambda item: item.event.order):
