@@ -47,8 +47,8 @@ _DECIDE = "sql/payload_decide.sql"
 MUTANTS = (
     Mutant(
         "an event of each answered request is passed over", "delivery", _CHANNEL,
-        "            lane.advance(base + chosen.end)\n            row = None",
-        "            lane.advance(min(lane.rows, base + chosen.end + 1))\n            row = None",
+        "            self._advance(lane, base + chosen.end)\n            row = None",
+        "            self._advance(lane, min(lane.rows, base + chosen.end + 1))\n            row = None",
     ),
     Mutant(
         "who is set aside is forgotten", "delivery", _ENDS,
