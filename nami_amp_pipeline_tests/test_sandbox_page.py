@@ -100,7 +100,7 @@ def test_a_fault_is_added_and_removed_by_hand(browser: webdriver.Chrome, server:
     opened(browser, server)
     browser.find_element(By.CSS_SELECTOR, "#fault-kind option[value='503']").click()
     browser.find_element(By.CSS_SELECTOR, "#fault-form button[type=submit]").click()
-    until(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "#rules > li"))
+    until(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "#rules button"))
     assert post(server, "cleo") == 503
     browser.find_element(By.CSS_SELECTOR, "#rules button").click()
     until(browser, lambda: not browser.find_elements(By.CSS_SELECTOR, "#rules button"))
