@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import requests
 from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -67,6 +68,17 @@ def opened(browser: webdriver.Chrome, server: SandboxServer) -> webdriver.Chrome
     return browser
 
 
+def click(browser: webdriver.Chrome, selector: str) -> None:
+    """Clicks on what the page paints anew now and then, and which may be gone between being found and being clicked."""
+
+    def clicked() -> bool:
+        browser.find_element(By.CSS_SELECTOR, selector).click()
+        return True
+
+    passing = (NoSuchElementException, StaleElementReferenceException)
+    WebDriverWait(browser, 10, ignored_exceptions=passing).until(lambda _: clicked())
+
+
 def until(browser: webdriver.Chrome, condition: Any) -> None:
     WebDriverWait(browser, 10).until(lambda _: condition())
 
@@ -102,6 +114,6 @@ def test_a_fault_is_added_and_removed_by_hand(browser: webdriver.Chrome, server:
     browser.find_element(By.CSS_SELECTOR, "#fault-form button[type=submit]").click()
     until(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "#rules button"))
     assert post(server, "cleo") == 503
-    browser.find_element(By.CSS_SELECTOR, "#rules button").click()
+    click(browser, "#rules button")
     until(browser, lambda: not browser.find_elements(By.CSS_SELECTOR, "#rules button"))
     assert post(server, "cleo") == 200
