@@ -78,7 +78,14 @@ class Everything:
 
     def sensors(self) -> dict[str, Any]:
         """The states of the sensors."""
-        found = self.service.ask(_STATES)["repositoryOrError"]
+
+        def loaded() -> dict[str, Any] | None:
+            # A webserver that has lost its code server for a moment has no repository.
+            found: dict[str, Any] = self.service.ask(_STATES)["repositoryOrError"]
+            return found if "schedules" in found else None
+
+        found = wait_for(loaded, self.logs)
+        assert found is not None
         assert {one["scheduleState"]["status"] for one in found["schedules"]} == {"RUNNING"}
         return {one["name"]: one["sensorState"] for one in found["sensors"]}
 
