@@ -94,7 +94,7 @@ def deliver(
     finally:
         finishing.close()
         wire.close()
-    for channel_id, failure in finishing.failed(micros(context.clock)):
+    for channel_id, failure in finishing.settle(micros(context.clock)):
         channels[channel_id].done.error = str(failure)
     for channel in channels.values():
         if channel.done.error is None and (channel.has_pending or channel.outbox_id is not None):
@@ -167,7 +167,7 @@ class _Run:
             self._post(starting)
             if stopping_until is None:
                 self._turn([*changed, *self._overdue(now)])
-            for channel_id, error in self._finishing.failed(self._now()):
+            for channel_id, error in self._finishing.settle(self._now()):
                 if channel_id in self._channels:
                     self._drop(self._channels[channel_id], str(error))
             wait = self._wait_micros(self._now(), stopping_until)

@@ -91,8 +91,8 @@ class Finishing:
     def _start(self, outbox: _Outbox) -> None:
         outbox.future = self._background.start(lambda: self._finish(outbox.channel_id, outbox.outbox_id))
 
-    def failed(self, now: int) -> list[tuple[int, NamiAmpError]]:
-        """The channels of which an outbox cannot be finished, and why; what the store kept from it is tried again."""
+    def settle(self, now: int) -> list[tuple[int, NamiAmpError]]:
+        """Tries again what the store kept from being finished; the channels of which an outbox cannot be, and why."""
         failed: list[tuple[int, NamiAmpError]] = []
         left: list[_Outbox] = []
         for outbox in self._outboxes:

@@ -216,9 +216,9 @@ def _pending(context: Context, targets: Mapping[int, Integration]) -> list[_Segm
 
 
 @contextmanager
-def _begin(context: Context, segment: _Segment, engine: Engine) -> Iterator[_Begun]:
+def _begin(context: Context, segment: _Segment, shared: Engine) -> Iterator[_Begun]:
     """A connection with the larger half of what does not depend on what the segments before this one come to."""
-    with engine.connection() as connection:
+    with shared.connection() as connection:
         register_segment(context, connection, segment.id, segment.file, segment.snapshot_files, segment.integrations)
         connection.execute(
             "CREATE TEMP VIEW selected_events AS SELECT row, id, event_type, created_date, payload, shape "

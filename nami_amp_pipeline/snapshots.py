@@ -99,8 +99,8 @@ def snapshot(context: Context, leases: Mapping[str, Lease]) -> dict[str, Snapsho
     done: dict[str, Snapshotted] = {}
     adding = threading.Lock()
 
-    def one(segment: tuple[int, str, list[str]], engine: Engine) -> None:
-        parts = _one(context, leases, *segment, engine)
+    def one(segment: tuple[int, str, list[str]], shared: Engine) -> None:
+        parts = _one(context, leases, *segment, shared)
         with adding:
             for app_id, part in parts.items():
                 total = done.setdefault(app_id, Snapshotted(0, 0, 0, []))
@@ -145,10 +145,10 @@ def _pending(context: Context, leases: Mapping[str, Lease]) -> list[list[tuple[i
 
 
 def _one(
-    context: Context, leases: Mapping[str, Lease], segment_id: int, file: str, app_ids: Sequence[str], engine: Engine
+    context: Context, leases: Mapping[str, Lease], segment_id: int, file: str, app_ids: Sequence[str], shared: Engine
 ) -> dict[str, Snapshotted]:
     name = context.folder.new_name("snapshots", "parquet")
-    with engine.connection() as connection:
+    with shared.connection() as connection:
         connection.register("wanted", pa.table({"app_id": pa.array(app_ids, pa.string())}))
         connection.execute(
             "CREATE TEMP VIEW segment AS SELECT * RENAME (file_row_number AS row) "  # noqa: S608

@@ -30,15 +30,15 @@ def test_what_the_store_keeps_from_being_finished_is_tried_again_until_patience_
     finishing.start(1, 7, 0)
     now = 0
     while now <= PATIENCE:
-        assert finishing.failed(now) == []
+        assert finishing.settle(now) == []
         again = finishing.next_at(now)
         assert again is not None
         assert again > now
         now = again
     assert 50 <= len(tries) <= 62
     assert set(tries) == {(1, 7)}
-    finishing.failed(now)
-    ((channel_id, error),) = finishing.failed(now + TRY_AGAIN_MICROS)
+    finishing.settle(now)
+    ((channel_id, error),) = finishing.settle(now + TRY_AGAIN_MICROS)
     assert (channel_id, str(error)) == (1, "away")
     assert finishing.next_at(now) is None
 
@@ -51,7 +51,7 @@ def test_what_cannot_be_finished_is_said_and_other_outboxes_are() -> None:
     finishing = Finishing(finish, AtOnce(), PATIENCE)
     finishing.start(1, 7, 0)
     finishing.start(2, 8, 0)
-    assert [(channel_id, str(error)) for channel_id, error in finishing.failed(0)] == [(1, "the disk is full")]
+    assert [(channel_id, str(error)) for channel_id, error in finishing.settle(0)] == [(1, "the disk is full")]
     assert finishing.next_at(0) is None
 
 
@@ -63,7 +63,7 @@ def test_a_bug_is_none_of_the_errors_that_are_said() -> None:
     finishing.start(1, 7, 0)
     finishing.close()
     with pytest.raises(ZeroDivisionError):
-        finishing.failed(0)
+        finishing.settle(0)
 
 
 def test_requests_go_on_while_receipts_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

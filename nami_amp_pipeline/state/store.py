@@ -148,7 +148,7 @@ class Store:
             LostLease: one of them is somebody else's by now.
         """
         for lease in self.lost(tx, list(under)):
-            raise LostLease(f"another process took {lease.name} over")
+            raise _lost(lease)
 
     def check(self, tx: Transaction, lease: Lease) -> None:
         """Looks whether a lease is ours, for the whole of a transaction; until when it holds stays as it is.
@@ -158,7 +158,7 @@ class Store:
         """
         found = dict(tx.execute(_OURS, {"me": self.owner, "names": [lease.name]}).tuples().all())
         if found.get(lease.name) != lease.fence:
-            raise LostLease(f"another process took {lease.name} over")
+            raise _lost(lease)
 
     def lost(self, tx: Transaction, under: Sequence[Lease], *, expires_at: int | None = None) -> list[Lease]:
         """Prolongs those leases that are still ours inside a transaction, and returns the others.
@@ -305,6 +305,10 @@ def read_schema_version(tx: Transaction) -> int:
     if version is None:
         raise StoreUnavailable("the state store does not say which version its tables are of: restore a backup")
     return version
+
+
+def _lost(lease: Lease) -> LostLease:
+    return LostLease(f"another process took {lease.name} over")
 
 
 @cache  # making a statement takes longer than SQLite takes to carry it out
