@@ -7,6 +7,7 @@
     - WarehouseUnavailable: the next run reads again from where this one stopped.
     - StoreUnavailable: nothing was committed; the next run does the same again.
     - IntegrationHalted: one integration stops; no event is spent, the others go on.
+    - Unexpected: a bug met one partition; the others go on, and the next run tries again.
   - Retriable: the same again, later, in the same run.
     - Busy: somebody else holds the lease or the lock.
   - LostLease: somebody else works on this partition now; leave without writing anything more.
@@ -43,6 +44,10 @@ class StoreUnavailable(Halted):
 
 class IntegrationHalted(Halted):
     """One integration cannot go on, for instance because its API key is refused."""
+
+
+class Unexpected(Halted):
+    """An error that nobody expected, in the work for one partition."""
 
 
 class Retriable(NamiAmpError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import sqlalchemy as sa
 
@@ -14,7 +14,15 @@ from nami_amp_pipeline.amplitude.wire import Wire
 from nami_amp_pipeline.capture import Captured, capture, due_apps
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.deliver import deliver
-from nami_amp_pipeline.errors import NamiAmpError
+from nami_amp_pipeline.errors import (
+    Busy,
+    LostLease,
+    Misconfigured,
+    NamiAmpError,
+    StoreUnavailable,
+    Unexpected,
+    WarehouseUnavailable,
+)
 from nami_amp_pipeline.finishing import Background
 from nami_amp_pipeline.prepare import Prepared, prepare
 from nami_amp_pipeline.snapshots import Snapshotted, snapshot
@@ -23,28 +31,62 @@ from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline.state.store import Lease
 
 K = TypeVar("K")
+R = TypeVar("R")
+V = TypeVar("V")
+
+Failed = Callable[[K, NamiAmpError], None]
+"""Told of an app or integration that a stage could not be done for."""
+
+MOST_APART: Final = 20
+"""So many partitions that fail in one stage are told apart; more have one cause, most likely."""
+
+_SHARED = (StoreUnavailable, WarehouseUnavailable, LostLease, Misconfigured, Busy)
 
 
-def capture_apps(context: Context, app_ids: Sequence[str] | None = None) -> dict[str, Captured]:
+def capture_apps(
+    context: Context, app_ids: Sequence[str] | None = None, *, failed: Failed[str] | None = None
+) -> dict[str, Captured]:
     """Stage 1 for these apps, or for all that have an integration switched on.
 
     Apps that another process works on are left to it.
+
+    Args:
+        context: the process at work.
+        app_ids: the apps; None for all.
+        failed: told of each app that the stage could not be done for, while it was done for the others; without it the
+            first such error is raised.
     """
-    with _apps(context, app_ids) as leases:
-        return capture(context, leases)
+
+    def act(some: Sequence[str]) -> dict[str, Captured]:
+        with _apps(context, some) as leases:
+            return capture(context, leases)
+
+    return _apart(context, due_apps(context) if app_ids is None else list(app_ids), act, failed)
 
 
-def snapshot_apps(context: Context, app_ids: Sequence[str] | None = None) -> dict[str, Snapshotted]:
-    """Stage 2 for these apps, or for all that have an integration switched on."""
-    with _apps(context, app_ids) as leases:
-        return snapshot(context, leases)
+def snapshot_apps(
+    context: Context, app_ids: Sequence[str] | None = None, *, failed: Failed[str] | None = None
+) -> dict[str, Snapshotted]:
+    """Stage 2 for these apps, or for all that have an integration switched on; ``failed`` as in stage 1."""
+
+    def act(some: Sequence[str]) -> dict[str, Snapshotted]:
+        with _apps(context, some) as leases:
+            return snapshot(context, leases)
+
+    return _apart(context, due_apps(context) if app_ids is None else list(app_ids), act, failed)
 
 
-def prepare_integrations(context: Context, integrations: Sequence[Integration]) -> dict[int, Prepared]:
-    """Stage 3 for these integrations, by integration id."""
-    with _integrations(context, integrations) as leases:
-        expire_waiting(context, leases)
-        return prepare(context, integrations, leases)
+def prepare_integrations(
+    context: Context, integrations: Sequence[Integration], *, failed: Failed[Integration] | None = None
+) -> dict[int, Prepared]:
+    """Stage 3 for these integrations, by integration id; ``failed`` as in stage 1."""
+
+    def act(some: Sequence[Integration]) -> dict[int, Prepared]:
+        with _integrations(context, some) as leases:
+            expire_waiting(context, leases)
+            return prepare(context, some, leases)
+
+    return _apart(context, integrations, act, failed)
 
 
 def deliver_integrations(
@@ -55,10 +97,56 @@ def deliver_integrations(
     background: Background | None = None,
     rng: random.Random | None = None,
     stop: Callable[[], bool] = lambda: False,
+    failed: Failed[Integration] | None = None,
 ) -> dict[int, Delivered]:
-    """Stage 4 for these integrations, by integration id; see :func:`nami_amp_pipeline.deliver.deliver`."""
-    with _integrations(context, integrations) as leases:
-        return deliver(context, integrations, leases, wire=wire, background=background, rng=rng, stop=stop)
+    """Stage 4 for these integrations, by integration id; see :func:`nami_amp_pipeline.deliver.deliver`.
+
+    ``failed`` as in stage 1.
+    """
+
+    def act(some: Sequence[Integration]) -> dict[int, Delivered]:
+        with _integrations(context, some) as leases:
+            return deliver(context, some, leases, wire=wire, background=background, rng=rng, stop=stop)
+
+    return _apart(context, integrations, act, failed)
+
+
+def _apart(
+    context: Context, keys: Sequence[K], act: Callable[[Sequence[K]], dict[R, V]], failed: Failed[K] | None
+) -> dict[R, V]:
+    """Acts for all keys at once; where that ends in an error, for each half, until it is known whose error it is.
+
+    What no key is to blame for, such as a warehouse that cannot be read, is raised as it is.
+    """
+    told = 0
+
+    def some(part: Sequence[K]) -> dict[R, V]:
+        nonlocal told
+        try:
+            return act(part)
+        except _SHARED:
+            raise
+        except Exception as error:
+            if failed is None or not part:
+                raise
+            if len(part) > 1 and told < MOST_APART:
+                context.log.info("%s: trying again in two halves", type(error).__name__)
+                middle = len(part) // 2
+                return some(part[:middle]) | some(part[middle:])
+            told += len(part)
+            for key in part:
+                failed(key, _in_words(context, error))
+            return {}
+
+    return some(keys)
+
+
+def _in_words(context: Context, error: Exception) -> NamiAmpError:
+    if isinstance(error, NamiAmpError):
+        return error
+    context.log.error("an error that nobody expected", exc_info=error)
+    first = (str(error).splitlines() or [""])[0][:200]
+    return Unexpected(f"this is a bug, please report it: {type(error).__name__}: {first}")
 
 
 def expire_waiting(context: Context, leases: Mapping[int, Lease]) -> dict[int, int]:
@@ -82,9 +170,8 @@ def expire_waiting(context: Context, leases: Mapping[int, Lease]) -> dict[int, i
 
 
 @contextmanager
-def _apps(context: Context, app_ids: Sequence[str] | None) -> Iterator[dict[str, Lease]]:
-    wanted = due_apps(context) if app_ids is None else list(app_ids)
-    with _leases(context, {f"app:{app_id}": app_id for app_id in wanted}) as leases:
+def _apps(context: Context, app_ids: Sequence[str]) -> Iterator[dict[str, Lease]]:
+    with _leases(context, {f"app:{app_id}": app_id for app_id in app_ids}) as leases:
         yield leases
 
 

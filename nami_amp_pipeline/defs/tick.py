@@ -12,13 +12,20 @@ from nami_amp_pipeline.capture import Captured
 from nami_amp_pipeline.clock import to_text
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import Misconfigured, NamiAmpError, StoreUnavailable
-from nami_amp_pipeline.pipeline import capture_apps, deliver_integrations, prepare_integrations, snapshot_apps
+from nami_amp_pipeline.pipeline import (
+    Failed,
+    capture_apps,
+    deliver_integrations,
+    prepare_integrations,
+    snapshot_apps,
+)
 from nami_amp_pipeline.prepare import Prepared
 from nami_amp_pipeline.snapshots import Snapshotted
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
 from nami_amp_pipeline.status import IntegrationStatus, status
 
-T = TypeVar("T")
+R = TypeVar("R")
+V = TypeVar("V")
 
 LEFT_TO_ANOTHER = "another process is working on this integration; its events are left to that one"
 
@@ -73,19 +80,22 @@ class Tick:
     def capture(self) -> dict[str, Captured]:
         """Stage 1, of the apps that have an integration switched on; by app id."""
         apps = self._apps()
-        self.captured = self._stage("nami_events", lambda: capture_apps(self.context, apps), {})
+        self.captured = self._stage("nami_events", lambda failed: capture_apps(self.context, apps, failed=failed))
         return self.captured
 
     def snapshot(self) -> dict[str, Snapshotted]:
         """Stage 2; by app id."""
         apps = self._apps()
-        self.snapshotted = self._stage("user_property_snapshots", lambda: snapshot_apps(self.context, apps), {})
+        self.snapshotted = self._stage(
+            "user_property_snapshots", lambda failed: snapshot_apps(self.context, apps, failed=failed)
+        )
         return self.snapshotted
 
     def prepare(self) -> dict[int, Prepared]:
         """Stage 3; by integration id."""
         self.prepared = self._stage(
-            "amplitude_events", lambda: prepare_integrations(self.context, self.integrations()), {}
+            "amplitude_events",
+            lambda failed: prepare_integrations(self.context, self.integrations(), failed=failed),
         )
         return self.prepared
 
@@ -97,8 +107,7 @@ class Tick:
         """
         self.delivered = self._stage(
             "amplitude_deliveries",
-            lambda: deliver_integrations(self.context, self.integrations(), stop=stop),
-            {},
+            lambda failed: deliver_integrations(self.context, self.integrations(), stop=stop, failed=failed),
         )
         return self.delivered
 
@@ -160,15 +169,21 @@ class Tick:
     def _apps(self) -> list[str]:
         return sorted({one.app_id for one in self.integrations() if one.enabled})
 
-    def _stage(self, asset: str, act: Callable[[], T], nothing: T) -> T:
+    def _stage(self, asset: str, act: Callable[[Failed[Any]], dict[R, V]]) -> dict[R, V]:
+        def failed(key: str | Integration, error: NamiAmpError) -> None:
+            self._note(asset, type(error)(f"{key if isinstance(key, str) else key.key}: {error}"))
+
         try:
-            return act()
+            return act(failed)
         except (StoreUnavailable, Misconfigured):
             raise  # no stage can do anything about it
         except NamiAmpError as error:
-            self.troubles.append((asset, error))
-            self.log.error("%s: %s", asset, error)
-            return nothing
+            self._note(asset, error)
+            return {}
+
+    def _note(self, asset: str, error: NamiAmpError) -> None:
+        self.troubles.append((asset, error))
+        self.log.error("%s: %s", asset, error)
 
 
 def _growth(was: dict[str, int], now: dict[str, int]) -> dict[str, int]:
