@@ -20,7 +20,7 @@ tests: $(VENV)/installed-dev
 	$(BIN)/pytest
 
 torture: $(VENV)/installed-dev  ## simulated histories for as long as told: make torture MINUTES=60
-	$(BIN)/python -m nami_amp_pipeline_tests.torture --minutes $(or $(MINUTES),10)
+	$(BIN)/python -m nami_amp_pipeline_tests.tools.torture --minutes $(or $(MINUTES),10)
 
 bench: $(VENV)/installed-dev  ## measures everything of docs/benchmarks.md, or one part: make bench PART=history
 	$(BIN)/python -m bench $(PART)

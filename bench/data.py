@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from nami_amp_pipeline import contract, sample
-from nami_amp_pipeline.compute import sql
+from nami_amp_pipeline.storage.duckdb_engine import sql
 
 CACHE: Final = Path(__file__).parent / ".cache"
 

@@ -23,10 +23,10 @@ from bench.data import sample_warehouse
 from bench.part import alone, say, table
 from bench.receiver import Receiver
 from bench.scene import Home, room
-from nami_amp_pipeline.compute import compute
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.segments import DataFolder
 from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.storage.data_folder import DataFolder
+from nami_amp_pipeline.storage.duckdb_engine import compute
 
 TITLE = "What the machine can do"
 

@@ -22,8 +22,8 @@ from bench.data import expected, sample_warehouse
 from bench.part import alone, say, spread, table
 from bench.receiver import Receiver
 from bench.scene import STAGES, Home, delivered_all, room, summary
-from nami_amp_pipeline.compute import sql
-from nami_amp_pipeline_tests.postgres import Postgres
+from nami_amp_pipeline.storage.duckdb_engine import sql
+from nami_amp_pipeline_tests.support.postgres import Postgres
 
 TITLE = "PostgreSQL"
 GOAL = 35_000

@@ -19,11 +19,11 @@ import psycopg2
 
 from bench.part import alone, say, table
 from bench.scene import room
-from nami_amp_pipeline.compute import compute
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.storage.duckdb_engine import compute
 from nami_amp_pipeline.warehouse import open_warehouse
-from nami_amp_pipeline_tests.postgres import Postgres
-from nami_amp_pipeline_tests.warehouses import PostgresEvents
+from nami_amp_pipeline_tests.support.postgres import Postgres
+from nami_amp_pipeline_tests.support.warehouses import PostgresEvents
 
 KNOWN = 20_000
 """Rows of the late-commit window that a tick reads the keys of again."""

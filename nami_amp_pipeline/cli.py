@@ -6,10 +6,10 @@ import click
 
 from nami_amp_pipeline import __version__
 from nami_amp_pipeline.commands.apps import apps
+from nami_amp_pipeline.commands.base import CommandGroup, Invocation
 from nami_amp_pipeline.commands.dead_letters import dead_letters
 from nami_amp_pipeline.commands.demo import demo, sandbox
 from nami_amp_pipeline.commands.doctor import doctor
-from nami_amp_pipeline.commands.frame import Front, Invocation
 from nami_amp_pipeline.commands.integrations import integrations
 from nami_amp_pipeline.commands.keys import keys
 from nami_amp_pipeline.commands.load import load
@@ -20,7 +20,7 @@ from nami_amp_pipeline.commands.status import status
 from nami_amp_pipeline.commands.trace import trace
 
 
-@click.group(cls=Front, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="nami-amp", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show where in the program a bug is (also: NAMI_AMP_DEBUG=1).")
 @click.pass_obj

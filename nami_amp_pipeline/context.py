@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 from nami_amp_pipeline.clock import Clock, micros, system_clock
 from nami_amp_pipeline.secrets import Cipher
-from nami_amp_pipeline.segments import DataFolder
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import Store
+from nami_amp_pipeline.state.migrate import create_or_upgrade
+from nami_amp_pipeline.storage.data_folder import DataFolder
 from nami_amp_pipeline.warehouse import Warehouse, open_warehouse
 
 
@@ -58,7 +59,7 @@ class Context:
             Halted: the data folder cannot be written.
         """
         store = Store(settings.state_url, clock, settings.lease_seconds)
-        store.create()
+        create_or_upgrade(store)
         return Context(
             settings=settings,
             store=store,

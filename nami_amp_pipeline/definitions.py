@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dagster as dg
 
-from nami_amp_pipeline.defs.alerts import alerts, failed_runs
-from nami_amp_pipeline.defs.assets import amplitude_deliveries, amplitude_events, nami_events, user_property_snapshots
+from nami_amp_pipeline.defs.alert_sensors import alerts, failed_runs
+from nami_amp_pipeline.defs.assets import ASSETS
 from nami_amp_pipeline.defs.checks import asset_checks
 from nami_amp_pipeline.defs.jobs import micro_batch
 from nami_amp_pipeline.defs.resources import PipelineResource
-from nami_amp_pipeline.defs.retention import retention, retention_hourly
+from nami_amp_pipeline.defs.retention_job import retention, retention_hourly
 from nami_amp_pipeline.defs.schedules import micro_batch_every_5_minutes
 from nami_amp_pipeline.defs.sensors import early_micro_batch, integration_partitions, lost_runs_sensor
 
@@ -18,7 +18,7 @@ from nami_amp_pipeline.defs.sensors import early_micro_batch, integration_partit
 def defs() -> dg.Definitions:
     """All of it: the assets in the order in which an event passes them, and what drives them."""
     return dg.Definitions(
-        assets=[nami_events, user_property_snapshots, amplitude_events, amplitude_deliveries],
+        assets=ASSETS,
         asset_checks=asset_checks,
         jobs=[micro_batch, retention],
         schedules=[micro_batch_every_5_minutes, retention_hourly],

@@ -9,11 +9,10 @@ from typing import Final, TypeVar
 
 import sqlalchemy as sa
 
-from nami_amp_pipeline.amplitude.attempt import Delivered
-from nami_amp_pipeline.amplitude.wire import Wire
-from nami_amp_pipeline.capture import Captured, capture, due_apps
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.deliver import deliver
+from nami_amp_pipeline.delivery.attempt import Delivered
+from nami_amp_pipeline.delivery.outbox_finisher import Background
+from nami_amp_pipeline.delivery.request_threads import Wire
 from nami_amp_pipeline.errors import (
     Busy,
     LostLease,
@@ -23,11 +22,12 @@ from nami_amp_pipeline.errors import (
     Unexpected,
     WarehouseUnavailable,
 )
-from nami_amp_pipeline.finishing import Background
-from nami_amp_pipeline.prepare import Prepared, prepare
-from nami_amp_pipeline.snapshots import Snapshotted, snapshot
+from nami_amp_pipeline.stages.capture import Captured, capture
+from nami_amp_pipeline.stages.deliver import deliver
+from nami_amp_pipeline.stages.prepare import Prepared, prepare
+from nami_amp_pipeline.stages.snapshots import Snapshotted, snapshot
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline.state.integrations import Integration, apps_with_integrations
 from nami_amp_pipeline.state.store import Lease
 
 K = TypeVar("K")
@@ -61,7 +61,7 @@ def capture_apps(
         with _apps(context, some) as leases:
             return capture(context, leases)
 
-    return _apart(context, due_apps(context) if app_ids is None else list(app_ids), act, failed)
+    return _apart(context, apps_with_integrations(context.store) if app_ids is None else list(app_ids), act, failed)
 
 
 def snapshot_apps(
@@ -73,7 +73,7 @@ def snapshot_apps(
         with _apps(context, some) as leases:
             return snapshot(context, leases)
 
-    return _apart(context, due_apps(context) if app_ids is None else list(app_ids), act, failed)
+    return _apart(context, apps_with_integrations(context.store) if app_ids is None else list(app_ids), act, failed)
 
 
 def prepare_integrations(
@@ -99,7 +99,7 @@ def deliver_integrations(
     stop: Callable[[], bool] = lambda: False,
     failed: Failed[Integration] | None = None,
 ) -> dict[int, Delivered]:
-    """Stage 4 for these integrations, by integration id; see :func:`nami_amp_pipeline.deliver.deliver`.
+    """Stage 4 for these integrations, by integration id; see :func:`nami_amp_pipeline.stages.deliver.deliver`.
 
     ``failed`` as in stage 1.
     """

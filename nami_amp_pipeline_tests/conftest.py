@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nami_amp_pipeline_tests.postgres import Postgres
+from nami_amp_pipeline_tests.support.postgres import Postgres
 
 
 @pytest.fixture(scope="session")

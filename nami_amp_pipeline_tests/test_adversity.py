@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from nami_amp_pipeline import runner
-from nami_amp_pipeline.compute import compute
+from nami_amp_pipeline.dagster_support import instance
+from nami_amp_pipeline.dagster_support.instance import dagster_instance
 from nami_amp_pipeline.errors import Halted
-from nami_amp_pipeline.runner import dagster_instance, run_micro_batch
+from nami_amp_pipeline.runner import run_micro_batch
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.storage.duckdb_engine import compute
 from nami_amp_pipeline_tests.adversity.disk import Disk, Filler, NoMount, small_disk
 from nami_amp_pipeline_tests.adversity.locks import Locks
 from nami_amp_pipeline_tests.adversity.workers import Workers
-from nami_amp_pipeline_tests.harness import START, Pipeline
-from nami_amp_pipeline_tests.scene import WARNINGS
+from nami_amp_pipeline_tests.support.harness import START, Pipeline
+from nami_amp_pipeline_tests.support.scene import WARNINGS
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)
 
@@ -103,11 +104,11 @@ def test_a_history_that_another_process_keeps_locked_is_not_waited_for_without_e
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
-    monkeypatch.setattr(runner, "OPENING_SECONDS", 0.2)
+    monkeypatch.setattr(instance, "OPENING_SECONDS", 0.2)
     settings = Settings.load({"NAMI_AMP_HOME": str(tmp_path)})
     home = tmp_path / "dagster"
     home.mkdir()
-    with runner._alone(home), pytest.raises(Halted, match="locked by another process"), dagster_instance(settings):
+    with instance._alone(home), pytest.raises(Halted, match="locked by another process"), dagster_instance(settings):
         raise AssertionError("must not get here")
     with dagster_instance(settings):
         pass

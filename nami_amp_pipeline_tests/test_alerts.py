@@ -14,15 +14,15 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.alerts import Alert, FailedRun, Kind, Watch, note_failed_run, open_failed_runs, watch
 from nami_amp_pipeline.alerts import message as messages
-from nami_amp_pipeline.alerts.book import Entry, entries
+from nami_amp_pipeline.alerts.alert_store import Entry, entries
 from nami_amp_pipeline.alerts.conditions import duration
 from nami_amp_pipeline.alerts.watch import LEASE
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import halt, set_enabled
-from nami_amp_pipeline_tests.harness import START, Pipeline
-from nami_amp_pipeline_tests.webhook import SECRET, Webhook
+from nami_amp_pipeline_tests.support.harness import START, Pipeline
+from nami_amp_pipeline_tests.support.webhook import SECRET, Webhook
 
 LOG = logging.getLogger("nami_amp_pipeline.alerts")
 DAGSTER = "https://dagster.example.com"

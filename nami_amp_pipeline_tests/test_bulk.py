@@ -11,8 +11,9 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.errors import StoreUnavailable
 from nami_amp_pipeline.state import Store, Transaction, bulk, tables
+from nami_amp_pipeline.state.migrate import create_or_upgrade
 from nami_amp_pipeline.state.users import move_forward, move_sent, read_sent
-from nami_amp_pipeline_tests.postgres import Postgres
+from nami_amp_pipeline_tests.support.postgres import Postgres
 
 MANY = bulk.FEW_ROWS + 25_000  # more than one part
 HOSTILE = [
@@ -24,7 +25,7 @@ HOSTILE = [
 @pytest.fixture
 def store(state_url: str) -> Iterator[Store]:
     opened = Store(state_url, lambda: 0.0)
-    opened.create()
+    create_or_upgrade(opened)
     yield opened
     opened.close()
 
@@ -150,7 +151,7 @@ def _cut_off(store: Store, tx: Transaction) -> None:
 @pytest.mark.parametrize("rows", [10, MANY], ids=["few", "many"])
 def test_a_server_that_goes_away_is_a_store_that_cannot_be_reached(postgres: Postgres, rows: int) -> None:
     store = Store(postgres.fresh_database(), lambda: 0.0)
-    store.create()
+    create_or_upgrade(store)
     users: dict[str, dict[str, Any]] = {f"u{number}": {} for number in range(rows)}
     with pytest.raises(StoreUnavailable), store.begin() as tx:  # noqa: PT012
         _cut_off(store, tx)
@@ -163,7 +164,7 @@ def test_a_server_that_goes_away_is_a_store_that_cannot_be_reached(postgres: Pos
 
 def test_a_full_disk_is_a_store_that_cannot_be_written(tmp_path: Any) -> None:
     store = Store(f"sqlite:///{tmp_path}/state.db", lambda: 0.0)
-    store.create()
+    create_or_upgrade(store)
     users: dict[str, dict[str, Any]] = {f"u{number}": {"external_id": "x" * 1_000} for number in range(2_000)}
     with pytest.raises(StoreUnavailable, match="full"), store.begin() as tx:  # noqa: PT012
         tx.exec_driver_sql("PRAGMA max_page_count=100")

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
-from nami_amp_pipeline_tests.simulation.scripted import API_KEY, LATENCY, OK, Bench, event
+from nami_amp_pipeline_tests.simulation.scripted_answers import API_KEY, LATENCY, OK, Bench, event
 
 _TABLE: list[dict[str, Any]] = json.loads((Path(__file__).parent / "cases" / "amplitude_responses.json").read_text())[
     "cases"

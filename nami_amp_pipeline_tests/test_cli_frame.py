@@ -13,7 +13,7 @@ import pytest
 import nami_amp_pipeline
 from nami_amp_pipeline.cli import cli
 from nami_amp_pipeline.state import Store
-from nami_amp_pipeline_tests.command_line import event, invoke, load_events, one_line
+from nami_amp_pipeline_tests.support.command_line import event, invoke, load_events, one_line
 
 COMMANDS = ["apps", "dead-letters", "demo", "integrations", "load", "run", "sandbox", "status", "trace"]
 
@@ -125,7 +125,7 @@ def test_a_bug_is_one_line_and_its_traceback_on_request(tmp_path: Path, monkeypa
     def broken(_store: Store) -> None:
         raise ValueError(f"{key} postgresql://user:pass-word@host/db\nand more")
 
-    monkeypatch.setattr(Store, "create", broken)
+    monkeypatch.setattr("nami_amp_pipeline.state.migrate.create_or_upgrade", broken)
     settings = {"NAMI_AMP_ENCRYPTION_KEY": key}
     done = invoke(tmp_path, "status", settings=settings)
     assert done.exit_code == 1

@@ -9,9 +9,9 @@ import orjson
 import pytest
 import sqlalchemy as sa
 
-from nami_amp_pipeline.amplitude.sandbox import Fault, FaultKind, Options, Sandbox, SandboxServer
+from nami_amp_pipeline.sandbox import Fault, FaultKind, Options, Sandbox, SandboxServer
 from nami_amp_pipeline.state import Store, tables
-from nami_amp_pipeline_tests.command_line import API_KEY, add, event, invoke, load_events, one_line, tick
+from nami_amp_pipeline_tests.support.command_line import API_KEY, add, event, invoke, load_events, one_line, tick
 
 ADD = ("integrations", "add", "radio", "prod", "--endpoint", "us", "--api-key-env", "KEY")
 

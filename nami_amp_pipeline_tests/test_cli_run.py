@@ -16,9 +16,9 @@ import duckdb
 import orjson
 import pytest
 
-from nami_amp_pipeline.amplitude.sandbox import Sandbox, SandboxServer
+from nami_amp_pipeline.sandbox import Sandbox, SandboxServer
 from nami_amp_pipeline.warehouse import duckdb_file
-from nami_amp_pipeline_tests.command_line import (
+from nami_amp_pipeline_tests.support.command_line import (
     API_KEY,
     PROGRAM,
     add,

@@ -14,11 +14,11 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, given, settings
 
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline_tests import reference
-from nami_amp_pipeline_tests.harness import Pipeline
-from nami_amp_pipeline_tests.histories import histories, integrations, times
-from nami_amp_pipeline_tests.postgres import Postgres
-from nami_amp_pipeline_tests.snapshots import current_snapshots
+from nami_amp_pipeline_tests.support import reference
+from nami_amp_pipeline_tests.support.current_snapshots import current_snapshots
+from nami_amp_pipeline_tests.support.harness import Pipeline
+from nami_amp_pipeline_tests.support.histories import histories, integrations, times
+from nami_amp_pipeline_tests.support.postgres import Postgres
 
 GOLDEN = Path(__file__).parent / "cases" / "golden"
 

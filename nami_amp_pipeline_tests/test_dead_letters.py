@@ -10,12 +10,13 @@ import orjson
 import pytest
 import sqlalchemy as sa
 
-from nami_amp_pipeline import dead_letters
-from nami_amp_pipeline.amplitude.sandbox import Fault, Sandbox, SandboxServer
-from nami_amp_pipeline.dead_letters import BUSY, NO_BODY, TOO_OLD, Filter
 from nami_amp_pipeline.errors import Misconfigured
+from nami_amp_pipeline.operations import dead_letters
+from nami_amp_pipeline.operations.dead_letters import BUSY, NO_BODY, TOO_OLD, Filter
+from nami_amp_pipeline.sandbox import Fault, Sandbox, SandboxServer
 from nami_amp_pipeline.state import Store, tables
-from nami_amp_pipeline_tests.command_line import add, event, load_events, tick
+from nami_amp_pipeline.state.migrate import create_or_upgrade
+from nami_amp_pipeline_tests.support.command_line import add, event, load_events, tick
 
 DAY = 86_400_000_000
 
@@ -30,7 +31,7 @@ def server() -> Iterator[SandboxServer]:
 def store(tmp_path: Path) -> Iterator[Store]:
     clock = lambda: 30 * 86_400.0  # noqa: E731 - a clock is any such callable
     store = Store(f"sqlite:///{tmp_path}/state.db", clock)
-    store.create()
+    create_or_upgrade(store)
     with store.begin() as tx:
         tx.execute(sa.insert(tables.apps).values(app_id="radio"))
         for number, name in ((1, "prod"), (2, "test")):

@@ -8,11 +8,12 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from nami_amp_pipeline.amplitude.sandbox import Options, Sandbox, SandboxServer
+from nami_amp_pipeline.dagster_support.instance import dagster_instance
 from nami_amp_pipeline.definitions import defs
-from nami_amp_pipeline.runner import dagster_instance, run_micro_batch
+from nami_amp_pipeline.runner import run_micro_batch
+from nami_amp_pipeline.sandbox import Options, Sandbox, SandboxServer
 from nami_amp_pipeline.secrets import Secret
-from nami_amp_pipeline_tests.harness import Pipeline
+from nami_amp_pipeline_tests.support.harness import Pipeline
 from nami_amp_pipeline_tests.test_reference import row
 
 KEY = "clear-text-of-a-key-0123456789abcdef"

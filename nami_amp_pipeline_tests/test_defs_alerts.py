@@ -11,20 +11,20 @@ import duckdb
 import pytest
 import sqlalchemy as sa
 
-from nami_amp_pipeline.alerts.book import entries
+from nami_amp_pipeline.alerts.alert_store import entries
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.defs.alerts import alerts, failed_runs
+from nami_amp_pipeline.defs.alert_sensors import alerts, failed_runs
 from nami_amp_pipeline.defs.jobs import micro_batch
-from nami_amp_pipeline.defs.resources import Pipeline
+from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.defs.sensors import LOST, early_micro_batch, lost_runs_sensor
-from nami_amp_pipeline.due import due, not_captured
+from nami_amp_pipeline.operations.backlog import due, not_captured
 from nami_amp_pipeline.runner import run_micro_batch
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.heartbeat import lost_runs
 from nami_amp_pipeline.state.integrations import Integration, halt, set_enabled
-from nami_amp_pipeline_tests.scene import BAD_KEY, WARNINGS, Scene, scene
-from nami_amp_pipeline_tests.webhook import Webhook
+from nami_amp_pipeline_tests.support.scene import BAD_KEY, WARNINGS, Scene, scene
+from nami_amp_pipeline_tests.support.webhook import Webhook
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)
 
@@ -64,7 +64,7 @@ class Daemon:
 
     def __call__(self) -> str | dg.RunRequest:
         """Why it did nothing, or the run that it asks for."""
-        pipeline = Pipeline(self.settings)
+        pipeline = PipelineSession(self.settings)
         context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
         try:
             result = self.sensor(context, pipeline=pipeline)
@@ -170,7 +170,7 @@ def test_sensors_make_no_store_where_there_is_none(
 
 def fail(stage: Scene, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
     """Runs a micro-batch as the daemon's runs are, and lets the sensor see it if it failed."""
-    pipeline = Pipeline(stage.settings)
+    pipeline = PipelineSession(stage.settings)
     result = micro_batch.execute_in_process(
         run_config={"console_log_level": "CRITICAL"},
         instance=instance,
@@ -186,7 +186,7 @@ def fail(stage: Scene, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResul
             dagster_run=result.dagster_run,
             partition_key=None,
         ).for_run_failure()
-        resource = Pipeline(stage.settings)
+        resource = PipelineSession(stage.settings)
         failed_runs(context, pipeline=resource)
         resource.close()
     return result
@@ -286,7 +286,7 @@ def test_runs_whose_machine_is_gone_are_ended_and_others_are_not(stage: Scene, i
     for run_id in (gone, stopping):
         assert elsewhere.store.acquire([f"run:{run_id}"])
     elsewhere.store.close()
-    living = Pipeline(stage.settings, at_work)
+    living = PipelineSession(stage.settings, at_work)
     living.open()
     assert gone in str(look())
     assert status_of(instance, gone) is dg.DagsterRunStatus.FAILURE
@@ -303,7 +303,7 @@ def test_runs_whose_machine_is_gone_are_ended_and_others_are_not(stage: Scene, i
 
 def test_a_run_at_work_is_heard_of_for_as_long_as_it_takes(tmp_path: Path) -> None:
     settings = Settings.load({"NAMI_AMP_HOME": str(tmp_path), "NAMI_AMP_LEASE_SECONDS": "5"})
-    living = Pipeline(settings, "run-1")
+    living = PipelineSession(settings, "run-1")
     store = living.open().store
     time.sleep(7)
     assert lost_runs(store) == []

@@ -12,9 +12,9 @@ import pytest
 from nami_amp_pipeline.defs.assets import amplitude_deliveries, amplitude_events, nami_events, user_property_snapshots
 from nami_amp_pipeline.defs.checks import asset_checks
 from nami_amp_pipeline.defs.partitions import add_partitions
-from nami_amp_pipeline.defs.resources import Pipeline
+from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.state.integrations import all_integrations
-from nami_amp_pipeline_tests.scene import BAD_KEY, WARNINGS, Scene, scene
+from nami_amp_pipeline_tests.support.scene import BAD_KEY, WARNINGS, Scene, scene
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)
 
@@ -43,7 +43,7 @@ def materialize(
     stage: Scene, instance: dg.DagsterInstance, name: str, key: str | None = None, *, tags: dict[str, str] | None = None
 ) -> dg.ExecuteInProcessResult:
     add_partitions(instance, all_integrations(stage.context.store))
-    pipeline = Pipeline(stage.settings, run_id="by-hand")
+    pipeline = PipelineSession(stage.settings, run_id="by-hand")
     partition: Any = key
     if key is not None and "|" in key:
         app_id, name_in_app = key.split("|")

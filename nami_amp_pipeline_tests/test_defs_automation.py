@@ -11,12 +11,12 @@ import pytest
 
 from nami_amp_pipeline.defs import partitions, schedules
 from nami_amp_pipeline.defs.jobs import micro_batch
-from nami_amp_pipeline.defs.resources import Pipeline
+from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.defs.schedules import build_schedule
 from nami_amp_pipeline.defs.sensors import integration_partitions
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state.integrations import remove
-from nami_amp_pipeline_tests.scene import WARNINGS, Scene, scene
+from nami_amp_pipeline_tests.support.scene import WARNINGS, Scene, scene
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)
 
@@ -80,7 +80,7 @@ def test_schedule_goes_by_the_setting() -> None:
 
 def look(stage_settings: Settings, instance: dg.DagsterInstance) -> object:
     """Evaluates the sensor, and does what it asks for as the daemon would."""
-    pipeline = Pipeline(stage_settings)
+    pipeline = PipelineSession(stage_settings)
     result = integration_partitions(dg.build_sensor_context(instance=instance), pipeline=pipeline)
     pipeline.close()
     if isinstance(result, dg.SensorResult):

@@ -11,10 +11,10 @@ import dagster as dg
 import pytest
 import yaml
 
+from nami_amp_pipeline.dagster_support.instance import DAGSTER_YAML
 from nami_amp_pipeline.definitions import defs
 from nami_amp_pipeline.defs.resources import PipelineResource
-from nami_amp_pipeline.runner import DAGSTER_YAML
-from nami_amp_pipeline_tests.scene import WARNINGS
+from nami_amp_pipeline_tests.support.scene import WARNINGS
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)
 

@@ -15,15 +15,15 @@ import pytest
 
 from nami_amp_pipeline import pipeline as stages
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.defs.halts import DELIVERIES, in_a_line
+from nami_amp_pipeline.defs.asset_pages.halted import DELIVERIES, in_a_line
 from nami_amp_pipeline.defs.jobs import micro_batch
-from nami_amp_pipeline.defs.resources import Pipeline
-from nami_amp_pipeline.defs.tick import LEFT_TO_ANOTHER, Tick
+from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.errors import WarehouseUnavailable
+from nami_amp_pipeline.micro_batch import LEFT_TO_ANOTHER, MicroBatch
+from nami_amp_pipeline.operations.status import IntegrationStatus
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.state.integrations import set_enabled, update
-from nami_amp_pipeline.status import IntegrationStatus
-from nami_amp_pipeline_tests.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
+from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)
 
@@ -43,7 +43,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def run(
     stage: Scene, instance: dg.DagsterInstance, *integrations: str, raise_on_error: bool = False
 ) -> dg.ExecuteInProcessResult:
-    pipeline = Pipeline(stage.settings, run_id="a-run")
+    pipeline = PipelineSession(stage.settings, run_id="a-run")
     try:
         return micro_batch.execute_in_process(
             run_config={"integrations": list(integrations), "console_log_level": "CRITICAL"},
@@ -200,7 +200,7 @@ def test_earlier_outboxes_are_delivered_although_the_warehouse_is_gone(
 ) -> None:
     stage.load(apps=("radio",))
     one = stage.add("radio")
-    tick = Tick.begin(stage.context)
+    tick = MicroBatch.begin(stage.context)
     tick.capture()
     tick.snapshot()
     (stage.home / "warehouse.duckdb").unlink()
@@ -214,11 +214,11 @@ def test_earlier_outboxes_are_delivered_although_the_warehouse_is_gone(
 def test_step_can_be_run_again_by_itself(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.load(apps=("radio",))
     one = stage.add("radio")
-    tick = Tick.begin(stage.context)
+    tick = MicroBatch.begin(stage.context)
     tick.capture()
     tick.snapshot()
     tick.prepare()
-    pipeline = Pipeline(stage.settings, run_id="again")
+    pipeline = PipelineSession(stage.settings, run_id="again")
     result = micro_batch.execute_in_process(
         run_config={"console_log_level": "CRITICAL"},
         instance=instance,
@@ -234,7 +234,7 @@ def test_report_has_every_integration_and_what_became_of_it(stage: Scene) -> Non
     stage.load(apps=("radio", "fit"))
     stage.add("fit", enabled=False)
     stage.add("radio")
-    tick = Tick.begin(stage.context)
+    tick = MicroBatch.begin(stage.context)
     tick.capture()
     tick.snapshot()
     tick.prepare()
@@ -249,7 +249,7 @@ def test_report_has_every_integration_and_what_became_of_it(stage: Scene) -> Non
 def test_integration_that_another_process_works_on_is_left_to_it(stage: Scene) -> None:
     stage.load(apps=("radio",))
     one = stage.add("radio")
-    tick = Tick.begin(stage.context)
+    tick = MicroBatch.begin(stage.context)
     tick.capture()
     tick.snapshot()
     tick.prepare()
@@ -294,7 +294,7 @@ def test_signal_lets_requests_under_way_finish(stage: Scene, instance: dg.Dagste
 
     before = signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nami_amp_pipeline.defs.tick.deliver_integrations", interrupted)
+        patch.setattr("nami_amp_pipeline.micro_batch.deliver_integrations", interrupted)
         with pytest.raises(dg.DagsterExecutionInterruptedError):
             run(stage, instance, raise_on_error=True)
     assert signal.getsignal(signal.SIGINT) == before
@@ -310,7 +310,7 @@ def test_signal_lets_requests_under_way_finish(stage: Scene, instance: dg.Dagste
 
 def test_trouble_of_a_stage_stands_in_the_report(stage: Scene) -> None:
     stage.add("radio")
-    tick = Tick.begin(stage.context)
+    tick = MicroBatch.begin(stage.context)
     tick.capture()
     assert isinstance(tick.troubles[0][1], WarehouseUnavailable)
     tick.deliver(lambda: False)

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from nami_amp_pipeline import channels
-from nami_amp_pipeline import deliver as delivery
-from nami_amp_pipeline.amplitude.outbox import LANE_BATCH_ROWS, OutboxBatch, Shelf
 from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
+from nami_amp_pipeline.delivery import channel_loader as channels
+from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS, OutboxBatch, OutboxCache
 from nami_amp_pipeline.errors import StoreUnavailable
+from nami_amp_pipeline.stages import deliver as delivery
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline_tests.simulation.scripted import OK, Bench, Posted, event
+from nami_amp_pipeline_tests.simulation.scripted_answers import OK, Bench, Posted, event
 
 DAY = 86_400.0
 
@@ -46,7 +46,7 @@ def test_of_a_long_lane_only_the_part_at_hand_is_kept_and_read_once(
     opened: list[int] = []
     kept: list[int] = []
 
-    class Watched(Shelf):
+    class Watched(OutboxCache):
         def batch(self, name: str, number: int) -> OutboxBatch:
             if (name, number) not in self._batches:
                 opened.append(number)
@@ -58,7 +58,7 @@ def test_of_a_long_lane_only_the_part_at_hand_is_kept_and_read_once(
             super().drop(name, number)
             kept.append(len(self._batches))
 
-    monkeypatch.setattr(channels, "Shelf", Watched)
+    monkeypatch.setattr(channels, "OutboxCache", Watched)
     bench = Bench(tmp_path)
     bench.prepare([event(number) for number in range(2 * LANE_BATCH_ROWS + 1)])
     bench.deliver()

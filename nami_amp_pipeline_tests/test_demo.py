@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nami_amp_pipeline.demo.setting import APPS, demo_key
+from nami_amp_pipeline.demo.setup import APPS, demo_key
 
 NAMI_AMP = Path(sys.executable).with_name("nami-amp")
 KEYS = tuple(demo_key(app_id).encode() for app_id in APPS)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from dagster._core.instance.config import dagster_instance_config
 
-from nami_amp_pipeline.runner import CODE_LOCATION
+from nami_amp_pipeline.dagster_support.instance import CODE_LOCATION
 from nami_amp_pipeline.settings import Settings
 
 ROOT = Path(__file__).parents[1]

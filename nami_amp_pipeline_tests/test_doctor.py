@@ -24,18 +24,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from dagster._daemon.types import DaemonHeartbeat
 from dagster_shared.error import SerializableErrorInfo
 
-from nami_amp_pipeline import doctor
-from nami_amp_pipeline.amplitude.sandbox import Sandbox, SandboxServer
-from nami_amp_pipeline.defs.health import check_dagster
+from nami_amp_pipeline.dagster_support.health import check_dagster
+from nami_amp_pipeline.dagster_support.instance import dagster_instance
 from nami_amp_pipeline.errors import Misconfigured
-from nami_amp_pipeline.runner import dagster_instance
+from nami_amp_pipeline.operations import doctor
+from nami_amp_pipeline.sandbox import Sandbox, SandboxServer
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import Store, migrate, tables
+from nami_amp_pipeline.state.migrate import create_or_upgrade
 from nami_amp_pipeline.warehouse import Finding
 from nami_amp_pipeline_tests.adversity.disk import NoMount, small_disk
-from nami_amp_pipeline_tests.command_line import add, event, invoke, load_events
-from nami_amp_pipeline_tests.postgres import Postgres
-from nami_amp_pipeline_tests.scene import WARNINGS
+from nami_amp_pipeline_tests.support.command_line import add, event, invoke, load_events
+from nami_amp_pipeline_tests.support.postgres import Postgres
+from nami_amp_pipeline_tests.support.scene import WARNINGS
 from nami_amp_pipeline_tests.test_migrations import later, make_first_version, opened
 
 __all__ = ["later"]
@@ -141,7 +142,7 @@ def test_a_store_that_cannot_be_used(tmp_path: Path, postgres: Postgres, broken:
     else:
         url, words = postgres.fresh_database(), "read-only" if broken == "read only" else "permission denied"
         with opened(url) as store:
-            store.create()
+            create_or_upgrade(store)
             with store.begin() as tx:
                 tx.exec_driver_sql("DROP ROLE IF EXISTS nami_looker")
                 tx.exec_driver_sql("CREATE ROLE nami_looker LOGIN PASSWORD 'pass-word'")
@@ -169,7 +170,7 @@ def postgres_as_owner(url: str, postgres: Postgres) -> Iterator[Store]:
 
 def test_looking_at_the_store_leaves_nothing_in_it(state_url: str, tmp_path: Path) -> None:
     with opened(state_url) as store:
-        store.create()
+        create_or_upgrade(store)
         assert only(doctor.check_store(settings(tmp_path, NAMI_AMP_STATE_URL=state_url)), "ok")
         with store.begin() as tx:
             assert tx.execute(sa.select(tables.leases)).all() == []
@@ -181,7 +182,7 @@ def test_a_store_of_another_version(state_url: str, tmp_path: Path, later: Any) 
     assert "brings it up to date" in (only(doctor.check_migrations(chosen), "warning").fix or "")
     with opened(state_url) as store:
         assert store.schema_version() == 1, "looking must not migrate"
-        store.create()
+        create_or_upgrade(store)
         assert only(doctor.check_migrations(chosen), "ok")
         later(safe=False)
         assert "nami-amp migrate" in (only(doctor.check_migrations(chosen), "error").fix or "")
@@ -322,7 +323,7 @@ def test_a_clock_that_is_wrong(state_url: str, tmp_path: Path) -> None:
             assert added.exit_code == 0, added.output
         else:
             with opened(state_url) as store:
-                store.create()
+                create_or_upgrade(store)
         for seconds, level, words in (
             (0.0, "ok", "agrees with"),
             (40.0, "warning", " s ahead of"),

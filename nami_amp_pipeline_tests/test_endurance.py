@@ -9,8 +9,8 @@ import pytest
 from nami_amp_pipeline.amplitude.transport import HttpAnswer
 from nami_amp_pipeline_tests.endurance import day, fairness, faults, outage
 from nami_amp_pipeline_tests.endurance.report import Report
-from nami_amp_pipeline_tests.scene import WARNINGS
-from nami_amp_pipeline_tests.simulation.scripted import OK, Bench, event
+from nami_amp_pipeline_tests.simulation.scripted_answers import OK, Bench, event
+from nami_amp_pipeline_tests.support.scene import WARNINGS
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nami_amp_pipeline_tests.harness import START, Pipeline
+from nami_amp_pipeline_tests.support.harness import START, Pipeline
 
 NUL = "\0"
 

@@ -14,6 +14,7 @@ from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.secrets import Cipher, Secret
 from nami_amp_pipeline.state import Store, integrations, tables
 from nami_amp_pipeline.state.integrations import Integration, NewIntegration, check_endpoint
+from nami_amp_pipeline.state.migrate import create_or_upgrade
 
 KEY = Secret("the-clear-key")
 
@@ -21,7 +22,7 @@ KEY = Secret("the-clear-key")
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     store = Store(f"sqlite:///{tmp_path}/state.db", lambda: 1_000.0)
-    store.create()
+    create_or_upgrade(store)
     yield store
     store.close()
 

@@ -17,8 +17,9 @@ from cryptography.fernet import Fernet
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.secrets import Cipher, Secret
 from nami_amp_pipeline.state import Store, integrations, rotation, tables
+from nami_amp_pipeline.state.migrate import create_or_upgrade
 from nami_amp_pipeline.state.rotation import Rotated, forget, rotate
-from nami_amp_pipeline_tests.command_line import add, invoke, one_line
+from nami_amp_pipeline_tests.support.command_line import add, invoke, one_line
 
 
 def new_key() -> str:
@@ -29,7 +30,7 @@ def new_key() -> str:
 def opened(url: str) -> Iterator[Store]:
     store = Store(url, lambda: 0.0)
     try:
-        store.create()
+        create_or_upgrade(store)
         yield store
     finally:
         store.close()

@@ -13,7 +13,7 @@ from nami_amp_pipeline.secrets import Cipher
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import Store
 from nami_amp_pipeline.state.integrations import get, halt
-from nami_amp_pipeline_tests.command_line import API_KEY, PROGRAM, environment, invoke, one_line, working_in
+from nami_amp_pipeline_tests.support.command_line import API_KEY, PROGRAM, environment, invoke, one_line, working_in
 
 ADD = ("integrations", "add", "radio", "prod", "--endpoint", "us")
 SECRET = "a-secret-key-9876543210"

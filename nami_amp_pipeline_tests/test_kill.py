@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nami_amp_pipeline_tests.postgres import Postgres
 from nami_amp_pipeline_tests.simulation.killing import Killing
+from nami_amp_pipeline_tests.support.postgres import Postgres
 
 
 def test_killed_processes_lose_nothing_and_send_nothing_twice(

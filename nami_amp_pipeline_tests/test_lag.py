@@ -11,14 +11,14 @@ import orjson
 import pytest
 import sqlalchemy as sa
 
-from nami_amp_pipeline import dead_letters
 from nami_amp_pipeline.alerts.conditions import conditions
 from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
 from nami_amp_pipeline.defs.checks import lag_result
-from nami_amp_pipeline.due import due
+from nami_amp_pipeline.operations import dead_letters
+from nami_amp_pipeline.operations.backlog import due
 from nami_amp_pipeline.pipeline import capture_apps
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline_tests.harness import START, Agreeing, Pipeline
+from nami_amp_pipeline_tests.support.harness import START, Agreeing, Pipeline
 
 HOUR = timedelta(hours=1)
 THROTTLED = HttpAnswer(429, b'{"throttled_users":{"a":31}}')

@@ -9,8 +9,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from nami_amp_pipeline import snapshots
-from nami_amp_pipeline_tests.harness import START, Pipeline
+from nami_amp_pipeline.stages import snapshots
+from nami_amp_pipeline_tests.support.harness import START, Pipeline
 
 USER = 'o\'brien "the" user'
 """Quotes in it must not end a literal."""

@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 
 from nami_amp_pipeline.errors import LostLease
-from nami_amp_pipeline.state.store import Store, has_ended, new_owner
+from nami_amp_pipeline.state.migrate import create_or_upgrade
+from nami_amp_pipeline.state.owners import has_ended, new_owner
+from nami_amp_pipeline.state.store import Store
 from nami_amp_pipeline_tests.simulation.network import Time
-from nami_amp_pipeline_tests.simulation.scripted import OK, Bench, Posted, event
+from nami_amp_pipeline_tests.simulation.scripted_answers import OK, Bench, Posted, event
 
 
 def _stores(url: str) -> tuple[Time, Store, Store]:
     time = Time()
     first, second = (Store(url, time.clock, 60.0, owner) for owner in ("one", "two"))
-    first.create()
+    create_or_upgrade(first)
     return time, first, second
 
 
@@ -64,7 +66,7 @@ def test_very_many_leases_at_once(state_url: str) -> None:
 
 
 def test_what_a_process_of_this_machine_held_that_has_ended_is_free(tmp_path: Path) -> None:
-    script = "from nami_amp_pipeline.state.store import new_owner; print(new_owner())"
+    script = "from nami_amp_pipeline.state.owners import new_owner; print(new_owner())"
     gone = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
     assert has_ended(gone)
     assert not has_ended(new_owner())
@@ -73,7 +75,7 @@ def test_what_a_process_of_this_machine_held_that_has_ended_is_free(tmp_path: Pa
     time = Time()
     url = f"sqlite:///{tmp_path / 'state.db'}"
     dead, alive = Store(url, time.clock, 60.0, gone), Store(url, time.clock, 60.0)
-    dead.create()
+    create_or_upgrade(dead)
     dead.acquire(["a"])
     assert alive.acquire(["a"]).keys() == {"a"}
     assert str(os.getpid()) in alive.owner

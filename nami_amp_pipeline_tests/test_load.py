@@ -15,12 +15,12 @@ import duckdb
 import orjson
 import pytest
 
-from nami_amp_pipeline import load as loading
 from nami_amp_pipeline.errors import Misconfigured, WarehouseUnavailable
-from nami_amp_pipeline.load import LoadReport, load
 from nami_amp_pipeline.sample import generate, to_webhook_ndjson
 from nami_amp_pipeline.settings import Settings
-from nami_amp_pipeline_tests.command_line import event
+from nami_amp_pipeline.warehouse import duckdb_load as loading
+from nami_amp_pipeline.warehouse.duckdb_load import LoadReport, load
+from nami_amp_pipeline_tests.support.command_line import event
 
 NOW = 1_788_220_800.25
 

@@ -21,8 +21,9 @@ from alembic.script import ScriptDirectory
 
 from nami_amp_pipeline.errors import Misconfigured, StoreUnavailable
 from nami_amp_pipeline.state import Store, Transaction, migrate, tables
-from nami_amp_pipeline_tests.command_line import invoke, nami_amp, one_line
-from nami_amp_pipeline_tests.postgres import Postgres
+from nami_amp_pipeline.state.migrate import create_or_upgrade
+from nami_amp_pipeline_tests.support.command_line import invoke, nami_amp, one_line
+from nami_amp_pipeline_tests.support.postgres import Postgres
 
 FIRST = Path(__file__).with_name("schema_version_1")
 REPOSITORY = Path(__file__).parents[1]
@@ -48,7 +49,7 @@ def fill(store: Store, metadata: sa.MetaData) -> None:
     """Two rows in each table; those of ``b`` refer to those of ``a``."""
     with store.begin() as tx:
         for table in metadata.sorted_tables:
-            if "version" in table.c or "version_num" in table.c:
+            if table.name in (tables.schema_version.name, migrate.VERSION_TABLE):
                 continue
             for number in (1, 2):
                 values: dict[str, Any] = {}
@@ -125,8 +126,8 @@ def test_migrating_from_the_first_version_leads_to_the_tables_of_this_program(
     is_sqlite = state_url.startswith("sqlite")
     other = f"sqlite:///{tmp_path}/fresh.db" if is_sqlite else request.getfixturevalue("postgres").fresh_database()
     with opened(state_url) as old, opened(other) as fresh:
-        old.create()
-        fresh.create()
+        create_or_upgrade(old)
+        create_or_upgrade(fresh)
         with old.begin() as tx, fresh.begin() as wanted:
             assert described(tx) == described(wanted)
             options = {"compare_server_default": True, "version_table": migrate.VERSION_TABLE}
@@ -162,7 +163,7 @@ def test_a_store_of_the_first_version_is_taken_over_without_loss(state_url: str)
         fill(store, first)
         before = contents(store, first)
         assert all(len(rows) == 2 for name, rows in before.items() if name != "nami_amp_schema")
-        store.create()
+        create_or_upgrade(store)
         after = contents(store, first)
         assert after.pop("nami_amp_schema") == [{"version": tables.SCHEMA_VERSION}]
         del before["nami_amp_schema"]
@@ -181,7 +182,7 @@ def test_several_that_start_at_once_all_succeed(state_url: str, begin_with: str)
     script = (
         "import sys; from nami_amp_pipeline.state import Store, migrate\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
-        f"store = Store({state_url!r}, lambda: 0.0); store.create(); print(store.schema_version())"
+        f"store = Store({state_url!r}, lambda: 0.0); migrate.create_or_upgrade(store); print(store.schema_version())"
     )
     processes = [
         subprocess.Popen(
@@ -203,7 +204,7 @@ def test_several_that_start_at_once_all_succeed(state_url: str, begin_with: str)
 
 def test_an_older_program_leaves_a_newer_store_alone(state_url: str, tmp_path: Path) -> None:
     with opened(state_url) as store:
-        store.create()
+        create_or_upgrade(store)
         with store.begin() as tx:
             tx.execute(sa.update(tables.schema_version).values(version=tables.SCHEMA_VERSION + 1))
             before = described(tx)
@@ -256,7 +257,7 @@ def test_what_is_not_safe_waits_for_the_command_and_then_loses_nothing(
 ) -> None:
     settings = {"NAMI_AMP_STATE_URL": state_url}
     with opened(state_url) as store:
-        store.create()
+        create_or_upgrade(store)
         fill(store, tables.metadata)
         before = contents(store, reflected(store))
         version = later(safe=False)
@@ -282,13 +283,13 @@ def test_what_is_not_safe_waits_for_the_command_and_then_loses_nothing(
 
 def test_a_revision_that_fails_changes_nothing(state_url: str, later: Any) -> None:
     with opened(state_url) as store:
-        store.create()
+        create_or_upgrade(store)
         fill(store, tables.metadata)
         with store.begin() as tx:
             before, rows = described(tx), contents(store, tables.metadata) if not store.is_sqlite else None
         later(safe=True, more='raise RuntimeError("half way")')
         with pytest.raises(RuntimeError, match="half way"):
-            store.create()
+            create_or_upgrade(store)
         with store.begin() as tx:
             assert described(tx) == before
         if rows is not None:
@@ -300,11 +301,11 @@ def test_a_revision_that_fails_changes_nothing(state_url: str, later: Any) -> No
 
 def test_rows_that_would_refer_to_nothing_are_no_migration(tmp_path: Path, later: Any) -> None:
     with opened(f"sqlite:///{tmp_path}/state.db") as store:
-        store.create()
+        create_or_upgrade(store)
         fill(store, tables.metadata)
         version = later(safe=True, more='op.execute("DELETE FROM integrations")')
         with pytest.raises(StoreUnavailable, match="refer to nothing"):
-            store.create()
+            create_or_upgrade(store)
         assert store.schema_version() == version - 1
 
 
@@ -321,11 +322,11 @@ def test_every_revision_says_what_it_does_and_whether_it_is_safe(tmp_path: Path)
 
 def test_a_store_whose_tables_are_of_no_version_is_not_touched(tmp_path: Path) -> None:
     with opened(f"sqlite:///{tmp_path}/state.db") as store:
-        store.create()
+        create_or_upgrade(store)
         with store.begin() as tx:
             tx.execute(sa.delete(tables.schema_version))
         with pytest.raises(StoreUnavailable, match="does not say which version"):
-            store.create()
+            create_or_upgrade(store)
 
 
 def test_a_role_that_may_not_make_tables_is_told_so(postgres: Postgres, tmp_path: Path) -> None:
@@ -352,7 +353,7 @@ def test_a_store_that_is_up_to_date_is_opened_without_alembic_and_without_waitin
         "finally: print([name for name in sys.modules if name.partition('.')[0] in ('alembic', 'mako', 'dagster')])"
     )
     with opened(f"sqlite:///{tmp_path}/.nami-amp/state.db") as store, store.begin(), opened(store.url) as other:
-        other.create()  # a writer is at work, and nobody waits
+        create_or_upgrade(other)  # a writer is at work, and nobody waits
     looked = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
     )
@@ -379,9 +380,9 @@ def test_revisions_and_statements_are_in_the_wheel(tmp_path: Path) -> None:
 
 def test_only_the_command_runs_what_is_not_safe(tmp_path: Path, later: Any) -> None:
     with opened(f"sqlite:///{tmp_path}/state.db") as store:
-        store.create()
+        create_or_upgrade(store)
         version = later(safe=False)
         with pytest.raises(Misconfigured, match="make a backup"):
-            store.create()
+            create_or_upgrade(store)
         assert migrate.migrate(store, only_safe=False) == (version - 1, version)
-        store.create()
+        create_or_upgrade(store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from collections.abc import Mapping
@@ -12,11 +13,11 @@ from typing import Any
 import pytest
 
 from nami_amp_pipeline import pipeline as stages
-from nami_amp_pipeline.defs.tick import Tick
 from nami_amp_pipeline.errors import Halted, Unexpected
+from nami_amp_pipeline.micro_batch import MicroBatch
 from nami_amp_pipeline.warehouse import adbc
-from nami_amp_pipeline_tests.harness import START, Pipeline
-from nami_amp_pipeline_tests.postgres import Postgres
+from nami_amp_pipeline_tests.support.harness import START, Agreeing, Pipeline
+from nami_amp_pipeline_tests.support.postgres import Postgres
 
 
 @pytest.fixture(params=["duckdb", "postgresql"])
@@ -117,19 +118,14 @@ def test_error_of_one_app_is_its_own(
     monkeypatch.setattr(stages, stage, failing)
     wire_of = scene.wires
 
-    def deliver(tick: Tick) -> None:
-        from nami_amp_pipeline_tests.harness import Agreeing
-
+    def deliver(tick: MicroBatch) -> None:
         for one in tick.integrations():
-            wire = wire_of.setdefault(one.id, Agreeing())
-            tick._stage(
-                "amplitude_deliveries",
-                lambda failed, one=one, wire=wire: stages.deliver_integrations(
-                    tick.context, [one], wire=wire, failed=failed
-                ),
+            post = functools.partial(
+                stages.deliver_integrations, tick.context, [one], wire=wire_of.setdefault(one.id, Agreeing())
             )
+            tick._stage("amplitude_deliveries", lambda failed, post=post: post(failed=failed))  # type: ignore[misc]
 
-    tick = Tick.begin(scene.context)
+    tick = MicroBatch.begin(scene.context)
     tick.capture()
     tick.snapshot()
     tick.prepare()
@@ -140,7 +136,7 @@ def test_error_of_one_app_is_its_own(
     assert str(trouble).startswith("broken")
     assert isinstance(trouble, Halted if isinstance(error, Halted) else Unexpected)
     monkeypatch.setattr(stages, stage, act)
-    tick = Tick.begin(scene.context)
+    tick = MicroBatch.begin(scene.context)
     tick.capture()
     tick.snapshot()
     tick.prepare()
@@ -163,7 +159,7 @@ def test_error_that_all_share_is_looked_into_so_many_times_only(
         raise RuntimeError("everywhere")
 
     monkeypatch.setattr(stages, "capture", failing)
-    tick = Tick.begin(scene.context)
+    tick = MicroBatch.begin(scene.context)
     tick.capture()
     assert len(tick.troubles) == 100
     assert len(calls) <= 60

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 
-from nami_amp_pipeline.amplitude import outbox as outbox_module
 from nami_amp_pipeline.amplitude.transport import HttpAnswer
+from nami_amp_pipeline.delivery import outbox as outbox_module
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline_tests.simulation.scripted import OK, Bench, Posted, event
+from nami_amp_pipeline_tests.simulation.scripted_answers import OK, Bench, Posted, event
 
 
 def _receipts(bench: Bench, integration: int = 0) -> dict[str, dict[str, Any]]:

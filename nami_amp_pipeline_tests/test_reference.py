@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from nami_amp_pipeline_tests.histories import History, histories, integrations, times
-from nami_amp_pipeline_tests.reference import RESERVED, Outcome, Row, Settings, run
+from nami_amp_pipeline_tests.support.histories import History, histories, integrations, times
+from nami_amp_pipeline_tests.support.reference import RESERVED, Outcome, Row, Settings, run
 
 GOLDEN = Path(__file__).parent / "cases" / "golden"
 NOON = datetime(2026, 9, 1, 12, tzinfo=UTC)

@@ -15,11 +15,11 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline import pipeline as stages
 from nami_amp_pipeline.errors import Busy, LostLease
+from nami_amp_pipeline.operations.trace import trace
 from nami_amp_pipeline.retention import RetentionReport, retain
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.trace import trace
-from nami_amp_pipeline_tests.harness import START, Pipeline
+from nami_amp_pipeline_tests.support.harness import START, Pipeline
 
 DAY = 86_400
 

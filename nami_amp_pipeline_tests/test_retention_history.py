@@ -10,13 +10,13 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from nami_amp_pipeline.defs import history
-from nami_amp_pipeline.defs.history import REPOSITORY_TAG, Cleared, clear_history
-from nami_amp_pipeline.defs.resources import Pipeline
-from nami_amp_pipeline.defs.retention import REPOSITORY, retention, retention_hourly
-from nami_amp_pipeline_tests.command_line import invoke
-from nami_amp_pipeline_tests.postgres import Postgres
-from nami_amp_pipeline_tests.scene import WARNINGS, Scene, scene
+from nami_amp_pipeline.dagster_support import run_history as history
+from nami_amp_pipeline.dagster_support.run_history import REPOSITORY_TAG, Cleared, clear_history
+from nami_amp_pipeline.defs.resources import PipelineSession
+from nami_amp_pipeline.defs.retention_job import REPOSITORY, retention, retention_hourly
+from nami_amp_pipeline_tests.support.command_line import invoke
+from nami_amp_pipeline_tests.support.postgres import Postgres
+from nami_amp_pipeline_tests.support.scene import WARNINGS, Scene, scene
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)
 
@@ -156,7 +156,7 @@ def test_run_shows_what_it_removed(stage: Scene) -> None:
         old = run(instance)
         with instance.run_storage.connect() as connection:  # type: ignore[attr-defined]
             connection.execute(sa.text("UPDATE runs SET create_timestamp = '2026-01-01 00:00:00'"))
-        pipeline = Pipeline(stage.settings, run_id="a-run")
+        pipeline = PipelineSession(stage.settings, run_id="a-run")
         result = retention.execute_in_process(
             instance=instance,
             resources={"pipeline": pipeline},

@@ -11,12 +11,13 @@ import dagster as dg
 import duckdb
 import pytest
 
-from nami_amp_pipeline import runner
-from nami_amp_pipeline.defs.tick import Tick
+from nami_amp_pipeline.dagster_support import instance
+from nami_amp_pipeline.dagster_support.instance import dagster_home, dagster_instance
 from nami_amp_pipeline.errors import Misconfigured, StoreUnavailable, WarehouseUnavailable
-from nami_amp_pipeline.runner import dagster_home, dagster_instance, run_micro_batch
+from nami_amp_pipeline.micro_batch import MicroBatch
+from nami_amp_pipeline.runner import run_micro_batch
 from nami_amp_pipeline.warehouse.duckdb_file import DuckDBWarehouse
-from nami_amp_pipeline_tests.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
+from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)
 
@@ -131,7 +132,7 @@ def test_interrupt_is_one_for_the_caller_too(stage: Scene, monkeypatch: pytest.M
     def interrupt(*_: object) -> None:
         raise dg.DagsterExecutionInterruptedError
 
-    monkeypatch.setattr("nami_amp_pipeline.defs.tick.snapshot_apps", interrupt)
+    monkeypatch.setattr("nami_amp_pipeline.micro_batch.snapshot_apps", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_micro_batch(stage.settings)
 
@@ -148,7 +149,7 @@ def test_warehouse_that_cannot_be_read_is_reported_and_stops_nothing_else(
 ) -> None:
     stage.load(apps=("radio",))
     one = stage.add("radio")
-    tick = Tick.begin(stage.context)
+    tick = MicroBatch.begin(stage.context)
     tick.capture()
     path = stage.home / "warehouse.duckdb"
     if spoil == "gone":
@@ -189,7 +190,7 @@ def test_store_that_cannot_be_written_is_raised_as_it_is(stage: Scene, monkeypat
     def fail(*_: object) -> None:
         raise StoreUnavailable("state store: it is gone")
 
-    monkeypatch.setattr("nami_amp_pipeline.defs.tick.prepare_integrations", fail)
+    monkeypatch.setattr("nami_amp_pipeline.micro_batch.prepare_integrations", fail)
     with pytest.raises(StoreUnavailable, match="it is gone") as caught:
         run_micro_batch(stage.settings)
     assert caught.value.__cause__ is None
@@ -202,7 +203,7 @@ def test_bug_is_not_hidden(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("nami_amp_pipeline.defs.tick.snapshot_apps", fail)
+    monkeypatch.setattr("nami_amp_pipeline.micro_batch.snapshot_apps", fail)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         run_micro_batch(stage.settings)
 
@@ -237,4 +238,4 @@ def test_two_at_once_on_a_fresh_home_make_one_whole_history(stage: Scene) -> Non
     for thread in threads:
         thread.join()
     assert failures == []
-    assert (runner.dagster_home(stage.settings) / "dagster.yaml").exists()
+    assert (instance.dagster_home(stage.settings) / "dagster.yaml").exists()

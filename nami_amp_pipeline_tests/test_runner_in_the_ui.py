@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import requests
 
-from nami_amp_pipeline.runner import dagster_home, run_micro_batch
-from nami_amp_pipeline_tests.scene import BAD_KEY, GOOD_KEY, WARNINGS, scene
+from nami_amp_pipeline.dagster_support.instance import dagster_home
+from nami_amp_pipeline.runner import run_micro_batch
+from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, scene
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)
 

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from nami_amp_pipeline.sample import SCHEMA, cast_of, generate, to_webhook_ndjson
-from nami_amp_pipeline_tests.reference import RESERVED, SELECTABLE, Settings, json_object, run
+from nami_amp_pipeline.sample import SCHEMA, generate, personas_of, to_webhook_ndjson
+from nami_amp_pipeline_tests.support.reference import RESERVED, SELECTABLE, Settings, json_object, run
 
 APP = "radio-nami"
 DAY = timedelta(days=1)
@@ -158,7 +158,7 @@ def test_hostile_history_has_broken_payloads_and_reserved_ids() -> None:
 
 
 def test_cast_is_the_same_whatever_the_seed() -> None:
-    members = {member.user_id: member for member in cast_of(APP)}
+    members = {member.user_id: member for member in personas_of(APP)}
     stories = []
     for seed in (1, 2):
         rows = [row for row in rows_of(generate(30, seed=seed)) if row["user_id"] in members]
@@ -172,7 +172,7 @@ def test_cast_is_the_same_whatever_the_seed() -> None:
 def test_cast_tells_its_stories() -> None:
     rows = rows_of(generate(6))
     told: dict[str, list[str]] = {}
-    for member in cast_of(APP):
+    for member in personas_of(APP):
         mine = sorted((row for row in rows if row["user_id"] == member.user_id), key=lambda row: row["created_date"])
         told[member.name] = [row["event_type"].split(".")[-1] for row in mine if row["event_type"].startswith("user.")]
     assert told == {
@@ -197,7 +197,7 @@ def test_webhook_lines_are_the_payloads_of_the_app() -> None:
     sent = [row["payload"] for row in rows if row["payload"] and not row["payload"].isspace()]
     assert to_webhook_ndjson(batch).decode().split("\n") == [*sent, ""]
     mine = to_webhook_ndjson(next(generate(20)), app_id=APP).decode().splitlines()
-    assert {json.loads(line)["user_id"] for line in mine} >= {member.user_id for member in cast_of(APP)}
+    assert {json.loads(line)["user_id"] for line in mine} >= {member.user_id for member in personas_of(APP)}
     assert len(mine) == sum(row["app_id"] == APP for row in rows_of(generate(20)))
 
 

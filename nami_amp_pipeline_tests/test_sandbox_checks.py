@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nami_amp_pipeline.amplitude.sandbox import Answer, Options, Project, Sandbox
-from nami_amp_pipeline.amplitude.sandbox.validation import Validator, depth
+from nami_amp_pipeline.sandbox import Answer, Options, Project, Sandbox
+from nami_amp_pipeline.sandbox.validation import Validator, depth
 
 KEY = "0123456789abcdef0123456789abcdef"
 JSON = {"Content-Type": "application/json"}

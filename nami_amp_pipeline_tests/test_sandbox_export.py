@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 
-from nami_amp_pipeline.amplitude.sandbox import Answer, Options, Project, Sandbox
+from nami_amp_pipeline.sandbox import Answer, Options, Project, Sandbox
 
 KEY, SECRET = "0123456789abcdef0123456789abcdef", "secret"
 JSON = {"Content-Type": "application/json"}

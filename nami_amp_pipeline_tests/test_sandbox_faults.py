@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from nami_amp_pipeline.amplitude.sandbox import KINDS, Answer, Fault, FaultError, FaultKind, Options, Sandbox
+from nami_amp_pipeline.sandbox import KINDS, Answer, Fault, FaultError, FaultKind, Options, Sandbox
 
 KEY = "0123456789abcdef0123456789abcdef"
 JSON = {"Content-Type": "application/json"}

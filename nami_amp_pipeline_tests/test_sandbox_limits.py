@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from nami_amp_pipeline.amplitude.sandbox import Answer, Options, Sandbox
+from nami_amp_pipeline.sandbox import Answer, Options, Sandbox
 
 KEY = "0123456789abcdef0123456789abcdef"
 JSON = {"Content-Type": "application/json"}

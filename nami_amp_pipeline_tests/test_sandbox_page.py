@@ -14,7 +14,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from nami_amp_pipeline.amplitude.sandbox import Sandbox, SandboxServer
+from nami_amp_pipeline.sandbox import Sandbox, SandboxServer
 
 KEY = "0123456789abcdef-page"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"

@@ -15,7 +15,7 @@ import orjson
 import pytest
 import requests
 
-from nami_amp_pipeline.amplitude.sandbox import Fault, FaultKind, Options, Sandbox, SandboxServer
+from nami_amp_pipeline.sandbox import Fault, FaultKind, Options, Sandbox, SandboxServer
 
 KEY = "0123456789abcdef0123456789abcdef"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
-from nami_amp_pipeline.amplitude.sandbox import Answer, Options, Project, Sandbox
-from nami_amp_pipeline.amplitude.sandbox.profiles import apply_properties, cut_value
+from nami_amp_pipeline.sandbox import Answer, Options, Project, Sandbox
+from nami_amp_pipeline.sandbox.profiles import apply_properties, cut_value
 
 KEY = "0123456789abcdef0123456789abcdef"
 JSON = {"Content-Type": "application/json"}

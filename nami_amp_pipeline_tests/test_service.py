@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from nami_amp_pipeline.amplitude.sandbox import Options, Sandbox, SandboxServer
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.operations.status import status
 from nami_amp_pipeline.sample import generate
+from nami_amp_pipeline.sandbox import Options, Sandbox, SandboxServer
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state.integrations import NewIntegration, add, all_integrations, set_enabled
-from nami_amp_pipeline.status import status
-from nami_amp_pipeline_tests.postgres import Postgres
-from nami_amp_pipeline_tests.scene import BAD_KEY, GOOD_KEY, WARNINGS
-from nami_amp_pipeline_tests.service import Service, service, wait_for
-from nami_amp_pipeline_tests.warehouses import PostgresEvents
-from nami_amp_pipeline_tests.webhook import SECRET, Webhook
+from nami_amp_pipeline_tests.support.postgres import Postgres
+from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS
+from nami_amp_pipeline_tests.support.service import Service, service, wait_for
+from nami_amp_pipeline_tests.support.warehouses import PostgresEvents
+from nami_amp_pipeline_tests.support.webhook import SECRET, Webhook
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)
 

@@ -71,7 +71,7 @@ def _run(simulate: object, kind: str, seed: int) -> None:
         facts = simulate(seed)
     except AssertionError as error:
         raise AssertionError(
-            f"{error}\nagain: python -m nami_amp_pipeline_tests.torture --kind {kind} --seed {seed}"
+            f"{error}\nagain: python -m nami_amp_pipeline_tests.tools.torture --kind {kind} --seed {seed}"
         ) from error
     _MET[kind] += 1
     _MET.update({f"{kind}: {name}": times for name, times in facts.met.items()})

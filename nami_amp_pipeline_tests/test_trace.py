@@ -11,12 +11,12 @@ import orjson
 import pytest
 
 from nami_amp_pipeline import pipeline
-from nami_amp_pipeline.amplitude.sandbox import Fault, Sandbox, SandboxServer
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.operations.trace import Trace, trace
+from nami_amp_pipeline.sandbox import Fault, Sandbox, SandboxServer
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import integrations
-from nami_amp_pipeline.trace import Trace, trace
-from nami_amp_pipeline_tests.command_line import add, event, invoke, load_events, tick
+from nami_amp_pipeline_tests.support.command_line import add, event, invoke, load_events, tick
 
 _GROUPS = ("active_entitlements", "devices", "customer_journey_state")
 

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from nami_amp_pipeline.amplitude.sandbox import Fault, Sandbox, SandboxServer
 from nami_amp_pipeline.amplitude.transport import HttpAnswer, HttpTransport, NoAnswer
-from nami_amp_pipeline.amplitude.wire import ThreadedWire
+from nami_amp_pipeline.delivery.request_threads import ThreadedWire
+from nami_amp_pipeline.sandbox import Fault, Sandbox, SandboxServer
 
 _GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n" + b'{"code":200}'
 Behaviour = Callable[[socket.socket, int], None]

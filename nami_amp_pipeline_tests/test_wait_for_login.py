@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from nami_amp_pipeline_tests.harness import START, Pipeline
+from nami_amp_pipeline_tests.support.harness import START, Pipeline
 
 
 def row(number: int, at: datetime, user: str = "ann", external: str | None = None) -> dict[str, Any]:

@@ -17,19 +17,19 @@ import psycopg2
 import pytest
 
 from nami_amp_pipeline import pipeline as stages
-from nami_amp_pipeline.compute import compute, sql
-from nami_amp_pipeline.due import due
 from nami_amp_pipeline.errors import Misconfigured, WarehouseUnavailable
+from nami_amp_pipeline.operations.backlog import due
+from nami_amp_pipeline.operations.trace import trace
 from nami_amp_pipeline.settings import Settings
-from nami_amp_pipeline.trace import trace
+from nami_amp_pipeline.storage.duckdb_engine import compute, sql
 from nami_amp_pipeline.warehouse import Finding, adbc, open_warehouse
 from nami_amp_pipeline.warehouse.adbc import Session
 from nami_amp_pipeline.warehouse.base import COLUMNS, Places
-from nami_amp_pipeline_tests.command_line import add, invoke, one_line
-from nami_amp_pipeline_tests.harness import START, Pipeline
-from nami_amp_pipeline_tests.postgres import Postgres
-from nami_amp_pipeline_tests.tls import certificate, tls_before
-from nami_amp_pipeline_tests.warehouses import PostgresEvents
+from nami_amp_pipeline_tests.support.command_line import add, invoke, one_line
+from nami_amp_pipeline_tests.support.harness import START, Pipeline
+from nami_amp_pipeline_tests.support.postgres import Postgres
+from nami_amp_pipeline_tests.support.tls import certificate, tls_before
+from nami_amp_pipeline_tests.support.warehouses import PostgresEvents
 
 PASSWORD = "hunter2"
 SECOND = 1_000_000

@@ -9,11 +9,11 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.alerts.kinds import Alert, Kind, partition_page, run_page
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.due import not_captured
 from nami_amp_pipeline.errors import NamiAmpError
+from nami_amp_pipeline.operations.backlog import not_captured
+from nami_amp_pipeline.operations.status import status
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
-from nami_amp_pipeline.status import status
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nami_amp_pipeline.alerts.book import Entry
+from nami_amp_pipeline.alerts.alert_store import Entry
 from nami_amp_pipeline.alerts.conditions import duration
 from nami_amp_pipeline.alerts.kinds import Alert
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from nami_amp_pipeline.alerts import book, message
-from nami_amp_pipeline.alerts.book import Entry
+from nami_amp_pipeline.alerts import alert_store as book
+from nami_amp_pipeline.alerts import message
+from nami_amp_pipeline.alerts.alert_store import Entry
 from nami_amp_pipeline.alerts.conditions import conditions
 from nami_amp_pipeline.alerts.kinds import Alert, Kind
 from nami_amp_pipeline.alerts.webhook import WebhookFailed, post

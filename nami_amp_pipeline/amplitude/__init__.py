@@ -1,1 +1,1 @@
-"""Everything about Amplitude: payloads, requests, answers, delivery, and a local Amplitude to develop against."""
+"""What Amplitude is: its addresses, limits, answers, and how it is spoken to."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nami_amp_pipeline import contract
-from nami_amp_pipeline.commands.frame import Invocation, json_option
+from nami_amp_pipeline.commands.base import Invocation, json_option
 from nami_amp_pipeline.errors import Misconfigured
 
 
@@ -22,7 +22,7 @@ def list_apps(invocation: Invocation, as_json: bool) -> None:
     import sqlalchemy as sa
 
     from nami_amp_pipeline.clock import to_text
-    from nami_amp_pipeline.commands import screen
+    from nami_amp_pipeline.commands import output as screen
     from nami_amp_pipeline.state import tables
 
     counted = (

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nami_amp_pipeline.commands.frame import Invocation, integration_keys, json_option, parse_time
+from nami_amp_pipeline.commands.base import Invocation, integration_keys, json_option, parse_time
 
 if TYPE_CHECKING:
-    from nami_amp_pipeline.dead_letters import Filter
+    from nami_amp_pipeline.operations.dead_letters import Filter
 
 
 @click.group(name="dead-letters")
@@ -40,7 +40,7 @@ def _filter(
     since: str | None,
     until: str | None,
 ) -> Filter:
-    from nami_amp_pipeline.dead_letters import Filter
+    from nami_amp_pipeline.operations.dead_letters import Filter
     from nami_amp_pipeline.state.integrations import all_integrations
 
     keys = integration_keys(integrations)
@@ -69,8 +69,8 @@ def list_dead_letters(
     as_json: bool,
 ) -> None:
     """Show the dead letters, the newest first."""
-    from nami_amp_pipeline import dead_letters as letters
-    from nami_amp_pipeline.commands import screen
+    from nami_amp_pipeline.commands import output as screen
+    from nami_amp_pipeline.operations import dead_letters as letters
 
     which = _filter(invocation, (), integrations, reasons, since, until)
     found, total = letters.find(invocation.store, which, limit)
@@ -107,9 +107,9 @@ def show(invocation: Invocation, id: str, as_json: bool) -> None:  # noqa: A002 
 
     ID is its number in the list, or the event's id.
     """
-    from nami_amp_pipeline import dead_letters as letters
     from nami_amp_pipeline.clock import to_text
-    from nami_amp_pipeline.commands import screen
+    from nami_amp_pipeline.commands import output as screen
+    from nami_amp_pipeline.operations import dead_letters as letters
 
     found = letters.show(invocation.store, id)
     if as_json:
@@ -161,7 +161,7 @@ def retry(
     They keep their content and their insert id, so that Amplitude recognises one that it has already. Name them by
     number or event id, or choose by reason, integration or time.
     """
-    from nami_amp_pipeline import dead_letters as letters
+    from nami_amp_pipeline.operations import dead_letters as letters
 
     if not (ids or integrations or reasons or since or until or everything):
         raise click.UsageError(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nami_amp_pipeline.commands.frame import Invocation
+from nami_amp_pipeline.commands.base import Invocation
 from nami_amp_pipeline.errors import Misconfigured
 
 
@@ -39,7 +39,7 @@ def sandbox(port: int, journal: Path | None) -> None:
     It is as strict as Amplitude's documentation, takes any API key, and shows what it received on a page. Ctrl-C ends
     it.
     """
-    from nami_amp_pipeline.amplitude.sandbox import Sandbox, serve
+    from nami_amp_pipeline.sandbox import Sandbox, serve
 
     def ready(url: str) -> None:
         click.echo(f"Local Amplitude at {url} (the page shows what came); Ctrl-C ends it.")

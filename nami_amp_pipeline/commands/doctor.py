@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nami_amp_pipeline.commands.frame import Invocation, json_option
+from nami_amp_pipeline.commands.base import Invocation, json_option
 from nami_amp_pipeline.errors import Misconfigured
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def doctor(invocation: Invocation, as_json: bool) -> int:
 
 
 def _findings(invocation: Invocation) -> list[Finding]:
-    from nami_amp_pipeline import doctor as library
-    from nami_amp_pipeline.defs.health import check_dagster
+    from nami_amp_pipeline.dagster_support.health import check_dagster
+    from nami_amp_pipeline.operations import doctor as library
     from nami_amp_pipeline.warehouse import Finding
 
     try:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import click
 
 from nami_amp_pipeline import contract
-from nami_amp_pipeline.commands.frame import Invocation, integration_keys, json_option, parse_time
+from nami_amp_pipeline.commands.base import Invocation, integration_keys, json_option, parse_time
 from nami_amp_pipeline.commands.key_sources import KeySources, key_options
 from nami_amp_pipeline.errors import Busy, Misconfigured
 
@@ -135,7 +135,7 @@ def _renames(pairs: Sequence[str]) -> dict[str, str]:
 @click.pass_obj
 def list_integrations(invocation: Invocation, as_json: bool) -> None:
     """Show all integrations."""
-    from nami_amp_pipeline.commands import screen
+    from nami_amp_pipeline.commands import output as screen
     from nami_amp_pipeline.state.integrations import all_integrations
 
     found = all_integrations(invocation.store)
@@ -157,7 +157,7 @@ def list_integrations(invocation: Invocation, as_json: bool) -> None:
 def show(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
     """Show all settings of an integration; of the keys only whether they are set."""
     from nami_amp_pipeline.clock import to_text
-    from nami_amp_pipeline.commands import screen
+    from nami_amp_pipeline.commands import output as screen
     from nami_amp_pipeline.state.integrations import all_integrations
 
     found = all_integrations(invocation.store, integration_keys(names, in_two_words=True))
@@ -342,6 +342,6 @@ def _events(one: Integration) -> str:
 
 
 def _start(one: Integration) -> str:
-    from nami_amp_pipeline.commands import screen
+    from nami_amp_pipeline.commands import output as screen
 
     return "from the beginning" if one.start_from is None else f"from {screen.moment(one.start_from)}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nami_amp_pipeline.commands.frame import Invocation
+from nami_amp_pipeline.commands.base import Invocation
 from nami_amp_pipeline.errors import Misconfigured
 
 if TYPE_CHECKING:

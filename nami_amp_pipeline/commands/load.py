@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nami_amp_pipeline.commands.frame import Invocation, json_option
+from nami_amp_pipeline.commands.base import Invocation, json_option
 
 _SHOWN = 20
 
@@ -24,8 +24,8 @@ def load(invocation: Invocation, files: tuple[Path, ...], app: str, as_json: boo
     """
     import time
 
-    from nami_amp_pipeline import load as loading
-    from nami_amp_pipeline.commands import screen
+    from nami_amp_pipeline.commands import output as screen
+    from nami_amp_pipeline.warehouse import duckdb_load as loading
 
     settings = invocation.settings
     started = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from nami_amp_pipeline.commands.frame import Invocation, json_option
+from nami_amp_pipeline.commands.base import Invocation, json_option
 
 
 @click.command()

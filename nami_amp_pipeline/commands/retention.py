@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nami_amp_pipeline.commands.frame import Invocation, json_option
+from nami_amp_pipeline.commands.base import Invocation, json_option
 
 if TYPE_CHECKING:
     from nami_amp_pipeline.retention import RetentionReport
@@ -25,11 +25,11 @@ def retention(invocation: Invocation, dry_run: bool, as_json: bool) -> None:
     Dagster's history. The job 'retention' does this every hour; how long things are kept is set by
     NAMI_AMP_..._RETENTION_DAYS.
     """
-    from nami_amp_pipeline.commands import screen
+    from nami_amp_pipeline.commands import output as screen
 
     with screen.spinner("Looking …"), redirect_stdout(sys.stderr):
-        from nami_amp_pipeline.defs.retention import apply_retention
-        from nami_amp_pipeline.runner import dagster_instance
+        from nami_amp_pipeline.dagster_support.instance import dagster_instance
+        from nami_amp_pipeline.defs.retention_job import apply_retention
 
         with invocation.context() as context, dagster_instance(invocation.settings) as instance:
             report = apply_retention(context, instance, dry_run=dry_run)
@@ -40,7 +40,7 @@ def retention(invocation: Invocation, dry_run: bool, as_json: bool) -> None:
 
 
 def _show(report: RetentionReport) -> None:
-    from nami_amp_pipeline.commands import screen
+    from nami_amp_pipeline.commands import output as screen
 
     rows = [
         (kind.replace("_", " "), screen.number(one.rows), screen.number(one.files), screen.size(one.bytes))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nami_amp_pipeline.commands.frame import Invocation, integration_keys, json_option
+from nami_amp_pipeline.commands.base import Invocation, integration_keys, json_option
 from nami_amp_pipeline.errors import Misconfigured
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def run(invocation: Invocation, integrations: tuple[str, ...], as_json: bool) ->
     One micro-batch: what a schedule would do, once. The run shows in Dagster's UI. Ends with 1 if something could not
     be delivered; that stays pending, and the next run goes on with it.
     """
-    from nami_amp_pipeline.commands import screen
+    from nami_amp_pipeline.commands import output as screen
     from nami_amp_pipeline.state.integrations import all_integrations
 
     settings = invocation.settings
@@ -102,7 +102,7 @@ def _left(row: Mapping[str, Any], *, is_halted: bool) -> str:
 
 
 def _show(run_id: str, rows: list[dict[str, Any]]) -> None:
-    from nami_amp_pipeline.commands import screen
+    from nami_amp_pipeline.commands import output as screen
 
     screen.table(
         ("Integration", "Captured", "Delivered", "Skipped", "Dead letters", "Pending"),

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nami_amp_pipeline.commands.frame import Invocation, json_option
+from nami_amp_pipeline.commands.base import Invocation, json_option
 
 if TYPE_CHECKING:
     from nami_amp_pipeline.context import Context
-    from nami_amp_pipeline.status import IntegrationStatus
+    from nami_amp_pipeline.operations.status import IntegrationStatus
 
 
 @click.command()
@@ -23,8 +23,8 @@ def status(invocation: Invocation, as_json: bool) -> None:
     still to be posted has been in the warehouse. Events that wait for the login of their user are pending, but no lag:
     how long they have been waiting is told below the table.
     """
+    from nami_amp_pipeline.operations.status import status as read_status
     from nami_amp_pipeline.state.integrations import all_integrations
-    from nami_amp_pipeline.status import status as read_status
 
     with invocation.context() as context:
         found = read_status(context, all_integrations(context.store))
@@ -55,8 +55,8 @@ def _last_run(context: Context) -> str | None:
 
 
 def _show(found: list[IntegrationStatus], run_id: str | None) -> None:
-    from nami_amp_pipeline.commands import screen
-    from nami_amp_pipeline.status import WAITING
+    from nami_amp_pipeline.commands import output as screen
+    from nami_amp_pipeline.operations.status import WAITING
 
     screen.table(
         ("Integration", "State", "Captured", "Delivered", "Skipped", "Dead letters", "Pending", "Lag"),

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nami_amp_pipeline.commands.frame import Invocation, json_option
+from nami_amp_pipeline.commands.base import Invocation, json_option
 
 if TYPE_CHECKING:
-    from nami_amp_pipeline.trace import Trace
+    from nami_amp_pipeline.operations.trace import Trace
 
 
 @click.command()
@@ -29,7 +29,7 @@ def trace(invocation: Invocation, event_id: str, whole_table: bool, as_json: boo
     A large table without an index on id is searched for the captured row, and among what is new; other rows with this
     id are found with --whole-table.
     """
-    from nami_amp_pipeline.trace import trace as trace_event
+    from nami_amp_pipeline.operations.trace import trace as trace_event
 
     with invocation.context() as context:
         found = trace_event(context, event_id, whole_table=whole_table)
@@ -44,7 +44,7 @@ def trace(invocation: Invocation, event_id: str, whole_table: bool, as_json: boo
 
 
 def _show(found: Trace) -> None:
-    from nami_amp_pipeline.commands import screen
+    from nami_amp_pipeline.commands import output as screen
 
     if found.warehouse_error:
         click.echo(f"Warehouse: {found.warehouse_error}")

@@ -9,19 +9,18 @@ from typing import Any, Final
 
 import dagster as dg
 
-from nami_amp_pipeline.capture import due_apps
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.defs import metadata
-from nami_amp_pipeline.defs.descriptions import DESCRIPTIONS
+from nami_amp_pipeline.dagster_support.beta_warnings import ignore_beta_warnings
+from nami_amp_pipeline.dagster_support.shutdown import graceful, prompt
+from nami_amp_pipeline.defs.asset_pages import metadata
+from nami_amp_pipeline.defs.asset_pages.columns import definition_metadata
+from nami_amp_pipeline.defs.asset_pages.descriptions import DESCRIPTIONS
 from nami_amp_pipeline.defs.jobs import in_one_line, incomplete
 from nami_amp_pipeline.defs.partitions import app_integrations, nami_apps
-from nami_amp_pipeline.defs.resources import Pipeline
-from nami_amp_pipeline.defs.schemas import definition_metadata
-from nami_amp_pipeline.defs.stopping import graceful, prompt
-from nami_amp_pipeline.defs.unsettled import unsettled
+from nami_amp_pipeline.defs.resources import PipelineSession
+from nami_amp_pipeline.operations.status import status
 from nami_amp_pipeline.pipeline import capture_apps, deliver_integrations, prepare_integrations, snapshot_apps
-from nami_amp_pipeline.state.integrations import Integration, all_integrations
-from nami_amp_pipeline.status import status
+from nami_amp_pipeline.state.integrations import Integration, all_integrations, apps_with_integrations
 
 CODE_VERSION: Final = "1"
 """Raised when the same rows would give other bytes."""
@@ -42,14 +41,14 @@ def _asset(name: str, partitions: dg.PartitionsDefinition, kinds: set[str], *dep
         "description": DESCRIPTIONS[name],
         "metadata": definition_metadata(name),
     }
-    with unsettled():  # backfill_policy
+    with ignore_beta_warnings():  # backfill_policy
         decorate: Callable[..., Any] = dg.asset(**options)
         return decorate
 
 
 @_asset("nami_events", nami_apps, {"duckdb", "parquet"})
 def nami_events(
-    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[PipelineSession]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Stage 1."""
     with in_one_line(pipeline), prompt():
@@ -60,7 +59,7 @@ def nami_events(
 
 @_asset("user_property_snapshots", nami_apps, {"duckdb", "parquet"}, "nami_events")
 def user_property_snapshots(
-    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[PipelineSession]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Stage 2."""
     with in_one_line(pipeline), prompt():
@@ -71,7 +70,7 @@ def user_property_snapshots(
 
 @_asset("amplitude_events", app_integrations, {"duckdb", "arrow"}, "nami_events", "user_property_snapshots")
 def amplitude_events(
-    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[PipelineSession]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Stage 3."""
     with in_one_line(pipeline), prompt():
@@ -82,7 +81,7 @@ def amplitude_events(
 
 @_asset("amplitude_deliveries", app_integrations, {"amplitude", "parquet"}, "amplitude_events")
 def amplitude_deliveries(
-    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[PipelineSession]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Stage 4."""
     with in_one_line(pipeline):
@@ -98,13 +97,13 @@ def amplitude_deliveries(
     yield from _materialized(context, [one.partition_key for one in chosen], found)
 
 
-def _apps(context: dg.AssetExecutionContext, pipeline: Pipeline) -> tuple[Context, list[str]]:
+def _apps(context: dg.AssetExecutionContext, pipeline: PipelineSession) -> tuple[Context, list[str]]:
     opened = pipeline.open(context.log)
-    due = set(due_apps(opened))
+    due = set(apps_with_integrations(opened.store))
     return opened, [key for key in map(str, context.partition_keys) if key in due]
 
 
-def _integrations(context: dg.AssetExecutionContext, pipeline: Pipeline) -> tuple[Context, list[Integration]]:
+def _integrations(context: dg.AssetExecutionContext, pipeline: PipelineSession) -> tuple[Context, list[Integration]]:
     opened = pipeline.open(context.log)
     keys = set(map(str, context.partition_keys))
     return opened, [one for one in all_integrations(opened.store) if one.partition_key in keys]
@@ -120,3 +119,7 @@ def _materialized(
     for key in existing:
         context.add_asset_metadata(found.get(key, {metadata.ROW_COUNT: 0}), partition_key=key)
     yield dg.MaterializeResult()
+
+
+ASSETS: Final = (nami_events, user_property_snapshots, amplitude_events, amplitude_deliveries)
+"""In the order in which an event passes them."""

@@ -6,14 +6,14 @@ from typing import Any
 import dagster as dg
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
-from nami_amp_pipeline.defs import halts
-from nami_amp_pipeline.defs.halts import DELIVERIES
+from nami_amp_pipeline.dagster_support.beta_warnings import ignore_beta_warnings
+from nami_amp_pipeline.defs.asset_pages import halted as halts
+from nami_amp_pipeline.defs.asset_pages.halted import DELIVERIES
 from nami_amp_pipeline.defs.partitions import app_integrations
-from nami_amp_pipeline.defs.resources import Pipeline
-from nami_amp_pipeline.defs.tick import Tick
-from nami_amp_pipeline.defs.unsettled import unsettled
+from nami_amp_pipeline.defs.resources import PipelineSession
+from nami_amp_pipeline.micro_batch import MicroBatch
+from nami_amp_pipeline.operations.status import WAITING, IntegrationStatus, status
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
-from nami_amp_pipeline.status import WAITING, IntegrationStatus, status
 
 LOGGED_PARTITIONS = 20
 """A run that moves more partitions than this logs only the checks that do not pass, or did not lately: each costs some
@@ -84,7 +84,7 @@ def not_halted_result(found: Sequence[IntegrationStatus]) -> dg.AssetCheckResult
     )
 
 
-def evaluations(instance: dg.DagsterInstance, tick: Tick, moved: Set[str]) -> Iterator[dg.AssetCheckEvaluation]:
+def evaluations(instance: dg.DagsterInstance, tick: MicroBatch, moved: Set[str]) -> Iterator[dg.AssetCheckEvaluation]:
     """The checks of each partition that a micro-batch moved, or that has an error.
 
     Those that do not pass come last: of all partitions, the asset's page shows the newest evaluation.
@@ -129,7 +129,7 @@ def _failed_lately(instance: dg.DagsterInstance) -> set[tuple[str | None, str | 
     }
 
 
-def _found(context: dg.AssetCheckExecutionContext, pipeline: Pipeline) -> list[IntegrationStatus]:
+def _found(context: dg.AssetCheckExecutionContext, pipeline: PipelineSession) -> list[IntegrationStatus]:
     opened = pipeline.open()
     keys = {str(key) for key in context.partition_keys} if context.has_partition_key_range else {context.partition_key}
     chosen: list[Integration] = [one for one in all_integrations(opened.store) if one.partition_key in keys]
@@ -144,7 +144,7 @@ def _checks() -> tuple[dg.AssetChecksDefinition, ...]:
         description="Every captured event is delivered, skipped, a dead letter or pending, and counted once.",
     )
     def conservation(
-        context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+        context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[PipelineSession]
     ) -> dg.AssetCheckResult:
         return conservation_result(_found(context, pipeline))
 
@@ -152,7 +152,7 @@ def _checks() -> tuple[dg.AssetChecksDefinition, ...]:
         **options,
         description="The oldest event that waits for delivery has been in the warehouse for three ticks at most.",
     )
-    def lag(context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.AssetCheckResult:
+    def lag(context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[PipelineSession]) -> dg.AssetCheckResult:
         return lag_result(_found(context, pipeline), pipeline.settings.tick_minutes)
 
     @dg.asset_check(
@@ -162,11 +162,13 @@ def _checks() -> tuple[dg.AssetChecksDefinition, ...]:
             "its events wait."
         ),
     )
-    def not_halted(context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.AssetCheckResult:
+    def not_halted(
+        context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[PipelineSession]
+    ) -> dg.AssetCheckResult:
         return not_halted_result(_found(context, pipeline))
 
     return conservation, lag, not_halted
 
 
-with unsettled():  # checks by partition
+with ignore_beta_warnings():  # checks by partition
     asset_checks = _checks()

@@ -11,23 +11,23 @@ from typing import Any, cast
 import dagster as dg
 from pydantic import Field
 
-from nami_amp_pipeline.defs import metadata
+from nami_amp_pipeline.dagster_support.event_log import keep_sqlite_log_open
+from nami_amp_pipeline.dagster_support.shutdown import ASKED_TO_END, Stop, graceful, prompt
+from nami_amp_pipeline.defs.asset_pages import metadata
+from nami_amp_pipeline.defs.asset_pages.halted import observations, with_halts
 from nami_amp_pipeline.defs.checks import evaluations
-from nami_amp_pipeline.defs.halts import observations, with_halts
-from nami_amp_pipeline.defs.held_open import held_open
 from nami_amp_pipeline.defs.partitions import add_partitions
-from nami_amp_pipeline.defs.resources import Pipeline
-from nami_amp_pipeline.defs.stopping import ASKED_TO_END, Stop, graceful, prompt
-from nami_amp_pipeline.defs.tick import Tick
+from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.errors import NamiAmpError
-from nami_amp_pipeline.status import IntegrationStatus
+from nami_amp_pipeline.micro_batch import MicroBatch
+from nami_amp_pipeline.operations.status import IntegrationStatus
 
 MICRO_BATCH = "micro_batch"
 CONCURRENCY_TAG = {"nami/job": MICRO_BATCH}
 """``dagster.yaml`` lets one run with this tag run at a time."""
 
 
-class MicroBatch(dg.Config):
+class MicroBatchConfig(dg.Config):
     """What a run of ``micro_batch`` may be given."""
 
     integrations: list[str] = Field(
@@ -47,7 +47,7 @@ class Selected(dg.Config):
 
 
 @contextmanager
-def in_one_line(pipeline: Pipeline) -> Iterator[None]:
+def in_one_line(pipeline: PipelineSession) -> Iterator[None]:
     """Fails the step with the message of an error that was raised on purpose, and without its traceback."""
     try:
         yield
@@ -56,7 +56,7 @@ def in_one_line(pipeline: Pipeline) -> Iterator[None]:
         raise dg.Failure(str(error), allow_retries=False) from None
 
 
-def _begin(context: dg.OpExecutionContext, config: Selected, pipeline: Pipeline) -> Tick:
+def _begin(context: dg.OpExecutionContext, config: Selected, pipeline: PipelineSession) -> MicroBatch:
     return pipeline.tick(config.integrations, context.log)
 
 
@@ -82,7 +82,7 @@ def _materialized(
     if moved:
         rows = sum(facts[metadata.ROW_COUNT] for facts in moved.values())
         context.log.info("%s: %s events, of %s", asset, f"{rows:,}", _listed(moved))
-    with held_open(context.instance, context.run_id):
+    with keep_sqlite_log_open(context.instance, context.run_id):
         for partition, facts in moved.items():
             if stop is not None and stop.is_pressing:
                 context.log.warning("%s: told to end; not every partition that moved is shown as materialized", asset)
@@ -96,7 +96,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 @dg.op(out=dg.Out(dg.Nothing), tags={"dagster/kind": "duckdb"})
-def capture(context: dg.OpExecutionContext, config: Selected, pipeline: dg.ResourceParam[Pipeline]) -> None:
+def capture(context: dg.OpExecutionContext, config: Selected, pipeline: dg.ResourceParam[PipelineSession]) -> None:
     """Copies what is new in the warehouse into segments; ``nami_events``.
 
     Where the warehouse cannot be read, the ops after this one still deliver what was captured earlier, and the run
@@ -110,7 +110,7 @@ def capture(context: dg.OpExecutionContext, config: Selected, pipeline: dg.Resou
 
 
 @dg.op(ins={"captured": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), tags={"dagster/kind": "duckdb"})
-def snapshot(context: dg.OpExecutionContext, config: Selected, pipeline: dg.ResourceParam[Pipeline]) -> None:
+def snapshot(context: dg.OpExecutionContext, config: Selected, pipeline: dg.ResourceParam[PipelineSession]) -> None:
     """Computes the state of each user as of each new event; ``user_property_snapshots``."""
     with in_one_line(pipeline), prompt(**_ending(context)):
         tick = _begin(context, config, pipeline)
@@ -119,7 +119,7 @@ def snapshot(context: dg.OpExecutionContext, config: Selected, pipeline: dg.Reso
 
 
 @dg.op(ins={"snapshotted": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), tags={"dagster/kind": "duckdb"})
-def prepare(context: dg.OpExecutionContext, config: Selected, pipeline: dg.ResourceParam[Pipeline]) -> None:
+def prepare(context: dg.OpExecutionContext, config: Selected, pipeline: dg.ResourceParam[PipelineSession]) -> None:
     """Writes what will be posted, as it will be posted; ``amplitude_events``."""
     with in_one_line(pipeline), prompt(**_ending(context)):
         tick = _begin(context, config, pipeline)
@@ -128,7 +128,7 @@ def prepare(context: dg.OpExecutionContext, config: Selected, pipeline: dg.Resou
 
 
 @dg.op(ins={"prepared": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), tags={"dagster/kind": "amplitude"})
-def upload(context: dg.OpExecutionContext, config: Selected, pipeline: dg.ResourceParam[Pipeline]) -> None:
+def upload(context: dg.OpExecutionContext, config: Selected, pipeline: dg.ResourceParam[PipelineSession]) -> None:
     """Posts to Amplitude and records every answer; ``amplitude_deliveries``.
 
     Fails if anything of this run, or of one of its integrations, could not be done, after everything else was.
@@ -141,7 +141,7 @@ def upload(context: dg.OpExecutionContext, config: Selected, pipeline: dg.Resour
             _materialized(context, "amplitude_deliveries", facts, stop)
             halted = tick.halted()
             known = {key for key, was in tick.before.items() if was.is_halted}
-            with held_open(context.instance, context.run_id):
+            with keep_sqlite_log_open(context.instance, context.run_id):
                 for observation in observations(one for one in halted if one.integration not in known):
                     context.log_event(observation)
                 for evaluation in () if stop() else evaluations(context.instance, tick, set(facts)):
@@ -164,7 +164,7 @@ def incomplete(problems: Iterable[str], halted: Iterable[IntegrationStatus]) -> 
 
 
 @dg.config_mapping
-def _for_each_op(config: MicroBatch) -> dict[str, Any]:
+def _for_each_op(config: MicroBatchConfig) -> dict[str, Any]:
     selected = {"config": {"integrations": config.integrations}}
     return {
         "ops": {op.name: selected for op in (capture, snapshot, prepare, upload)},

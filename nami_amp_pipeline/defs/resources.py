@@ -12,8 +12,8 @@ import dagster as dg
 
 from nami_amp_pipeline.clock import Clock, system_clock
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.defs.tick import Tick
 from nami_amp_pipeline.errors import NamiAmpError
+from nami_amp_pipeline.micro_batch import MicroBatch
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import Store
 from nami_amp_pipeline.state.heartbeat import Heartbeat
@@ -21,7 +21,7 @@ from nami_amp_pipeline.state.heartbeat import Heartbeat
 NO_RUN: Final = "none"
 
 
-class Pipeline:
+class PipelineSession:
     """A run's way to the pipeline.
 
     Args:
@@ -38,7 +38,7 @@ class Pipeline:
         self._clock = clock
         self._run_id = run_id
         self._context: Context | None = None
-        self._tick: Tick | None = None
+        self._tick: MicroBatch | None = None
         self._heartbeat: Heartbeat | None = None
         self.error: NamiAmpError | None = None
 
@@ -72,7 +72,7 @@ class Pipeline:
             self._context.log = log
         return self._context
 
-    def tick(self, keys: Sequence[str], log: logging.Logger) -> Tick:
+    def tick(self, keys: Sequence[str], log: logging.Logger) -> MicroBatch:
         """The micro-batch of this run, begun by whichever stage comes first.
 
         Args:
@@ -81,11 +81,11 @@ class Pipeline:
         """
         context = self.open(log)
         if self._tick is None:
-            self._tick = Tick.begin(context, keys or None)
+            self._tick = MicroBatch.begin(context, keys or None)
         return self._tick
 
     @property
-    def last_tick(self) -> Tick | None:
+    def last_tick(self) -> MicroBatch | None:
         """The micro-batch of this run, if one was begun."""
         return self._tick
 
@@ -107,7 +107,7 @@ class Pipeline:
             self._context = None
 
 
-class PipelineResource(dg.ConfigurableResource[Pipeline]):
+class PipelineResource(dg.ConfigurableResource[PipelineSession]):
     """The pipeline as ``NAMI_AMP_…`` in the environment (or ``.env``) describes it.
 
     It has no fields: what it needs are addresses and keys, which have no place in run config, and are read inside the
@@ -115,7 +115,7 @@ class PipelineResource(dg.ConfigurableResource[Pipeline]):
     """
 
     @contextmanager
-    def yield_for_execution(self, context: dg.InitResourceContext) -> Generator[Pipeline]:
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Generator[PipelineSession]:
         """Opens nothing yet; closes what was opened."""
         pipeline = self.create_resource(context)
         try:
@@ -123,6 +123,6 @@ class PipelineResource(dg.ConfigurableResource[Pipeline]):
         finally:
             pipeline.close()
 
-    def create_resource(self, context: dg.InitResourceContext) -> Pipeline:
+    def create_resource(self, context: dg.InitResourceContext) -> PipelineSession:
         """A way to the pipeline for the run that is about to start."""
-        return Pipeline(run_id=context.run_id or NO_RUN)
+        return PipelineSession(run_id=context.run_id or NO_RUN)

@@ -7,10 +7,10 @@ import dagster as dg
 
 from nami_amp_pipeline.defs.jobs import MICRO_BATCH
 from nami_amp_pipeline.defs.partitions import missing_partitions, orphaned_partitions
-from nami_amp_pipeline.defs.resources import Pipeline
+from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.defs.schedules import SENSOR_SECONDS, run_under_way
-from nami_amp_pipeline.due import Waiting, due
 from nami_amp_pipeline.errors import NamiAmpError
+from nami_amp_pipeline.operations.backlog import Waiting, due
 from nami_amp_pipeline.state.heartbeat import forget, lost_runs
 from nami_amp_pipeline.state.integrations import all_integrations
 
@@ -26,7 +26,7 @@ LOST: Final = "The process of this run is gone; it was killed, or its machine fa
     ),
 )
 def integration_partitions(
-    context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]
+    context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineSession]
 ) -> dg.SensorResult | dg.SkipReason:
     """Compares the partitions with the integrations of the store."""
     try:
@@ -57,7 +57,7 @@ def integration_partitions(
     ),
 )
 def early_micro_batch(
-    context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]
+    context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineSession]
 ) -> dg.SensorResult | dg.SkipReason:
     """Looks for the oldest work that there is."""
     try:
@@ -92,7 +92,7 @@ def early_micro_batch(
         "others from starting, until run monitoring gives them up. Starts no run."
     ),
 )
-def lost_runs_sensor(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.SkipReason:
+def lost_runs_sensor(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineSession]) -> dg.SkipReason:
     """Looks for runs that have not been heard of for as long as a lease holds."""
     try:
         store = pipeline.store_if_any()

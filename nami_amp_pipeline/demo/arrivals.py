@@ -12,9 +12,9 @@ import requests
 import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.demo.setting import demo_key
+from nami_amp_pipeline.demo.setup import demo_key
 from nami_amp_pipeline.errors import Halted
-from nami_amp_pipeline.sample import CastMember, cast_of
+from nami_amp_pipeline.sample import Persona, personas_of
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration
 
@@ -93,7 +93,7 @@ class Person:
     """
 
     app_id: str
-    member: CastMember
+    member: Persona
     user_id: str
     profile: Mapping[str, Any] | None
 
@@ -103,7 +103,7 @@ def people(amplitude: LocalAmplitude, integrations: Sequence[Integration]) -> li
     kinds = {one.app_id: one.user_id_kind for one in integrations}
     found = []
     for app_id, name in SHOWN:
-        member = next(one for one in cast_of(app_id) if one.name == name)
+        member = next(one for one in personas_of(app_id) if one.name == name)
         by_external = kinds[app_id] == "external_id" and member.external_id is not None
         user_id = member.external_id if by_external and member.external_id is not None else member.user_id
         found.append(Person(app_id, member, user_id, amplitude.user(app_id, user_id)))

@@ -14,15 +14,16 @@ from typing import Any, Final, TextIO
 from rich.console import Console
 from rich.table import Table
 
-from nami_amp_pipeline.amplitude.sandbox import Options, Sandbox, SandboxServer
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.dagster_support.instance import dagster_home
 from nami_amp_pipeline.demo.arrivals import LocalAmplitude, Person, people, sent_by_type
-from nami_amp_pipeline.demo.setting import demo_keys, ensure_integrations, journal, load_sample
+from nami_amp_pipeline.demo.setup import demo_keys, ensure_integrations, journal, load_sample
 from nami_amp_pipeline.errors import Halted
-from nami_amp_pipeline.runner import RunReport, dagster_home, run_micro_batch
+from nami_amp_pipeline.operations.status import IntegrationStatus, status
+from nami_amp_pipeline.runner import RunReport, run_micro_batch
+from nami_amp_pipeline.sandbox import Options, Sandbox, SandboxServer
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state.integrations import Integration
-from nami_amp_pipeline.status import IntegrationStatus, status
 
 PORT: Final = 8765
 _PORTS_TRIED: Final = 20

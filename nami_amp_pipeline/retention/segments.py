@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from nami_amp_pipeline import ledger
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.retention.files import DAY, let_go, size_of
 from nami_amp_pipeline.retention.report import RetentionReport
+from nami_amp_pipeline.stages import captured_ids as ledger
 from nami_amp_pipeline.state import Transaction, tables
 
 _AT_ONCE = 200

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nami_amp_pipeline.sample.cast import CastMember, cast_of
+from nami_amp_pipeline.sample.personas import Persona, personas_of
 from nami_amp_pipeline.sample.stream import SCHEMA, generate, to_webhook_ndjson
 
-__all__ = ["SCHEMA", "CastMember", "cast_of", "generate", "to_webhook_ndjson"]
+__all__ = ["SCHEMA", "Persona", "generate", "personas_of", "to_webhook_ndjson"]

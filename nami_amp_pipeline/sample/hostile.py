@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from typing import Final
 
-from nami_amp_pipeline.sample import rendering
-from nami_amp_pipeline.sample.rendering import Event
+from nami_amp_pipeline.sample import payloads as rendering
+from nami_amp_pipeline.sample.payloads import Event
 
 _BROKEN: Final = (None, "", "null", "[]", '"text"', "17", "true", '{"id":"1"', "{'id': 1}", "NaN", "\u00a0", "{}x")
 _EXTERNAL: Final = (

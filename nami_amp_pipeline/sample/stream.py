@@ -11,10 +11,10 @@ from typing import Final
 
 import pyarrow as pa
 
-from nami_amp_pipeline.sample import rendering
-from nami_amp_pipeline.sample.cast import CAST_SIZE, cast_of, play
-from nami_amp_pipeline.sample.lives import Life, live
-from nami_amp_pipeline.sample.rendering import DAY, HOUR, Event
+from nami_amp_pipeline.sample import payloads as rendering
+from nami_amp_pipeline.sample.payloads import DAY, HOUR, Event
+from nami_amp_pipeline.sample.personas import CAST_SIZE, personas_of, play
+from nami_amp_pipeline.sample.user_life import Life, live
 
 SCHEMA: Final = pa.schema(
     [
@@ -51,8 +51,8 @@ def generate(
 
     Users install one after the other over `days` days, and each is followed for `days` days. Without `rows`, what is
     loaded after `start + days` is left out, as it would not be there yet. The first users of each app are its cast
-    (`cast_of`), who live the whole time. What is kept in memory is what has happened but is not loaded yet, without its
-    text: about 100 MB for every 50,000 users who live at the same time.
+    (`personas_of`), who live the whole time. What is kept in memory is what has happened but is not loaded yet, without
+    its text: about 100 MB for every 50,000 users who live at the same time.
 
     Args:
         users: How many users install, over all apps; the apps take turns.
@@ -133,7 +133,7 @@ def _lived(
     app_id = apps[which]
     until = installed + span
     if turn < CAST_SIZE:
-        member = cast_of(app_id)[turn]
+        member = personas_of(app_id)[turn]
         rng = random.Random(member.user_id)  # noqa: S311 - nothing here is secret
         life = Life(app_id, member.user_id, rng, installed, until, first_number=first_number, tidy=True)
         play(life, member)

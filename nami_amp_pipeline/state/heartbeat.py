@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from nami_amp_pipeline.clock import micros
 from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.store import Store, has_ended
+from nami_amp_pipeline.state.owners import has_ended
+from nami_amp_pipeline.state.store import Store
 
 _PREFIX = "run:"
 

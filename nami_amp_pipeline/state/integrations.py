@@ -272,6 +272,13 @@ def _not_paid(app_id: str) -> Misconfigured:
     return Misconfigured(f"app {app_id} is not on a paid plan: its organisation needs one to enable an integration")
 
 
+def apps_with_integrations(store: Store) -> list[str]:
+    """The apps that have an integration switched on."""
+    with store.begin() as tx:
+        query = sa.select(tables.integrations.c.app_id).where(tables.integrations.c.enabled).distinct()
+        return sorted(tx.execute(query).scalars())
+
+
 def all_integrations(store: Store, keys: Sequence[str] | None = None) -> list[Integration]:
     """The integrations by key, or those named.
 

@@ -38,6 +38,17 @@ def revision_of(version: int) -> str:
     return f"{version:04d}"
 
 
+def create_or_upgrade(store: Store) -> None:
+    """Makes the tables in an empty store, and brings older ones up to date where that is safe.
+
+    Raises:
+        Misconfigured: the tables are a newer program's, or ``nami-amp migrate`` has to be run first.
+        StoreUnavailable: the store cannot be reached.
+    """
+    if store.schema_version() != tables.SCHEMA_VERSION:
+        migrate(store, only_safe=True)
+
+
 def migrate(store: Store, *, only_safe: bool) -> tuple[int, int]:
     """Brings the tables up to date; several that try at once wait for the first, and find nothing left to do.
 

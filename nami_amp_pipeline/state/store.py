@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import sqlite3
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +18,7 @@ from sqlalchemy.engine import Connection
 from nami_amp_pipeline.clock import Clock, micros
 from nami_amp_pipeline.errors import Busy, LostLease, Misconfigured, StoreUnavailable
 from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.owners import has_ended, new_owner
 
 T = TypeVar("T")
 
@@ -66,7 +64,7 @@ class Store:
     url: str = field(repr=False)
     clock: Clock
     lease_seconds: float = 120.0
-    owner: str = field(default_factory=lambda: new_owner())
+    owner: str = field(default_factory=new_owner)
 
     def __post_init__(self) -> None:
         self.is_sqlite = self.url.startswith("sqlite")
@@ -94,18 +92,6 @@ class Store:
             except (sa.exc.ArgumentError, ImportError):
                 raise Misconfigured("NAMI_AMP_STATE_URL cannot be parsed as a database address") from None
         self._leases: dict[str, Lease] = {}
-
-    def create(self) -> None:
-        """Makes the tables in an empty store, and brings older ones up to date where that is safe.
-
-        Raises:
-            Misconfigured: the tables are a newer program's, or ``nami-amp migrate`` has to be run first.
-            StoreUnavailable: the store cannot be reached.
-        """
-        if self.schema_version() != tables.SCHEMA_VERSION:
-            from nami_amp_pipeline.state.migrate import migrate
-
-            migrate(self, only_safe=True)
 
     def schema_version(self) -> int:
         """The version of the tables that are there; 0 for an empty store.
@@ -330,38 +316,6 @@ def _upsert(
 def _portions(items: Sequence[T]) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), _LEASES_AT_A_TIME):
         yield items[start : start + _LEASES_AT_A_TIME]
-
-
-def new_owner() -> str:
-    """A name for this process, by which others of the same machine can tell whether it still runs."""
-    pid = os.getpid()
-    return f"{_machine()}|{pid}|{_started(pid) or ''}|{uuid.uuid4().hex[:8]}"
-
-
-def has_ended(owner: str) -> bool:
-    """Whether the process of that name has ended for certain: a process of another machine never has."""
-    parts = owner.split("|")
-    if len(parts) != 4 or parts[0] != _machine() or not parts[1].isdigit() or not parts[2]:
-        return False
-    return _started(int(parts[1])) != parts[2]
-
-
-def _machine() -> str:
-    """This machine since it was started, and the part of it whose process numbers these are (Linux)."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()}:{boot}:{Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return f"{socket.gethostname()}:"
-
-
-def _started(pid: int) -> str | None:
-    """When a process was started, as the kernel counts; None where there is none, or only its remains."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in ("Z", "X") else fields[19]
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

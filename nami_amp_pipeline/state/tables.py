@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import false as sa_false
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of these tables; each has its revision in ``migrations/versions``, which brings older stores to it."""
 
 metadata = MetaData()
@@ -69,7 +69,33 @@ integrations = Table(
     Column("halted_reason", Text),
     Column("halted_at", BigInteger),
     Column("last_error", Text),
+    Column("destination", Text, nullable=False, server_default="amplitude"),
+    Column("sandbox", Text, nullable=False, server_default="send"),
+    # Payload fields that never leave, or only hashed; the salt is encrypted like the keys.
+    Column("exclude", Text, nullable=False, server_default="[]"),
+    Column("hash", Text, nullable=False, server_default="[]"),
+    Column("hash_salt", Text),
+    Column("revenue", Text, nullable=False, server_default="gross"),
+    # The store's share of a price by event_platform, where it is not the default.
+    Column("store_fees", Text, nullable=False, server_default="{}"),
+    # Raised by every change.
+    Column("version", BigInteger, nullable=False, server_default="1"),
     UniqueConstraint("app_id", "name"),
+    sqlite_autoincrement=True,
+)
+
+integration_changes = Table(
+    "integration_changes",
+    metadata,
+    Column("id", _Key, primary_key=True, autoincrement=True),
+    # Its <app_id>/<name>: the history outlives the integration.
+    Column("integration", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("by", Text, nullable=False),
+    # Field to [before, after]; of keys only that they changed.
+    Column("what", Text, nullable=False),
+    Index("integration_changes_by_integration", "integration", "id"),
     sqlite_autoincrement=True,
 )
 
@@ -272,6 +298,37 @@ leases = Table(
     Column("owner", Text, nullable=False),
     Column("fence", BigInteger, nullable=False),
     Column("expires_at", BigInteger, nullable=False),
+    # How many transactions its holder has committed under it: tells whether one that seemed to fail went through.
+    Column("commits", BigInteger, nullable=False, server_default="0"),
+)
+
+run_troubles = Table(
+    "run_troubles",
+    metadata,
+    Column("id", _Key, primary_key=True, autoincrement=True),
+    Column("run_id", Text, nullable=False),
+    Column("asset", Text, nullable=False),
+    # The app or integration that it was about; null for what all share.
+    Column("partition", Text),
+    # The name of the error's class.
+    Column("kind", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Index("run_troubles_by_run", "run_id"),
+    sqlite_autoincrement=True,
+)
+
+unreadable_rows = Table(
+    "unreadable_rows",
+    metadata,
+    # Rows of the warehouse that cannot be captured, by why; the app is empty where the row has none.
+    Column("app_id", Text, primary_key=True),
+    Column("reason", Text, primary_key=True),
+    Column("rows", BigInteger, nullable=False),
+    # Names one of them.
+    Column("example", Text, nullable=False),
+    Column("first_at", BigInteger, nullable=False),
+    Column("last_at", BigInteger, nullable=False),
 )
 
 alerts = Table(

@@ -10,9 +10,9 @@ from typing import Any
 
 import duckdb
 
-from nami_amp_pipeline.compute import literal
 from nami_amp_pipeline.errors import WarehouseUnavailable
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.storage.duckdb_engine import literal
 from nami_amp_pipeline.warehouse.base import EventRow, Finding, Lookup, Places, Source, check_columns
 
 LOCK_PATIENCE_SECONDS = 10.0

@@ -19,7 +19,7 @@ from nami_amp_pipeline_tests.adversity.disk import PLACES, Disk, NoMount, small_
 from nami_amp_pipeline_tests.adversity.locks import Locks
 from nami_amp_pipeline_tests.adversity.restarts import Restarts
 from nami_amp_pipeline_tests.adversity.workers import Workers
-from nami_amp_pipeline_tests.postgres import Postgres
+from nami_amp_pipeline_tests.support.postgres import Postgres
 
 Playing = Workers | Disk | Locks | Restarts
 

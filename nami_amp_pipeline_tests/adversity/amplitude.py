@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 
-from nami_amp_pipeline.amplitude.sandbox import Options, Sandbox, SandboxServer
+from nami_amp_pipeline.sandbox import Options, Sandbox, SandboxServer
 
 
 def main() -> None:

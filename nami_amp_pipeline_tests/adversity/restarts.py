@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from nami_amp_pipeline_tests.adversity.scene import Scene
-from nami_amp_pipeline_tests.postgres import Postgres
+from nami_amp_pipeline_tests.support.postgres import Postgres
 
 
 class Restarts:

@@ -21,12 +21,12 @@ from typing import Any
 import orjson
 
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.operations.status import status
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state.integrations import NewIntegration
-from nami_amp_pipeline.status import status
-from nami_amp_pipeline_tests.warehouses import append
+from nami_amp_pipeline_tests.support.warehouses import append
 
 BATCH = 20
 LANES = 3

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nami_amp_pipeline_tests.endurance import day, fairness, faults, outage
 from nami_amp_pipeline_tests.endurance.report import Report
-from nami_amp_pipeline_tests.postgres import Postgres
+from nami_amp_pipeline_tests.support.postgres import Postgres
 
 
 def main() -> int:

@@ -14,8 +14,8 @@ from typing import Any
 import orjson
 import requests
 
-from nami_amp_pipeline.amplitude.sandbox import Options, Sandbox, serve
-from nami_amp_pipeline.amplitude.sandbox.settings import V2_PATH, key_digest
+from nami_amp_pipeline.sandbox import Options, Sandbox, serve
+from nami_amp_pipeline.sandbox.settings import V2_PATH, key_digest
 
 _SECONDS = 60.0
 

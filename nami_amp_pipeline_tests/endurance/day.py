@@ -19,17 +19,17 @@ import dagster as dg
 import duckdb
 import sqlalchemy as sa
 
-from nami_amp_pipeline.defs.history import REPOSITORY_TAG
+from nami_amp_pipeline.dagster_support.instance import dagster_instance
+from nami_amp_pipeline.dagster_support.run_history import REPOSITORY_TAG
 from nami_amp_pipeline.defs.jobs import micro_batch
-from nami_amp_pipeline.defs.resources import Pipeline
-from nami_amp_pipeline.defs.retention import REPOSITORY, retention
-from nami_amp_pipeline.runner import dagster_instance
+from nami_amp_pipeline.defs.resources import PipelineSession
+from nami_amp_pipeline.defs.retention_job import REPOSITORY, retention
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.endurance.amplitude import OwnProcess
 from nami_amp_pipeline_tests.endurance.outage import APPS, TICK_SECONDS, Loader, folder_size
 from nami_amp_pipeline_tests.endurance.report import Report
 from nami_amp_pipeline_tests.endurance.scene import Scene, event_ids, key_of
-from nami_amp_pipeline_tests.postgres import Postgres
+from nami_amp_pipeline_tests.support.postgres import Postgres
 
 _BROKEN = 2
 """Rows of each tick whose payload is no JSON: dead letters."""
@@ -196,7 +196,7 @@ def _run(
     report: Report, scene: Scene, instance: dg.DagsterInstance, job: dg.JobDefinition, config: dict[str, Any]
 ) -> None:
     run_id = str(uuid.uuid4())
-    pipeline = Pipeline(scene.settings, run_id, scene.clock)
+    pipeline = PipelineSession(scene.settings, run_id, scene.clock)
     try:
         result = job.execute_in_process(
             instance=instance,

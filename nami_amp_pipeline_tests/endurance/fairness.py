@@ -14,10 +14,10 @@ from pathlib import Path
 import duckdb
 
 from nami_amp_pipeline import contract
-from nami_amp_pipeline.amplitude.sandbox.settings import V2_PATH
 from nami_amp_pipeline.amplitude.transport import HttpAnswer, HttpTransport
-from nami_amp_pipeline.amplitude.wire import ThreadedWire
-from nami_amp_pipeline.compute import literal, sql
+from nami_amp_pipeline.delivery.request_threads import ThreadedWire
+from nami_amp_pipeline.sandbox.settings import V2_PATH
+from nami_amp_pipeline.storage.duckdb_engine import literal, sql
 from nami_amp_pipeline_tests.endurance.amplitude import OwnProcess
 from nami_amp_pipeline_tests.endurance.report import Report
 from nami_amp_pipeline_tests.endurance.scene import Scene, key_of, load_sample

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nami_amp_pipeline.amplitude.sandbox import Fault
-from nami_amp_pipeline.amplitude.sandbox.faults import RequestFacts
+from nami_amp_pipeline.sandbox import Fault
+from nami_amp_pipeline.sandbox.faults import RequestFacts
 from nami_amp_pipeline_tests.endurance.amplitude import OwnProcess
 from nami_amp_pipeline_tests.endurance.report import Report
 from nami_amp_pipeline_tests.endurance.scene import Scene, event_ids, key_of, load_sample

@@ -13,7 +13,7 @@ from pathlib import Path
 import duckdb
 
 from nami_amp_pipeline.amplitude.transport import HttpAnswer, HttpTransport, NoAnswer
-from nami_amp_pipeline.compute import literal
+from nami_amp_pipeline.storage.duckdb_engine import literal
 from nami_amp_pipeline_tests.endurance.amplitude import OwnProcess
 from nami_amp_pipeline_tests.endurance.report import Report
 from nami_amp_pipeline_tests.endurance.scene import MovedClock, Scene, event_ids, key_of, load_sample

@@ -11,15 +11,15 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from nami_amp_pipeline import contract, pipeline, sample
-from nami_amp_pipeline.amplitude.wire import Wire
-from nami_amp_pipeline.compute import literal, sql
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.delivery.request_threads import Wire
+from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration
-from nami_amp_pipeline.status import IntegrationStatus, status
+from nami_amp_pipeline.storage.duckdb_engine import literal, sql
 from nami_amp_pipeline_tests.endurance.report import Report
 
 NEVER = "00000000-none"

@@ -14,15 +14,15 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
-from nami_amp_pipeline.amplitude.sandbox import Fault, Options, Sandbox, SandboxServer
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.operations.status import IntegrationStatus, status
+from nami_amp_pipeline.sandbox import Fault, Options, Sandbox, SandboxServer
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import NewIntegration
-from nami_amp_pipeline.status import IntegrationStatus, status
-from nami_amp_pipeline_tests.warehouses import append
+from nami_amp_pipeline_tests.support.warehouses import append
 
 _BATCH = 20
 _LANES = 3

@@ -10,8 +10,8 @@ from heapq import heappop, heappush
 from itertools import count
 from urllib.parse import urlsplit
 
-from nami_amp_pipeline.amplitude.sandbox import Sandbox
 from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
+from nami_amp_pipeline.sandbox import Sandbox
 
 TIMEOUT_SECONDS = 30.0
 START = 1_790_000_000.0

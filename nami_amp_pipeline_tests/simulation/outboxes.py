@@ -11,9 +11,9 @@ import orjson
 import pyarrow as pa
 import sqlalchemy as sa
 
-from nami_amp_pipeline.amplitude.outbox import LANE_BATCH_ROWS
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.prepare import OUTBOX_SCHEMA
+from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS
+from nami_amp_pipeline.stages.prepare import OUTBOX_SCHEMA
 from nami_amp_pipeline.state import tables
 
 

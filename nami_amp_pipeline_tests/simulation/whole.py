@@ -19,21 +19,21 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from nami_amp_pipeline import pipeline
-from nami_amp_pipeline.amplitude.sandbox import Fault, Options
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.operations.status import IntegrationStatus, status
+from nami_amp_pipeline.sandbox import Fault, Options
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.status import IntegrationStatus, status
 from nami_amp_pipeline.warehouse import Finding, Lookup, Places, Source
-from nami_amp_pipeline_tests import reference
-from nami_amp_pipeline_tests.histories import to_batch
-from nami_amp_pipeline_tests.simulation.cheap import shared_engine, work_folder
 from nami_amp_pipeline_tests.simulation.delivery import BASE
+from nami_amp_pipeline_tests.simulation.fast_start import shared_engine, work_folder
 from nami_amp_pipeline_tests.simulation.network import START, SimulatedWire
 from nami_amp_pipeline_tests.simulation.process import Perils
 from nami_amp_pipeline_tests.simulation.world import Facts, World
-from nami_amp_pipeline_tests.snapshots import current_snapshots
+from nami_amp_pipeline_tests.support import reference
+from nami_amp_pipeline_tests.support.current_snapshots import current_snapshots
+from nami_amp_pipeline_tests.support.histories import to_batch
 
 _TYPES = (
     "user.subscription.purchased",

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from nami_amp_pipeline import pipeline
-from nami_amp_pipeline.amplitude.sandbox import Fault, Options, Sandbox
-from nami_amp_pipeline.amplitude.sandbox.settings import key_digest
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import Halted, LostLease
+from nami_amp_pipeline.operations.status import status
+from nami_amp_pipeline.sandbox import Fault, Options, Sandbox
+from nami_amp_pipeline.sandbox.settings import key_digest
 from nami_amp_pipeline.secrets import Cipher, Secret
-from nami_amp_pipeline.segments import DataFolder
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state.integrations import Integration, NewIntegration
-from nami_amp_pipeline.status import status
+from nami_amp_pipeline.storage.data_folder import DataFolder
 from nami_amp_pipeline.warehouse import Warehouse
-from nami_amp_pipeline_tests.simulation.cheap import fresh_store
-from nami_amp_pipeline_tests.simulation.late import Late
+from nami_amp_pipeline_tests.simulation.fast_start import fresh_store
+from nami_amp_pipeline_tests.simulation.late_events import Late
 from nami_amp_pipeline_tests.simulation.ledger import Ledger
 from nami_amp_pipeline_tests.simulation.network import KINDS, Crash, Network, SimulatedWire, Time, Weather
 from nami_amp_pipeline_tests.simulation.process import STEPS, MortalStore, Perils
@@ -271,7 +271,7 @@ class World:
         met["event sent again"] += self.sandbox.audit.duplicates
 
     def close(self) -> None:
-        """Ends the world."""
+        """OutcomeRecorder the world."""
         self.outside.store.close()
         self.ledger.close()
 

@@ -1,0 +1,233 @@
+"""What all commands share: settings and store when asked for, one line for each error, one object for --json."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from nami_amp_pipeline.errors import Misconfigured, NamiAmpError
+
+if TYPE_CHECKING:
+    from nami_amp_pipeline.context import Context
+    from nami_amp_pipeline.secrets import Cipher
+    from nami_amp_pipeline.settings import Settings
+    from nami_amp_pipeline.state import Store
+
+_FAILED: Mapping[str, Mapping[str, Any]] = {
+    "run": {"run_id": None, "integrations": []},
+    "status": {"run_id": None, "integrations": []},
+}
+"""What else stands in the object of a command that failed before it had anything to say."""
+
+_PASSWORD = re.compile(r"(?<=://)([^/@\s]*):([^/@\s]*)@")
+
+
+@dataclass
+class Invocation:
+    """One call of ``nami-amp``.
+
+    Attributes:
+        debug: whether the traceback of a bug is shown.
+        answered: whether the object of ``--json`` is out.
+        secrets: texts that no message may hold.
+    """
+
+    debug: bool = False
+    answered: bool = False
+    secrets: list[str] = field(default_factory=list)
+    _settings: Settings | None = None
+    _store: Store | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings, read on first use so that ``--help`` works with wrong ones."""
+        if self._settings is None:
+            from nami_amp_pipeline.settings import Settings
+
+            self._settings = Settings.load()
+            if self._settings.encryption_key:
+                from nami_amp_pipeline.secrets import split_keys
+
+                self.secrets += split_keys(self._settings.encryption_key)
+            if self._settings.alert_webhook_url:
+                self.secrets.append(self._settings.alert_webhook_url)
+        return self._settings
+
+    @property
+    def store(self) -> Store:
+        """The state store, its tables made where they are missing."""
+        if self._store is None:
+            from nami_amp_pipeline.clock import system_clock
+            from nami_amp_pipeline.state import Store
+            from nami_amp_pipeline.state.migrate import create_or_upgrade
+
+            self._store = Store(self.settings.state_url, system_clock, self.settings.lease_seconds)
+            create_or_upgrade(self._store)
+        return self._store
+
+    @property
+    def cipher(self) -> Cipher:
+        """Of the API keys."""
+        from nami_amp_pipeline.secrets import Cipher
+
+        return Cipher(self.settings.encryption_key, self.settings.home / "encryption.key")
+
+    @contextmanager
+    def context(self) -> Iterator[Context]:
+        """All that the stages are given, for commands that look into their files."""
+        from nami_amp_pipeline.context import Context
+
+        context = Context.open(self.settings)
+        try:
+            yield context
+        finally:
+            context.store.close()
+
+    def answer(self, answer: Mapping[str, Any]) -> None:
+        """Prints the one object of ``--json``."""
+        import orjson
+
+        self.answered = True
+        click.echo(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode())
+
+    def complain(self, message: str) -> None:
+        """Says in one line on standard error what went wrong."""
+        click.echo(f"nami-amp: {self.clean(' '.join(message.split()))}", err=True)
+
+    def clean(self, text: str) -> str:
+        """A text without the secrets of this call."""
+        for secret in self.secrets:
+            text = text.replace(secret, "…")
+        return _PASSWORD.sub(r"\1:…@", text)
+
+    def close(self) -> None:
+        """Closes the store."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+
+class CommandGroup(click.Group):
+    """The command ``nami-amp``: every error becomes one line on standard error and an exit status.
+
+    0 is done; 1 something was not delivered or not possible now; 2 an argument or a setting cannot be used; 130
+    interrupted; 143 ended by SIGTERM.
+    """
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = "nami-amp",
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        """Runs the command and ends the process with its exit status."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        invocation = Invocation(debug=os.environ.get("NAMI_AMP_DEBUG", "") not in ("", "0"))
+        with _quiet_pipes():
+            status = self._run(invocation, arguments, complete_var, extra)
+            sys.stdout.flush()
+        sys.exit(status)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; an interrupt ends it without the empty line that click would print."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.Abort from None
+
+    def _run(
+        self, invocation: Invocation, arguments: list[str], complete_var: str | None, extra: dict[str, Any]
+    ) -> int:
+        message, status = "", 1
+        try:
+            result = super().main(arguments, "nami-amp", complete_var, standalone_mode=False, obj=invocation, **extra)
+            return result if isinstance(result, int) else 0
+        except click.exceptions.NoArgsIsHelpError as help_wanted:
+            click.echo(help_wanted.format_message())
+            return 0
+        except (click.Abort, KeyboardInterrupt):
+            return 130
+        except click.UsageError as error:
+            about = f" ('{error.ctx.command_path} --help' tells more)" if error.ctx else ""
+            message, status = f"{error.format_message()}{about}", 2
+        except Misconfigured as error:
+            message, status = str(error), 2
+        except (click.ClickException, NamiAmpError) as error:
+            message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the last place to make one line of it
+            if invocation.debug:
+                click.echo(invocation.clean(traceback.format_exc()), err=True, nl=False)
+            first = next(iter(str(error).splitlines()), "")[:200]
+            message = f"this is a bug: {type(error).__name__}: {first} (NAMI_AMP_DEBUG=1 shows where)"
+        finally:
+            invocation.close()
+        invocation.complain(message)
+        if "--json" in arguments and not invocation.answered:
+            command = next((word for word in arguments if not word.startswith("-")), "")
+            invocation.answer({**_FAILED.get(command, {}), "error": invocation.clean(" ".join(message.split()))})
+        return status
+
+
+@contextmanager
+def _quiet_pipes() -> Iterator[None]:
+    """Ends quietly when nobody reads what is printed any more."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Python flushes standard output once more at its end, which would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+json_option: Callable[[Any], Any] = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object instead of tables."
+)
+
+
+def integration_keys(names: Sequence[str], *, in_two_words: bool = False) -> list[str]:
+    """The integrations that arguments name as ``APP/NAME``.
+
+    Args:
+        names: as given.
+        in_two_words: whether ``APP NAME`` will do, as ``integrations add`` takes it.
+
+    Raises:
+        Misconfigured: one is not of that form.
+    """
+    if in_two_words and len(names) == 2 and not any("/" in name for name in names):
+        return ["/".join(names)]
+    for name in names:
+        if name.count("/") != 1:
+            raise Misconfigured(f"{name!r} is no integration: write APP/NAME, as 'nami-amp integrations list' shows it")
+    return list(names)
+
+
+def parse_time(text: str, what: str) -> int:
+    """An ISO-8601 time with zone as µs since the epoch.
+
+    Raises:
+        Misconfigured: it is none, or has no zone.
+    """
+    from datetime import datetime
+
+    from nami_amp_pipeline.clock import from_datetime
+
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise Misconfigured(f"{what} {text!r} is not a time: write it as 2026-09-01T00:00:00Z") from None
+    if moment.tzinfo is None:
+        raise Misconfigured(f"{what} {text!r} has no time zone: write {text}Z for UTC, or an offset such as +02:00")
+    return from_datetime(moment)

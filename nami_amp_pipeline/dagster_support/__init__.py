@@ -1,0 +1,1 @@
+"""What Dagster needs around a run: its home, shutdown, run history, health."""

@@ -1,0 +1,46 @@
+"""Looks at what the pipeline needs of Dagster: a history that can be read, and daemons that are alive."""
+
+from __future__ import annotations
+
+import time
+
+from dagster._daemon.controller import get_daemon_statuses
+
+from nami_amp_pipeline.dagster_support.instance import dagster_home, dagster_instance
+from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.warehouse.base import Finding
+
+_START = "start 'dagster-daemon run' (or 'dagster dev'), or call 'nami-amp run' by a timer of your own"
+
+
+def check_dagster(settings: Settings) -> list[Finding]:
+    """Whether Dagster's history can be read and its daemons have told lately that they are alive."""
+    home = dagster_home(settings)
+    if not (home / "dagster.yaml").exists():
+        if home.exists() and not home.is_dir():
+            return [Finding("dagster", "error", f"{home} is no folder", "set DAGSTER_HOME to another")]
+        return [Finding("dagster", "warning", f"{home} has no dagster.yaml: no run has been yet", "nami-amp run")]
+    with dagster_instance(settings) as instance:
+        findings = [Finding("dagster", "ok", f"{instance.get_runs_count():,} runs in the history of {home}")]
+        now = time.time()
+        statuses = get_daemon_statuses(instance, instance.get_required_daemon_types(), ignore_errors=True)
+    beats = {kind: status.last_heartbeat for kind, status in statuses.items() if status.last_heartbeat is not None}
+    if not beats:
+        return [*findings, Finding("daemon", "warning", "has never run: nothing starts by itself", _START)]
+    silent = sorted(kind.lower() for kind, status in statuses.items() if not status.healthy)
+    if silent:
+        newest = max(beat.timestamp for beat in beats.values())
+        return [
+            *findings,
+            Finding(
+                "daemon",
+                "error",
+                f"no heartbeat of {', '.join(silent)}, the last of any {now - newest:,.0f} s ago",
+                _START,
+            ),
+        ]
+    for kind, beat in beats.items():
+        if beat.errors:
+            said = " ".join(beat.errors[0].message.split())[:300]
+            findings.append(Finding("daemon", "error", f"{kind.lower()} says: {said}", "look into the daemon's log"))
+    return findings if len(findings) > 1 else [*findings, Finding("daemon", "ok", "alive")]

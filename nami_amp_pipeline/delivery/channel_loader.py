@@ -1,0 +1,174 @@
+"""Opens the channels of a delivery run from the store, and turns them to their next outbox."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import partial
+
+import pyarrow as pa
+import sqlalchemy as sa
+
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.delivery.attempt import Limits, Target
+from nami_amp_pipeline.delivery.channel import FORBIDDEN_IN_A_ROW, Channel
+from nami_amp_pipeline.delivery.held_queue import HeldEvent
+from nami_amp_pipeline.delivery.lane import Lane
+from nami_amp_pipeline.delivery.outbox import OutboxCache
+from nami_amp_pipeline.errors import Halted
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline.state.store import Transaction
+
+_LONGEST_PAUSE = 86_400_000_000
+"""A pause that seems longer than this was noted before the clock was set back."""
+
+
+class ChannelLoader:
+    """Reads what is pending from the store.
+
+    Args:
+        context: the process at work.
+        rng: for the jitter of the channels.
+    """
+
+    def __init__(self, context: Context, rng: random.Random) -> None:
+        self._context = context
+        self._rng = rng
+        self.shelf = OutboxCache(partial(context.folder.open_ipc, mapped=False))
+        self._last: dict[int, int] = {}
+
+    def pending(self) -> set[int]:
+        """The integrations that have an outbox that is not done, or events that wait."""
+        boxes, exceptions = tables.outboxes, tables.exceptions
+        with self._context.store.begin() as tx:
+            open_boxes = sa.select(boxes.c.integration_id).where(boxes.c.done_at.is_(None)).distinct()
+            ids = set(tx.execute(open_boxes).scalars())
+            held = sa.select(exceptions.c.integration_id).where(exceptions.c.state == "held").distinct()
+            return ids | set(tx.execute(held).scalars())
+
+    def open(self, one: Integration) -> Channel:
+        """The channel of an integration, with what waits already.
+
+        Raises:
+            Misconfigured: its API key cannot be decrypted.
+        """
+        context = self._context
+        channel = Channel(
+            one.id,
+            Target(one.endpoint, context.cipher.decrypt(one.api_key)),
+            self.shelf,
+            lambda identity, most: self._held(one.id, identity, most),
+            limits=Limits(context.settings.batch_events, context.settings.batch_bytes, context.settings.max_lanes),
+            run_id=context.run_id,
+            rng=self._rng,
+        )
+        table, pauses = tables.exceptions, tables.pauses
+        now = context.now()
+        with context.store.begin() as tx:
+            held = sa.and_(table.c.integration_id == one.id, table.c.state == "held")
+            waiting = tx.execute(sa.select(table.c.identity).where(held).distinct()).scalars().all()
+            until = dict(
+                tx.execute(sa.select(pauses.c.identity, pauses.c.until).where(pauses.c.integration_id == one.id))
+                .tuples()
+                .all()
+            )
+            channel.refused_alone = _refused_alone(tx, one.id)
+        for identity in waiting:
+            channel.held.wait(identity, _sane(until.get(identity, now), now))
+        channel.resume_at = _sane(until.get("", 0), now)
+        return channel
+
+    def load_next(self, channel: Channel) -> bool:
+        """Turns a channel to its oldest outbox that is not done; False if there is none.
+
+        Those before the one that it was turned to last are done; their receipts may still be being written.
+
+        Raises:
+            Halted: the outbox file cannot be read.
+        """
+        boxes, lanes, exceptions = tables.outboxes, tables.lanes, tables.exceptions
+        channel.unload()
+        with self._context.store.begin() as tx:
+            box = tx.execute(
+                sa.select(boxes)
+                .where(
+                    boxes.c.integration_id == channel.id,
+                    boxes.c.done_at.is_(None),
+                    boxes.c.id > self._last.get(channel.id, 0),
+                )
+                .order_by(boxes.c.id)
+                .limit(1)
+            ).one_or_none()
+            if box is None:
+                return False
+            rows = tx.execute(sa.select(lanes).where(lanes.c.outbox_id == box.id).order_by(lanes.c.id)).all()
+            taken: dict[int, set[int]] = {}
+            for lane_id, lane_row in tx.execute(
+                sa.select(exceptions.c.lane_id, exceptions.c.lane_row)
+                .join(lanes, lanes.c.id == exceptions.c.lane_id)
+                .where(lanes.c.outbox_id == box.id, exceptions.c.lane_row >= lanes.c.next_row)
+            ):
+                taken.setdefault(lane_id, set()).add(lane_row)
+        try:
+            if any(row.next_row < row.rows for row in rows):
+                self.shelf.batch(box.file, rows[0].batch)
+        except (OSError, pa.ArrowException) as error:
+            raise Halted(f"outbox {box.file} cannot be read: {type(error).__name__}") from None
+        self._last[channel.id] = box.id
+        channel.load(
+            box.id,
+            box.segment_id,
+            box.file,
+            [
+                Lane(
+                    row.id,
+                    row.batch,
+                    row.rows,
+                    row.next_row,
+                    row.attempt_end,
+                    row.unknown_since,
+                    taken=taken.get(row.id, set()),
+                )
+                for row in rows
+            ],
+        )
+        return True
+
+    def _held(self, integration_id: int, identity: str, most: int) -> Sequence[HeldEvent]:
+        table = tables.exceptions
+        event_id = table.c.event_id if self._context.store.is_sqlite else sa.collate(table.c.event_id, "C")
+        query = (
+            sa.select(table.c.id, table.c.identity, table.c.body, table.c.unknown_since)
+            .where(table.c.integration_id == integration_id, table.c.state == "held", table.c.identity == identity)
+            .order_by(table.c.created_date, event_id)
+            .limit(most)
+        )
+        with self._context.store.begin() as tx:
+            return [
+                HeldEvent(row.id, row.identity, row.body.encode().removeprefix(b","), row.unknown_since)
+                for row in tx.execute(query)
+            ]
+
+
+def _refused_alone(tx: Transaction, integration_id: int) -> list[tuple[int | None, int]]:
+    """Where the last single events stand that were refused with 403 since anything was delivered, oldest first."""
+    table, requests = tables.exceptions, tables.requests
+    rows = tx.execute(
+        sa.select(table.c.id, table.c.request_id)
+        .where(table.c.integration_id == integration_id, table.c.state == "dead", table.c.reason == "forbidden")
+        .order_by(table.c.id.desc())
+        .limit(FORBIDDEN_IN_A_ROW - 1)
+    ).all()
+    if not rows:
+        return []
+    delivered = tx.execute(
+        sa.select(sa.func.max(requests.c.id)).where(
+            requests.c.integration_id == integration_id, requests.c.outcome == "delivered"
+        )
+    ).scalar()
+    return [(None, row.id) for row in reversed(rows) if (row.request_id or 0) > (delivered or 0)]
+
+
+def _sane(until: int, now: int) -> int:
+    return min(until, now + _LONGEST_PAUSE)

@@ -1,0 +1,70 @@
+"""Whose turn it is to post: fair among integrations, and no endpoint that is down takes the others' turns."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+MOST_TO_ONE = 48
+"""Requests to one endpoint at once; the rest of the wire is for the others."""
+
+FEWEST_TO_ONE = 2
+_FIRST = 32
+
+
+@dataclass
+class _Endpoint:
+    limit: int = _FIRST
+    under_way: int = 0
+    turns: deque[int] = field(default_factory=deque)
+    waiting: set[int] = field(default_factory=set)
+    listed: bool = False
+
+
+class FairQueue:
+    """The integrations that want to post, by endpoint."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, _Endpoint] = {}
+        self._ready: deque[_Endpoint] = deque()
+
+    def enqueue(self, endpoint: str, integration_id: int) -> None:
+        """An integration wants to post; asking twice counts once."""
+        known = self._known.setdefault(endpoint, _Endpoint())
+        if integration_id not in known.waiting:
+            known.waiting.add(integration_id)
+            known.turns.append(integration_id)
+            self._list(known)
+
+    def next(self) -> int | None:
+        """The integration whose turn it is, which no longer waits then."""
+        while self._ready:
+            known = self._ready.popleft()
+            known.listed = False
+            if known.turns and known.under_way < known.limit:
+                integration_id = known.turns.popleft()
+                known.waiting.discard(integration_id)
+                self._list(known)
+                return integration_id
+        return None
+
+    @property
+    def has_next(self) -> bool:
+        """Whether it is anybody's turn."""
+        return any(known.turns and known.under_way < known.limit for known in self._ready)
+
+    def entered(self, endpoint: str) -> None:
+        """A request to an endpoint starts."""
+        self._known[endpoint].under_way += 1
+
+    def left(self, endpoint: str, *, failed: bool) -> None:
+        """A request came back; ``failed`` if the endpoint did not answer as it should."""
+        known = self._known[endpoint]
+        known.under_way -= 1
+        known.limit = max(FEWEST_TO_ONE, known.limit // 2) if failed else min(MOST_TO_ONE, known.limit + 1)
+        self._list(known)
+
+    def _list(self, known: _Endpoint) -> None:
+        if not known.listed and known.turns and known.under_way < known.limit:
+            known.listed = True
+            self._ready.append(known)

@@ -1,0 +1,173 @@
+"""Reading outboxes: which rows come next, and their bytes as one request body."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+LANE_BATCH_ROWS = 5_000
+"""Rows of each record batch of a lane but its last."""
+
+HOT_ROWS = 100
+"""An identity with more rows than this in a record batch is watched for its rate."""
+
+_CACHED_BYTES = 256_000_000
+_OPEN_FILES = 8
+_MOST_BYTES = 2**31 - 1
+
+Ints = np.ndarray[Any, np.dtype[np.int32]]
+
+
+@dataclass(frozen=True, eq=False)
+class OutboxBatch:
+    """A record batch of a lane, with the bytes of its bodies at hand.
+
+    Attributes:
+        rows: the columns.
+        offsets: where each body begins in ``data``, and where the last ends.
+        data: the bodies, one behind the other, each behind a comma.
+    """
+
+    rows: pa.RecordBatch
+    offsets: Ints
+    data: memoryview
+
+    @staticmethod
+    def of(rows: pa.RecordBatch) -> OutboxBatch:
+        """Lays the buffers of the body column open."""
+        bodies = rows["body"]
+        _, offsets, data = bodies.buffers()
+        numbers = np.frombuffer(offsets, dtype=np.int32)[bodies.offset : bodies.offset + len(bodies) + 1]
+        return OutboxBatch(rows, numbers, memoryview(data) if data is not None else memoryview(b""))
+
+    def end_within(self, start: int, events: int, size: int) -> int:
+        """The row behind the longest run from ``start`` of at most ``events`` events and ``size`` bytes, or of one."""
+        end = min(start + events, len(self.offsets) - 1)
+        most = np.int32(min(int(self.offsets[start]) + size, _MOST_BYTES))  # of the offsets' type: they are not copied
+        fitting = int(self.offsets.searchsorted(most, side="right")) - 1
+        return max(start + 1, min(end, fitting))
+
+    def size(self, row: int) -> int:
+        """Bytes of one body, its comma included."""
+        return int(self.offsets[row + 1] - self.offsets[row])
+
+    def text(self, head: bytes, runs: Iterable[tuple[int, int]], tail: bytes) -> bytes:
+        """A request body: the events of runs of rows (start, end) between ``head`` and ``tail``."""
+        parts: list[bytes | memoryview] = [head]
+        skip = 1  # the first body's comma
+        for start, end in runs:
+            parts.append(self.data[int(self.offsets[start]) + skip : int(self.offsets[end])])
+            skip = 0
+        parts.append(tail)
+        return b"".join(parts)
+
+    def bodies(self, rows: Sequence[int]) -> list[bytes]:
+        """Single bodies, without their commas."""
+        return [bytes(self.data[self.offsets[row] + 1 : self.offsets[row + 1]]) for row in rows]
+
+    @cached_property
+    def _codes(self) -> tuple[Ints, pa.Array]:
+        """The identity of each row as a number, and the identities by number."""
+        encoded = pc.dictionary_encode(self.rows["identity"])
+        return encoded.indices.to_numpy(), encoded.dictionary
+
+    @cached_property
+    def _names(self) -> list[str]:
+        names: list[str] = self._codes[1].to_pylist()
+        return names
+
+    @cached_property
+    def hot(self) -> dict[str, Ints]:
+        """The rows, in order, of each identity that has many."""
+        codes, names = self._codes
+        counts = np.bincount(codes, minlength=len(names))
+        return {
+            names[int(code)].as_py(): np.flatnonzero(codes == code).astype(np.int32)
+            for code in np.flatnonzero(counts > HOT_ROWS)
+        }
+
+    def among(self, start: int, end: int, identities: Collection[str]) -> list[int]:
+        """The rows from ``start`` to ``end`` of these identities."""
+        here = self._codes[0][start:end]
+        wanted = [int(code) for code in np.unique(here) if self._names[int(code)] in identities]
+        if not wanted:
+            return []
+        found: list[int] = (np.flatnonzero(np.isin(here, wanted)) + start).tolist()
+        return found
+
+    def identities(self, rows: Sequence[int]) -> list[tuple[str, ...]]:
+        """What Amplitude may throttle each of these events by; see :func:`identities_of`."""
+        lane = self.rows["identity"].take(pa.array(rows, pa.int64())).to_pylist()
+        return [identities_of(own, body) for own, body in zip(lane, self.bodies(rows), strict=True)]
+
+
+def identities_of(own: str, body: bytes) -> tuple[str, ...]:
+    """What Amplitude may throttle an event by: its lane's identity first, then its device."""
+    device = orjson.loads(body).get("device_id")
+    return (own,) if device is None or own == f"d:{device}" else (own, f"d:{device}")
+
+
+class OutboxCache:
+    """The outbox files at hand, shared by all integrations, with the record batches that were used last.
+
+    Args:
+        open_file: opens a file of the data folder by its name.
+    """
+
+    def __init__(self, open_file: Callable[[str], pa.RecordBatchFileReader]) -> None:
+        self._open_file = open_file
+        self._readers: OrderedDict[str, pa.RecordBatchFileReader] = OrderedDict()
+        self._batches: OrderedDict[tuple[str, int], OutboxBatch] = OrderedDict()
+        self._bytes = 0
+
+    def batch(self, name: str, number: int) -> OutboxBatch:
+        """One record batch of a file.
+
+        Raises:
+            OSError: the file cannot be read.
+            pyarrow.ArrowException: it is not an outbox.
+        """
+        key = (name, number)
+        if key in self._batches:
+            self._batches.move_to_end(key)
+            return self._batches[key]
+        batch = OutboxBatch.of(self._reader(name).get_batch(number))
+        self._batches[key] = batch
+        self._bytes += batch.rows.nbytes
+        while self._bytes > _CACHED_BYTES and len(self._batches) > 1:
+            self._bytes -= self._batches.popitem(last=False)[1].rows.nbytes
+        return batch
+
+    def _reader(self, name: str) -> pa.RecordBatchFileReader:
+        if name not in self._readers:
+            self._readers[name] = self._open_file(name)
+            if len(self._readers) > _OPEN_FILES:
+                self._readers.popitem(last=False)
+        self._readers.move_to_end(name)
+        return self._readers[name]
+
+    def drop(self, name: str, number: int) -> None:
+        """Lets a record batch go that is not needed any more: the next one is read into its memory."""
+        batch = self._batches.pop((name, number), None)
+        if batch is not None:
+            self._bytes -= batch.rows.nbytes
+
+
+def runs_without(start: int, end: int, skipped: Sequence[int]) -> list[tuple[int, int]]:
+    """The runs of rows from ``start`` to ``end`` that remain without the (sorted) skipped ones."""
+    runs = []
+    for row in skipped:
+        if row > start:
+            runs.append((start, row))
+        start = max(start, row + 1)
+    if start < end:
+        runs.append((start, end))
+    return runs

@@ -1,0 +1,142 @@
+"""What became of events: noted as changes for the store, and added up as what the run did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from nami_amp_pipeline.amplitude.answers import Verdict
+from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
+from nami_amp_pipeline.delivery.attempt import Attempt, Delivered, LaneAttempt, Target
+from nami_amp_pipeline.delivery.lane import Lane
+from nami_amp_pipeline.delivery.outbox import OutboxBatch
+from nami_amp_pipeline.delivery.request_record import RequestRecord
+from nami_amp_pipeline.delivery.store_changes import StoreChanges, exception_rows
+
+
+class OutcomeRecorder:
+    """See the module's docstring; it decides nothing.
+
+    Args:
+        integration_id: whose events.
+        run_id: goes into each record.
+
+    Attributes:
+        changes: for the store.
+        done: what the run did.
+        segment_id: of the outbox that the rows of lanes are of.
+    """
+
+    def __init__(self, integration_id: int, run_id: str) -> None:
+        self.changes = StoreChanges(integration_id)
+        self.done = Delivered()
+        self.segment_id = 0
+        self._integration_id = integration_id
+        self._run_id = run_id
+
+    def request(
+        self, attempt: Attempt, answer: HttpAnswer | NoAnswer, verdict: Verdict, target: Target, now: int
+    ) -> RequestRecord:
+        """Notes a request and its answer."""
+        self.done.requests[verdict.reason.split(":")[0]] += 1
+        self.done.bytes += len(attempt.body)
+        place = (attempt.lane.id, attempt.lane.next_row, attempt.lane.base + attempt.plan.end) if isinstance(
+            attempt, LaneAttempt
+        ) else (None, None, None)  # fmt: skip
+        lane_id, first_row, end_row = place
+        record = RequestRecord(
+            {
+                "integration_id": self._integration_id,
+                "lane_id": lane_id,
+                "first_row": first_row,
+                "end_row": end_row,
+                "events": attempt.events,
+                "bytes": len(attempt.body),
+                "status": answer.status if isinstance(answer, HttpAnswer) else 0,
+                "outcome": target.without_key(verdict.reason),
+                "answer": target.shown(answer),
+                "sent_at": attempt.started_at,
+                "answered_at": now,
+                "run_id": self._run_id,
+            }
+        )
+        self.changes.requests.append(record)
+        return record
+
+    def delivered_rows(self, events: int) -> None:
+        """Events of a lane were delivered; which ones the lane tells."""
+        self.done.delivered += events
+        self.changes.counts["delivered", ""] += events
+
+    def delivered_held(self, ids: Sequence[int], request: RequestRecord, now: int) -> None:
+        """Events that waited in the store were delivered."""
+        self.done.delivered += len(ids)
+        # Kept, without the body: it tells that the row of the lane has its end state, and when.
+        self.changes.update_exceptions(
+            ids, {"state": "delivered", "body": None, "at": now, "run_id": self._run_id}, request
+        )
+        self.changes.counts["delivered", ""] += len(ids)
+
+    def dead_rows(
+        self,
+        lane: Lane,
+        batch: OutboxBatch,
+        dead: Mapping[int, str],
+        answer: str | None,
+        request: RequestRecord | None,
+        now: int,
+    ) -> None:
+        """Rows of a lane's record batch become dead letters, each for its reason."""
+        rows = exception_rows(lane, batch, sorted(dead), self._origin("dead", now))
+        for row, number in zip(rows, sorted(dead), strict=True):
+            row |= {"reason": dead[number], "answer": answer}
+        self.changes.insert_exceptions(rows, request)
+        self._count_dead(Counter(dead.values()))
+
+    def dead_held(
+        self, ids: Sequence[int], reason: str, answer: str | None, request: RequestRecord | None, now: int
+    ) -> None:
+        """Events that waited in the store become dead letters."""
+        values = {"state": "dead", "reason": reason, "answer": answer, "at": now, "run_id": self._run_id}
+        self.changes.update_exceptions(ids, values, request)
+        self._count_dead({reason: len(ids)})
+
+    def not_dead(self, places: Sequence[tuple[int | None, int]]) -> None:
+        """Dead letters that were none, for their reason was forbidden, wait again, in order.
+
+        Args:
+            places: of each, its lane and row, or None and its id.
+        """
+        for lane_id, row in places:
+            if lane_id is None:
+                self.changes.update_exceptions([row], {"state": "held", "reason": "forbidden"})
+            else:
+                self.changes.take_back(lane_id, row)
+        self._count_dead({"forbidden": -len(places)})
+
+    def held_rows(self, lane: Lane, batch: OutboxBatch, rows: Sequence[int], now: int) -> Iterable[str]:
+        """Rows of a lane's record batch wait in the store; returns their identities, each once."""
+        held = exception_rows(lane, batch, rows, self._origin("held", now))
+        self.changes.insert_exceptions(held)
+        return dict.fromkeys(row["identity"] for row in held)
+
+    def halted(self, reason: str, now: int) -> None:
+        """The integration stops."""
+        self.done.error = reason
+        self.changes.halt(reason, now)
+
+    def _count_dead(self, by_reason: Mapping[str, int]) -> None:
+        for reason, events in by_reason.items():
+            self.done.dead[reason] += events
+            self.changes.counts["dead", reason] += events
+
+    def _origin(self, state: str, now: int) -> dict[str, Any]:
+        return {
+            "integration_id": self._integration_id,
+            "state": state,
+            "reason": "throttled",
+            "segment_id": self.segment_id,
+            "run_id": self._run_id,
+            "at": now,
+        }

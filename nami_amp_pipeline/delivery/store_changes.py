@@ -1,0 +1,205 @@
+"""What is to be recorded of one integration's delivery, gathered as data and written in one transaction.
+
+Writing the same changes again after a transaction that failed gives the same: nothing here depends on when it is
+written.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import sqlalchemy as sa
+
+from nami_amp_pipeline.delivery.lane import Lane
+from nami_amp_pipeline.delivery.outbox import OutboxBatch
+from nami_amp_pipeline.delivery.request_record import RequestRecord
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.integrations import halt
+from nami_amp_pipeline.state.store import Store, Transaction
+
+_IDS_AT_A_TIME = 500
+
+# Made once: making and compiling a statement takes longer than SQLite takes to carry it out.
+_INSERT_REQUEST = sa.insert(tables.requests)
+_MOVE_LANE = (
+    sa.update(tables.lanes)
+    .where(tables.lanes.c.id == sa.bindparam("lane"))
+    .values(next_row=sa.bindparam("next"), attempt_end=sa.bindparam("end"), unknown_since=sa.bindparam("since"))
+)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A transaction in which changes are being written.
+
+    Attributes:
+        store: the state store.
+        tx: the transaction.
+    """
+
+    store: Store
+    tx: Transaction
+
+
+Step = Callable[[Written], None]
+
+
+@dataclass
+class StoreChanges:
+    """See the module's docstring.
+
+    Attributes:
+        integration_id: whose changes these are.
+        lanes: (next_row, attempt_end, unknown_since) by lane id; the last one counts.
+        requests: records of requests; they get their ids when they are written.
+        counts: events to add, by (state, reason).
+        steps: everything else, in order.
+    """
+
+    integration_id: int
+    lanes: dict[int, tuple[int, int, int | None]] = field(default_factory=dict)
+    requests: list[RequestRecord] = field(default_factory=list)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    steps: list[Step] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.lanes or self.requests or self.counts or self.steps)
+
+    def clear(self) -> None:
+        """Forgets what has been written."""
+        self.lanes.clear()
+        self.requests.clear()
+        self.counts.clear()
+        self.steps.clear()
+
+    def write(self, store: Store, tx: Transaction) -> None:
+        """Writes them."""
+        for record in self.requests:
+            key = tx.execute(_INSERT_REQUEST, record.row).inserted_primary_key
+            assert key is not None
+            record.id = int(key[0])
+        if self.lanes:
+            tx.execute(
+                _MOVE_LANE,
+                [
+                    {"lane": lane, "next": next_row, "end": end, "since": since}
+                    for lane, (next_row, end, since) in self.lanes.items()
+                ],
+            )
+        written = Written(store, tx)
+        for step in self.steps:
+            step(written)
+        by_state: dict[str, dict[str, int]] = {}
+        for (state, reason), events in self.counts.items():
+            by_state.setdefault(state, {})[reason] = events
+        for state, reasons in by_state.items():
+            store.count(tx, self.integration_id, state, reasons)
+
+    def insert_exceptions(self, rows: Sequence[dict[str, Any]], request: RequestRecord | None = None) -> None:
+        """Adds rows to the exceptions; ``request`` is the one that they are of."""
+
+        def step(written: Written) -> None:
+            request_id = None if request is None else request.id
+            written.tx.execute(sa.insert(tables.exceptions), [{**row, "request_id": request_id} for row in rows])
+
+        if rows:
+            self.steps.append(step)
+
+    def update_exceptions(
+        self, ids: Sequence[int], values: Mapping[str, Any], request: RequestRecord | None = None
+    ) -> None:
+        """StoreChanges exceptions by id."""
+
+        def step(written: Written) -> None:
+            table = tables.exceptions
+            more = {} if request is None else {"request_id": request.id}
+            for start in range(0, len(ids), _IDS_AT_A_TIME):
+                written.tx.execute(
+                    sa.update(table).where(table.c.id.in_(ids[start : start + _IDS_AT_A_TIME])).values(**values, **more)
+                )
+
+        if ids:
+            self.steps.append(step)
+
+    def take_back(self, lane_id: int, lane_row: int) -> None:
+        """Makes a dead letter of a lane wait again."""
+
+        def step(written: Written) -> None:
+            table = tables.exceptions
+            written.tx.execute(
+                sa.update(table)
+                .where(table.c.lane_id == lane_id, table.c.lane_row == lane_row, table.c.state == "dead")
+                .values(state="held", reason="forbidden")
+            )
+
+        self.steps.append(step)
+
+    def pause(self, identity: str, reason: str, until: int) -> None:
+        """Notes that an identity waits; the empty one is the whole integration."""
+        row = {"integration_id": self.integration_id, "identity": identity, "reason": reason, "until": until}
+
+        def step(written: Written) -> None:
+            written.store.upsert(
+                written.tx, tables.pauses, [row], ["integration_id", "identity"], update=["reason", "until"]
+            )
+
+        self.steps.append(step)
+
+    def unpause(self, identity: str) -> None:
+        """Notes that an identity waits no longer."""
+        table = tables.pauses
+        statement = sa.delete(table).where(table.c.integration_id == self.integration_id, table.c.identity == identity)
+        self.steps.append(lambda written: _execute(written, statement))
+
+    def halt(self, reason: str, now: int) -> None:
+        """Stops the integration."""
+        self.steps.append(lambda written: halt(written.tx, self.integration_id, reason, now))
+
+
+def _execute(written: Written, statement: sa.Executable) -> None:
+    written.tx.execute(statement)
+
+
+def exception_rows(
+    lane: Lane, batch: OutboxBatch, rows: Sequence[int], origin: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Rows of a lane's record batch as rows of the table ``exceptions``.
+
+    Args:
+        lane: the lane, whose next row is in this record batch.
+        batch: the record batch.
+        rows: numbers in the record batch.
+        origin: the columns that are the same for all of them.
+    """
+    if not rows:
+        return []
+    columns = batch.rows.select(["id", "event_type", "user_id", "identity", "created_date"]).take(
+        pa.array(rows, pa.int64())
+    )
+    return [
+        {
+            **origin,
+            "event_id": event["id"],
+            "event_type": event["event_type"],
+            "user_id": event["user_id"],
+            "identity": event["identity"],
+            "created_date": created,
+            "payload": None,
+            "body": "," + body.decode(),
+            "answer": None,
+            "lane_id": lane.id,
+            "lane_row": lane.base + row,
+            "unknown_since": lane.unknown_since_of(lane.base + row),
+        }
+        for row, event, created, body in zip(
+            rows,
+            columns.select(["id", "event_type", "user_id", "identity"]).to_pylist(),
+            columns["created_date"].cast(pa.int64()).to_pylist(),
+            batch.bodies(rows),
+            strict=True,
+        )
+    ]

@@ -1,0 +1,111 @@
+"""What the demo needs before it can run: events in the embedded warehouse, and an integration for each app."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import duckdb
+import pyarrow as pa
+import sqlalchemy as sa
+
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.contract import UserIdKind
+from nami_amp_pipeline.errors import Misconfigured, WarehouseUnavailable
+from nami_amp_pipeline.sample import generate
+from nami_amp_pipeline.secrets import Secret
+from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.integrations import Integration, NewIntegration, add, all_integrations
+from nami_amp_pipeline.storage.duckdb_engine import sql
+
+NAME: Final = "demo"
+
+APPS: Final[Mapping[str, UserIdKind]] = {"radio-nami": "external_id", "fit-nami": "nami_user_id"}
+"""The apps, and what becomes of each one's Amplitude user ids."""
+
+
+def demo_key(app_id: str) -> str:
+    """The API key of an app's project in the local Amplitude, which takes any."""
+    return hashlib.sha256(f"demo {app_id}".encode()).hexdigest()[:32]
+
+
+def load_sample(settings: Settings, users: int) -> tuple[int, int]:
+    """Puts the sample events into the embedded warehouse, those that are not there yet.
+
+    Returns:
+        Events in the sample, and how many of them were new.
+
+    Raises:
+        Misconfigured: the settings name another warehouse, which the demo must not write to.
+        WarehouseUnavailable: the file cannot be written.
+    """
+    path = settings.home / "warehouse.duckdb"
+    if settings.warehouse_url != f"duckdb:///{path}" or settings.warehouse_schema:
+        raise Misconfigured(
+            "the demo writes sample events, and does so into its own warehouse only: unset NAMI_AMP_WAREHOUSE_URL and "
+            "NAMI_AMP_WAREHOUSE_SCHEMA"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with duckdb.connect(str(path)) as connection:
+            return _insert(connection, settings.warehouse_table, users)
+    except duckdb.Error as error:
+        raise WarehouseUnavailable(f"cannot write {path}: {str(error).splitlines()[0][:200]}") from None
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, table: str, users: int) -> tuple[int, int]:
+    connection.execute(sql("nami_events").replace("nami_events", f'"{table}"'))
+    connection.register("sample", pa.Table.from_batches(generate(users, apps=tuple(APPS))))
+    ((events,),) = connection.execute("SELECT count(*) FROM sample").fetchall()
+    ((new,),) = connection.execute(
+        f'INSERT INTO "{table}" BY NAME FROM sample ANTI JOIN "{table}" USING (app_id, id) ORDER BY ingested_at'
+    ).fetchall()
+    return events, new
+
+
+def ensure_integrations(context: Context, endpoint: str) -> list[Integration]:
+    """An integration for each app, posting to the local Amplitude at this address.
+
+    Raises:
+        Misconfigured: an integration of the demo's name goes somewhere else.
+    """
+    known = {one.key: one for one in all_integrations(context.store)}
+    for app_id, user_id_kind in APPS.items():
+        there = known.get(f"{app_id}/{NAME}")
+        if there is None:
+            new = NewIntegration(
+                app_id,
+                NAME,
+                endpoint,
+                Secret(demo_key(app_id)),
+                user_id_kind=user_id_kind,
+                allow_custom_endpoint=True,
+            )
+            add(context.store, context.cipher, new)
+        elif there.endpoint != endpoint:
+            _move(context, there, endpoint)
+    return all_integrations(context.store, demo_keys())
+
+
+def demo_keys() -> list[str]:
+    """``<app_id>/<name>`` of the demo's integrations."""
+    return [f"{app_id}/{NAME}" for app_id in APPS]
+
+
+def _move(context: Context, one: Integration, endpoint: str) -> None:
+    """Lets a demo integration post to another port, the local Amplitude's usual one being taken."""
+    if context.cipher.decrypt(one.api_key).reveal() != demo_key(one.app_id):
+        raise Misconfigured(
+            f"integration {one.key} is not the demo's; remove it, or set NAMI_AMP_HOME to another folder"
+        )
+    table = tables.integrations
+    with context.store.begin() as tx:
+        tx.execute(sa.update(table).where(table.c.id == one.id).values(endpoint=endpoint))
+
+
+def journal(settings: Settings) -> Path:
+    """Where the local Amplitude of the demo keeps what it received."""
+    return settings.home / "sandbox.ndjson"

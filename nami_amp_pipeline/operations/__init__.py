@@ -1,0 +1,1 @@
+"""What people ask and do: status, trace, dead letters, integrations, doctor."""

@@ -1,0 +1,102 @@
+"""What waits for a micro-batch, and since when; cheap enough to be asked every half minute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.operations.status import status
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.integrations import Integration, all_integrations, apps_with_integrations
+from nami_amp_pipeline.storage.duckdb_engine import compute
+
+_BEGINNING = -(2**52)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Something that a micro-batch could do something about.
+
+    Attributes:
+        what: for people, such as ``rows of fit in the warehouse``.
+        since: the oldest ``ingested_at`` of it, in µs since the epoch.
+        events: how many there are, where that is known.
+    """
+
+    what: str
+    since: int
+    events: int | None = None
+
+
+def due(context: Context) -> list[Waiting]:
+    """What a micro-batch could capture or post now, by app and integration.
+
+    Integrations that are switched off, halted or paused by Amplitude count for nothing, nor do events that are held.
+    Rows that were loaded again may be among it, as only a capture can tell.
+
+    Raises:
+        StoreUnavailable: the state store cannot be read.
+        WarehouseUnavailable: the warehouse cannot be read.
+    """
+    found = _pending(context)
+    with context.store.begin() as tx:
+        captured = tx.execute(sa.select(sa.func.max(tables.apps.c.watermark))).scalar()
+    # A capture that had to stop at its limit leaves rows behind that it saw.
+    rows = _newer(context, captured if captured is not None else _BEGINNING)
+    return found + [Waiting(f"rows of {app} in the warehouse", since) for app, since in rows.items()]
+
+
+def not_captured(context: Context) -> dict[str, int]:
+    """The apps with rows newer than all that any micro-batch saw, with the oldest ``ingested_at`` of those.
+
+    Rows that commit late or are loaded again are none: this is for certain.
+
+    Raises:
+        StoreUnavailable: the state store cannot be read.
+        WarehouseUnavailable: the warehouse cannot be read.
+    """
+    with context.store.begin() as tx:
+        seen = tx.execute(sa.select(sa.func.max(tables.observations.c.max_ingested_at))).scalar()
+    return _newer(context, seen if seen is not None else _BEGINNING)
+
+
+def _newer(context: Context, after: int) -> dict[str, int]:
+    """The oldest ``ingested_at`` after a time, by app that has an integration switched on."""
+    apps = apps_with_integrations(context.store)
+    if not apps:
+        return {}
+    starts = _starts(all_integrations(context.store))
+    with compute(context.settings) as connection:
+        rows = context.warehouse.oldest(connection, apps, after)
+    return {app: since for app, since in rows.items() if since >= starts.get(app, since)}
+
+
+def _starts(integrations: Sequence[Integration]) -> dict[str, int]:
+    """Where the earliest integration of each app begins, if none begins at the beginning."""
+    starts: dict[str, int] = {}
+    for one in integrations:
+        if one.enabled:
+            start = -(2**62) if one.start_from is None else one.start_from
+            starts[one.app_id] = min(start, starts.get(one.app_id, start))
+    return starts
+
+
+def _pending(context: Context) -> list[Waiting]:
+    """The integrations that could post something now."""
+    working = [one for one in all_integrations(context.store) if one.enabled and not one.halted_reason]
+    pauses = tables.pauses
+    with context.store.begin() as tx:
+        paused = set(
+            tx.execute(
+                sa.select(pauses.c.integration_id).where(pauses.c.identity == "", pauses.c.until > context.now())
+            ).scalars()
+        )
+    now = context.now()
+    return [
+        Waiting(f"events of {one.integration}", now - int(one.lag_by["queued"] * 1e6), one.pending_by["queued"])
+        for one in status(context, [one for one in working if one.id not in paused])
+        if one.lag_by.get("queued")
+    ]

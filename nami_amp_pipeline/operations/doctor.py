@@ -1,0 +1,289 @@
+"""Looks at everything that the pipeline needs, changes nothing, and says in one line each what is wrong with it.
+
+What Dagster needs is looked at in :mod:`nami_amp_pipeline.dagster_support.health`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import sqlalchemy as sa
+
+from nami_amp_pipeline.amplitude.probe import Reached, reach
+from nami_amp_pipeline.clock import Clock, system_clock
+from nami_amp_pipeline.errors import NamiAmpError
+from nami_amp_pipeline.secrets import Cipher
+from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.state import Store, migrate, rotation, tables
+from nami_amp_pipeline.state.integrations import all_integrations
+from nami_amp_pipeline.warehouse import Finding, open_warehouse
+
+LEAST_FREE_BYTES = 200_000_000
+"""Less than this in the data folder and the next segment may not fit."""
+
+LITTLE_FREE_BYTES = 2_000_000_000
+CLOCK_SECONDS = 5.0
+"""A clock that is off by more than this is worth a word."""
+
+REACH_SECONDS = 10.0
+
+Check = Callable[[Settings], Sequence[Finding]]
+
+
+def examine(settings: Settings, checks: Sequence[tuple[str, Check]]) -> Iterator[Finding]:
+    """Runs checks, each of which may break without hindering the others.
+
+    Args:
+        settings: what was set.
+        checks: what each is called, and the check.
+    """
+    for subject, check in checks:
+        try:
+            yield from check(settings)
+        except NamiAmpError as error:
+            yield Finding(subject, "error", str(error))
+        except Exception as error:  # noqa: BLE001 - one check that fails must not hide what the others have to say
+            first = next(iter(str(error).splitlines()), "")[:200]
+            yield Finding(subject, "error", f"could not be looked at: {type(error).__name__}: {first}")
+
+
+def check_warehouse(settings: Settings) -> list[Finding]:
+    """Whether the events table can be reached and read, and has its columns and its index."""
+    return [replace(one, subject=f"warehouse {one.subject}") for one in open_warehouse(settings).check()]
+
+
+def check_store(settings: Settings) -> list[Finding]:
+    """Whether the store can be reached and written."""
+    missing = _no_file(settings)
+    if missing is not None:
+        return [_can_be_made("store", missing, "the first command makes it")]
+    with _opened(settings) as store:
+        version = store.schema_version()
+        kind = "SQLite" if store.is_sqlite else "PostgreSQL"
+        if version == 0:
+            return [Finding("store", "ok", f"{kind}, empty: the first command makes its tables")]
+        with store.begin() as tx:
+            # Undone at once; what a read-only server, role or file would refuse.
+            tx.execute(sa.insert(tables.leases).values(name="doctor", owner="", fence=0, expires_at=0))
+            tx.rollback()
+        return [Finding("store", "ok", f"{kind}, can be read and written")]
+
+
+def check_migrations(settings: Settings) -> list[Finding]:
+    """Whether the store's tables are those of this program."""
+    if _no_file(settings) is not None:
+        return []
+    with _opened(settings) as store, store.reading() as tx:
+        version = store.schema_version()
+        if version in (0, tables.SCHEMA_VERSION):
+            return [Finding("migrations", "ok", f"schema version {tables.SCHEMA_VERSION}")] if version else []
+        if version > tables.SCHEMA_VERSION:
+            return [
+                Finding(
+                    "migrations",
+                    "error",
+                    f"the store has schema version {version}, this program knows {tables.SCHEMA_VERSION} at most",
+                    "install the program version that wrote it",
+                )
+            ]
+        behind = f"the store has schema version {version}, this program needs {tables.SCHEMA_VERSION}"
+        if migrate.is_safe(tx, version):
+            return [Finding("migrations", "warning", behind, "nothing: the next command brings it up to date")]
+        return [Finding("migrations", "error", behind, "stop the pipeline, make a backup, and run 'nami-amp migrate'")]
+
+
+def check_keys(settings: Settings) -> list[Finding]:
+    """Whether the stored API keys can be decrypted."""
+    if not _up_to_date(settings):
+        return []
+    cipher = Cipher(settings.encryption_key, settings.home / "encryption.key")
+    with _opened(settings) as store, store.reading() as tx:
+        total = tx.execute(sa.select(sa.func.count()).select_from(tables.integrations)).scalar_one()
+        if not total:
+            return [Finding("encryption key", "ok", "no API key is stored yet")]
+        lost = rotation.unreadable(tx, cipher)
+    if not lost:
+        return [Finding("encryption key", "ok", f"decrypts the keys of {_count(total, 'integration')}")]
+    where = str(cipher.key_file) if cipher.uses_file else "NAMI_AMP_ENCRYPTION_KEY"
+    return [
+        Finding(
+            "encryption key",
+            "error",
+            f"{where} does not decrypt the keys of {', '.join(lost[:5])}{' and others' if len(lost) > 5 else ''}",
+            "restore the key they were encrypted with, or 'nami-amp integrations update' with --api-key-…",
+        )
+    ]
+
+
+def check_folder(settings: Settings) -> list[Finding]:
+    """Whether the data folder can be written and has room."""
+    folder = settings.data_dir
+    there = _nearest(folder)
+    if there != folder.absolute():
+        found = _can_be_made("data folder", folder, "the first run makes it")
+    else:
+        try:
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
+                file.write(b"x" * 4096)
+                file.flush()
+                os.fsync(file.fileno())
+            found = Finding("data folder", "ok", f"{folder} can be written")
+        except OSError as error:
+            found = Finding(
+                "data folder",
+                "error",
+                f"{folder} cannot be written: {error.strerror}",
+                "make it writable for this user",
+            )
+    if found.level == "error":
+        return [found]
+    free = shutil.disk_usage(there).free
+    room = f"{free / 1e9:,.1f} GB free in {there}"
+    fix = "make room, or shorten the retention"
+    if free < LEAST_FREE_BYTES:
+        return [found, Finding("disk", "error", f"only {room}", fix)]
+    return [
+        found,
+        Finding("disk", "warning", f"only {room}", fix) if free < LITTLE_FREE_BYTES else Finding("disk", "ok", room),
+    ]
+
+
+def check_endpoints(settings: Settings, clock: Clock = system_clock) -> list[Finding]:
+    """Whether Amplitude can be reached, and whether this machine's clock agrees with its, and with the store's."""
+    ahead: dict[str, float] = {}
+    findings: list[Finding] = []
+    if _up_to_date(settings):
+        with _opened(settings) as store:
+            endpoints = sorted({one.endpoint for one in all_integrations(store) if one.enabled})
+            if not store.is_sqlite:
+                ahead["the store's server"] = _ahead_of(store, clock)
+        findings += _reach_all(endpoints, ahead, clock)
+    else:
+        findings.append(Finding("endpoints", "ok", "skipped: there is no store to look them up in"))
+    return [*findings, _judge_clock(ahead, settings)]
+
+
+def _reach_all(endpoints: Sequence[str], ahead: dict[str, float], clock: Clock) -> list[Finding]:
+    def ask(endpoint: str) -> tuple[Reached, float]:
+        return reach(endpoint, REACH_SECONDS), clock()
+
+    if not endpoints:
+        return [Finding("endpoints", "ok", "skipped: no integration is on")]
+    findings = []
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        for endpoint, (found, now) in zip(endpoints, pool.map(ask, endpoints), strict=True):
+            if found.problem is not None:
+                findings.append(
+                    Finding(
+                        "endpoint",
+                        "error",
+                        f"cannot reach {endpoint}: {found.problem}",
+                        "check name, firewall and certificates; events wait until it is back",
+                    )
+                )
+                continue
+            findings.append(Finding("endpoint", "ok", f"{endpoint} can be reached"))
+            if found.date is not None and abs(now - found.date) > CLOCK_SECONDS:
+                ahead[endpoint] = now - found.date
+            elif found.date is not None:
+                ahead.setdefault(endpoint, 0.0)  # it says whole seconds only
+    return findings
+
+
+def _ahead_of(store: Store, clock: Clock) -> float:
+    """How far this machine's clock is ahead of the server's, in seconds."""
+    with store.reading() as tx:
+        before = clock()
+        theirs = float(tx.execute(sa.select(sa.extract("epoch", sa.func.clock_timestamp()))).scalar_one())
+        return (before + clock()) / 2 - theirs
+
+
+def _judge_clock(ahead: dict[str, float], settings: Settings) -> Finding:
+    if not ahead:
+        return Finding("clock", "ok", "skipped: nothing here says what time it is")
+    other, seconds = max(ahead.items(), key=lambda one: abs(one[1]))
+    if abs(seconds) <= CLOCK_SECONDS:
+        return Finding("clock", "ok", f"agrees with {' and '.join(sorted(ahead))}")
+    # Another machine takes work over when a lease has run out by its own clock.
+    level: Literal["error", "warning"] = "error" if abs(seconds) > settings.lease_seconds / 2 else "warning"
+    direction = "ahead of" if seconds > 0 else "behind"
+    return Finding(
+        "clock", level, f"this machine is {abs(seconds):,.0f} s {direction} {other}", "synchronise it (NTP, chrony)"
+    )
+
+
+class _opened:  # noqa: N801 - a context manager, used like a function
+    """The store, as it is: nothing is made or migrated."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._store = Store(settings.state_url, system_clock, settings.lease_seconds)
+
+    def __enter__(self) -> Store:
+        return self._store
+
+    def __exit__(self, *_error: object) -> None:
+        self._store.close()
+
+
+def _no_file(settings: Settings) -> Path | None:
+    """The file of an SQLite store that is not there: to look at it would make it."""
+    if not settings.state_url.startswith("sqlite:///"):
+        return None
+    path = Path(settings.state_url.removeprefix("sqlite:///"))
+    return None if path.exists() else path
+
+
+def _up_to_date(settings: Settings) -> bool:
+    if _no_file(settings) is not None:
+        return False
+    try:
+        with _opened(settings) as store:
+            return store.schema_version() == tables.SCHEMA_VERSION
+    except NamiAmpError:  # said once is enough
+        return False
+
+
+def _can_be_made(subject: str, path: Path, when: str) -> Finding:
+    parent = _nearest(path.parent)
+    if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
+        try:
+            with tempfile.TemporaryFile(dir=parent):
+                return Finding(subject, "ok", f"{path} is not there yet: {when}")
+        except OSError:
+            pass
+    return Finding(
+        subject, "error", f"{path} cannot be made: {parent} is no folder that can be written", "name another"
+    )
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the nearest part of it that is there."""
+    path = path.absolute()
+    while True:
+        try:
+            path.stat()
+            return path
+        except OSError:
+            path = path.parent
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+CHECKS: Sequence[tuple[str, Check]] = (
+    ("warehouse", check_warehouse),
+    ("store", check_store),
+    ("migrations", check_migrations),
+    ("encryption key", check_keys),
+    ("data folder", check_folder),
+    ("endpoints", check_endpoints),
+)
+"""All checks, in the order in which what they look at is needed."""

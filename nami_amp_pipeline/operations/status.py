@@ -1,0 +1,274 @@
+"""Where every event of every integration is, in numbers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+import sqlalchemy as sa
+
+from nami_amp_pipeline.clock import to_text
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.operations.dead_letters import RETRIED
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.integrations import Integration, reread
+from nami_amp_pipeline.state.store import Transaction
+
+WAITING: Final = "waiting_for_login"
+"""Why an event is pending that goes once its user logs in."""
+
+
+@dataclass
+class IntegrationStatus:
+    """One integration's numbers, of distinct events of its selected types.
+
+    ``captured = delivered + skipped + dead letters + pending`` at every moment; each is counted by itself.
+
+    Attributes:
+        integration: ``<app_id>/<name>``.
+        state: enabled, disabled or halted.
+        captured: read from the warehouse since the integration was added.
+        delivered: acknowledged by Amplitude.
+        skipped: by reason.
+        dead_letters: by reason.
+        pending: not at an end yet.
+        pending_by: pending by why: queued, waiting_for_login, throttled, over_daily_quota, held.
+        watermark: newest ``ingested_at`` captured of the app, in µs since the epoch.
+        lag_by: how long the oldest pending event has been in the warehouse, in seconds, by whether it is queued, held
+            (throttled, over a quota, or a dead letter since it was retried) or waiting_for_login.
+        error: why it stands still, or None.
+        halted_at: since when it is halted, in µs since the epoch.
+    """
+
+    integration: str
+    state: str
+    captured: int = 0
+    delivered: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    dead_letters: dict[str, int] = field(default_factory=dict)
+    pending: int = 0
+    pending_by: dict[str, int] = field(default_factory=dict)
+    watermark: int | None = None
+    lag_by: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+    halted_at: int | None = None
+
+    @property
+    def is_halted(self) -> bool:
+        """Whether it stands still until a person repairs something."""
+        return self.state == "halted"
+
+    @property
+    def waiting(self) -> int:
+        """Pending events that nothing but the login of their user can move, as the integration wants it."""
+        return self.pending_by.get(WAITING, 0)
+
+    @property
+    def to_post(self) -> int:
+        """Pending events that are to go as soon as they can."""
+        return self.pending - self.waiting
+
+    @property
+    def lag_seconds(self) -> float:
+        """How long the oldest event that is still to be posted has been in the warehouse; 0 with none.
+
+        What waits for a login is not behind, however long it does: ``lag_by`` has how long that is.
+        """
+        return max((seconds for why, seconds in self.lag_by.items() if why != WAITING), default=0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of ``status --json``."""
+        return {
+            "integration": self.integration,
+            "captured": self.captured,
+            "delivered": self.delivered,
+            "skipped": self.skipped,
+            "dead_letters": self.dead_letters,
+            "pending": self.pending,
+            "watermark": to_text(self.watermark),
+            "lag_seconds": round(self.lag_seconds, 3),
+            "error": self.error,
+            "state": self.state,
+            "pending_by": self.pending_by,
+            "lag_by": {why: round(seconds, 3) for why, seconds in self.lag_by.items()},
+        }
+
+
+def status(context: Context, integrations: Sequence[Integration]) -> list[IntegrationStatus]:
+    """The numbers of these integrations, read in one transaction."""
+    with context.store.begin() as tx:
+        integrations = reread(tx, integrations)
+        counts = _counts(tx)
+        queued = _queued(tx)
+        excepted = _exceptions(tx)
+        unprepared, oldest = _unprepared(context, tx, integrations)
+        watermarks = dict(tx.execute(sa.select(tables.apps.c.app_id, tables.apps.c.watermark)).tuples().all())
+        in_outboxes = _oldest_in_outboxes(tx)
+        oldest_excepted = _oldest_exceptions(tx) if excepted else {}
+    found, now = [], context.now()
+    for one in integrations:
+        mine = counts.get(one.id, {})
+        pending_by = {"queued": queued.get(one.id, 0) + unprepared.get(one.id, 0), **excepted.get(one.id, {})}
+        since = dict(oldest_excepted.get(one.id, {}))
+        queued_since = [at for at in (oldest.get(one.id), in_outboxes.get(one.id)) if at is not None]
+        if pending_by["queued"] and queued_since:
+            since["queued"] = min(queued_since)
+        found.append(
+            IntegrationStatus(
+                integration=one.key,
+                state="halted" if one.halted_reason else "enabled" if one.enabled else "disabled",
+                captured=mine.get(("captured", ""), 0) + unprepared.get(one.id, 0),
+                delivered=mine.get(("delivered", ""), 0),
+                skipped=_reasons(mine, "skipped"),
+                dead_letters=_reasons(mine, "dead"),
+                pending=sum(pending_by.values()),
+                pending_by={reason: events for reason, events in pending_by.items() if events},
+                watermark=watermarks.get(one.app_id),
+                lag_by={why: max(0.0, (now - at) / 1e6) for why, at in since.items()},
+                error=one.halted_reason or one.last_error,
+                halted_at=one.halted_at if one.halted_reason else None,
+            )
+        )
+    return found
+
+
+def _reasons(counts: dict[tuple[str, str], int], state: str) -> dict[str, int]:
+    return {reason: events for (kind, reason), events in sorted(counts.items()) if kind == state and events}
+
+
+def _counts(tx: Transaction) -> dict[int, dict[tuple[str, str], int]]:
+    counts: dict[int, dict[tuple[str, str], int]] = defaultdict(dict)
+    for row in tx.execute(sa.select(tables.counts)):
+        counts[row.integration_id][(row.state, row.reason)] = row.events
+    return counts
+
+
+def _queued(tx: Transaction) -> dict[int, int]:
+    """Rows of lanes that have no end state yet and wait nowhere else."""
+    boxes, lanes, exceptions = tables.outboxes, tables.lanes, tables.exceptions
+    left = (
+        sa.select(boxes.c.integration_id, sa.func.sum(lanes.c.rows - lanes.c.next_row))
+        .join(lanes, lanes.c.outbox_id == boxes.c.id)
+        .where(boxes.c.done_at.is_(None))
+        .group_by(boxes.c.integration_id)
+    )
+    queued = {integration_id: int(rows) for integration_id, rows in tx.execute(left)}
+    ahead = (
+        sa.select(exceptions.c.integration_id, sa.func.count())
+        .join(lanes, lanes.c.id == exceptions.c.lane_id)
+        .where(exceptions.c.lane_row >= lanes.c.next_row)
+        .group_by(exceptions.c.integration_id)
+    )
+    for integration_id, rows in tx.execute(ahead):
+        queued[integration_id] -= rows
+    return queued
+
+
+def _exceptions(tx: Transaction) -> dict[int, dict[str, int]]:
+    table, pauses = tables.exceptions, tables.pauses
+    found: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    rows = tx.execute(
+        sa.select(table.c.integration_id, table.c.state, pauses.c.reason, sa.func.count())
+        .outerjoin(
+            pauses, sa.and_(pauses.c.integration_id == table.c.integration_id, pauses.c.identity == table.c.identity)
+        )
+        .where(table.c.state.in_(("held", "waiting")))
+        .group_by(table.c.integration_id, table.c.state, pauses.c.reason)
+    )
+    for integration_id, state, reason, events in rows:
+        found[integration_id][WAITING if state == "waiting" else reason or "held"] += events
+    return found
+
+
+def _oldest_exceptions(tx: Transaction) -> dict[int, dict[str, int]]:
+    """Since when the oldest of the events that wait in the store has been in the warehouse: held, and for a login.
+
+    That is when its segment came, or since when it waits: a segment may be past its retention. They are written in the
+    order of the segments, so the first is the oldest; but a dead letter that a person has sent again waits since then.
+    """
+    table, parts, ones = tables.exceptions, tables.segment_apps, tables.integrations
+    retried = sa.and_(table.c.state == "held", table.c.reason == RETRIED)
+    first = (
+        sa.select(table.c.integration_id, table.c.state, sa.func.min(table.c.id).label("id"))
+        .where(table.c.state.in_(("held", "waiting")), sa.not_(retried))
+        .group_by(table.c.integration_id, table.c.state)
+        .subquery()
+    )
+    found: dict[int, dict[str, int]] = defaultdict(dict)
+    for integration_id, state, since in tx.execute(
+        sa.select(table.c.integration_id, table.c.state, sa.func.coalesce(parts.c.min_ingested_at, table.c.at))
+        .join(first, first.c.id == table.c.id)
+        .join(ones, ones.c.id == table.c.integration_id)
+        .outerjoin(parts, sa.and_(parts.c.segment_id == table.c.segment_id, parts.c.app_id == ones.c.app_id))
+    ):
+        found[integration_id][WAITING if state == "waiting" else "held"] = since
+    again = sa.select(table.c.integration_id, sa.func.min(table.c.at)).where(retried).group_by(table.c.integration_id)
+    for integration_id, since in tx.execute(again):
+        found[integration_id]["held"] = min(since, found[integration_id].get("held", since))
+    return found
+
+
+def _unprepared(
+    context: Context, tx: Transaction, integrations: Iterable[Integration]
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Selected events of segments that are in no outbox yet, and the oldest ``ingested_at`` of those segments."""
+    by_app: dict[str, list[Integration]] = defaultdict(list)
+    for one in integrations:
+        by_app[one.app_id].append(one)
+    if not by_app:
+        return {}, {}
+    parts, segments = tables.segment_apps, tables.segments
+    first = min(one.prepared_through for ones in by_app.values() for one in ones)
+    rows = tx.execute(
+        sa.select(parts, segments.c.file)
+        .join(segments, segments.c.id == parts.c.segment_id)
+        .where(parts.c.segment_id > first)
+    ).all()
+    events: dict[int, int] = defaultdict(int)
+    oldest: dict[int, int] = {}
+    for row in rows:
+        types: dict[str, int] = orjson.loads(row.types)
+        for one in by_app.get(row.app_id, ()):
+            if row.segment_id <= one.prepared_through:
+                continue
+            start = one.start_in(row.segment_id)
+            if start is not None and row.max_ingested_at < start:
+                continue
+            if start is None or row.min_ingested_at >= start:
+                count = sum(types.get(event_type, 0) for event_type in one.events)
+            else:
+                count = _count_from(context, row.file, one, start)
+            events[one.id] += count
+            if count:
+                oldest[one.id] = min(oldest.get(one.id, row.min_ingested_at), row.min_ingested_at)
+    return events, oldest
+
+
+def _count_from(context: Context, file: str, one: Integration, start: int) -> int:
+    """Selected events of a segment that reaches across the start of an integration."""
+    import pyarrow as pa  # here, for most of the time it takes to say how things stand would go into the import
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(context.folder.path(file), columns=["app_id", "event_type", "ingested_at"])
+    selected = pc.is_in(table["event_type"], value_set=pa.array(one.events, pa.string()))
+    chosen = pc.and_(
+        pc.and_(pc.equal(table["app_id"], one.app_id), selected),
+        pc.greater_equal(table["ingested_at"].cast("int64"), start),
+    )
+    return int(pc.sum(chosen).as_py() or 0)
+
+
+def _oldest_in_outboxes(tx: Transaction) -> dict[int, int]:
+    boxes, parts, integrations = tables.outboxes, tables.segment_apps, tables.integrations
+    rows = tx.execute(
+        sa.select(boxes.c.integration_id, sa.func.min(parts.c.min_ingested_at))
+        .join(integrations, integrations.c.id == boxes.c.integration_id)
+        .join(parts, sa.and_(parts.c.segment_id == boxes.c.segment_id, parts.c.app_id == integrations.c.app_id))
+        .where(boxes.c.done_at.is_(None))
+        .group_by(boxes.c.integration_id)
+    )
+    return dict(rows.tuples().all())

@@ -1,0 +1,1 @@
+"""The four stages of a micro-batch: capture, snapshots, prepare, deliver."""

@@ -1,0 +1,327 @@
+"""Stage 1, ``nami_events``: copies the rows that are new in the warehouse into segments.
+
+Which rows are new. A loader may commit a row until the late-commit window has passed since rows with a later
+``ingested_at`` became visible. So each tick notes the newest ``ingested_at`` it saw and when; once that note is older
+than the window, everything below it is there for good: that is the *frontier* of an app. A tick reads from the frontier
+on and leaves out the ids that were captured before. The frontier is kept at least a window behind the newest row too,
+so that a clock that jumps forward skips nothing.
+
+Rows of a tick are spread over segments by a hash of the user, so that a segment holds all that a tick read of a user:
+order, snapshots and logins are then complete within a segment, and memory is that of one segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import duckdb
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import sqlalchemy as sa
+
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.errors import WarehouseUnavailable
+from nami_amp_pipeline.stages.captured_ids import KEY_COLUMNS, JustCaptured, Keys, Ledger, fold
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.store import Lease
+from nami_amp_pipeline.storage.duckdb_engine import compute, files, sql
+from nami_amp_pipeline.storage.parallel import is_parallel
+from nami_amp_pipeline.storage.segment_writer import SegmentWriter
+from nami_amp_pipeline.warehouse import Source
+
+READ_ROWS = 20_000
+
+
+@dataclass
+class Captured:
+    """What one tick captured of one app.
+
+    Attributes:
+        rows: distinct events.
+        types: events by event type.
+        malformed: events whose payload is not a JSON object.
+        segments: ids of the segments that hold them.
+        min_ingested_at, max_ingested_at, min_created_date, max_created_date: in µs since the epoch.
+    """
+
+    rows: int = 0
+    types: dict[str, int] = field(default_factory=dict)
+    malformed: int = 0
+    segments: list[int] = field(default_factory=list)
+    min_ingested_at: int = 0
+    max_ingested_at: int = 0
+    min_created_date: int = 0
+    max_created_date: int = 0
+
+
+def capture(context: Context, leases: Mapping[str, Lease]) -> dict[str, Captured]:
+    """Captures what is new of the apps under lease.
+
+    Args:
+        context: the process at work.
+        leases: by app id.
+
+    Returns:
+        By app id; apps without news are left out.
+
+    Raises:
+        WarehouseUnavailable: nothing was captured, the next tick reads the same again.
+    """
+    if not leases:
+        return {}
+    fold(context)
+    frontiers = _frontiers(context, leases)
+    began = context.now()
+    ledger = Ledger(context)
+    # Half of the memory: what is read once need not be kept, and the rows on their way to the segments take the rest.
+    with compute(context.settings, share=2) as connection:
+        with context.warehouse.open(connection, frontiers) as source:
+            started = context.now()
+            for warning in source.warnings:
+                context.log.warning("%s", warning)
+            if source.head is None:
+                return {}
+            try:
+                upper = _find_fresh(context, ledger, connection, source, frontiers)
+                written = _write(context, connection, source)
+            except duckdb.IOException as error:
+                raise WarehouseUnavailable(f"cannot read {context.warehouse.name}: {error}") from None
+        keys = _keys(connection, sum(written.values()))
+        summaries = _summaries(connection, context, written)
+    # What became visible while the warehouse was being opened may not have been seen: the window must be over by then.
+    settled = _settled(context, began, source.head)
+    captured = _commit(context, leases, frontiers, summaries, started, source.head, min(settled, upper))
+    segments = frozenset(number for part in captured.values() for number in part.segments)
+    fold(context, JustCaptured(segments, keys) if keys is not None and segments else None)
+    return captured
+
+
+def _frontiers(context: Context, app_ids: Iterable[str]) -> dict[str, int | None]:
+    """Where each app reads from; at first where the earliest of its integrations starts (None: the beginning)."""
+    wanted = set(app_ids)
+    with context.store.begin() as tx:
+        begun = {row.app_id: row.frontier for row in tx.execute(sa.select(tables.apps)) if row.app_id in wanted}
+        starts: dict[str, list[int | None]] = {}
+        integrations = tables.integrations
+        for row in tx.execute(sa.select(integrations.c.app_id, integrations.c.start_from)):
+            starts.setdefault(row.app_id, []).append(row.start_from)
+    frontiers: dict[str, int | None] = {}
+    for app_id in wanted:
+        frontier = begun.get(app_id)
+        if frontier is None and None not in starts.get(app_id, [None]):
+            frontier = min(start for start in starts[app_id] if start is not None)
+        frontiers[app_id] = frontier
+    return frontiers
+
+
+def _find_fresh(
+    context: Context,
+    ledger: Ledger,
+    connection: duckdb.DuckDBPyConnection,
+    source: Source,
+    frontiers: Mapping[str, int | None],
+) -> int:
+    """Fills the table ``fresh`` with the row numbers to capture; returns up to which ingested_at they reach."""
+    positions = pa.table(
+        {
+            "app_id": pa.array(list(frontiers), pa.string()),
+            "frontier": pa.array(list(frontiers.values()), pa.int64()),
+        }
+    )
+    connection.register("positions", positions)
+    connection.execute(f"CREATE TEMP VIEW keys AS SELECT * FROM {source.keys}")  # noqa: S608
+    connection.execute(sql("capture_1_candidates").format(key_columns=KEY_COLUMNS))
+    ledger.forget_known(connection, "fresh")
+    limit = context.settings.max_rows_per_tick
+    total = _scalar(connection, "SELECT count(*) FROM fresh")
+    upper = 2**62
+    if total > limit:
+        upper = _scalar(
+            connection,
+            f"SELECT ingested_at FROM fresh ORDER BY ingested_at LIMIT 1 OFFSET {limit - 1}",  # noqa: S608
+        )
+        connection.execute(f"DELETE FROM fresh WHERE ingested_at > {upper}")  # noqa: S608
+        total = _scalar(connection, "SELECT count(*) FROM fresh")
+    buckets = max(1, -(-total // context.settings.segment_rows))
+    connection.execute(f"CREATE TEMP MACRO bucket_of(app, person) AS (hash(app, person) % {buckets})::INTEGER")
+    return upper
+
+
+def _write(context: Context, connection: duckdb.DuckDBPyConnection, source: Source) -> dict[str, int]:
+    """Writes the fresh rows, one file per bucket; returns file name to rows."""
+    connection.execute(f"CREATE TEMP VIEW source AS SELECT * FROM {source.rows()}")  # noqa: S608
+    with ExitStack() as stack:
+        # Closed also where a file cannot be written: the warehouse could not be let go otherwise.
+        reader = stack.enter_context(connection.sql(sql("capture_2_rows")).to_arrow_reader(READ_ROWS))
+        segments = stack.enter_context(SegmentWriter(context.folder, parallel=is_parallel(context.settings)))
+        for batch in reader:
+            segments.add(_strict(pa.Table.from_batches([batch])))
+    return segments.rows
+
+
+def _keys(connection: duckdb.DuckDBPyConnection, written: int) -> Keys | None:
+    """What the ledger knows the written rows by; None where rows vanished from the warehouse while they were read."""
+    fresh = connection.sql("SELECT high, low FROM fresh").to_arrow_table()
+    if fresh.num_rows != written:
+        return None
+    return fresh["high"].to_numpy(), fresh["low"].to_numpy()
+
+
+def _strict(table: pa.Table) -> pa.Table:
+    """Drops the column ``suspicious``; where it is true, ``well_formed`` means JSON as RFC 8259 has it."""
+    column = table.schema.get_field_index("well_formed")
+    if pc.any(table["suspicious"]).as_py():
+        flags = table["well_formed"].to_pylist()
+        for row in pc.indices_nonzero(table["suspicious"]).to_pylist():
+            flags[row] = flags[row] and _is_json(table["payload"][row].as_py())
+        table = table.set_column(column, "well_formed", pa.array(flags, pa.bool_()))
+    return table.drop_columns(["suspicious"])
+
+
+def _is_json(text: str) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def _summaries(
+    connection: duckdb.DuckDBPyConnection, context: Context, written: Mapping[str, int]
+) -> list[tuple[str, int, dict[str, Captured]]]:
+    """File name, rows, and by app what there is of it."""
+    if not written:
+        return []
+    names = {str(context.folder.path(name)): name for name in written}
+    paths = files([context.folder.path(name) for name in written])
+    connection.execute(f"CREATE TEMP VIEW segments AS FROM read_parquet({paths}, filename = true)")
+    found: dict[str, dict[str, Captured]] = {name: {} for name in written}
+    for file, app_id, event_type, rows, malformed, first, last, oldest, newest in connection.execute(
+        sql("capture_3_summary")
+    ).fetchall():
+        app = found[names[file]].setdefault(app_id, Captured(0, {}, 0, [], first, last, oldest, newest))
+        app.types[event_type] = rows
+        app.rows += rows
+        app.malformed += malformed
+        app.min_ingested_at = min(app.min_ingested_at, first)
+        app.max_ingested_at = max(app.max_ingested_at, last)
+        app.min_created_date = min(app.min_created_date, oldest)
+        app.max_created_date = max(app.max_created_date, newest)
+    return [(name, rows, found[name]) for name, rows in written.items()]
+
+
+def _settled(context: Context, began: int, head: int) -> int:
+    """The ingested_at below which no row can appear any more that a read begun then has not seen."""
+    window = context.settings.late_commit_window_seconds * 1_000_000
+    with context.store.begin() as tx:
+        observations = tables.observations
+        seen = tx.execute(
+            sa.select(sa.func.max(observations.c.max_ingested_at)).where(observations.c.observed_at <= began - window)
+        ).scalar()
+    # Never past the clock: a row that says it is from next year must not hide those of this year.
+    if window == 0:
+        return min(head, began)
+    return min(seen, head - window, began - window) if seen is not None else -(2**62)
+
+
+def _commit(
+    context: Context,
+    leases: Mapping[str, Lease],
+    frontiers: Mapping[str, int | None],
+    summaries: Sequence[tuple[str, int, dict[str, Captured]]],
+    started: int,
+    head: int,
+    settled: int,
+) -> dict[str, Captured]:
+    window = context.settings.late_commit_window_seconds * 1_000_000
+    captured: dict[str, Captured] = {}
+    context.step("capture.commit")
+    with context.store.begin(under=leases.values()) as tx:
+        for name, rows, apps in summaries:
+            segment_id = tx.execute(
+                sa.insert(tables.segments).values(file=name, rows=rows, captured_at=started, run_id=context.run_id)
+            ).inserted_primary_key[0]  # type: ignore[index]
+            for app_id, part in apps.items():
+                tx.execute(
+                    sa.insert(tables.segment_apps).values(
+                        segment_id=segment_id,
+                        app_id=app_id,
+                        rows=part.rows,
+                        types=orjson.dumps(part.types).decode(),
+                        malformed=part.malformed,
+                        min_ingested_at=part.min_ingested_at,
+                        max_ingested_at=part.max_ingested_at,
+                        min_created_date=part.min_created_date,
+                        max_created_date=part.max_created_date,
+                    )
+                )
+                _add(captured.setdefault(app_id, Captured()), part, segment_id)
+        _advance(tx, frontiers, captured, settled, started)
+        observations = tables.observations
+        context.store.upsert(
+            tx, observations, [{"observed_at": started, "max_ingested_at": head}], ["observed_at"],
+            update=["max_ingested_at"],
+        )  # fmt: skip
+        # Of the notes that are old enough only the newest matters from here on.
+        newest = sa.select(sa.func.max(observations.c.observed_at)).where(
+            observations.c.observed_at <= started - window
+        )
+        tx.execute(sa.delete(observations).where(observations.c.observed_at < newest.scalar_subquery()))
+    context.step("capture.committed")
+    return captured
+
+
+def _advance(
+    tx: sa.Connection,
+    frontiers: Mapping[str, int | None],
+    captured: Mapping[str, Captured],
+    settled: int,
+    started: int,
+) -> None:
+    moved = []
+    for app_id, frontier in frontiers.items():
+        reached = settled if frontier is None else max(frontier, settled)
+        part = captured.get(app_id)
+        moved.append(
+            {"app": app_id, "reached": reached if reached > -(2**62) else None,
+             "seen": part.max_ingested_at if part else None}
+        )  # fmt: skip
+    table = tables.apps
+    seen = sa.bindparam("seen", type_=sa.BigInteger)
+    tx.execute(
+        sa.update(table)
+        .where(table.c.app_id == sa.bindparam("app"))
+        .values(
+            captured_at=started,
+            frontier=sa.func.coalesce(sa.bindparam("reached", type_=sa.BigInteger), table.c.frontier),
+            watermark=sa.case(
+                (
+                    sa.or_(table.c.watermark.is_(None), table.c.watermark < seen),
+                    sa.func.coalesce(seen, table.c.watermark),
+                ),
+                else_=table.c.watermark,
+            ),
+        ),
+        moved,
+    )
+
+
+def _add(total: Captured, part: Captured, segment_id: int) -> None:
+    first = not total.segments
+    total.segments.append(segment_id)
+    total.rows += part.rows
+    total.malformed += part.malformed
+    for event_type, rows in part.types.items():
+        total.types[event_type] = total.types.get(event_type, 0) + rows
+    total.min_ingested_at = part.min_ingested_at if first else min(total.min_ingested_at, part.min_ingested_at)
+    total.max_ingested_at = part.max_ingested_at if first else max(total.max_ingested_at, part.max_ingested_at)
+    total.min_created_date = part.min_created_date if first else min(total.min_created_date, part.min_created_date)
+    total.max_created_date = part.max_created_date if first else max(total.max_created_date, part.max_created_date)
+
+
+def _scalar(connection: duckdb.DuckDBPyConnection, query: str) -> int:
+    ((value,),) = connection.execute(query).fetchall()
+    return int(value)

@@ -1,0 +1,206 @@
+"""The relations that stage 3's SQL files name: a segment, its snapshots, the integrations, and what the store knows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import duckdb
+import pyarrow as pa
+import sqlalchemy as sa
+
+from nami_amp_pipeline import contract
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline.state.store import Transaction
+from nami_amp_pipeline.state.users import read_sent, read_snapshots
+from nami_amp_pipeline.storage.duckdb_engine import files
+
+_RELEASED = pa.schema(
+    [
+        ("exception_id", pa.int64()),
+        ("integration_id", pa.int64()),
+        ("id", pa.string()),
+        ("event_type", pa.string()),
+        ("user_id", pa.string()),
+        ("created_date", pa.int64()),
+        ("rest", pa.string()),
+    ]
+)
+
+
+def register_segment(
+    context: Context,
+    connection: duckdb.DuckDBPyConnection,
+    segment_id: int,
+    file: str,
+    snapshot_files: Sequence[str],
+    integrations: Sequence[Integration],
+) -> None:
+    """Makes the relations of one segment that do not depend on what the store knows.
+
+    Args:
+        context: for the files and the settings.
+        connection: gets views ``segment``, ``snapshots`` and tables ``targets``, ``selected``, ``reserved``.
+        segment_id: the segment.
+        file: of the segment, in the data folder.
+        snapshot_files: with the snapshots of the segment.
+        integrations: those that lack the segment.
+    """
+    path = files([context.folder.path(file)])
+    snapshots = files([context.folder.path(name) for name in snapshot_files])
+    targets = pa.table(
+        {
+            "integration_id": pa.array([one.id for one in integrations], pa.int64()),
+            "app_id": pa.array([one.app_id for one in integrations], pa.string()),
+            "user_id_kind": pa.array([one.user_id_kind for one in integrations], pa.string()),
+            "anonymous": pa.array([one.anonymous for one in integrations], pa.string()),
+            "start_from": pa.array([one.start_in(segment_id) for one in integrations], pa.int64()),
+            "lanes_at_most": pa.array([context.settings.max_lanes] * len(integrations), pa.int32()),
+            "lane_rows": pa.array([context.settings.batch_events] * len(integrations), pa.int64()),
+        }
+    )
+    selected = pa.Table.from_pylist(
+        [
+            {"integration_id": one.id, "event_type": event_type, "name": one.rename.get(event_type, event_type)}
+            for one in integrations
+            for event_type in one.events
+        ],
+        schema=pa.schema([("integration_id", pa.int64()), ("event_type", pa.string()), ("name", pa.string())]),
+    )
+    connection.register("targets", targets)
+    connection.register("selected", selected)
+    connection.register("reserved", pa.table({"id": list(contract.RESERVED_IDS)}))
+    connection.execute(
+        f"CREATE TEMP VIEW segment AS SELECT * RENAME (file_row_number AS row) "  # noqa: S608
+        f"FROM read_parquet({path}, file_row_number=true) SEMI JOIN targets USING (app_id)"
+    )
+    connection.execute(f"CREATE TEMP VIEW snapshots AS FROM read_parquet({snapshots})")
+
+
+def register_identities(
+    context: Context, connection: duckdb.DuckDBPyConnection, integrations: Sequence[Integration]
+) -> dict[str, set[str]]:
+    """Makes the relation of who has logged in by now.
+
+    Args:
+        context: for the store.
+        connection: after :func:`register_segment`; gets the table ``identities``.
+        integrations: those that lack the segment.
+
+    Returns:
+        The Nami users of the segment who have, by app.
+    """
+    wanted = {one.app_id for one in integrations if one.user_id_kind == "external_id"}
+    users = connection.execute("SELECT app_id, list(DISTINCT user_id) FROM segment GROUP BY app_id").fetchall()
+    identities: list[tuple[str, str, str]] = []
+    with context.store.reading() as tx:
+        for app_id, user_ids in users:
+            if app_id in wanted:
+                rows = read_snapshots(context.store, tx, app_id, user_ids, ("user_id", "external_id"))
+                identities += [(app_id, user, external) for user, external in rows if external is not None]
+    connection.register(
+        "identities",
+        _columns(identities, [("app_id", pa.string()), ("user_id", pa.string()), ("external_id", pa.string())]),
+    )
+    logged_in: dict[str, set[str]] = defaultdict(set)
+    for app_id, user_id, _ in identities:
+        logged_in[app_id].add(user_id)
+    return logged_in
+
+
+def register_released(
+    context: Context,
+    connection: duckdb.DuckDBPyConnection,
+    integrations: Sequence[Integration],
+    logged_in: Mapping[str, set[str]],
+) -> bool:
+    """Makes the relation of the events that waited for a login that is known by now.
+
+    Args:
+        context: for the store.
+        connection: gets the view ``released``.
+        integrations: those that lack the segment.
+        logged_in: what :func:`register_identities` returned.
+
+    Returns:
+        Whether there are any.
+    """
+    released: list[dict[str, object]] = []
+    waiting = [one for one in integrations if one.anonymous == "wait_for_login" and one.user_id_kind == "external_id"]
+    if waiting:
+        with context.store.reading() as tx:
+            for one in waiting:
+                released += _released(tx, one, logged_in.get(one.app_id, set()))
+    connection.register("released_rows", pa.Table.from_pylist(released, schema=_RELEASED))
+    connection.execute(
+        "CREATE TEMP VIEW released AS "
+        "SELECT * REPLACE (make_timestamptz(created_date) AS created_date) FROM released_rows"
+    )
+    return bool(released)
+
+
+def register_sent(context: Context, connection: duckdb.DuckDBPyConnection) -> None:
+    """Makes the relation of the states that Amplitude users were given before.
+
+    Args:
+        context: for the store.
+        connection: has the table ``decided``; gets the table ``sent``.
+    """
+    users = connection.execute(
+        "SELECT integration_id, list(DISTINCT amplitude_user_id) FROM decided "
+        "WHERE is_user AND amplitude_user_id IS NOT NULL GROUP BY integration_id"
+    ).fetchall()
+    sent: list[tuple[int, str, int, str]] = []
+    with context.store.reading() as tx:
+        for integration_id, user_ids in users:
+            sent += [(integration_id, *row) for row in read_sent(context.store, tx, integration_id, user_ids)]
+    connection.register(
+        "sent",
+        _columns(
+            sent,
+            [
+                ("integration_id", pa.int64()),
+                ("user_id", pa.string()),
+                ("as_of_date", pa.int64()),
+                ("as_of_event", pa.string()),
+            ],
+        ),
+    )
+
+
+def _released(tx: Transaction, one: Integration, known: set[str]) -> list[dict[str, object]]:
+    """Events that waited for a login that has been read now."""
+    table = tables.exceptions
+    waiting = sa.select(table).where(table.c.integration_id == one.id, table.c.state == "waiting")
+    users = set(
+        tx.execute(
+            sa.select(table.c.user_id).where(table.c.integration_id == one.id, table.c.state == "waiting").distinct()
+        ).scalars()
+    )
+    back = sorted(users & known)
+    released: list[dict[str, object]] = []
+    for start in range(0, len(back), 500):
+        rows = tx.execute(waiting.where(table.c.user_id.in_(back[start : start + 500])))
+        released += [
+            {
+                "exception_id": row.id,
+                "integration_id": one.id,
+                "id": row.event_id,
+                "event_type": row.event_type,
+                "user_id": row.user_id,
+                "created_date": row.created_date,
+                "rest": row.body,
+            }
+            for row in rows
+        ]
+    return released
+
+
+def _columns(rows: Sequence[tuple[object, ...]], fields: Sequence[tuple[str, pa.DataType]]) -> pa.Table:
+    schema = pa.schema(fields)
+    if not rows:
+        return schema.empty_table()
+    arrays = [pa.array(column, type_) for column, (_, type_) in zip(zip(*rows, strict=True), fields, strict=True)]
+    return pa.table(arrays, schema=schema)

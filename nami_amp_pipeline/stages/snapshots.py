@@ -1,0 +1,286 @@
+"""Stage 2, ``user_property_snapshots``: the state of each user as of each of its events, and the current one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import sqlalchemy as sa
+
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.errors import OutOfMemory
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.store import Lease
+from nami_amp_pipeline.state.users import move_forward, read_snapshots
+from nami_amp_pipeline.storage.duckdb_engine import Engine, engine, files, literal, run, sql
+from nami_amp_pipeline.storage.parallel import in_parallel, is_parallel
+
+SNAPSHOT_SCHEMA = pa.schema(
+    [
+        ("app_id", pa.string()),
+        ("id", pa.string()),
+        ("user_id", pa.string()),
+        ("created_date", pa.timestamp("us", tz="UTC")),
+        ("row", pa.int64()),
+        ("namiml_active_entitlements", pa.list_(pa.string())),
+        ("namiml_active_skus", pa.list_(pa.string())),
+        ("namiml_device_ids", pa.list_(pa.string())),
+        ("namiml_device_platforms", pa.list_(pa.string())),
+        ("namiml_former_subscriber", pa.bool_()),
+        ("namiml_in_grace_period", pa.bool_()),
+        ("namiml_in_trial_period", pa.bool_()),
+        ("namiml_in_intro_offer_period", pa.bool_()),
+        ("user_properties", pa.string()),
+        ("former_subscriber", pa.bool_()),
+        ("has_active_entitlement", pa.bool_()),
+        ("has_entitlements", pa.bool_()),
+        ("has_devices", pa.bool_()),
+        ("has_journey", pa.bool_()),
+        ("has_scalar_group", pa.bool_()),
+        ("truncated_arrays", pa.int32()),
+    ]
+)
+"""Columns of a snapshot file (Parquet): one row per ``user.*`` event. ``row`` is the event's number in its segment;
+``user_properties`` is the JSON object that Amplitude is sent; ``has_*`` says that the event carried the group itself,
+and ``has_scalar_group`` that one is a text, number or boolean instead; ``former_subscriber`` is Nami's flag, the
+property is ``namiml_former_subscriber``."""
+
+_READ_ROWS = 50_000
+
+_NAMED_USERS = 1_000
+"""Late events of more users than this are looked for in every row of the snapshot files, not by Bloom filters."""
+
+_TEXTS = {
+    "namiml_active_entitlements": "entitlements_text",
+    "namiml_active_skus": "skus_text",
+    "namiml_device_ids": "device_ids_text",
+    "namiml_device_platforms": "device_platforms_text",
+}
+"""Arrays, and what their JSON texts are called in SQL."""
+
+_CARRIED = (
+    "app_id", "id", "user_id", "created_date", "has_entitlements", "has_devices", "has_journey",
+    "has_active_entitlement", "former_subscriber", "namiml_in_grace_period", "namiml_in_trial_period",
+    "namiml_in_intro_offer_period",
+)  # fmt: skip
+
+
+@dataclass
+class Snapshotted:
+    """What one run did for one app.
+
+    Attributes:
+        events: ``user.*`` events that have a snapshot now.
+        users: users whose current snapshot was looked at.
+        truncated_arrays: arrays that were cut to what Amplitude keeps.
+        files: the snapshot files, relative to the data folder.
+    """
+
+    events: int
+    users: int
+    truncated_arrays: int
+    files: list[str]
+
+
+def snapshot(context: Context, leases: Mapping[str, Lease]) -> dict[str, Snapshotted]:
+    """Computes the snapshots of the segments that have none yet, of the apps under lease.
+
+    Args:
+        context: the process at work.
+        leases: by app id.
+
+    Returns:
+        By app id; apps without new segments are left out.
+    """
+    done: dict[str, Snapshotted] = {}
+    adding = threading.Lock()
+
+    def one(segment: tuple[int, str, list[str]], shared: Engine) -> None:
+        parts = _one(context, leases, *segment, shared)
+        with adding:
+            for app_id, part in parts.items():
+                total = done.setdefault(app_id, Snapshotted(0, 0, 0, []))
+                total.events += part.events
+                total.users += part.users
+                total.truncated_arrays += part.truncated_arrays
+                total.files += part.files
+
+    if not (pending := _pending(context, leases)):
+        return done
+    if is_parallel(context.settings):
+        try:
+            with engine(context.settings) as shared:
+                for together in pending:
+                    in_parallel(lambda segment: one(segment, shared), together, shared.divide)
+            return done
+        except OutOfMemory as error:
+            context.log.info("%s; going on with one segment at a time", error)
+    with engine(context.settings) as alone:
+        for together in _pending(context, leases):
+            for segment in together:
+                one(segment, alone)
+    return done
+
+
+def _pending(context: Context, leases: Mapping[str, Lease]) -> list[list[tuple[int, str, list[str]]]]:
+    """(segment, its file, its apps that lack snapshots), oldest first; those of one tick share no user: together."""
+    parts, segments = tables.segment_apps, tables.segments
+    with context.store.begin() as tx:
+        rows = tx.execute(
+            sa.select(parts.c.segment_id, segments.c.file, parts.c.app_id, segments.c.captured_at, segments.c.run_id)
+            .join(segments, segments.c.id == parts.c.segment_id)
+            .where(parts.c.snapshot_file.is_(None))
+            .order_by(parts.c.segment_id)
+        ).all()
+    pending: dict[tuple[int, str], dict[tuple[int, str], list[str]]] = {}
+    for segment_id, file, app_id, captured_at, run_id in rows:
+        if app_id in leases:
+            tick = pending.setdefault((captured_at, run_id), {})
+            tick.setdefault((segment_id, file), []).append(app_id)
+    return [[(segment_id, file, app_ids) for (segment_id, file), app_ids in tick.items()] for tick in pending.values()]
+
+
+def _one(
+    context: Context, leases: Mapping[str, Lease], segment_id: int, file: str, app_ids: Sequence[str], shared: Engine
+) -> dict[str, Snapshotted]:
+    name = context.folder.new_name("snapshots", "parquet")
+    with shared.connection() as connection:
+        connection.register("wanted", pa.table({"app_id": pa.array(app_ids, pa.string())}))
+        connection.execute(
+            "CREATE TEMP VIEW segment AS SELECT * RENAME (file_row_number AS row) "  # noqa: S608
+            f"FROM read_parquet({files([context.folder.path(file)])}, file_row_number=true) "
+            "SEMI JOIN wanted USING (app_id)"
+        )
+        run(connection, "snapshots_1_parse")
+        _create_earlier(context, connection)
+        run(connection, "snapshots_2_as_of")
+        ((users,),) = connection.execute("SELECT count(DISTINCT user_id) FROM carried_by_event").fetchall()
+        with context.folder.parquet(name, SNAPSHOT_SCHEMA, bloom={"user_id": min(users, _READ_ROWS)}) as writer:
+            for batch in connection.sql(sql("snapshots_3_rows")).to_arrow_reader(_READ_ROWS):
+                writer.write_table(pa.Table.from_batches([batch]).cast(SNAPSHOT_SCHEMA))
+        current = connection.sql(sql("snapshots_4_current")).to_arrow_table()
+        events = {
+            app_id: (count, cut)
+            for app_id, count, cut in connection.execute(
+                "SELECT app_id, count(*), sum(truncated_arrays)::BIGINT FROM snapshots GROUP BY app_id"
+            ).fetchall()
+        }
+    people = {one["values"]: one["counts"] for one in current["app_id"].value_counts().to_pylist()}
+    done = {
+        app_id: Snapshotted(
+            events=events.get(app_id, (0, 0))[0],
+            users=people.get(app_id, 0),
+            truncated_arrays=events.get(app_id, (0, 0))[1],
+            files=[name],
+        )
+        for app_id in app_ids
+    }
+    context.step("snapshot.commit")
+    with context.store.begin(under=[leases[app_id] for app_id in app_ids]) as tx:
+        move_forward(context.store, tx, current)
+        for app_id in app_ids:
+            tx.execute(
+                sa.update(tables.segment_apps)
+                .where(tables.segment_apps.c.segment_id == segment_id, tables.segment_apps.c.app_id == app_id)
+                .values(snapshot_file=name, truncated_arrays=done[app_id].truncated_arrays)
+            )
+    context.step("snapshot.committed")
+    return done
+
+
+def _create_earlier(context: Context, connection: duckdb.DuckDBPyConnection) -> None:
+    """Makes the view ``earlier``: what was known, before this segment, of the users whose events lack something.
+
+    Normally that is the newest of each group, from the store. An event older than that needs what was newest before
+    *it*, which the snapshot files of earlier segments tell.
+    """
+    people: dict[str, list[str]] = {}
+    for app_id, user_id in connection.execute("SELECT app_id, user_id FROM incomplete").fetchall():
+        people.setdefault(app_id, []).append(user_id)
+    columns = [column.name for column in tables.user_property_snapshots.columns]
+    stored: list[dict[str, object]] = []
+    with context.store.begin() as tx:
+        for app_id, user_ids in people.items():
+            for row in read_snapshots(context.store, tx, app_id, user_ids, columns):
+                stored += _groups(dict(zip(columns, row, strict=True)))
+    connection.register("stored", pa.Table.from_pylist(stored, schema=_stored_schema()))
+    lists = ", ".join(f"""from_json({text}, '["VARCHAR"]') AS {name}""" for name, text in _TEXTS.items())
+    earlier = f"SELECT NULL::BIGINT AS row, *, {lists} FROM stored"  # noqa: S608
+    late = connection.sql(
+        """
+        SELECT DISTINCT app_id, user_id FROM carried_by_event c
+        WHERE is_user AND EXISTS (
+            FROM stored s WHERE s.app_id = c.app_id AND s.user_id = c.user_id
+            AND (s.created_date, s.id) > (c.created_date, c.id)
+            AND ((s.has_entitlements AND NOT c.has_entitlements) OR (s.has_devices AND NOT c.has_devices)
+                OR (s.has_journey AND NOT c.has_journey))
+        )
+        """
+    ).to_arrow_table()
+    history = _snapshot_files(context, sorted(set(late["app_id"].to_pylist()))) if late.num_rows else []
+    if history:
+        connection.register("late", late)
+        texts = ", ".join(f"{name}, to_json({name})::VARCHAR AS {text}" for name, text in _TEXTS.items())
+        source = f"read_parquet({files(history)})"
+        users = late["user_id"].unique().to_pylist()
+        if len(users) <= _NAMED_USERS:  # by name, so that what has none of them is passed over
+            source = f"(FROM {source} WHERE user_id IN ({', '.join(map(literal, users))}))"
+        earlier += (
+            f" UNION ALL BY NAME SELECT {', '.join(_CARRIED)}, {texts} FROM {source} "  # noqa: S608
+            "SEMI JOIN late USING (app_id, user_id)"
+        )
+    connection.execute(f"CREATE TEMP VIEW earlier AS {earlier}")
+
+
+def _snapshot_files(context: Context, app_ids: Sequence[str]) -> list[Path]:
+    parts = tables.segment_apps
+    with context.store.begin() as tx:
+        names = tx.execute(
+            sa.select(parts.c.snapshot_file)
+            .where(parts.c.snapshot_file.is_not(None), parts.c.app_id.in_(app_ids))
+            .distinct()
+        ).scalars()
+        return [context.folder.path(name) for name in names]
+
+
+def _stored_schema() -> pa.Schema:
+    return pa.schema(
+        [*(SNAPSHOT_SCHEMA.field(name) for name in _CARRIED), *((text, pa.string()) for text in _TEXTS.values())]
+    )
+
+
+def _groups(row: dict[str, object]) -> list[dict[str, object]]:
+    """A stored snapshot as the events that its groups are from, each carrying that group only."""
+    events: list[dict[str, object]] = []
+    for group, names in (
+        ("entitlements", ("namiml_active_entitlements", "namiml_active_skus", "has_active_entitlement")),
+        ("devices", ("namiml_device_ids", "namiml_device_platforms")),
+        (
+            "journey",
+            (
+                "former_subscriber",
+                "namiml_in_grace_period",
+                "namiml_in_trial_period",
+                "namiml_in_intro_offer_period",
+            ),
+        ),
+    ):
+        if row[f"{group}_date"] is None:
+            continue
+        event: dict[str, object] = {
+            "app_id": row["app_id"],
+            "user_id": row["user_id"],
+            "created_date": row[f"{group}_date"],
+            "id": row[f"{group}_event"],
+            "has_entitlements": False,
+            "has_devices": False,
+            "has_journey": False,
+            f"has_{group}": True,
+        }
+        event |= {_TEXTS.get(name, name): row[name] for name in names}
+        events.append(event)
+    return events

@@ -1,0 +1,40 @@
+"""Names for processes, by which others of the same machine can tell whether one still runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from pathlib import Path
+
+
+def new_owner() -> str:
+    """A name for this process, by which others of the same machine can tell whether it still runs."""
+    pid = os.getpid()
+    return f"{_machine()}|{pid}|{_started(pid) or ''}|{uuid.uuid4().hex[:8]}"
+
+
+def has_ended(owner: str) -> bool:
+    """Whether the process of that name has ended for certain: a process of another machine never has."""
+    parts = owner.split("|")
+    if len(parts) != 4 or parts[0] != _machine() or not parts[1].isdigit() or not parts[2]:
+        return False
+    return _started(int(parts[1])) != parts[2]
+
+
+def _machine() -> str:
+    """This machine since it was started, and the part of it whose process numbers these are (Linux)."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()}:{boot}:{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return f"{socket.gethostname()}:"
+
+
+def _started(pid: int) -> str | None:
+    """When a process was started, as the kernel counts; None where there is none, or only its remains."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else fields[19]

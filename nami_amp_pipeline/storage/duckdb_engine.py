@@ -1,0 +1,142 @@
+"""DuckDB as the compute engine: a bounded connection, the SQL files, and Arrow in and out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from nami_amp_pipeline.errors import Halted, OutOfMemory
+from nami_amp_pipeline.settings import Settings
+
+SPACES = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
+"""What counts as surrounding space of an id: all that Unicode calls so."""
+
+_STRIPPED = """
+CREATE TEMP MACRO stripped(text) AS CASE
+    WHEN ascii(text) BETWEEN 33 AND 126 AND ascii(right(text, 1)) BETWEEN 33 AND 126 THEN text
+    ELSE trim(text, getvariable('spaces'))
+END
+"""
+"""A text without surrounding space; what begins and ends visibly has none, which is seen 20 times faster."""
+
+
+Config = dict[str, str | bool | int | float | list[str]]
+
+
+def open_engine(config: Config) -> duckdb.DuckDBPyConnection:
+    """An empty in-memory DuckDB; a simulation puts something in its place that costs less to open."""
+    return duckdb.connect(":memory:", config=config)
+
+
+class Engine:
+    """An in-memory DuckDB that spills into the data folder; one for many segments, as opening it takes its time.
+
+    Its connections see nothing of each other. They share its memory and its threads.
+
+    Args:
+        instance: the DuckDB.
+        settings: for its threads, and where it spills.
+    """
+
+    def __init__(self, instance: duckdb.DuckDBPyConnection, settings: Settings) -> None:
+        self._instance = instance
+        self._threads = settings.duckdb_threads or os.cpu_count() or 1
+        self._folder = settings.data_dir
+
+    def divide(self, workers: int) -> None:
+        """Says how many connections are worked with at once, each in a thread that works on its own queries.
+
+        Args:
+            workers: threads beyond so many help them all; while none of them runs a query.
+        """
+        if self._threads > 1:
+            self._instance.execute(f"SET threads = {max(1, self._threads - workers + 1)}")
+
+    @contextmanager
+    def connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection with temporary tables, views and macros of its own.
+
+        Raises:
+            OutOfMemory: memory and disk do not suffice.
+            Halted: the data folder cannot be read or written.
+        """
+        with self._instance.cursor() as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            connection.execute("SET VARIABLE spaces = ?", [SPACES])
+            connection.execute(_STRIPPED)
+            try:
+                yield connection
+            except duckdb.OutOfMemoryException as error:
+                raise OutOfMemory(
+                    f"the compute engine ran out of memory or disk ({str(error).splitlines()[0]}): raise "
+                    "NAMI_AMP_DUCKDB_MEMORY, lower NAMI_AMP_SEGMENT_ROWS, or free disk space"
+                ) from None
+            except duckdb.IOException as error:
+                raise Halted(
+                    f"the compute engine cannot read or write in {self._folder}: {str(error).splitlines()[0][:200]}"
+                ) from None
+
+
+@contextmanager
+def engine(settings: Settings, *, share: int = 1) -> Iterator[Engine]:
+    """A fresh engine.
+
+    Args:
+        settings: memory and threads.
+        share: what part of the memory it gets: half of it, a third, ….
+    """
+    config: Config = {
+        "memory_limit": _part(settings.duckdb_memory, share),
+        "threads": settings.duckdb_threads or os.cpu_count() or 1,
+        "temp_directory": str(settings.data_dir / "spill"),
+        "autoinstall_known_extensions": False,
+        "preserve_insertion_order": False,
+    }
+    with open_engine(config) as instance:
+        yield Engine(instance, settings)
+
+
+@contextmanager
+def compute(settings: Settings, *, share: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The only connection of a fresh engine; see :func:`engine` and :meth:`Engine.connection`."""
+    with engine(settings, share=share) as own, own.connection() as connection:
+        yield connection
+
+
+def _part(memory: str, share: int) -> str:
+    number = memory.rstrip("GMiB")
+    return f"{int(number) * 1_000 // share}{memory[len(number) :].replace('M', 'K').replace('G', 'M')}"
+
+
+@cache
+def sql(name: str) -> str:
+    """The text of ``sql/<name>.sql``, from the wheel or the repository."""
+    beside = Path(__file__).parents[1] / "sql"
+    folder = beside if beside.is_dir() else Path(__file__).parents[2] / "sql"
+    return (folder / f"{name}.sql").read_text()
+
+
+def run(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Runs every statement of an SQL file."""
+    connection.execute(sql(name))
+
+
+def table(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
+    """The whole answer of a query that is known to be small."""
+    return connection.sql(query).to_arrow_table()
+
+
+def files(paths: list[Path]) -> str:
+    """A list of files as a DuckDB literal."""
+    return "[" + ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths) + "]"
+
+
+def literal(text: str) -> str:
+    """A text as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"

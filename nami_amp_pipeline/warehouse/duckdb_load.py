@@ -1,0 +1,387 @@
+"""Loads Nami's webhook events (NDJSON, plain or gzip) into the embedded DuckDB warehouse, strictly and in blocks.
+
+A file is loaded whole or not at all, but for its bad lines, which are named: one transaction a file. Loading the same
+file again adds its rows again, as any at-least-once loader would; the pipeline delivers each event once all the same.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import duckdb
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nami_amp_pipeline import contract
+from nami_amp_pipeline.clock import Clock, micros, system_clock
+from nami_amp_pipeline.errors import Misconfigured, WarehouseUnavailable
+from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.storage.duckdb_engine import compute, literal, sql
+from nami_amp_pipeline.warehouse.base import check_columns
+
+BLOCK_BYTES = 16 * 2**20
+"""Read at once; memory is a few times this."""
+
+MAX_LINE_BYTES = 16 * 2**20
+"""A longer line is no event of Nami's."""
+
+MAX_BAD_LINES = 1_000
+"""Bad lines that are named; further ones are only counted."""
+
+LOCK_PATIENCE_SECONDS = 10.0
+
+_BOM = b"\xef\xbb\xbf"
+
+# DuckDB's parser takes trailing commas, NaN, Infinity and numbers that no double can hold. Lines that may have any of
+# them are parsed again by a strict parser.
+_LENIENT = r",\s*[\]}]|[:,\[]\s*-?(?:[nN][aA]|[iI]|[0-9.]+[eE])"
+
+_PARSE = r"""
+CREATE OR REPLACE TEMP TABLE parsed AS
+WITH checked AS (
+    SELECT *, CASE WHEN json_valid(payload) THEN payload END AS json FROM lines
+),
+extracted AS (
+    SELECT number, payload, is_doubtful, json IS NOT NULL AS is_json,
+        json_extract(json, ['$.id', '$.event_type', '$.user_id', '$.created_date']) AS found
+    FROM checked
+),
+named AS (
+    SELECT
+        number, payload, is_doubtful, is_json, found,
+        CASE WHEN starts_with(found[1], '"') THEN trim(found[1]->>'$') END AS id,
+        CASE WHEN starts_with(found[2], '"') THEN trim(found[2]->>'$') END AS event_type,
+        CASE WHEN starts_with(found[3], '"') THEN found[3]->>'$' END AS user_id,
+        CASE WHEN starts_with(found[4], '"') THEN trim(found[4]->>'$') END AS created_text
+    FROM extracted
+),
+timed AS (
+    SELECT
+        *,
+        CASE WHEN regexp_full_match(created_text, '\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)')
+            THEN try_cast(created_text AS TIMESTAMPTZ) END AS created_date
+    FROM named
+)
+SELECT
+    number, payload, is_doubtful, id, event_type, user_id, created_date,
+    CASE
+        WHEN NOT is_json THEN 'not JSON'
+        WHEN NOT starts_with(payload, '{') THEN 'not a JSON object'
+        WHEN coalesce(found[1], 'null') = 'null' OR id = '' THEN 'no id'
+        WHEN id IS NULL THEN 'id is not a text'
+        WHEN coalesce(found[2], 'null') = 'null' OR event_type = '' THEN 'no event_type'
+        WHEN event_type IS NULL THEN 'event_type is not a text'
+        WHEN coalesce(found[3], 'null') = 'null' OR trim(user_id) = '' THEN 'no user_id'
+        WHEN user_id IS NULL THEN 'user_id is not a text'
+        WHEN coalesce(found[4], 'null') = 'null' OR created_text = '' THEN 'no created_date'
+        WHEN created_text IS NULL THEN 'created_date is not a text'
+        WHEN created_date IS NULL THEN
+            concat('created_date ', to_json(created_text[:40]), ' is not a time such as 2026-09-01T12:00:00Z')
+    END AS why
+FROM timed
+"""
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that was not loaded, or a whole file.
+
+    Attributes:
+        file: as it was given.
+        line: counted from 1; None for the whole file.
+        why: for people.
+    """
+
+    file: Path
+    line: int | None
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.why}" if self.line is not None else f"{self.file}: {self.why}"
+
+
+@dataclass
+class LoadReport:
+    """What came of a load.
+
+    Attributes:
+        rows: loaded.
+        bad: what was not, at most :data:`MAX_BAD_LINES` of it.
+        bad_lines: how many lines in all.
+        bad_files: files of which nothing was loaded.
+        bytes: read, after decompression.
+    """
+
+    rows: int = 0
+    bad: list[BadLine] = field(default_factory=list)
+    bad_lines: int = 0
+    bad_files: int = 0
+    bytes: int = 0
+
+    def add(self, bad: BadLine) -> None:
+        """Notes what was not loaded."""
+        if bad.line is None:
+            self.bad_files += 1
+        else:
+            self.bad_lines += 1
+        if len(self.bad) < MAX_BAD_LINES:
+            self.bad.append(bad)
+
+
+class _UnreadableError(Exception):
+    """The file cannot be read to its end."""
+
+
+def load(
+    settings: Settings,
+    files: Sequence[Path],
+    app_id: str,
+    *,
+    clock: Clock = system_clock,
+    progress: Callable[[int], None] = lambda _bytes: None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> LoadReport:
+    """Appends the events of the files to the events table, which is made where it is missing.
+
+    Args:
+        settings: what was set; the warehouse must be a DuckDB file.
+        files: NDJSON; gzip is told by the content, not by the name.
+        app_id: the Nami app whose events they are; a webhook's payload does not say.
+        clock: gives the one ``ingested_at`` of all rows.
+        progress: called with the bytes of the files that were read since the last call.
+        sleep: waits so many seconds, for a lock on the DuckDB file.
+
+    Raises:
+        Misconfigured: a file is not there, the app id cannot be used, or the warehouse is not a DuckDB file. Nothing
+            was loaded.
+        WarehouseUnavailable: the DuckDB file cannot be opened or written; files before the one at work are loaded.
+    """
+    if not contract.APP_ID.fullmatch(app_id):
+        raise Misconfigured(f"app id {app_id!r} must be of letters, digits, '.', '_' and '-'")
+    if not settings.warehouse_url.startswith("duckdb:///"):
+        raise Misconfigured(
+            "load fills the embedded DuckDB warehouse only: fill the table of NAMI_AMP_WAREHOUSE_URL with the "
+            "database's own tools (COPY), or unset NAMI_AMP_WAREHOUSE_URL"
+        )
+    for file in files:
+        _check_readable(file)
+    report = LoadReport()
+    now = micros(clock)
+    with compute(settings) as connection, _opened(connection, settings, sleep) as table:
+        for file in files:
+            _load_file(connection, table, file, app_id, now, report, progress)
+    return report
+
+
+def _check_readable(file: Path) -> None:
+    """Without opening it: a pipe can be opened once only."""
+    if file.is_dir():
+        raise Misconfigured(f"{file} is a folder: name the files in it")
+    if not file.exists():
+        raise Misconfigured(f"there is no file {file}")
+    if not os.access(file, os.R_OK):
+        raise Misconfigured(f"cannot read {file}: permission denied")
+
+
+@contextmanager
+def _opened(connection: duckdb.DuckDBPyConnection, settings: Settings, sleep: Callable[[float], None]) -> Iterator[str]:
+    """Opens the DuckDB file for writing and gives the quoted name of its events table."""
+    path = Path(settings.warehouse_url.removeprefix("duckdb:///"))
+    schema, name = settings.warehouse_schema or "main", settings.warehouse_table
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WarehouseUnavailable(f"cannot create the folder of {path}: {error.strerror}") from None
+    _attach(connection, path, sleep)
+    with _writing(path):
+        connection.execute(f'CREATE SCHEMA IF NOT EXISTS warehouse."{schema}"')
+        connection.execute(f'USE warehouse."{schema}"')
+        connection.execute(sql("nami_events").replace("nami_events", f'"{name}"'))
+        found = connection.execute(
+            "SELECT column_name, data_type FROM duckdb_columns() "
+            "WHERE database_name = 'warehouse' AND schema_name = ? AND table_name = ?",
+            [schema, name],
+        ).fetchall()
+        check_columns(dict(found), name)
+        connection.execute("USE memory.main")
+        yield f'warehouse."{schema}"."{name}"'
+        connection.execute("DETACH warehouse")
+
+
+def _attach(connection: duckdb.DuckDBPyConnection, path: Path, sleep: Callable[[float], None]) -> None:
+    waited, pause = 0.0, 0.05
+    while True:
+        try:
+            connection.execute(f"ATTACH {literal(str(path))} AS warehouse")
+            return
+        except duckdb.Error as error:
+            message = str(error)
+            if "lock" not in message.lower():
+                raise WarehouseUnavailable(
+                    f"cannot open {path} as a DuckDB file: {message.splitlines()[0][:200]}"
+                ) from None
+            if waited >= LOCK_PATIENCE_SECONDS:
+                raise WarehouseUnavailable(
+                    f"{path} is locked by another process: end it, or load again once it is done"
+                ) from None
+        sleep(pause)
+        waited += pause
+        pause = min(pause * 2, 1.0)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (
+        duckdb.IOException,
+        duckdb.TransactionException,
+        duckdb.ConstraintException,
+        duckdb.FatalException,
+    ) as error:
+        raise WarehouseUnavailable(f"cannot write to {path}: {str(error).splitlines()[0][:200]}") from None
+
+
+def _load_file(
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    file: Path,
+    app_id: str,
+    now: int,
+    report: LoadReport,
+    progress: Callable[[int], None],
+) -> None:
+    mine = LoadReport()
+    connection.execute("BEGIN")
+    try:
+        for first, block in _blocks(file, mine, progress):
+            mine.bytes += len(block)
+            mine.rows += _load_block(connection, table, file, app_id, now, first, block, mine)
+    except _UnreadableError as error:
+        connection.execute("ROLLBACK")
+        report.add(BadLine(file, None, f"{error}; nothing of this file was loaded"))
+        report.bytes += mine.bytes
+        return
+    connection.execute("COMMIT")
+    report.rows += mine.rows
+    report.bytes += mine.bytes
+    report.bad_lines += mine.bad_lines - len(mine.bad)
+    for bad in sorted(mine.bad, key=lambda one: one.line or 0):
+        report.add(bad)
+
+
+def _blocks(file: Path, report: LoadReport, progress: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
+    """Whole lines, as (number of the first, text that ends with a newline)."""
+    number, rest, overlong = 1, b"", False
+    for chunk in _chunks(file, progress):
+        end = chunk.rfind(b"\n") + 1
+        if overlong:
+            start = chunk.find(b"\n") + 1
+            if not start:
+                continue
+            overlong, number = False, number + 1
+            chunk, end = chunk[start:], end - start
+        if end:
+            block = rest + chunk[:end]
+            yield number, block
+            number += block.count(b"\n")
+            rest = chunk[end:]
+        else:
+            rest += chunk
+        if len(rest) > MAX_LINE_BYTES:
+            report.add(BadLine(file, number, f"longer than {MAX_LINE_BYTES // 2**20} MB"))
+            rest, overlong = b"", True
+    if rest:
+        yield number, rest + b"\n"
+
+
+def _chunks(file: Path, progress: Callable[[int], None]) -> Iterator[bytes]:
+    try:
+        with file.open("rb") as raw:
+            is_gzip = raw.peek(2)[:2] == b"\x1f\x8b"
+            text: IO[bytes] = gzip.GzipFile(fileobj=raw) if is_gzip else raw  # type: ignore[assignment]
+            at, is_first = 0, True
+            while chunk := text.read(BLOCK_BYTES):
+                now = raw.tell() if raw.seekable() else at + len(chunk)
+                progress(now - at)
+                at = now
+                yield chunk.removeprefix(_BOM) if is_first else chunk
+                is_first = False
+    except EOFError:
+        raise _UnreadableError("the gzip file is cut off") from None
+    except (zlib.error, gzip.BadGzipFile):
+        raise _UnreadableError("the gzip file is damaged") from None
+    except OSError as error:
+        raise _UnreadableError(f"cannot read it to its end: {error.strerror}") from None
+
+
+def _load_block(
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    file: Path,
+    app_id: str,
+    now: int,
+    first: int,
+    block: bytes,
+    report: LoadReport,
+) -> int:
+    """Loads the good lines of a block; returns how many."""
+    lines = _lines(file, first, block, report)
+    connection.register("lines", lines)
+    connection.execute(_PARSE)
+    connection.unregister("lines")
+    doubtful = connection.execute("SELECT number, payload FROM parsed WHERE is_doubtful AND why IS NULL").fetchall()
+    wrong = [number for number, payload in doubtful if not _is_strict_json(payload)]
+    for number in wrong:
+        connection.execute("UPDATE parsed SET why = 'not JSON' WHERE number = ?", [number])
+    for number, why in connection.execute(
+        "SELECT number, why FROM parsed WHERE why IS NOT NULL ORDER BY number"
+    ).fetchall():
+        report.add(BadLine(file, number, why))
+    ((rows,),) = connection.execute(
+        f"INSERT INTO {table} BY NAME SELECT id, ? AS app_id, event_type, user_id, created_date, "  # noqa: S608
+        "make_timestamptz(?::BIGINT) AS ingested_at, payload FROM parsed WHERE why IS NULL",
+        [app_id, now],
+    ).fetchall()
+    return int(rows)
+
+
+def _lines(file: Path, first: int, block: bytes, report: LoadReport) -> pa.Table:
+    """The lines of a block as a column of texts, without a copy; those that are not UTF-8 are left out."""
+    ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+    offsets = np.concatenate(([0], ends + 1)).astype(np.int32)
+    lines = pa.Array.from_buffers(pa.string(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(block)])
+    numbers = np.arange(first, first + len(ends), dtype=np.int64)
+    try:
+        lines.validate(full=True)
+    except pa.ArrowInvalid:
+        texts = []
+        for number, line in zip(numbers.tolist(), block.split(b"\n"), strict=False):
+            try:
+                texts.append(line.decode())
+            except UnicodeDecodeError:
+                texts.append("")
+                report.add(BadLine(file, number, "not UTF-8"))
+        lines = pa.array(texts, pa.string())
+    payloads = pc.ascii_trim(lines, " \t\r\n")
+    doubtful = pc.match_substring_regex(payloads, _LENIENT)
+    table = pa.table({"number": numbers, "payload": payloads, "is_doubtful": doubtful})
+    return table.filter(pc.greater(pc.binary_length(payloads), 0))
+
+
+def _is_strict_json(text: str) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""What the tests stand on: real servers, scenes, generated histories, the plain reading."""

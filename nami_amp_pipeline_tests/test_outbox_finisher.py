@@ -1,0 +1,132 @@
+"""Outboxes that are done are finished beside the posting, for as long as it takes and no longer."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from nami_amp_pipeline.delivery.outbox_finisher import TRY_AGAIN_MICROS, AtOnce, InThread, OutboxFinisher
+from nami_amp_pipeline.delivery.receipts import finish_outbox
+from nami_amp_pipeline.errors import Halted, StoreUnavailable
+from nami_amp_pipeline.stages import deliver as delivery
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline_tests.simulation.scripted_answers import Bench, Posted, event
+
+PATIENCE = 60_000_000
+
+
+def test_what_the_store_keeps_from_being_finished_is_tried_again_until_patience_ends() -> None:
+    tries: list[tuple[int, int]] = []
+
+    def finish(channel_id: int, outbox_id: int) -> None:
+        tries.append((channel_id, outbox_id))
+        raise StoreUnavailable("away")
+
+    finishing = OutboxFinisher(finish, AtOnce(), PATIENCE)
+    assert finishing.next_at(0) is None
+    finishing.start(1, 7, 0)
+    now = 0
+    while now <= PATIENCE:
+        assert finishing.settle(now) == []
+        again = finishing.next_at(now)
+        assert again is not None
+        assert again > now
+        now = again
+    assert 50 <= len(tries) <= 62
+    assert set(tries) == {(1, 7)}
+    finishing.settle(now)
+    ((channel_id, error),) = finishing.settle(now + TRY_AGAIN_MICROS)
+    assert (channel_id, str(error)) == (1, "away")
+    assert finishing.next_at(now) is None
+
+
+def test_what_cannot_be_finished_is_said_and_other_outboxes_are() -> None:
+    def finish(channel_id: int, _outbox_id: int) -> None:
+        if channel_id == 1:
+            raise Halted("the disk is full")
+
+    finishing = OutboxFinisher(finish, AtOnce(), PATIENCE)
+    finishing.start(1, 7, 0)
+    finishing.start(2, 8, 0)
+    assert [(channel_id, str(error)) for channel_id, error in finishing.settle(0)] == [(1, "the disk is full")]
+    assert finishing.next_at(0) is None
+
+
+def test_a_bug_is_none_of_the_errors_that_are_said() -> None:
+    def finish(_channel_id: int, _outbox_id: int) -> None:
+        raise ZeroDivisionError
+
+    finishing = OutboxFinisher(finish, InThread(), PATIENCE)
+    finishing.start(1, 7, 0)
+    finishing.close()
+    with pytest.raises(ZeroDivisionError):
+        finishing.settle(0)
+
+
+def test_requests_go_on_while_receipts_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(tmp_path)
+    for first in (0, 10):
+        bench.prepare([event(first + number) for number in range(10)])
+    posted_second = threading.Event()
+    threads: set[str] = set()
+    in_time: list[bool] = []
+
+    def finish(*arguments: object) -> None:
+        threads.add(threading.current_thread().name[:8])
+        in_time.append(posted_second.wait(20))
+        finish_outbox(*arguments)  # type: ignore[arg-type]
+
+    def answer(posted: Posted) -> object:
+        if "e10" in posted.ids:
+            posted_second.set()
+        return bench_answer(posted)
+
+    bench_answer = bench.answer
+    bench.answer = answer  # type: ignore[assignment]
+    monkeypatch.setattr(delivery, "finish_outbox", finish)
+    bench.background = InThread()
+    bench.deliver()
+    assert threads == {"receipts"}
+    assert in_time == [True, True], "the next outbox is posted while the receipts of the one before are written"
+    assert bench.status().delivered == 20
+    with bench.context.store.begin() as tx:
+        assert tx.execute(sa.select(sa.func.count()).where(tables.outboxes.c.done_at.is_(None))).scalar() == 0
+
+
+def test_a_run_that_cannot_write_receipts_says_so_and_the_next_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    bench.prepare([event(0)])
+
+    def full(*_arguments: object) -> None:
+        raise Halted("the receipts cannot be written: OSError")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(delivery, "finish_outbox", full)
+        bench.background = InThread()
+        assert bench.deliver()[bench.ids[0]].error == "the receipts cannot be written: OSError"
+    assert bench.status().delivered == 1
+    bench.background = None
+    assert bench.deliver()[bench.ids[0]].error is None
+    assert len(bench.posted) == 1
+    assert list((bench.settings.data_dir / "receipts").iterdir())
+
+
+def test_finishing_leaves_a_lease_as_it_is(tmp_path: Path) -> None:
+    """Until when it holds tells whoever posts whether a transaction of theirs was committed."""
+    bench = Bench(tmp_path)
+    bench.prepare([])
+    store = bench.context.store
+    (lease,) = store.acquire([f"integration:{bench.ids[0]}"]).values()
+    before = store.expiry(lease)
+    bench.time.true += 30
+    with store.begin() as tx:
+        (outbox_id,) = tx.execute(sa.select(tables.outboxes.c.id)).scalars()
+    finish_outbox(bench.context, outbox_id, lease)
+    assert store.expiry(lease) == before
+    with store.begin() as tx:
+        assert tx.execute(sa.select(tables.outboxes.c.done_at)).scalar() is not None

@@ -1,0 +1,1 @@
+"""Long runs and tools that are started by hand."""

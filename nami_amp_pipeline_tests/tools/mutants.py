@@ -1,0 +1,200 @@
+"""Breaks the pipeline on purpose, one promise at a time, and counts the histories until the simulation notices.
+
+``python -m nami_amp_pipeline_tests.tools.mutants`` does so in copies; a mutant that no history notices is a hole in the
+simulation. A mutant whose text is no longer in the code is said, and has to be written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+_ROOT = Path(__file__).parents[2]
+_PARTS = ("nami_amp_pipeline", "nami_amp_pipeline_tests", "sql")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change that breaks a promise.
+
+    Attributes:
+        breaks: what.
+        kind: of the histories that should notice.
+        file: of the repository.
+        old: text that is there once.
+        new: goes in its place.
+    """
+
+    breaks: str
+    kind: str
+    file: str
+    old: str
+    new: str
+
+
+_CHANNEL = "nami_amp_pipeline/delivery/channel.py"
+_ENDS = "nami_amp_pipeline/delivery/outcomes.py"
+_DECIDE = "sql/prepare_4_lanes.sql"
+
+MUTANTS = (
+    Mutant(
+        "an event of each answered request is passed over", "delivery", _CHANNEL,
+        "            self._advance(lane, base + chosen.end)\n            row = None",
+        "            self._advance(lane, min(lane.rows, base + chosen.end + 1))\n            row = None",
+    ),
+    Mutant(
+        "who is set aside is forgotten", "delivery", _ENDS,
+        "        self.changes.insert_exceptions(held)\n", "        self.changes.insert_exceptions(held[1:])\n",
+    ),
+    Mutant(
+        "what is sent again has other bytes", "delivery", _CHANNEL,
+        "            body = batch.text(self.target.head, chosen.runs, self.target.tail)\n",
+        "            body = batch.text(self.target.head, chosen.runs, self.target.tail)\n"
+        "            body = body.replace(b'\"text\":', b'\"again\":1,\"text\":') if before[1] else body\n",
+    ),
+    Mutant(
+        "what is older than seven days is sent again", "delivery", _CHANNEL,
+        "now - unknown_since > UNKNOWN_MICROS", "now - unknown_since > 10**18",
+    ),
+    Mutant(
+        "a lost lease is not noticed", "delivery", "nami_amp_pipeline/stages/deliver.py",
+        "lost = {leases[lease].id for lease in gone}", "lost = set()",
+    ),
+    Mutant(
+        "events that waited are delivered and not counted", "delivery", _ENDS,
+        '        self.changes.counts["delivered", ""] += len(ids)\n', "",
+    ),
+    Mutant(
+        "the wrong event of a list becomes the dead letter", "delivery", _CHANNEL,
+        "dead = {chosen.rows[index]: reason for index", "dead = {chosen.rows[index - 1]: reason for index",
+    ),
+    Mutant(
+        "a search ends one event too early", "delivery", "nami_amp_pipeline/delivery/bisection.py",
+        "return self.suspects[0] if is_known else None", "return self.suspects[0] if self.refusals > 1 else None",
+    ),
+    Mutant(
+        "what waits is sent newest first", "delivery", "nami_amp_pipeline/delivery/channel_loader.py",
+        ".order_by(table.c.created_date, event_id)", ".order_by(table.c.created_date.desc(), event_id)",
+    ),
+    Mutant(
+        "whoever waits is not waited for", "delivery", "nami_amp_pipeline/delivery/lane.py",
+        "aside = batch.among(start, end, held) if held else []", "aside = []",
+    ),
+    Mutant(
+        "a 5xx counts as delivered", "delivery",
+        "nami_amp_pipeline/amplitude/answers.py",
+        "return _again(f\"http_{status}\", delay, maybe_stored=status not in (425, 503))",
+        "return Verdict(Outcome.DELIVERED, \"delivered\")",
+    ),
+    Mutant(
+        "an outbox is posted newest first", "whole", "nami_amp_pipeline/stages/prepare.py",
+        '_ORDER = [(name, "ascending")', '_ORDER = [(name, "descending" if name == "created_date" else "ascending")',
+    ),
+    Mutant("the flag for history is the wrong way round", "whole", _DECIDE, "> (epoch_us(d", "< (epoch_us(d"),
+    Mutant(
+        "what was sent of a user's state is not remembered", "whole", "nami_amp_pipeline/stages/prepare.py",
+        "        move_sent(context.store, tx, sent)\n", "",
+    ),
+    Mutant(
+        "an event that comes late moves a current snapshot back", "whole", "nami_amp_pipeline/state/users.py",
+        "        newer = _newer(date, event, store)\n",
+        "        newer = f\"(excluded.{date} IS NOT NULL)\"\n",
+    ),
+    Mutant(
+        "who has logged in goes on waiting", "whole", "nami_amp_pipeline/stages/prepare_inputs.py",
+        "    back = sorted(users & known)\n", "    back = sorted(users & known)[1:]\n",
+    ),
+    Mutant(
+        "rows that are committed late are not read any more", "whole", "nami_amp_pipeline/stages/capture.py",
+        "    return min(seen, head - window, began - window) if seen is not None else -(2**62)\n",
+        "    return head\n",
+    ),
+    Mutant(
+        "a row that is loaded again is captured again", "whole", "nami_amp_pipeline/stages/capture.py",
+        "    ledger.forget_known(connection, \"fresh\")\n", "",
+    ),
+    Mutant(
+        "a user without an External ID gets Nami's id", "whole", "sql/prepare_2_decide.sql",
+        "WHEN c.anonymous = 'nami_user_id' THEN stripped(c.user_id)",
+        "ELSE stripped(c.user_id)",
+    ),
+)  # fmt: skip
+
+
+def hunt(kind: str, most: int) -> int | None:
+    """How many histories it takes until one fails; None if none of so many does."""
+    from nami_amp_pipeline_tests.simulation import delivery, whole
+
+    logging.disable(logging.CRITICAL)
+    simulate = {"delivery": delivery.simulate, "whole": whole.simulate}[kind]
+    rng = random.Random(7)
+    for number in range(1, most + 1):
+        try:
+            simulate(rng.randrange(2**40))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it was noticed
+            sys.stdout.write(f"{number} {type(error).__name__}: {str(error).splitlines()[0][:110]}\n")
+            return number
+    return None
+
+
+def try_one(mutant: Mutant, most: int) -> str:
+    """What came of a mutant, in a line.
+
+    Raises:
+        LookupError: no history noticed it, or its text is not in the code.
+    """
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        for part in _PARTS:
+            shutil.copytree(_ROOT / part, Path(folder) / part, ignore=shutil.ignore_patterns("__pycache__"))
+        path = Path(folder) / mutant.file
+        text = path.read_text("utf-8")
+        if text.count(mutant.old) != 1:
+            raise LookupError(f"its text is {text.count(mutant.old)} times in {mutant.file}")
+        path.write_text(text.replace(mutant.old, mutant.new), "utf-8")
+        done = subprocess.run(
+            [sys.executable, "-m", "nami_amp_pipeline_tests.tools.mutants", "--hunt", mutant.kind, "--most", str(most)],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode != 0:
+        raise LookupError(f"not noticed in {most} histories {done.stderr[-200:]}")
+    return done.stdout.strip()
+
+
+def main() -> int:
+    """The command line; the exit status is 1 if a mutant lived."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--most", type=int, default=400, help="histories for each")
+    parser.add_argument("--hunt", choices=("delivery", "whole"), help="run histories of the code that is here")
+    parser.add_argument("--only", default="", help="those that break what has this text in it")
+    given = parser.parse_args()
+    if given.hunt:
+        return int(hunt(given.hunt, given.most) is None)
+    lived = 0
+
+    def attempt(mutant: Mutant) -> tuple[Mutant, str, bool]:
+        try:
+            return mutant, try_one(mutant, given.most), True
+        except LookupError as error:
+            return mutant, str(error), False
+
+    with ThreadPoolExecutor(2) as pool:
+        for mutant, outcome, noticed in pool.map(attempt, [one for one in MUTANTS if given.only in one.breaks]):
+            lived += not noticed
+            sys.stdout.write(f"{'noticed' if noticed else 'LIVED'}: {mutant.breaks} ({mutant.kind}): {outcome}\n")
+            sys.stdout.flush()
+    return int(lived > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
