@@ -12,7 +12,14 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.delivery.attempt import Delivered
 from nami_amp_pipeline.errors import Misconfigured, NamiAmpError, StoreUnavailable
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
-from nami_amp_pipeline.pipeline import Failed, capture_apps, deliver_integrations, prepare_integrations, snapshot_apps
+from nami_amp_pipeline.pipeline import (
+    Failed,
+    as_named_error,
+    capture_apps,
+    deliver_integrations,
+    prepare_integrations,
+    snapshot_apps,
+)
 from nami_amp_pipeline.stages.capture import Captured
 from nami_amp_pipeline.stages.prepare import Prepared
 from nami_amp_pipeline.stages.snapshots import Snapshotted
@@ -171,8 +178,8 @@ class MicroBatch:
             return act(failed)
         except (StoreUnavailable, Misconfigured):
             raise  # no stage can do anything about it
-        except NamiAmpError as error:
-            self._note(asset, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other stages have their turn
+            self._note(asset, as_named_error(self.context, error))
             return {}
 
     def _note(self, asset: str, error: NamiAmpError) -> None:

@@ -135,13 +135,14 @@ def _apart(
                 return some(part[:middle]) | some(part[middle:])
             told += len(part)
             for key in part:
-                failed(key, _in_words(context, error))
+                failed(key, as_named_error(context, error))
             return {}
 
     return some(keys)
 
 
-def _in_words(context: Context, error: Exception) -> NamiAmpError:
+def as_named_error(context: Context, error: Exception) -> NamiAmpError:
+    """The error itself, or :class:`Unexpected` for a bug, whose traceback goes to the log."""
     if isinstance(error, NamiAmpError):
         return error
     context.log.error("an error that nobody expected", exc_info=error)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dagster._core.storage.defs_state.base import _current_storage
 
 from nami_amp_pipeline_tests.support.postgres import Postgres
 
@@ -27,6 +28,12 @@ def signals() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def no_instance_before() -> None:
+    """Forgets Dagster instances of earlier tests: two that were not closed in reverse order leave one behind."""
+    _current_storage.set(None)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

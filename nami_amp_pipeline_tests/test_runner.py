@@ -13,7 +13,7 @@ import pytest
 
 from nami_amp_pipeline.dagster_support import instance
 from nami_amp_pipeline.dagster_support.instance import dagster_home, dagster_instance
-from nami_amp_pipeline.errors import Misconfigured, StoreUnavailable, WarehouseUnavailable
+from nami_amp_pipeline.errors import Misconfigured, StoreUnavailable, Unexpected, WarehouseUnavailable
 from nami_amp_pipeline.micro_batch import MicroBatch
 from nami_amp_pipeline.runner import run_micro_batch
 from nami_amp_pipeline.warehouse.duckdb_file import DuckDBWarehouse
@@ -129,7 +129,7 @@ def test_interrupt_is_one_for_the_caller_too(stage: Scene, monkeypatch: pytest.M
     stage.load(apps=("radio",))
     stage.add("radio")
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise dg.DagsterExecutionInterruptedError
 
     monkeypatch.setattr("nami_amp_pipeline.micro_batch.snapshot_apps", interrupt)
@@ -187,7 +187,7 @@ def test_store_that_cannot_be_written_is_raised_as_it_is(stage: Scene, monkeypat
     stage.load(apps=("radio",))
     stage.add("radio")
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise StoreUnavailable("state store: it is gone")
 
     monkeypatch.setattr("nami_amp_pipeline.micro_batch.prepare_integrations", fail)
@@ -200,12 +200,14 @@ def test_bug_is_not_hidden(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> Non
     stage.load(apps=("radio",))
     stage.add("radio")
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr("nami_amp_pipeline.micro_batch.snapshot_apps", fail)
-    with pytest.raises(ZeroDivisionError, match="a bug"):
-        run_micro_batch(stage.settings)
+    report = run_micro_batch(stage.settings)
+    assert not report.ok
+    assert isinstance(report.error, Unexpected)
+    assert "this is a bug, please report it: ZeroDivisionError: a bug" in report.problems[0]
 
 
 def test_dagster_home_is_used_where_it_is_set(stage: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
