@@ -162,7 +162,9 @@ class TestLoad:
         assert (done.exit_code, orjson.loads(done.stdout)["rows"]) == (0, 2)
 
 
-def test_importing_is_quick() -> None:
-    program = "import time; t = time.perf_counter(); import nami_amp_pipeline; print(time.perf_counter() - t)"
+def test_importing_the_package_imports_nothing_large() -> None:
+    program = "import sys, nami_amp_pipeline; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert float(done.stdout) <= 0.3
+    assert "nami_amp_pipeline" in done.stdout.split()
+    large = {"dagster", "duckdb", "numpy", "pandas", "pyarrow", "requests", "sqlalchemy"}
+    assert not large & set(done.stdout.split())

@@ -208,14 +208,9 @@ def test_a_state_store_that_is_none(tmp_path: Path) -> None:
     assert "state store" in one_line(done.stderr)
 
 
-def test_status_is_quick_and_knows_no_dagster(tmp_path: Path, server: SandboxServer) -> None:
+def test_status_imports_no_dagster(tmp_path: Path, server: SandboxServer) -> None:
     add(tmp_path, server.endpoint)
-    taken = []
-    for _ in range(3):
-        started = time.monotonic()
-        assert nami_amp(tmp_path, "status").returncode == 0
-        taken.append(time.monotonic() - started)
-    assert min(taken) <= 1.0
+    assert nami_amp(tmp_path, "status").returncode == 0
     program = (
         "import sys\nfrom nami_amp_pipeline.cli import cli\n"
         "try:\n    cli.main(['status'])\nexcept SystemExit: pass\n"

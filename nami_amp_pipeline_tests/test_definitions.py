@@ -14,7 +14,7 @@ from nami_amp_pipeline.runner import run_micro_batch
 from nami_amp_pipeline.sandbox import Options, Sandbox, SandboxServer
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline_tests.support.harness import Pipeline
-from nami_amp_pipeline_tests.test_reference import row
+from nami_amp_pipeline_tests.support.rows import row
 
 KEY = "clear-text-of-a-key-0123456789abcdef"
 

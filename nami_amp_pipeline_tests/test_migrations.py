@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +20,10 @@ from nami_amp_pipeline.errors import Misconfigured, StoreUnavailable
 from nami_amp_pipeline.state import Store, Transaction, migrate, tables
 from nami_amp_pipeline.state.migrate import create_or_upgrade
 from nami_amp_pipeline_tests.support.command_line import invoke, nami_amp, one_line
+from nami_amp_pipeline_tests.support.old_stores import make_first_version, opened
 from nami_amp_pipeline_tests.support.postgres import Postgres
 
-FIRST = Path(__file__).with_name("schema_version_1")
 REPOSITORY = Path(__file__).parents[1]
-
-
-@contextmanager
-def opened(url: str) -> Iterator[Store]:
-    store = Store(url, lambda: 0.0)
-    try:
-        yield store
-    finally:
-        store.close()
-
-
-def make_first_version(url: str) -> None:
-    """What the program made while the schema had version 1, before there were migrations."""
-    with opened(url) as store, store.begin() as tx:
-        for statement in (FIRST / f"{store.engine.dialect.name}.sql").read_text().split(";\n\n"):
-            tx.exec_driver_sql(statement)
 
 
 def fill(store: Store, metadata: sa.MetaData) -> None:
@@ -214,42 +195,6 @@ def test_an_older_program_leaves_a_newer_store_alone(state_url: str, tmp_path: P
             assert f"schema version {tables.SCHEMA_VERSION + 1}" in one_line(refused.stderr)
         with store.begin() as tx:
             assert described(tx) == before
-
-
-NEXT = '''"""A revision of a later day."""
-
-import sqlalchemy as sa
-from alembic import op
-
-revision = "{version:04d}"
-down_revision = "{before:04d}"
-
-safe = {safe}
-
-
-def upgrade() -> None:
-    with op.batch_alter_table("integrations", recreate="auto") as batch:
-        batch.alter_column("last_error", new_column_name="newest_error")
-        batch.alter_column("prepared_through", server_default=None, existing_type=sa.Integer())
-    {more}
-'''
-
-
-@pytest.fixture
-def later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Gives the program a revision of a later day; returns a function that writes it."""
-    before = tables.SCHEMA_VERSION
-    scripts = tmp_path / "100% scripts"
-    shutil.copytree(migrate.SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(migrate, "SCRIPTS", scripts)
-
-    def write(*, safe: bool, more: str = "pass") -> int:
-        text = NEXT.format(version=before + 1, before=before, safe=safe, more=more)
-        (scripts / "versions" / f"{before + 1:04d}_later.py").write_text(text)
-        monkeypatch.setattr(tables, "SCHEMA_VERSION", before + 1)
-        return before + 1
-
-    return write
 
 
 def test_what_is_not_safe_waits_for_the_command_and_then_loses_nothing(
