@@ -36,6 +36,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(str(error))
 
 
+@pytest.mark.contract("5.2.2", "5.3.5")
 def test_two_workers_at_once_and_one_that_sleeps_past_its_lease(tmp_path: Path) -> None:
     playing = Workers(tmp_path, seed=3)
     with playing.scene:

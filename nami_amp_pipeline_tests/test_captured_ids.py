@@ -59,6 +59,7 @@ def sent(pipeline: Pipeline) -> list[str]:
     return [event["insert_id"] for wire in pipeline.wires.values() for event in wire.events]
 
 
+@pytest.mark.contract("1.4")
 def test_rows_that_are_loaded_again_are_known_however_many_ticks_later(pipeline: Pipeline) -> None:
     for tick in range(40):
         load(pipeline, *range(tick * 10, tick * 10 + 10), *range(0, tick * 10, 37))

@@ -71,6 +71,7 @@ def test_version(tmp_path: Path) -> None:
         ("dead-letters", "list", "--limit", "0"),
     ],
 )
+@pytest.mark.contract("6.3")
 def test_wrong_arguments_are_one_line_and_status_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     done = invoke(tmp_path, *arguments)
     assert done.exit_code == 2
@@ -96,6 +97,7 @@ def test_wrong_arguments_are_one_line_and_status_2(tmp_path: Path, arguments: tu
         (("load", "none", "--app", "radio", "--json"), 2),
     ],
 )
+@pytest.mark.contract("6.4")
 def test_json_is_one_object_also_when_it_fails(tmp_path: Path, arguments: tuple[str, ...], status: int) -> None:
     done = invoke(tmp_path, *arguments)
     assert done.exit_code == status, done.output

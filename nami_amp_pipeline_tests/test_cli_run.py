@@ -62,6 +62,7 @@ def started(folder: Path, *arguments: str, **settings: str) -> Iterator[subproce
             process.kill()
 
 
+@pytest.mark.contract("2.4")
 def test_the_whole_way_leaves_no_clear_key_anywhere(tmp_path: Path, server: SandboxServer) -> None:
     (tmp_path / "events.ndjson").write_bytes(event(1) + b"\n" + event(2, "u2", None) + b"\n")
     told = []
@@ -101,6 +102,7 @@ def test_the_whole_way_leaves_no_clear_key_anywhere(tmp_path: Path, server: Sand
     assert stat.S_IMODE((tmp_path / ".nami-amp" / "encryption.key").stat().st_mode) == 0o600
 
 
+@pytest.mark.contract("6.3")
 def test_trouble_is_said_nothing_is_lost_and_the_next_run_goes_on(tmp_path: Path) -> None:
     load_events(tmp_path, event(1))
     add(tmp_path, "http://127.0.0.1:9/2/httpapi")
@@ -238,6 +240,7 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path, server: SandboxServer) -> 
     assert f"cannot listen on port {server.port}" in one_line(done.stderr)
 
 
+@pytest.mark.contract("6.3")
 def test_ctrl_c_ends_quietly(tmp_path: Path) -> None:
     load_events(tmp_path, event(1))
     add(tmp_path, "http://127.0.0.1:9/2/httpapi")

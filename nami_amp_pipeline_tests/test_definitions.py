@@ -24,6 +24,7 @@ def definitions() -> dg.Definitions:
     return defs if isinstance(defs, dg.Definitions) else defs()
 
 
+@pytest.mark.contract("6.8")
 def test_assets_are_the_four_stages_in_one_direction(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
     parents = {

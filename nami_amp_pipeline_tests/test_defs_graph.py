@@ -77,6 +77,7 @@ def test_assets_are_one_way_from_the_warehouse_to_amplitude(repository: dg.Repos
     }
 
 
+@pytest.mark.contract("6.8")
 def test_partition_keys_are_app_and_app_with_integration(repository: dg.RepositoryDefinition) -> None:
     partitions = repository.asset_graph.get(dg.AssetKey("amplitude_deliveries")).partitions_def
     assert isinstance(partitions, dg.MultiPartitionsDefinition)
@@ -105,6 +106,7 @@ def test_every_asset_has_a_description_columns_and_a_code_version(repository: dg
             assert {source.asset_key.to_user_string() for source in sources} <= upstream
 
 
+@pytest.mark.contract("6.1")
 def test_job_schedule_sensor_and_checks(repository: dg.RepositoryDefinition) -> None:
     job = repository.get_job("micro_batch")
     assert [node.name for node in job.nodes_in_topological_order] == ["capture", "snapshot", "prepare", "upload"]

@@ -82,6 +82,7 @@ def test_what_a_process_of_this_machine_held_that_has_ended_is_free(tmp_path: Pa
 
 
 @pytest.mark.parametrize("moment", ["deliver.post", "deliver.commit", "deliver.committed", "deliver.answered"])
+@pytest.mark.contract("5.2.2", "5.3.5")
 def test_a_process_that_wakes_up_after_its_lease_neither_posts_nor_records(moment: str, tmp_path: Path) -> None:
     bench = Bench(tmp_path, batch_events=5, lease_seconds=60)
     bench.prepare([event(number) for number in range(20)])

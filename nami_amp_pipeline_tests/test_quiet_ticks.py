@@ -97,6 +97,7 @@ def test_any_mix_of_quiet_ticks_and_bursts(
         ("deliver", KeyError("unexpected")),
     ],
 )
+@pytest.mark.contract("5.3.4")
 def test_error_of_one_app_is_its_own(
     stage: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,11 +39,13 @@ def _blocks(histories: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("first", _blocks(_DELIVERIES))
+@pytest.mark.contract("5.1.1", "5.1.2", "5.1.3", "5.2.1", "5.2.2", "5.3.1")
 def test_deliveries(first: int) -> None:
     assert _met("delivery", first)
 
 
 @pytest.mark.parametrize("first", _blocks(_WHOLES))
+@pytest.mark.contract("4.11", "5.1.1", "5.1.2", "5.2.1")
 def test_whole_histories(first: int) -> None:
     assert _met("whole", first)
 

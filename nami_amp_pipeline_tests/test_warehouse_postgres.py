@@ -346,6 +346,7 @@ def test_the_driver_is_loaded_by_those_only_who_read(url: str, tmp_path: Path) -
 # -- late commits ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract("1.2")
 def test_rows_that_commit_five_minutes_late_are_delivered_once(scene: Pipeline) -> None:
     table = events(scene)
     late = psycopg2.connect(table.url)
@@ -377,6 +378,7 @@ def test_rows_that_commit_five_minutes_late_are_delivered_once(scene: Pipeline) 
     assert sent(scene) == [f"e{number}" for number in range(9)]
 
 
+@pytest.mark.contract("1.2")
 def test_after_a_quiet_hour_a_late_row_may_be_far_behind(scene: Pipeline) -> None:
     table = events(scene)
     table.insert([row(1, START)])
@@ -450,6 +452,7 @@ def role_of(url: str, name: str, *rights: str) -> str:
 
 
 @pytest.mark.parametrize("right", ["SELECT ON nami_events", f"SELECT ({', '.join(COLUMNS)}) ON nami_events"])
+@pytest.mark.contract("1.1")
 def test_select_is_all_that_is_needed(url: str, tmp_path: Path, right: str) -> None:
     mine = role_of(url, "reader", right)
     table = PostgresEvents(url)
@@ -465,6 +468,7 @@ def test_select_is_all_that_is_needed(url: str, tmp_path: Path, right: str) -> N
     scene.close()
 
 
+@pytest.mark.contract("1.1")
 def test_it_could_not_write_if_it_wanted_to(url: str, tmp_path: Path) -> None:
     from adbc_driver_manager import Error
 
