@@ -24,7 +24,7 @@ from nami_amp_pipeline_tests.adversity.workers import Workers
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 from nami_amp_pipeline_tests.support.scene import WARNINGS
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(WARNINGS)]
 
 
 @pytest.fixture

@@ -63,6 +63,7 @@ def started(folder: Path, *arguments: str, **settings: str) -> Iterator[subproce
 
 
 @pytest.mark.contract("2.4")
+@pytest.mark.slow
 def test_the_whole_way_leaves_no_clear_key_anywhere(tmp_path: Path, server: SandboxServer) -> None:
     (tmp_path / "events.ndjson").write_bytes(event(1) + b"\n" + event(2, "u2", None) + b"\n")
     told = []
@@ -103,6 +104,7 @@ def test_the_whole_way_leaves_no_clear_key_anywhere(tmp_path: Path, server: Sand
 
 
 @pytest.mark.contract("6.3")
+@pytest.mark.slow
 def test_trouble_is_said_nothing_is_lost_and_the_next_run_goes_on(tmp_path: Path) -> None:
     load_events(tmp_path, event(1))
     add(tmp_path, "http://127.0.0.1:9/2/httpapi")
@@ -140,6 +142,7 @@ def test_waiting_for_a_login_is_no_failure(tmp_path: Path, server: SandboxServer
     assert (status, one["pending"], said) == (0, 1, "")
 
 
+@pytest.mark.slow
 def test_a_warehouse_in_the_way(tmp_path: Path, server: SandboxServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Missing, of another shape, locked: one line each, and when it is repaired the next run goes on."""
     monkeypatch.setattr(duckdb_file, "LOCK_PATIENCE_SECONDS", 0.5)
@@ -241,6 +244,7 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path, server: SandboxServer) -> 
 
 
 @pytest.mark.contract("6.3")
+@pytest.mark.slow
 def test_ctrl_c_ends_quietly(tmp_path: Path) -> None:
     load_events(tmp_path, event(1))
     add(tmp_path, "http://127.0.0.1:9/2/httpapi")

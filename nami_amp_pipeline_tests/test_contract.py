@@ -67,6 +67,7 @@ def test_fixed_cases_come_out_exactly(name: str, tmp_path: Path, state_url: str,
 )
 @given(history=histories(), wanted=integrations())
 @pytest.mark.contract("1.3", "1.4", "2.13", "3.1", "3.2", "3.7", "4.2", "4.5", "4.11", "5.1.1")
+@pytest.mark.slow
 def test_any_history_comes_out_as_the_plain_reading_says(
     history: list[list[reference.Row]], wanted: reference.Settings
 ) -> None:
@@ -81,6 +82,7 @@ def test_any_history_comes_out_as_the_plain_reading_says(
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
 @given(history=histories(), wanted=integrations())
+@pytest.mark.slow
 def test_any_history_of_postgresql_comes_out_as_the_plain_reading_says(
     postgres: Postgres, history: list[list[reference.Row]], wanted: reference.Settings
 ) -> None:

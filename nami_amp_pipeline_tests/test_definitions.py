@@ -53,6 +53,7 @@ def test_job_schedule_and_sensor_are_there_and_on(definitions: dg.Definitions) -
     assert names == {"integration_partitions", "early_micro_batch", "lost_runs", "alerts", "failed_runs"}
 
 
+@pytest.mark.slow
 def test_a_failing_integration_fails_alone_and_its_key_is_nowhere(tmp_path: Path) -> None:
     sandbox = Sandbox(options=Options(throttle=False), refused_keys=[KEY])
     with SandboxServer(sandbox) as server:

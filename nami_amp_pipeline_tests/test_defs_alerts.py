@@ -81,6 +81,7 @@ class Daemon:
         return request
 
 
+@pytest.mark.slow
 def test_old_rows_in_the_warehouse_start_a_micro_batch(stage: Scene, instance: dg.DagsterInstance) -> None:
     look = Daemon(early_micro_batch, stage.settings, instance)
     assert look() == "nothing has waited for 60 s"
@@ -197,6 +198,7 @@ def bad(stage: Scene) -> Integration:
     return stage.add("radio", key=BAD_KEY)
 
 
+@pytest.mark.slow
 def test_failed_run_is_told_once_with_its_reason_and_its_page(
     stage: Scene, instance: dg.DagsterInstance, webhook: Webhook, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -317,6 +319,7 @@ def test_runs_whose_machine_is_gone_are_ended_and_others_are_not(stage: Scene, i
     assert lost_runs(stage.context.store) == []
 
 
+@pytest.mark.slow
 def test_a_run_at_work_is_heard_of_for_as_long_as_it_takes(tmp_path: Path) -> None:
     settings = Settings.load({"NAMI_AMP_HOME": str(tmp_path), "NAMI_AMP_LEASE_SECONDS": "5"})
     living = PipelineSession(settings, "run-1")

@@ -126,6 +126,7 @@ def test_resource_has_no_field_that_could_hold_a_secret() -> None:
     assert PipelineResource.to_config_schema().as_field().config_type.fields == {}  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_loading_touches_no_disk_no_database_and_no_network(tmp_path: Path) -> None:
     environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     done = subprocess.run(
@@ -159,6 +160,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("command", [("dagster", "definitions", "validate"), ("dg", "check", "defs")])
+@pytest.mark.slow
 def test_dagsters_own_tools_find_nothing_wrong(clone: Path, command: tuple[str, ...]) -> None:
     environ = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(clone), "VIRTUAL_ENV": str(BIN.parent)}
     done = subprocess.run(

@@ -331,6 +331,7 @@ def calls_of_a_delivery(folder: Path, integrations: int, answers: int) -> int:
     return calls
 
 
+@pytest.mark.slow
 def test_work_for_an_answer_does_not_grow_with_the_number_of_integrations(tmp_path: Path) -> None:
     few, many, answers = 20, 200, 200
     alone = [calls_of_a_delivery(tmp_path / f"{number}-1", number, 1) for number in (few, many)]

@@ -273,6 +273,7 @@ def until_the_end(connection: socket.socket) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_endpoints_that_cannot_be_reached(
     tmp_path: Path, server: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ NUL = "\0"
 
 
 @pytest.mark.contract("1.7")
+@pytest.mark.slow
 def test_characters_that_postgresql_cannot_hold(state_url: str, tmp_path: Path) -> None:
     made = Pipeline(tmp_path / "home", {"NAMI_AMP_STATE_URL": state_url})
     one = made.add("radio", user_id_kind="nami_user_id")

@@ -101,6 +101,7 @@ def test_what_amplitude_throttles_is_lag_although_nothing_is_queued(pipe: Pipeli
     assert (pipe.status(one).pending, pipe.status(one).lag_by) == (0, {})
 
 
+@pytest.mark.slow
 def test_a_dead_letter_that_goes_again_is_late_from_then_on(pipe: Pipeline) -> None:
     one = pipe.add("radio")
     pipe.insert([row(1, START, external="a")])

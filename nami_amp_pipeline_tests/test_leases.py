@@ -24,6 +24,7 @@ def _stores(url: str) -> tuple[Time, Store, Store]:
     return time, first, second
 
 
+@pytest.mark.slow
 def test_a_partition_that_is_taken_is_left_alone(state_url: str) -> None:
     _, first, second = _stores(state_url)
     taken = first.acquire(["a", "b"])

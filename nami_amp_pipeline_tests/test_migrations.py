@@ -100,6 +100,7 @@ def described(tx: Transaction) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_migrating_from_the_first_version_leads_to_the_tables_of_this_program(
     state_url: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -157,6 +158,7 @@ def test_a_store_of_the_first_version_is_taken_over_without_loss(state_url: str)
 
 
 @pytest.mark.parametrize("begin_with", ["nothing", "the first version"])
+@pytest.mark.slow
 def test_several_that_start_at_once_all_succeed(state_url: str, begin_with: str) -> None:
     if begin_with == "the first version":
         make_first_version(state_url)
@@ -290,6 +292,7 @@ def test_a_role_that_may_not_make_tables_is_told_so(postgres: Postgres, tmp_path
     assert "pass-word" not in refused.output
 
 
+@pytest.mark.slow
 def test_a_store_that_is_up_to_date_is_opened_without_alembic_and_without_waiting(tmp_path: Path) -> None:
     assert nami_amp(tmp_path, "status").returncode == 0
     script = (
@@ -305,6 +308,7 @@ def test_a_store_that_is_up_to_date_is_opened_without_alembic_and_without_waitin
     assert looked.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_revisions_and_statements_are_in_the_wheel(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation",
@@ -323,6 +327,7 @@ def test_revisions_and_statements_are_in_the_wheel(tmp_path: Path) -> None:
         assert wanted <= packed
 
 
+@pytest.mark.slow
 def test_only_the_command_runs_what_is_not_safe(tmp_path: Path, later: Any) -> None:
     with opened(f"sqlite:///{tmp_path}/state.db") as store:
         create_or_upgrade(store)

@@ -297,6 +297,7 @@ def test_rows_of_other_apps_are_left_aside() -> None:
 
 
 @given(histories(nul=True), integrations())
+@pytest.mark.slow
 def test_every_selected_event_has_one_end_whatever_the_history(history: History, integration: Settings) -> None:
     outcome = run(history, integration, app_id="app", times=times(history))
     ends = [*(event["insert_id"] for event in outcome.delivered), *outcome.skipped, *outcome.dead_letters]
@@ -309,6 +310,7 @@ def test_every_selected_event_has_one_end_whatever_the_history(history: History,
 
 
 @given(histories())
+@pytest.mark.slow
 def test_what_is_known_in_the_end_does_not_depend_on_the_ticks(history: History) -> None:
     """But for rows that repeat an id with other content, of which the first read counts."""
     first: dict[tuple[str, str], dict[str, Any]] = {}

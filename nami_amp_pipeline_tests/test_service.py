@@ -18,7 +18,7 @@ from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS
 from nami_amp_pipeline_tests.support.service import service, wait_for
 from nami_amp_pipeline_tests.support.webhook import SECRET, Webhook
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(WARNINGS)]
 
 _KEYS = """
 query { assetNodes { assetKey { path } partitionKeys } }

@@ -93,6 +93,7 @@ def check_that_the_next_run_does_the_rest(stage: Scene) -> None:
         ("capture.commit", "sleeping", signal.SIGINT),
     ],
 )
+@pytest.mark.slow
 def test_run_that_computes_breaks_off_at_once(stage: Scene, at: str, busy: str, number: signal.Signals) -> None:
     marker = stage.home.parent / "busy"
     status = stopped(stage, number, marker.exists, at, busy)
@@ -102,6 +103,7 @@ def test_run_that_computes_breaks_off_at_once(stage: Scene, at: str, busy: str, 
     check_that_the_next_run_does_the_rest(stage)
 
 
+@pytest.mark.slow
 def test_run_that_hears_nothing_is_ended_all_the_same(stage: Scene) -> None:
     marker = stage.home.parent / "busy"
     status = stopped(stage, signal.SIGTERM, marker.exists, "snapshot.commit", "deaf")
@@ -110,6 +112,7 @@ def test_run_that_hears_nothing_is_ended_all_the_same(stage: Scene) -> None:
     check_that_the_next_run_does_the_rest(stage)
 
 
+@pytest.mark.slow
 def test_requests_under_way_are_recorded_and_no_new_ones_sent(stage: Scene) -> None:
     slow(stage, 2_000)
     status = stopped(stage, signal.SIGTERM, lambda: stage.sandbox.audit.accepted)
@@ -121,6 +124,7 @@ def test_requests_under_way_are_recorded_and_no_new_ones_sent(stage: Scene) -> N
     check_that_the_next_run_does_the_rest(stage)
 
 
+@pytest.mark.slow
 def test_answers_that_do_not_come_are_not_waited_for(stage: Scene) -> None:
     slow(stage, 600_000)
     status = stopped(stage, signal.SIGTERM, lambda: stage.sandbox.audit.accepted)
