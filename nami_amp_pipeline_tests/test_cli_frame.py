@@ -127,7 +127,7 @@ def test_a_bug_is_one_line_and_its_traceback_on_request(tmp_path: Path, monkeypa
     def broken(_store: Store) -> None:
         raise ValueError(f"{key} postgresql://user:pass-word@host/db\nand more")
 
-    monkeypatch.setattr("nami_amp_pipeline.state.migrate.create_or_upgrade", broken)
+    monkeypatch.setattr("nami_amp_pipeline.context.create_or_upgrade", broken)
     settings = {"NAMI_AMP_ENCRYPTION_KEY": key}
     done = invoke(tmp_path, "status", settings=settings)
     assert done.exit_code == 1

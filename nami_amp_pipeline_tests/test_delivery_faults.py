@@ -98,6 +98,7 @@ def delivery(tmp_path: Path) -> Iterator[Delivery]:
     ],
 )
 @pytest.mark.contract("5.5.8")
+@pytest.mark.slow
 def test_answers_that_tell_nothing_are_asked_for_again(kind: Any, delivery: Delivery) -> None:
     delivery.sandbox.faults.add(Fault(kind, probability=0.3, seed=3))
     delivery.run()

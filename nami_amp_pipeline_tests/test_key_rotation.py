@@ -213,7 +213,7 @@ def test_the_commands(tmp_path: Path) -> None:
     generated = invoke(tmp_path, "keys", "generate").stdout.strip()
     assert Fernet(generated)
     moved = invoke(tmp_path, "keys", "rotate", settings={"NAMI_AMP_ENCRYPTION_KEY": f"{generated},{newest}"})
-    assert "may be the first of its keys alone now" in moved.stdout
+    assert "You can now drop the old keys" in moved.stdout
     file.unlink()
     environment = {"NAMI_AMP_ENCRYPTION_KEY": generated}
     assert "cannot reach" in invoke(tmp_path, "integrations", "test", settings=environment).stderr

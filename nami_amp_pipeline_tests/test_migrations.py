@@ -20,8 +20,10 @@ from nami_amp_pipeline.errors import Misconfigured, StoreUnavailable
 from nami_amp_pipeline.state import Store, Transaction, migrate, tables
 from nami_amp_pipeline.state.migrate import create_or_upgrade
 from nami_amp_pipeline_tests.support.command_line import invoke, nami_amp, one_line
-from nami_amp_pipeline_tests.support.old_stores import make_first_version, opened
+from nami_amp_pipeline_tests.support.old_stores import later, make_first_version, opened
 from nami_amp_pipeline_tests.support.postgres import Postgres
+
+__all__ = ["later"]
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -15,7 +15,7 @@ from nami_amp_pipeline_tests.simulation.network import KINDS
 
 _DELIVERIES, _WHOLES = 300, 100
 _SIMULATE: dict[str, Callable[[int], Any]] = {"delivery": delivery.simulate, "whole": whole.simulate}
-_BLOCK = 20
+_BLOCK = 10
 """Seeds in one test."""
 
 STEPS = {
