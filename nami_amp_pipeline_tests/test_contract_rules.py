@@ -15,6 +15,7 @@ from nami_amp_pipeline.contract import MAX_REQUEST_BYTES, MAX_REQUEST_EVENTS
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline_tests.support.harness import Pipeline
+from nami_amp_pipeline_tests.support.reference import Row
 from nami_amp_pipeline_tests.support.rows import ACCOUNT, row
 
 
@@ -25,7 +26,7 @@ def pipe(tmp_path: Path) -> Iterator[Pipeline]:
     made.close()
 
 
-def deliver(pipe: Pipeline, *rows: dict[str, Any], **settings: Any) -> dict[str, dict[str, Any]]:
+def deliver(pipe: Pipeline, *rows: Row, **settings: Any) -> dict[str, dict[str, Any]]:
     """What a new integration is sent of these rows, by event id."""
     one = pipe.add("app", **settings)
     pipe.insert(rows)
@@ -37,7 +38,7 @@ def deliver(pipe: Pipeline, *rows: dict[str, Any], **settings: Any) -> dict[str,
 def test_columns_win_over_the_copies_in_the_payload(pipe: Pipeline) -> None:
     other = {"id": "other", "event_type": "user.subscription.paused", "user_id": "other", "created_date": "1999-01-01"}
     whole = row("1", 1, external_ids=ACCOUNT)
-    whole["payload"] = json.dumps({**json.loads(whole["payload"]), **other})
+    whole = {**whole, "payload": json.dumps({**json.loads(whole["payload"]), **other})}
     (event,) = deliver(pipe, whole, user_id_kind="nami_user_id").values()
     assert (event["insert_id"], event["event_type"], event["user_id"]) == ("1", "user.subscription.renewed", "u")
     assert event["time"] == int(whole["created_date"].timestamp() * 1000)

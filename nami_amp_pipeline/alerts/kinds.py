@@ -53,7 +53,8 @@ _ADVICE = {
         "and whether a daily quota is used up."
     ),
     Kind.NOTHING_CAPTURED: (
-        "Check whether the schedule is on, whether micro-batches run, and whether another process holds the app's lease."
+        "Check whether the schedule is on, whether micro-batches run, and whether another process holds the app's "
+        "lease."
     ),
     Kind.NOTHING_INGESTED: (
         "Check whether the app still sends events, and whether the loader of the warehouse still runs. If the app will "
