@@ -108,9 +108,9 @@ def _tell(context: Context, log: logging.Logger, lease: Lease, done: Watch, post
     until = time.monotonic() + MOST_SECONDS
     for over in (False, True):
         # Read again: an alert that came and went before it could be told is told, and so is its end.
-        waiting = [one for one in book.entries(context.store) if _is_due(one, over=over)]
-        waiting.sort(key=lambda one: list(Kind).index(one.alert.kind))
-        for _, group in groupby(waiting, key=lambda one: one.alert.kind):
+        waiting = [entry for entry in book.entries(context.store) if _is_due(entry, over=over)]
+        waiting.sort(key=lambda entry: list(Kind).index(entry.alert.kind))
+        for _, group in groupby(waiting, key=lambda entry: entry.alert.kind):
             same: Sequence[Entry] = list(group)
             if time.monotonic() > until:
                 done.trouble = "the alert webhook is slow; the rest is told at the next look"

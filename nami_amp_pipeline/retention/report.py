@@ -50,17 +50,18 @@ class RetentionReport:
     def add_files(self, kind: str, *, rows: int, files: int, size: int) -> None:
         """The same, of so many files with so many bytes in all."""
         if rows or files:
-            one = self.removed.setdefault(kind, Removed())
-            one.rows += rows
-            one.files += files
-            one.bytes += size
+            removal = self.removed.setdefault(kind, Removed())
+            removal.rows += rows
+            removal.files += files
+            removal.bytes += size
 
     def to_json(self) -> dict[str, Any]:
         """The object of ``retention --json``."""
         return {
             "dry_run": self.dry_run,
             "removed": {
-                kind: {"rows": one.rows, "files": one.files, "bytes": one.bytes} for kind, one in self.removed.items()
+                kind: {"rows": removal.rows, "files": removal.files, "bytes": removal.bytes}
+                for kind, removal in self.removed.items()
             },
             "held_back": self.held_back,
             "dagster_runs": self.runs,
