@@ -1,4 +1,4 @@
-"""What is wrong at the moment, by the state store and the warehouse; cheap enough for every half minute."""
+"""Finds the problems of this moment in the state store and the warehouse; cheap enough for every half minute."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nami_amp_pipeline.state.integrations import Integration, all_integrations
 
 @dataclass(frozen=True)
 class Found:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
         alerts: what is wrong.

@@ -1,4 +1,4 @@
-"""The kinds of alerts: what each is called, and what a person is to do about it."""
+"""The kinds of alerts: title and advice of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 
 class Kind(StrEnum):
-    """What can be wrong; the values stand in the state store."""
+    """A kind of problem; the state store holds the values."""
 
     INTEGRATION_HALTED = "integration_halted"
     DEAD_LETTERS_GROWING = "dead_letters_growing"
@@ -20,12 +20,12 @@ class Kind(StrEnum):
 
     @property
     def called(self) -> str:
-        """What people call it."""
+        """Its title."""
         return _TITLES[self]
 
     @property
     def advice(self) -> str:
-        """What to do; the last part of the message."""
+        """The last part of the message: instructions."""
         return _ADVICE[self]
 
 

@@ -1,4 +1,4 @@
-"""What an alert says."""
+"""The texts of alerts."""
 
 from __future__ import annotations
 
