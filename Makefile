@@ -2,22 +2,30 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types tests torture bench clean
+# Two workers: a test file stays with one of them, and so do its fixtures. WORKERS=0 runs all in one process.
+WORKERS := 2
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile
+
+.PHONY: demo quick test lint types tests torture bench clean
 
 demo: $(VENV)/installed  ## sample events -> DuckDB -> Dagster -> a local Amplitude, and what arrived
 	@$(BIN)/nami-amp demo
+
+quick: $(VENV)/installed-dev  ## the tests that take no more than a moment each: under two minutes on two cores
+	$(PYTEST) -m "not slow"
 
 test: $(VENV)/installed-dev lint types tests  ## everything that CI checks
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 tests: $(VENV)/installed-dev
-	$(BIN)/pytest
+	$(PYTEST)
 
 torture: $(VENV)/installed-dev  ## simulated histories for as long as told: make torture MINUTES=60
 	$(BIN)/python -m nami_amp_pipeline_tests.tools.torture --minutes $(or $(MINUTES),10)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gc
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dagster._core.storage.defs_state.base import _current_storage
 
 from nami_amp_pipeline_tests.support.postgres import Postgres
 
@@ -31,9 +31,13 @@ def signals() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def no_instance_before() -> None:
-    """Forgets Dagster instances of earlier tests: two that were not closed in reverse order leave one behind."""
-    _current_storage.set(None)
+def dagster_state() -> Iterator[None]:
+    """Forgets the instance of a run in this process, which Dagster would ask when later tests load definitions."""
+    yield
+    if "dagster" in sys.modules:
+        from dagster._core.storage.defs_state.base import _current_storage
+
+        _current_storage.set(None)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -24,7 +24,7 @@ from nami_amp_pipeline_tests.adversity.workers import Workers
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 from nami_amp_pipeline_tests.support.scene import WARNINGS
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(WARNINGS)]
 
 
 @pytest.fixture
@@ -36,6 +36,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(str(error))
 
 
+@pytest.mark.contract("5.2.2", "5.3.5")
 def test_two_workers_at_once_and_one_that_sleeps_past_its_lease(tmp_path: Path) -> None:
     playing = Workers(tmp_path, seed=3)
     with playing.scene:

@@ -92,6 +92,7 @@ def test_all_is_well_and_nothing_is_told(pipeline: Pipeline, webhook: Webhook) -
 
 
 @both_stores
+@pytest.mark.slow
 def test_halted_integration_is_told_once_and_so_is_its_recovery(
     pipeline: Pipeline, webhook: Webhook, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -221,6 +222,7 @@ def test_without_a_webhook_the_log_is_told_once(tmp_path: Path, caplog: pytest.L
 
 
 @both_stores
+@pytest.mark.slow
 def test_dead_letters_are_an_alert_only_beyond_the_limit_within_the_window(
     pipeline: Pipeline, webhook: Webhook
 ) -> None:

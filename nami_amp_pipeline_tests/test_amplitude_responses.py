@@ -46,6 +46,7 @@ def identities(case: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["id"] for case in CASES])
+@pytest.mark.contract("5.5.1", "5.5.2", "5.5.4", "5.5.5", "5.5.6", "5.5.7", "5.5.8")
 def test_answer_means_what_the_case_says(case: dict[str, Any]) -> None:
     verdict = judge(answer_of(case["response"]), identities(case))
     expect = case["expect"]

@@ -22,6 +22,8 @@ from bench.receiver import Receiver
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.runner import run_micro_batch
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, dict[str, int]] = {
     "micro_batch": {"rows": 500, "repeats": 1, "peer_rows": 0},
     "postgres": {"rows": 300, "repeats": 1},

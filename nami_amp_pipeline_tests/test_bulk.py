@@ -173,6 +173,7 @@ def test_a_full_disk_is_a_store_that_cannot_be_written(tmp_path: Any) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_a_key_that_is_missing_elsewhere_is_a_bug_and_not_the_store(store: Store) -> None:
     rows = pa.table({"integration_id": [7], "user_id": ["u"], "as_of_date": [1], "as_of_event": ["e"]})
     with pytest.raises(sa.exc.IntegrityError), store.begin() as tx:

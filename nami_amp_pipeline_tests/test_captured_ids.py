@@ -59,6 +59,8 @@ def sent(pipeline: Pipeline) -> list[str]:
     return [event["insert_id"] for wire in pipeline.wires.values() for event in wire.events]
 
 
+@pytest.mark.contract("1.4")
+@pytest.mark.slow
 def test_rows_that_are_loaded_again_are_known_however_many_ticks_later(pipeline: Pipeline) -> None:
     for tick in range(40):
         load(pipeline, *range(tick * 10, tick * 10 + 10), *range(0, tick * 10, 37))
@@ -67,6 +69,7 @@ def test_rows_that_are_loaded_again_are_known_however_many_ticks_later(pipeline:
     assert sorted(sent(pipeline)) == sorted(f"event-{number}" for number in range(400))
 
 
+@pytest.mark.slow
 def test_runs_stay_few_and_each_is_twice_as_large_as_the_next(pipeline: Pipeline) -> None:
     for tick in range(40):
         load(pipeline, *range(tick * 10, tick * 10 + 10))
@@ -80,6 +83,7 @@ def test_runs_stay_few_and_each_is_twice_as_large_as_the_next(pipeline: Pipeline
     assert len(kept) == len(rows)
 
 
+@pytest.mark.slow
 def test_a_day_that_is_over_becomes_one_run(pipeline: Pipeline) -> None:
     for tick in range(7):
         load(pipeline, *range(tick * 100, tick * 100 + 100 // (tick + 1)))
@@ -178,6 +182,7 @@ def settle(pipeline: Pipeline) -> None:
 fillers = iter(range(10_000, 20_000))
 
 
+@pytest.mark.slow
 def test_runs_past_their_retention_go_and_their_ids_are_new_again(pipeline: Pipeline) -> None:
     load(pipeline, 1, 2)
     pipeline.tick()
@@ -201,6 +206,7 @@ def test_runs_past_their_retention_go_and_their_ids_are_new_again(pipeline: Pipe
     assert [counted[f"event-{number}"] for number in (1, 2, 3)] == [2, 1, 1]
 
 
+@pytest.mark.slow
 def test_an_app_that_was_not_read_for_longer_than_the_retention_gets_nothing_twice(pipeline: Pipeline) -> None:
     """Where it stopped it reads a window of rows once more; their ids must not be forgotten meanwhile."""
     load(pipeline, 1, 2)
@@ -241,6 +247,7 @@ def test_a_run_whose_file_is_gone_stops_the_capture_in_one_line(pipeline: Pipeli
 
 
 @pytest.mark.parametrize("others", ["up to date", "behind"])
+@pytest.mark.slow
 def test_a_new_integration_with_an_early_start_gets_all_and_brings_nothing_twice(
     pipeline: Pipeline, others: str
 ) -> None:

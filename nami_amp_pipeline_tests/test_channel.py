@@ -186,6 +186,7 @@ def _answer(case: dict[str, Any]) -> HttpAnswer | NoAnswer:
 
 
 @pytest.mark.parametrize("case", [*_TABLE, *_MORE], ids=lambda case: str(case["id"]))
+@pytest.mark.contract("5.5.1", "5.5.2", "5.5.4", "5.5.5", "5.5.6", "5.5.7", "5.5.8")
 def test_answer(case: dict[str, Any], tmp_path: Path) -> None:
     bench = Bench(tmp_path, batch_events=case["batch"], run_retry_seconds=7_300.0)
     users = _users(case)
@@ -241,6 +242,7 @@ def test_retry_after_can_be_a_date(tmp_path: Path) -> None:
     assert 24 <= bench.posted[1].at <= 26
 
 
+@pytest.mark.contract("5.5.7")
 def test_retry_after_holds_for_all_lanes_and_for_the_next_run(tmp_path: Path) -> None:
     bench = Bench(tmp_path, max_lanes=4, run_retry_seconds=10.0)
     bench.prepare([event(number) for number in range(40)], lanes=4)
@@ -265,6 +267,7 @@ def test_throttled_device_of_events_with_a_user(tmp_path: Path) -> None:
     assert bench.posted[2].at >= 30
 
 
+@pytest.mark.contract("5.5.5")
 def test_many_single_events_forbidden_in_a_row_stop_the_integration_and_spend_none(tmp_path: Path) -> None:
     bench = Bench(tmp_path, batch_events=4)
     bench.prepare([event(number) for number in range(40)])
@@ -306,6 +309,7 @@ def test_a_few_forbidden_events_among_good_ones_stop_nobody(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("place", [0, 1, 499, 500, 998, 999])
 @pytest.mark.parametrize("status", [400, 413])
+@pytest.mark.contract("5.5.3")
 def test_a_refused_event_is_found_by_halving(place: int, status: int, tmp_path: Path) -> None:
     bench = Bench(tmp_path, batch_events=1000)
     bench.prepare([event(number) for number in range(1000)])

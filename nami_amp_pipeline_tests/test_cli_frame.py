@@ -71,6 +71,7 @@ def test_version(tmp_path: Path) -> None:
         ("dead-letters", "list", "--limit", "0"),
     ],
 )
+@pytest.mark.contract("6.3")
 def test_wrong_arguments_are_one_line_and_status_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     done = invoke(tmp_path, *arguments)
     assert done.exit_code == 2
@@ -96,6 +97,7 @@ def test_wrong_arguments_are_one_line_and_status_2(tmp_path: Path, arguments: tu
         (("load", "none", "--app", "radio", "--json"), 2),
     ],
 )
+@pytest.mark.contract("6.4")
 def test_json_is_one_object_also_when_it_fails(tmp_path: Path, arguments: tuple[str, ...], status: int) -> None:
     done = invoke(tmp_path, *arguments)
     assert done.exit_code == status, done.output
@@ -162,7 +164,9 @@ class TestLoad:
         assert (done.exit_code, orjson.loads(done.stdout)["rows"]) == (0, 2)
 
 
-def test_importing_is_quick() -> None:
-    program = "import time; t = time.perf_counter(); import nami_amp_pipeline; print(time.perf_counter() - t)"
+def test_importing_the_package_imports_nothing_large() -> None:
+    program = "import sys, nami_amp_pipeline; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert float(done.stdout) <= 0.3
+    assert "nami_amp_pipeline" in done.stdout.split()
+    large = {"dagster", "duckdb", "numpy", "pandas", "pyarrow", "requests", "sqlalchemy"}
+    assert not large & set(done.stdout.split())

@@ -61,6 +61,7 @@ def test_add_list_show_switch_remove(tmp_path: Path) -> None:
     assert orjson.loads(invoke(tmp_path, "integrations", "list", "--json").stdout) == {"integrations": []}
 
 
+@pytest.mark.contract("2.11")
 def test_a_new_integration_starts_now_unless_told_otherwise(tmp_path: Path) -> None:
     invoke(tmp_path, *ADD)
     shown = orjson.loads(invoke(tmp_path, "integrations", "show", "radio/prod", "--json").stdout)

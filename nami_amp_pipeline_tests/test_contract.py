@@ -29,6 +29,7 @@ def canonical(events: list[dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["external_id_skip", "anonymous_nami_user_id", "anonymous_device_id", "nami_user_id"])
+@pytest.mark.contract("1.8", "2.6", "2.7", "3.1", "3.2", "4.2", "4.3", "4.5", "4.7")
 def test_fixed_cases_come_out_exactly(name: str, tmp_path: Path, state_url: str, warehouse_url: str) -> None:
     rows = [json.loads(line) for line in (GOLDEN / "nami_events.ndjson").read_text("utf-8").splitlines()]
     case = json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
@@ -65,6 +66,8 @@ def test_fixed_cases_come_out_exactly(name: str, tmp_path: Path, state_url: str,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
 @given(history=histories(), wanted=integrations())
+@pytest.mark.contract("1.3", "1.4", "2.13", "3.1", "3.2", "3.7", "4.2", "4.5", "4.11", "5.1.1")
+@pytest.mark.slow
 def test_any_history_comes_out_as_the_plain_reading_says(
     history: list[list[reference.Row]], wanted: reference.Settings
 ) -> None:
@@ -79,6 +82,7 @@ def test_any_history_comes_out_as_the_plain_reading_says(
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
 @given(history=histories(), wanted=integrations())
+@pytest.mark.slow
 def test_any_history_of_postgresql_comes_out_as_the_plain_reading_says(
     postgres: Postgres, history: list[list[reference.Row]], wanted: reference.Settings
 ) -> None:

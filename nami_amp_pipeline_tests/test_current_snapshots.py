@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from nami_amp_pipeline.operations.current_snapshots import current_snapshots
 from nami_amp_pipeline_tests.support.harness import Pipeline
-from nami_amp_pipeline_tests.test_reference import ACCOUNT, row
+from nami_amp_pipeline_tests.support.rows import ACCOUNT, row
 
 
+@pytest.mark.contract("3.7")
 def test_a_late_event_never_moves_the_current_snapshot_back(tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path)
     pipeline.add("app")

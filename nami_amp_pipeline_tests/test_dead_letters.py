@@ -135,6 +135,7 @@ def test_what_was_never_an_amplitude_event_cannot_be_sent(store: Store) -> None:
 @pytest.mark.parametrize(
     "columns", [{"at": 22 * DAY}, {"unknown_since": 22 * DAY, "reason": "outcome_unknown"}, {"first_sent_at": 22 * DAY}]
 )
+@pytest.mark.contract("5.1.4")
 def test_after_seven_days_only_a_person_sends_again(store: Store, columns: dict[str, Any]) -> None:
     bury(store, 1, **columns)
     assert dict(dead_letters.retry(store, Filter()).refused) == {TOO_OLD: 1}
@@ -172,6 +173,7 @@ STATE = (
         ({"body": ',{"event_type":"device.x","user_id":"ann","insert_id":"event-1"}'}, (100, "event-2"), False),
     ],
 )
+@pytest.mark.contract("5.1.5")
 def test_what_was_refused_comes_back_as_history_once_newer_state_was_sent(
     store: Store,
     columns: dict[str, Any],
@@ -225,6 +227,7 @@ def test_a_refused_event_is_delivered_once_the_cause_is_gone(tmp_path: Path, ser
     assert (after.delivered, after.dead_letters, after.pending) == (20, {}, 0)
 
 
+@pytest.mark.contract("4.11")
 def test_an_old_state_that_is_sent_again_does_not_overwrite_the_profile(tmp_path: Path, server: SandboxServer) -> None:
     add(tmp_path, server.endpoint)
 

@@ -14,7 +14,7 @@ from nami_amp_pipeline.runner import run_micro_batch
 from nami_amp_pipeline.sandbox import Options, Sandbox, SandboxServer
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline_tests.support.harness import Pipeline
-from nami_amp_pipeline_tests.test_reference import row
+from nami_amp_pipeline_tests.support.rows import row
 
 KEY = "clear-text-of-a-key-0123456789abcdef"
 
@@ -24,6 +24,7 @@ def definitions() -> dg.Definitions:
     return defs if isinstance(defs, dg.Definitions) else defs()
 
 
+@pytest.mark.contract("6.8")
 def test_assets_are_the_four_stages_in_one_direction(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
     parents = {
@@ -52,6 +53,7 @@ def test_job_schedule_and_sensor_are_there_and_on(definitions: dg.Definitions) -
     assert names == {"integration_partitions", "early_micro_batch", "lost_runs", "alerts", "failed_runs"}
 
 
+@pytest.mark.slow
 def test_a_failing_integration_fails_alone_and_its_key_is_nowhere(tmp_path: Path) -> None:
     sandbox = Sandbox(options=Options(throttle=False), refused_keys=[KEY])
     with SandboxServer(sandbox) as server:

@@ -46,6 +46,7 @@ def tick(instance: dg.DagsterInstance) -> object:
         dg.DagsterRunStatus.CANCELING,
     ],
 )
+@pytest.mark.slow
 def test_schedule_leaves_a_micro_batch_under_way_alone(
     instance: dg.DagsterInstance, status: dg.DagsterRunStatus
 ) -> None:

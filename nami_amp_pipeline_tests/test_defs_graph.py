@@ -77,6 +77,7 @@ def test_assets_are_one_way_from_the_warehouse_to_amplitude(repository: dg.Repos
     }
 
 
+@pytest.mark.contract("6.8")
 def test_partition_keys_are_app_and_app_with_integration(repository: dg.RepositoryDefinition) -> None:
     partitions = repository.asset_graph.get(dg.AssetKey("amplitude_deliveries")).partitions_def
     assert isinstance(partitions, dg.MultiPartitionsDefinition)
@@ -105,6 +106,7 @@ def test_every_asset_has_a_description_columns_and_a_code_version(repository: dg
             assert {source.asset_key.to_user_string() for source in sources} <= upstream
 
 
+@pytest.mark.contract("6.1")
 def test_job_schedule_sensor_and_checks(repository: dg.RepositoryDefinition) -> None:
     job = repository.get_job("micro_batch")
     assert [node.name for node in job.nodes_in_topological_order] == ["capture", "snapshot", "prepare", "upload"]
@@ -124,6 +126,7 @@ def test_resource_has_no_field_that_could_hold_a_secret() -> None:
     assert PipelineResource.to_config_schema().as_field().config_type.fields == {}  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_loading_touches_no_disk_no_database_and_no_network(tmp_path: Path) -> None:
     environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     done = subprocess.run(
@@ -157,6 +160,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("command", [("dagster", "definitions", "validate"), ("dg", "check", "defs")])
+@pytest.mark.slow
 def test_dagsters_own_tools_find_nothing_wrong(clone: Path, command: tuple[str, ...]) -> None:
     environ = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(clone), "VIRTUAL_ENV": str(BIN.parent)}
     done = subprocess.run(

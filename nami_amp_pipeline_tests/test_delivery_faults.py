@@ -97,6 +97,8 @@ def delivery(tmp_path: Path) -> Iterator[Delivery]:
         "html_400",
     ],
 )
+@pytest.mark.contract("5.5.8")
+@pytest.mark.slow
 def test_answers_that_tell_nothing_are_asked_for_again(kind: Any, delivery: Delivery) -> None:
     delivery.sandbox.faults.add(Fault(kind, probability=0.3, seed=3))
     delivery.run()
@@ -106,6 +108,7 @@ def test_answers_that_tell_nothing_are_asked_for_again(kind: Any, delivery: Deli
 
 
 @pytest.mark.parametrize("indexes", ["all", "first", "none"])
+@pytest.mark.contract("5.3.1", "5.5.2")
 def test_poison_becomes_dead_letters_exactly(indexes: Any, delivery: Delivery) -> None:
     delivery.sandbox.faults.add(Fault("poison", share=0.02, seed=5, indexes=indexes))
     numbers = delivery.run()
@@ -117,12 +120,14 @@ def test_poison_becomes_dead_letters_exactly(indexes: Any, delivery: Delivery) -
         assert len(list(bodies)) == dead > 0
 
 
+@pytest.mark.contract("5.5.6")
 def test_too_large_requests_are_split(delivery: Delivery) -> None:
     delivery.sandbox.faults.add(Fault("413", min_events=20))
     delivery.run()
     delivery.check()
 
 
+@pytest.mark.contract("5.5.4")
 def test_a_refused_key_halts_and_spends_no_event(delivery: Delivery) -> None:
     delivery.sandbox.faults.add(Fault("invalid_key"))
     numbers = delivery.run()
@@ -136,6 +141,7 @@ def test_a_refused_key_halts_and_spends_no_event(delivery: Delivery) -> None:
     delivery.check()
 
 
+@pytest.mark.contract("5.5.4")
 def test_a_redirect_is_not_followed(delivery: Delivery) -> None:
     delivery.sandbox.faults.add(Fault("redirect", location="http://127.0.0.1:9/"))
     assert delivery.run().state == "halted"

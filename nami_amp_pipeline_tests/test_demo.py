@@ -33,6 +33,7 @@ def nami_amp(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_every_event_is_accounted_for(home: Path) -> None:
     answer = json.loads(nami_amp(home, "status", "--json").stdout)
     assert {one["integration"] for one in answer["integrations"]} == {"radio-nami/demo", "fit-nami/demo"}
@@ -42,6 +43,7 @@ def test_every_event_is_accounted_for(home: Path) -> None:
         assert one["pending"] == 0
 
 
+@pytest.mark.slow
 def test_second_time_sends_nothing_twice(home: Path) -> None:
     second = nami_amp(home, "demo", "--users", "150", "--port", "0")
     assert second.returncode == 0, second.stderr
@@ -67,6 +69,7 @@ def test_the_run_stands_in_dagsters_history(home: Path) -> None:
     assert runs >= 1
 
 
+@pytest.mark.slow
 def test_run_without_news_is_done_and_says_so_in_one_object(home: Path) -> None:
     again = nami_amp(home, "run", "--json")
     answer = json.loads(again.stdout)

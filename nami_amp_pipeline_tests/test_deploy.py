@@ -90,6 +90,7 @@ def commands() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
+@pytest.mark.slow
 def test_commands_exist_with_these_options(command: list[str], tmp_path: Path) -> None:
     done = subprocess.run(
         [BIN / command[0], *command[1:], "--help"],

@@ -12,6 +12,8 @@ from nami_amp_pipeline_tests.endurance.report import Report
 from nami_amp_pipeline_tests.simulation.scripted_answers import OK, Bench, event
 from nami_amp_pipeline_tests.support.scene import WARNINGS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def report() -> Report:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 
 NUL = "\0"
 
 
+@pytest.mark.contract("1.7")
+@pytest.mark.slow
 def test_characters_that_postgresql_cannot_hold(state_url: str, tmp_path: Path) -> None:
     made = Pipeline(tmp_path / "home", {"NAMI_AMP_STATE_URL": state_url})
     one = made.add("radio", user_id_kind="nami_user_id")

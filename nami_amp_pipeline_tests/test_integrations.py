@@ -42,6 +42,7 @@ def test_defaults_are_those_of_the_contract(store: Store, tmp_path: Path) -> Non
     assert one.created_at == 1_000_000_000
 
 
+@pytest.mark.contract("2.4", "2.5")
 def test_keys_are_kept_encrypted_and_shown_by_nothing(store: Store, tmp_path: Path) -> None:
     one = added(store, tmp_path, secret_key=Secret("the-clear-secret"))
     assert one.secret_key is not None
@@ -75,6 +76,7 @@ def test_space_around_a_key_is_not_part_of_it(store: Store, tmp_path: Path) -> N
         ({"rename": {"device.impression": "$seen"}}, "reserves"),
     ],
 )
+@pytest.mark.contract("2.2")
 def test_what_cannot_be_used_is_refused(store: Store, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(Misconfigured, match=message):
         added(store, tmp_path, **change)
@@ -90,10 +92,12 @@ def test_what_cannot_be_used_is_refused(store: Store, tmp_path: Path, change: di
         (["user.journey.trial.started"], 1),
     ],
 )
+@pytest.mark.contract("2.8")
 def test_event_types_by_prefix(store: Store, tmp_path: Path, patterns: list[str], count: int) -> None:
     assert len(added(store, tmp_path, events=patterns).events) == count
 
 
+@pytest.mark.contract("2.2")
 def test_a_name_can_be_taken_once_in_its_app(store: Store, tmp_path: Path) -> None:
     added(store, tmp_path)
     added(store, tmp_path, app="fit")
@@ -108,18 +112,21 @@ class TestEndpoints:
         assert check_endpoint(endpoint, allow_custom=False) in contract.ENDPOINTS.values()
 
     @pytest.mark.parametrize("endpoint", ["https://proxy.example.com/2/httpapi", "http://127.0.0.1:8765/2/httpapi"])
+    @pytest.mark.contract("2.3")
     def test_others_do(self, endpoint: str) -> None:
         with pytest.raises(Misconfigured, match="--allow-custom-endpoint"):
             check_endpoint(endpoint, allow_custom=False)
         assert check_endpoint(endpoint, allow_custom=True) == endpoint
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "[::1]:80"])
+    @pytest.mark.contract("2.3")
     def test_plain_http_to_a_loopback_address(self, host: str) -> None:
         assert check_endpoint(f"http://{host}/2/httpapi", allow_custom=True)
 
     @pytest.mark.parametrize(
         "host", ["example.com", "10.0.0.1", "localhost.example.com", "127.0.0.1.example.com", "[::2]"]
     )
+    @pytest.mark.contract("2.3")
     def test_but_nowhere_else(self, host: str) -> None:
         with pytest.raises(Misconfigured, match="loopback"):
             check_endpoint(f"http://{host}/2/httpapi", allow_custom=True)
@@ -133,6 +140,7 @@ class TestEndpoints:
 
 
 class TestPlans:
+    @pytest.mark.contract("2.16")
     def test_a_free_app_cannot_enable(self, store: Store, tmp_path: Path) -> None:
         integrations.set_plan(store, "radio", "free")
         with pytest.raises(Misconfigured, match="not on a paid plan"):
@@ -142,6 +150,7 @@ class TestPlans:
             integrations.set_enabled(store, "radio/prod", enabled=True)
         assert not integrations.get(store, "radio/prod").enabled
 
+    @pytest.mark.contract("2.16")
     def test_a_paid_one_can(self, store: Store, tmp_path: Path) -> None:
         integrations.set_plan(store, "radio", "free")
         added(store, tmp_path, enabled=False)

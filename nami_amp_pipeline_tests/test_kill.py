@@ -9,7 +9,10 @@ import pytest
 from nami_amp_pipeline_tests.simulation.killing import Killing
 from nami_amp_pipeline_tests.support.postgres import Postgres
 
+pytestmark = pytest.mark.slow
 
+
+@pytest.mark.contract("5.1.2")
 def test_killed_processes_lose_nothing_and_send_nothing_twice(
     tmp_path: Path, state_url: str, request: pytest.FixtureRequest
 ) -> None:

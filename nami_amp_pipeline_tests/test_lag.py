@@ -54,6 +54,7 @@ def row(number: int, at: datetime, external: str | None = None) -> dict[str, Any
     }  # fmt: skip
 
 
+@pytest.mark.contract("6.6")
 def test_what_waits_for_a_login_is_no_lag_and_is_told_by_itself(pipe: Pipeline) -> None:
     one, other = pipe.add("radio", anonymous="wait_for_login"), pipe.add("radio", "other")
     pipe.insert([row(1, START), row(2, START + HOUR)])
@@ -100,6 +101,7 @@ def test_what_amplitude_throttles_is_lag_although_nothing_is_queued(pipe: Pipeli
     assert (pipe.status(one).pending, pipe.status(one).lag_by) == (0, {})
 
 
+@pytest.mark.slow
 def test_a_dead_letter_that_goes_again_is_late_from_then_on(pipe: Pipeline) -> None:
     one = pipe.add("radio")
     pipe.insert([row(1, START, external="a")])

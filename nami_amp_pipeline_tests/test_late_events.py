@@ -38,6 +38,8 @@ def state(entitlement: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("named", [1_000, 0])
+@pytest.mark.contract("1.3", "3.2")
+@pytest.mark.slow
 def test_a_late_event_takes_what_it_lacks_from_the_newest_before_it(
     named: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

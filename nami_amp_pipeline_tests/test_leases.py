@@ -24,6 +24,7 @@ def _stores(url: str) -> tuple[Time, Store, Store]:
     return time, first, second
 
 
+@pytest.mark.slow
 def test_a_partition_that_is_taken_is_left_alone(state_url: str) -> None:
     _, first, second = _stores(state_url)
     taken = first.acquire(["a", "b"])
@@ -82,6 +83,7 @@ def test_what_a_process_of_this_machine_held_that_has_ended_is_free(tmp_path: Pa
 
 
 @pytest.mark.parametrize("moment", ["deliver.post", "deliver.commit", "deliver.committed", "deliver.answered"])
+@pytest.mark.contract("5.2.2", "5.3.5")
 def test_a_process_that_wakes_up_after_its_lease_neither_posts_nor_records(moment: str, tmp_path: Path) -> None:
     bench = Bench(tmp_path, batch_events=5, lease_seconds=60)
     bench.prepare([event(number) for number in range(20)])

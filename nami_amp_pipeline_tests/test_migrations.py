@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +20,12 @@ from nami_amp_pipeline.errors import Misconfigured, StoreUnavailable
 from nami_amp_pipeline.state import Store, Transaction, migrate, tables
 from nami_amp_pipeline.state.migrate import create_or_upgrade
 from nami_amp_pipeline_tests.support.command_line import invoke, nami_amp, one_line
+from nami_amp_pipeline_tests.support.old_stores import later, make_first_version, opened
 from nami_amp_pipeline_tests.support.postgres import Postgres
 
-FIRST = Path(__file__).with_name("schema_version_1")
+__all__ = ["later"]
+
 REPOSITORY = Path(__file__).parents[1]
-
-
-@contextmanager
-def opened(url: str) -> Iterator[Store]:
-    store = Store(url, lambda: 0.0)
-    try:
-        yield store
-    finally:
-        store.close()
-
-
-def make_first_version(url: str) -> None:
-    """What the program made while the schema had version 1, before there were migrations."""
-    with opened(url) as store, store.begin() as tx:
-        for statement in (FIRST / f"{store.engine.dialect.name}.sql").read_text().split(";\n\n"):
-            tx.exec_driver_sql(statement)
 
 
 def fill(store: Store, metadata: sa.MetaData) -> None:
@@ -119,6 +102,7 @@ def described(tx: Transaction) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_migrating_from_the_first_version_leads_to_the_tables_of_this_program(
     state_url: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -176,6 +160,7 @@ def test_a_store_of_the_first_version_is_taken_over_without_loss(state_url: str)
 
 
 @pytest.mark.parametrize("begin_with", ["nothing", "the first version"])
+@pytest.mark.slow
 def test_several_that_start_at_once_all_succeed(state_url: str, begin_with: str) -> None:
     if begin_with == "the first version":
         make_first_version(state_url)
@@ -214,42 +199,6 @@ def test_an_older_program_leaves_a_newer_store_alone(state_url: str, tmp_path: P
             assert f"schema version {tables.SCHEMA_VERSION + 1}" in one_line(refused.stderr)
         with store.begin() as tx:
             assert described(tx) == before
-
-
-NEXT = '''"""A revision of a later day."""
-
-import sqlalchemy as sa
-from alembic import op
-
-revision = "{version:04d}"
-down_revision = "{before:04d}"
-
-safe = {safe}
-
-
-def upgrade() -> None:
-    with op.batch_alter_table("integrations", recreate="auto") as batch:
-        batch.alter_column("last_error", new_column_name="newest_error")
-        batch.alter_column("prepared_through", server_default=None, existing_type=sa.Integer())
-    {more}
-'''
-
-
-@pytest.fixture
-def later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Gives the program a revision of a later day; returns a function that writes it."""
-    before = tables.SCHEMA_VERSION
-    scripts = tmp_path / "100% scripts"
-    shutil.copytree(migrate.SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(migrate, "SCRIPTS", scripts)
-
-    def write(*, safe: bool, more: str = "pass") -> int:
-        text = NEXT.format(version=before + 1, before=before, safe=safe, more=more)
-        (scripts / "versions" / f"{before + 1:04d}_later.py").write_text(text)
-        monkeypatch.setattr(tables, "SCHEMA_VERSION", before + 1)
-        return before + 1
-
-    return write
 
 
 def test_what_is_not_safe_waits_for_the_command_and_then_loses_nothing(
@@ -345,6 +294,7 @@ def test_a_role_that_may_not_make_tables_is_told_so(postgres: Postgres, tmp_path
     assert "pass-word" not in refused.output
 
 
+@pytest.mark.slow
 def test_a_store_that_is_up_to_date_is_opened_without_alembic_and_without_waiting(tmp_path: Path) -> None:
     assert nami_amp(tmp_path, "status").returncode == 0
     script = (
@@ -360,6 +310,7 @@ def test_a_store_that_is_up_to_date_is_opened_without_alembic_and_without_waitin
     assert looked.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_revisions_and_statements_are_in_the_wheel(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation",
@@ -378,6 +329,7 @@ def test_revisions_and_statements_are_in_the_wheel(tmp_path: Path) -> None:
         assert wanted <= packed
 
 
+@pytest.mark.slow
 def test_only_the_command_runs_what_is_not_safe(tmp_path: Path, later: Any) -> None:
     with opened(f"sqlite:///{tmp_path}/state.db") as store:
         create_or_upgrade(store)

@@ -44,6 +44,7 @@ def rows(first: int, count: int, app: str = "app", *, minutes: float = 0) -> lis
     ]
 
 
+@pytest.mark.slow
 def test_quiet_ticks_over_a_large_window_do_nothing(tmp_path: Path, warehouse: Mapping[str, str]) -> None:
     scene = Pipeline(tmp_path, warehouse)
     one = scene.add("app", user_id_kind="nami_user_id")
@@ -62,6 +63,7 @@ def test_quiet_ticks_over_a_large_window_do_nothing(tmp_path: Path, warehouse: M
 
 
 @pytest.mark.parametrize("seed", range(6))
+@pytest.mark.slow
 def test_any_mix_of_quiet_ticks_and_bursts(
     seed: int, tmp_path: Path, warehouse: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +99,7 @@ def test_any_mix_of_quiet_ticks_and_bursts(
         ("deliver", KeyError("unexpected")),
     ],
 )
+@pytest.mark.contract("5.3.4")
 def test_error_of_one_app_is_its_own(
     stage: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +149,7 @@ def test_error_of_one_app_is_its_own(
     scene.close()
 
 
+@pytest.mark.slow
 def test_error_that_all_share_is_looked_into_so_many_times_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +12,14 @@ from hypothesis import given
 
 from nami_amp_pipeline_tests.support.histories import History, histories, integrations, times
 from nami_amp_pipeline_tests.support.reference import RESERVED, Outcome, Row, Settings, run
+from nami_amp_pipeline_tests.support.rows import ACCOUNT, NOON, row
 
 GOLDEN = Path(__file__).parent / "cases" / "golden"
-NOON = datetime(2026, 9, 1, 12, tzinfo=UTC)
-ACCOUNT = [{"key": "external_id", "type": "uuid", "value": "account-1"}]
 
 
 def canonical(events: list[dict[str, Any]]) -> list[str]:
     """The events as texts in a fixed order: unlike `==` on dicts, this tells 1 from 1.0 and from true."""
     return sorted(json.dumps(event, sort_keys=True) for event in events)
-
-
-def row(ident: str, minute: float, event_type: str = "user.subscription.renewed", /, **payload: Any) -> Row:
-    """A warehouse row of user `u`, created `minute` minutes after noon and loaded a second later."""
-    created = NOON + timedelta(minutes=minute)
-    return {
-        "id": ident,
-        "app_id": "app",
-        "event_type": event_type,
-        "user_id": "u",
-        "created_date": created,
-        "ingested_at": created + timedelta(seconds=1),
-        "payload": json.dumps(payload),
-    }
 
 
 def by_id(outcome: Outcome) -> dict[str, dict[str, Any]]:
@@ -312,6 +297,7 @@ def test_rows_of_other_apps_are_left_aside() -> None:
 
 
 @given(histories(nul=True), integrations())
+@pytest.mark.slow
 def test_every_selected_event_has_one_end_whatever_the_history(history: History, integration: Settings) -> None:
     outcome = run(history, integration, app_id="app", times=times(history))
     ends = [*(event["insert_id"] for event in outcome.delivered), *outcome.skipped, *outcome.dead_letters]
@@ -324,6 +310,7 @@ def test_every_selected_event_has_one_end_whatever_the_history(history: History,
 
 
 @given(histories())
+@pytest.mark.slow
 def test_what_is_known_in_the_end_does_not_depend_on_the_ticks(history: History) -> None:
     """But for rows that repeat an id with other content, of which the first read counts."""
     first: dict[tuple[str, str], dict[str, Any]] = {}

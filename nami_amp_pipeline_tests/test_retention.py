@@ -422,6 +422,7 @@ def _end(pipe: Pipeline) -> tuple[Any, ...]:
     return (*(count(pipe, table) for table in names), tuple(files(pipe).values()))
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_it_comes_out_the_same(tmp_path: Path) -> None:
     _grown(tmp_path / "home")
     whole = _copy(tmp_path / "home", tmp_path / "whole")

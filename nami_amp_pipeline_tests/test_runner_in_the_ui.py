@@ -21,7 +21,7 @@ from nami_amp_pipeline.dagster_support.instance import dagster_home
 from nami_amp_pipeline.runner import run_micro_batch
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, scene
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(WARNINGS)]
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

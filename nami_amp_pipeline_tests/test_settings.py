@@ -10,6 +10,7 @@ from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.settings import Settings
 
 
+@pytest.mark.contract("6.2")
 def test_everything_lives_under_one_folder_without_any_setting() -> None:
     settings = Settings.load({}, Path("no-such-file"))
     assert settings.warehouse_url == "duckdb:///.nami-amp/warehouse.duckdb"
@@ -25,6 +26,7 @@ def test_home_moves_all_that_has_no_address_of_its_own() -> None:
     assert settings.data_dir == Path("/x/data")
 
 
+@pytest.mark.contract("6.2")
 def test_the_environment_wins_over_dotenv(tmp_path: Path) -> None:
     dotenv = tmp_path / ".env"
     dotenv.write_text("NAMI_AMP_BATCH_EVENTS=5\nNAMI_AMP_MAX_LANES=3\n")

@@ -44,6 +44,7 @@ def test_nothing_is_nothing(context: Context) -> None:
     assert now(context) == []
 
 
+@pytest.mark.contract("6.5")
 def test_numbers_at_every_station(tmp_path: Path, server: SandboxServer, context: Context) -> None:
     add(tmp_path, server.endpoint)
     (fresh,) = now(context)
@@ -87,6 +88,7 @@ def test_what_waits_is_pending_by_why(tmp_path: Path, server: SandboxServer, con
     assert "radio/prod: 1 event waits for a login, the longest for " in shown
 
 
+@pytest.mark.contract("2.11")
 def test_a_start_inside_a_segment_counts_from_there(tmp_path: Path, server: SandboxServer, context: Context) -> None:
     add(tmp_path, server.endpoint)
     load_events(tmp_path, event(1))
@@ -110,6 +112,7 @@ def test_states_and_errors(tmp_path: Path, server: SandboxServer, context: Conte
     assert now(context)[0].state in ("disabled", "halted")
 
 
+@pytest.mark.contract("6.4")
 def test_the_object_has_the_keys_of_the_contract() -> None:
     found = IntegrationStatus(
         "radio/prod", "enabled", watermark=1_788_220_800_000_000, lag_by={"queued": 1.23456}

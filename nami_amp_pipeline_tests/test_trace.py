@@ -40,6 +40,7 @@ def state(found: Trace, integration: str = "radio/prod") -> dict[str, Any]:
     return one
 
 
+@pytest.mark.slow
 def test_an_event_on_its_way(tmp_path: Path, server: SandboxServer, context: Context) -> None:
     add(tmp_path, server.endpoint)
     nowhere = trace(context, "event-1")
@@ -83,6 +84,7 @@ def test_an_event_on_its_way(tmp_path: Path, server: SandboxServer, context: Con
     assert not trace(context, "event-9").is_known
 
 
+@pytest.mark.slow
 def test_dead_held_waiting_and_released(tmp_path: Path, server: SandboxServer, context: Context) -> None:
     add(tmp_path, server.endpoint, "--anonymous", "wait_for_login")
     load_events(

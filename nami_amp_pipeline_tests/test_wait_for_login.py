@@ -22,6 +22,8 @@ def row(number: int, at: datetime, user: str = "ann", external: str | None = Non
 
 
 @pytest.mark.parametrize("days", [30, 3])
+@pytest.mark.contract("2.7")
+@pytest.mark.slow
 def test_who_does_not_log_in_is_skipped_after_the_time_set(days: int, tmp_path: Path, state_url: str) -> None:
     made = Pipeline(tmp_path, {"NAMI_AMP_STATE_URL": state_url, "NAMI_AMP_HOLD_DAYS": str(days)})
     one = made.add("radio", anonymous="wait_for_login")

@@ -122,6 +122,7 @@ def read(settings: Settings, positions: dict[str, int | None], known: str = "fal
         ("jsonb", '{"a": null, "b": 2}'),
     ],
 )
+@pytest.mark.slow
 def test_payloads_may_be_text_or_json(url: str, tmp_path: Path, kind: str, expected: str) -> None:
     PostgresEvents(url, payload=kind).insert([row(1, payload='{"b": 1.50, "a": null, "b": 2}')])
     assert [found[3] for found in read(settings_of(url, tmp_path), {"app": None})] == [expected]
@@ -202,6 +203,7 @@ def test_a_partitioned_table_will_do(url: str, tmp_path: Path, asked: Asked) -> 
     assert "day1" not in plans(table, asked.keys + asked.rows)
 
 
+@pytest.mark.slow
 def test_what_waits_and_where_an_event_is(scene: Pipeline) -> None:
     events(scene).insert([row(1), row(2, START + timedelta(seconds=5)), row(3, app_id="off")])
     assert [(one.what, one.since) for one in due(scene.context)] == [("rows of app in the warehouse", FIRST)]
@@ -221,6 +223,7 @@ def plans(table: PostgresEvents, queries: list[str]) -> str:
     return "\n".join(line for query in queries for (line,) in table.run(f"EXPLAIN {query}"))
 
 
+@pytest.mark.slow
 def test_a_tick_reads_by_the_index(url: str, tmp_path: Path, asked: Asked) -> None:
     table = PostgresEvents(url)
     for app in ("app", "other"):
@@ -240,6 +243,7 @@ def test_a_tick_reads_by_the_index(url: str, tmp_path: Path, asked: Asked) -> No
     assert "Seq Scan" in plans(table, asked.keys)
 
 
+@pytest.mark.slow
 def test_an_event_of_a_large_table_is_looked_for_by_the_index_there_is(
     url: str, tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +280,7 @@ def test_an_event_of_a_large_table_is_looked_for_by_the_index_there_is(
     assert "Seq Scan" not in plans(table, asked.rows)
 
 
+@pytest.mark.slow
 def test_trace_says_where_it_did_not_look(scene: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nami_amp_pipeline.warehouse.postgres._LONG", -1.0)
     events(scene).insert([row(1)])
@@ -346,6 +351,8 @@ def test_the_driver_is_loaded_by_those_only_who_read(url: str, tmp_path: Path) -
 # -- late commits ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract("1.2")
+@pytest.mark.slow
 def test_rows_that_commit_five_minutes_late_are_delivered_once(scene: Pipeline) -> None:
     table = events(scene)
     late = psycopg2.connect(table.url)
@@ -377,6 +384,8 @@ def test_rows_that_commit_five_minutes_late_are_delivered_once(scene: Pipeline) 
     assert sent(scene) == [f"e{number}" for number in range(9)]
 
 
+@pytest.mark.contract("1.2")
+@pytest.mark.slow
 def test_after_a_quiet_hour_a_late_row_may_be_far_behind(scene: Pipeline) -> None:
     table = events(scene)
     table.insert([row(1, START)])
@@ -396,6 +405,7 @@ def test_after_a_quiet_hour_a_late_row_may_be_far_behind(scene: Pipeline) -> Non
     assert sent(scene) == ["e0", "e1", "e2"]
 
 
+@pytest.mark.slow
 def test_what_commits_after_the_window_is_not_waited_for(scene: Pipeline) -> None:
     table = events(scene)
     for number, minutes in enumerate((0, 5, 10, 15, 20, 25, 30, 35)):
@@ -411,6 +421,7 @@ def test_what_commits_after_the_window_is_not_waited_for(scene: Pipeline) -> Non
     assert "e101" in sent(scene)
 
 
+@pytest.mark.slow
 def test_a_row_from_next_year_hides_none_of_this_year(tmp_path: Path, warehouse_url: str) -> None:
     scene = Pipeline(tmp_path, {"NAMI_AMP_WAREHOUSE_URL": warehouse_url})
     scene.add("app", user_id_kind="nami_user_id", events=["all"])
@@ -450,6 +461,7 @@ def role_of(url: str, name: str, *rights: str) -> str:
 
 
 @pytest.mark.parametrize("right", ["SELECT ON nami_events", f"SELECT ({', '.join(COLUMNS)}) ON nami_events"])
+@pytest.mark.contract("1.1")
 def test_select_is_all_that_is_needed(url: str, tmp_path: Path, right: str) -> None:
     mine = role_of(url, "reader", right)
     table = PostgresEvents(url)
@@ -465,6 +477,7 @@ def test_select_is_all_that_is_needed(url: str, tmp_path: Path, right: str) -> N
     scene.close()
 
 
+@pytest.mark.contract("1.1")
 def test_it_could_not_write_if_it_wanted_to(url: str, tmp_path: Path) -> None:
     from adbc_driver_manager import Error
 
@@ -518,6 +531,7 @@ def test_a_wrong_password_is_said_in_a_line_without_it(url: str, tmp_path: Path)
     assert "wrong" not in found
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_connect_says_so_and_its_password_nowhere(tmp_path: Path) -> None:
     add(tmp_path, "http://127.0.0.1:9/2/httpapi")
     address = {"NAMI_AMP_WAREHOUSE_URL": f"postgresql://u:{PASSWORD}@127.0.0.1:1/x"}
@@ -656,6 +670,7 @@ def own_server() -> Iterator[Postgres]:
     server.stop()
 
 
+@pytest.mark.slow
 def test_a_restart_in_mid_read_captures_nothing_and_the_next_tick_all(
     own_server: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -694,6 +709,7 @@ def test_what_duckdb_has_to_say_of_itself_is_not_taken_for_the_warehouse(url: st
         connection.execute("FROM there_is_no_such_table")
 
 
+@pytest.mark.slow
 def test_findings_are_for_people(url: str, tmp_path: Path) -> None:
     PostgresEvents(url)
     connected, *_ = open_warehouse(settings_of(url, tmp_path)).check()

@@ -1,4 +1,4 @@
-"""Which alerts are open, and what of them has been told: in the state store, so that it outlives every process."""
+"""Open alerts, and which messages were sent, in the state store: so that they outlive every process."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from nami_amp_pipeline.state.store import Lease, Store, Transaction
 
 @dataclass(frozen=True)
 class Entry:
-    """An alert in the book.
+    """A row of the table of alerts.
 
     Attributes:
         alert: what is or was wrong.
         since: when it was first seen, in µs since the epoch.
-        told_at: when people were told; None if they were not.
-        ended_at: when it was over; None while it lasts.
+        told_at: when its message was sent; None if it was not.
+        ended_at: when the problem ended; None while it continues.
     """
 
     alert: Alert
@@ -39,7 +39,7 @@ class FailedRun:
         job: its job.
         run_id: Dagster's.
         failed_at: in µs since the epoch.
-        problems: a line for each reason, which begins with what it is about: ``fit/main: …``.
+        problems: one line for each reason, beginning with its subject: ``fit/main: …``.
     """
 
     job: str
@@ -49,18 +49,18 @@ class FailedRun:
 
     @property
     def causes(self) -> set[str]:
-        """What the problems are about."""
+        """The subjects of the problems."""
         return {line.partition(": ")[0][:200] for line in self.problems}
 
 
 def note_failed_run(store: Store, run: FailedRun) -> Alert | None:
-    """Notes that a run failed, to be told unless runs of its job are known to fail for all of these reasons.
+    """Records a failed run. It causes an alert unless runs of its job are known to fail for all of these reasons.
 
     Returns:
-        What will be told; None if it is known.
+        The alert; None if all reasons are known.
 
     Raises:
-        StoreUnavailable: it is not noted.
+        StoreUnavailable: nothing was recorded.
     """
     table = tables.alerts
     lines = list(run.problems)
@@ -103,17 +103,17 @@ def open_failed_runs(store: Store) -> dict[str, int]:
 def bring_up_to_date(
     context: Context, lease: Lease, alerts: Iterable[Alert], known: Iterable[Kind], recovered_jobs: Iterable[str]
 ) -> tuple[list[Alert], list[Alert]]:
-    """Enters what is new, and what is over.
+    """Records new problems, and problems that are over.
 
     Args:
         context: the process at work.
-        lease: of whoever tells.
-        alerts: everything that is wrong now.
-        known: the kinds that were looked at.
+        lease: of the process that sends alerts.
+        alerts: all problems of this moment.
+        known: the kinds that could be checked.
         recovered_jobs: jobs of which a run succeeded since the last failure.
 
     Returns:
-        Those that are new, and those that are over.
+        The alerts of new problems, and those of problems that are over.
     """
     table = tables.alerts
     now = context.now()
@@ -141,21 +141,21 @@ def bring_up_to_date(
                 tx.execute(_update(key).values(ended_at=now))
                 over.append(entry.alert)
             elif key in wrong and entry.ended_at is not None:
-                tx.execute(_update(key).values(ended_at=None))  # its end was not told yet, and was none
+                tx.execute(_update(key).values(ended_at=None))  # it had not ended, and no all-clear was sent
     return new, over
 
 
 def entries(store: Store) -> list[Entry]:
-    """All that is in the book, oldest first."""
+    """All recorded alerts, oldest first."""
     with store.begin() as tx:
         return _entries(tx)
 
 
 def told(context: Context, lease: Lease, some: Iterable[Entry]) -> None:
-    """Notes that people were told of these alerts, or of the end of those that are over.
+    """Records that messages were sent: the all-clear of alerts that are over, the alert of the others.
 
     Raises:
-        LostLease: somebody else tells by now.
+        LostLease: another process sends alerts by now.
     """
     table = tables.alerts
     with context.store.begin(under=[lease]) as tx:

@@ -1,4 +1,4 @@
-"""What is wrong at the moment, by the state store and the warehouse; cheap enough for every half minute."""
+"""Finds the problems of this moment in the state store and the warehouse; cheap enough for every half minute."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nami_amp_pipeline.state.integrations import Integration, all_integrations
 
 @dataclass(frozen=True)
 class Found:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
         alerts: what is wrong.
@@ -35,11 +35,11 @@ def conditions(context: Context) -> Found:
     Raises:
         StoreUnavailable: the state store cannot be read.
     """
-    working = [one for one in all_integrations(context.store) if one.enabled]
+    working = [integration for integration in all_integrations(context.store) if integration.enabled]
     alerts = [
         *_halted(context, working),
         *_dead_letters(context, working),
-        *_late(context, [one for one in working if not one.halted_reason]),
+        *_late(context, [integration for integration in working if not integration.halted_reason]),
         *_silent(context, working),
     ]
     known = {Kind.INTEGRATION_HALTED, Kind.DEAD_LETTERS_GROWING, Kind.LAG_OVER_LIMIT, Kind.NOTHING_INGESTED}
@@ -51,19 +51,26 @@ def conditions(context: Context) -> Found:
     return Found(alerts, frozenset(known))
 
 
-def _page(one: Integration, run_id: str | None) -> str:
-    return run_page(run_id) if run_id else partition_page("amplitude_deliveries", one.partition_key)
+def _page(integration: Integration, run_id: str | None) -> str:
+    return run_page(run_id) if run_id else partition_page("amplitude_deliveries", integration.partition_key)
 
 
 def _halted(context: Context, integrations: Sequence[Integration]) -> list[Alert]:
-    halted = [one for one in integrations if one.halted_reason]
+    halted = [integration for integration in integrations if integration.halted_reason]
     requests = tables.requests
     found = []
     with context.store.begin() as tx:
-        for one in halted:
-            last = sa.select(requests.c.run_id).where(requests.c.integration_id == one.id)
+        for integration in halted:
+            last = sa.select(requests.c.run_id).where(requests.c.integration_id == integration.id)
             run_id = tx.execute(last.order_by(requests.c.id.desc()).limit(1)).scalar()
-            found.append(Alert(Kind.INTEGRATION_HALTED, one.key, one.halted_reason or "", _page(one, run_id)))
+            found.append(
+                Alert(
+                    Kind.INTEGRATION_HALTED,
+                    integration.key,
+                    integration.halted_reason or "",
+                    _page(integration, run_id),
+                )
+            )
     return found
 
 
@@ -82,19 +89,23 @@ def _dead_letters(context: Context, integrations: Sequence[Integration]) -> list
         for integration_id, reason, events, last in tx.execute(query):
             new.setdefault(integration_id, {})[reason] = events
             newest[integration_id] = max(last, newest.get(integration_id, 0))
-        many = [one for one in integrations if sum(new.get(one.id, {}).values()) > context.settings.alert_dead_letters]
-        for one in many:
-            run_id = sa.select(table.c.run_id).where(table.c.id == newest[one.id])
-            runs[one.id] = tx.execute(run_id).scalar() or ""
+        many = [
+            integration
+            for integration in integrations
+            if sum(new.get(integration.id, {}).values()) > context.settings.alert_dead_letters
+        ]
+        for integration in many:
+            run_id = sa.select(table.c.run_id).where(table.c.id == newest[integration.id])
+            runs[integration.id] = tx.execute(run_id).scalar() or ""
     return [
         Alert(
             Kind.DEAD_LETTERS_GROWING,
-            one.key,
-            f"{sum(new[one.id].values()):,} in the last {duration(window)}: "
-            + ", ".join(f"{events:,} {reason}" for reason, events in sorted(new[one.id].items())),
-            _page(one, runs[one.id]),
+            integration.key,
+            f"{sum(new[integration.id].values()):,} in the last {duration(window)}: "
+            + ", ".join(f"{events:,} {reason}" for reason, events in sorted(new[integration.id].items())),
+            _page(integration, runs[integration.id]),
         )
-        for one in many
+        for integration in many
     ]
 
 
@@ -102,7 +113,7 @@ def _late(context: Context, integrations: Sequence[Integration]) -> list[Alert]:
     limit = context.settings.alert_lag_seconds
     if not limit:
         return []
-    by_key = {one.key: one for one in integrations}
+    by_key = {integration.key: integration for integration in integrations}
     return [
         Alert(
             Kind.LAG_OVER_LIMIT,
@@ -121,8 +132,8 @@ def _silent(context: Context, integrations: Sequence[Integration]) -> list[Alert
     if not limit:
         return []
     apps: dict[str, int] = {}  # where nothing has come yet, the wait began with its first integration
-    for one in integrations:
-        apps[one.app_id] = min(one.created_at, apps.get(one.app_id, one.created_at))
+    for integration in integrations:
+        apps[integration.app_id] = min(integration.created_at, apps.get(integration.app_id, integration.created_at))
     with context.store.begin() as tx:
         newest = dict(tx.execute(sa.select(tables.apps.c.app_id, tables.apps.c.watermark)).tuples().all())
     found = []

@@ -1,4 +1,4 @@
-"""The kinds of alerts: what each is called, and what a person is to do about it."""
+"""The kinds of alerts: title and advice of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 
 class Kind(StrEnum):
-    """What can be wrong; the values stand in the state store."""
+    """A kind of problem; the state store holds the values."""
 
     INTEGRATION_HALTED = "integration_halted"
     DEAD_LETTERS_GROWING = "dead_letters_growing"
@@ -20,12 +20,12 @@ class Kind(StrEnum):
 
     @property
     def called(self) -> str:
-        """What people call it."""
+        """Its title."""
         return _TITLES[self]
 
     @property
     def advice(self) -> str:
-        """What to do; the last part of the message."""
+        """The last part of the message: instructions."""
         return _ADVICE[self]
 
 
@@ -41,27 +41,28 @@ _TITLES = {
 
 _ADVICE = {
     Kind.INTEGRATION_HALTED: (
-        "No event is spent and the others go on. Repair what it says, see that 'nami-amp integrations test APP/NAME' "
-        "succeeds, then 'nami-amp integrations enable APP/NAME': it goes on where it stopped."
+        "No events are lost; they stay queued, and other integrations continue. Fix the cause, check with 'nami-amp "
+        "integrations test APP/NAME', then run 'nami-amp integrations enable APP/NAME': it continues where it stopped."
     ),
     Kind.DEAD_LETTERS_GROWING: (
-        "See why with 'nami-amp dead-letters list', repair the cause, and send them again with 'nami-amp dead-letters "
+        "See why with 'nami-amp dead-letters list', fix the cause, and send them again with 'nami-amp dead-letters "
         "retry' within 7 days."
     ),
     Kind.LAG_OVER_LIMIT: (
-        "'nami-amp status' says what the events wait for. Look whether micro-batches run, whether Amplitude answers, "
+        "'nami-amp status' says what the events wait for. Check whether micro-batches run, whether Amplitude answers, "
         "and whether a daily quota is used up."
     ),
     Kind.NOTHING_CAPTURED: (
-        "Look whether the schedule is on, whether micro-batches run, and whether another process holds the app."
+        "Check whether the schedule is on, whether micro-batches run, and whether another process holds the app's "
+        "lease."
     ),
     Kind.NOTHING_INGESTED: (
-        "Look whether the app still sends, and whether what loads Nami's events into the warehouse still runs. An app "
-        "that is quiet for good: switch its integrations off."
+        "Check whether the app still sends events, and whether the loader of the warehouse still runs. If the app will "
+        "send no more events, disable its integrations."
     ),
-    Kind.RUN_FAILED: "The run's page says why. The next run goes on where this one stopped; nothing is lost.",
+    Kind.RUN_FAILED: "The run's page says why. The next run continues where this one stopped; nothing is lost.",
     Kind.STORE_UNAVAILABLE: (
-        "Nothing is sent meanwhile, and nothing is lost. Look whether the database of NAMI_AMP_STATE_URL runs, is "
+        "Nothing is sent until it is back, and nothing is lost. Check that the database of NAMI_AMP_STATE_URL runs, is "
         "reachable and has space."
     ),
 }

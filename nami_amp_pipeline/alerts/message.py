@@ -1,4 +1,4 @@
-"""What an alert says."""
+"""The texts of alerts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def alarm(entries: Sequence[Entry], dagster_url: str) -> str:
     """One message in Slack's mrkdwn about alerts of one kind that people do not know of yet."""
     kind = entries[0].alert.kind
     lines = [f"🔴 *{kind.called}*{_count(entries)}"]
-    lines += [f"• *{escape(one.alert.subject)}*: {escape(one.alert.summary)}{_link(one.alert, dagster_url)}"
-              for one in entries[:LISTED]]  # fmt: skip
+    lines += [f"• *{escape(entry.alert.subject)}*: {escape(entry.alert.summary)}{_link(entry.alert, dagster_url)}"
+              for entry in entries[:LISTED]]  # fmt: skip
     return "\n".join([*lines, *_rest(entries), f"_What to do:_ {escape(_advice(entries))}"])
 
 
@@ -25,8 +25,8 @@ def all_clear(entries: Sequence[Entry], dagster_url: str) -> str:
     """One message in Slack's mrkdwn about alerts of one kind that are over."""
     kind = entries[0].alert.kind
     lines = [f"✅ *Over: {kind.called}*{_count(entries)}"]
-    lines += [f"• *{escape(one.alert.subject)}*: after {_lasted(one)}{_link(one.alert, dagster_url)}"
-              for one in entries[:LISTED]]  # fmt: skip
+    lines += [f"• *{escape(entry.alert.subject)}*: after {_lasted(entry)}{_link(entry.alert, dagster_url)}"
+              for entry in entries[:LISTED]]  # fmt: skip
     return "\n".join([*lines, *_rest(entries)])
 
 

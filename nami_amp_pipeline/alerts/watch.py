@@ -1,7 +1,7 @@
-"""One look at everything: what is new is told, what is over too, and what could not be told is told next time.
+"""One look at everything: sends an alert for each new problem, an all-clear for each that is over.
 
-A message is noted as told only after the webhook took it. A process that ends in between tells it twice; nothing is
-ever told by nobody. A lease keeps two processes from telling the same.
+A message is recorded as sent only after the webhook accepted it: a process that ends in between sends it twice, and no
+message is lost. A lease keeps two processes from sending the same message.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from nami_amp_pipeline.state.store import Lease
 LEASE = "alerts"
 
 MOST_SECONDS = 30.0
-"""How long a look goes on posting; Dagster gives it a minute."""
+"""How long a look posts messages at most; Dagster ends it after a minute."""
 
 Post = Callable[[str, str], None]
 
 
 @dataclass
 class Watch:
-    """What a look did.
+    """The result of one look.
 
     Attributes:
-        open: alerts that last.
-        new: alerts that came up.
-        ended: alerts that are over since now.
-        trouble: why not everything could be told, or None.
+        open: alerts of problems that continue.
+        new: alerts of problems that began since the look before.
+        ended: alerts of problems that ended since the look before.
+        trouble: why some messages could not be sent, or None.
     """
 
     open: list[Alert] = field(default_factory=list)
@@ -54,13 +54,13 @@ def watch(
     succeeded_since: Callable[[Mapping[str, int]], Iterable[str]] = lambda _jobs: (),
     post: Post = post,
 ) -> Watch:
-    """Looks at everything, and tells what is new or over.
+    """Checks everything, and sends an alert for each new problem and an all-clear for each that is over.
 
     Args:
         context: the process at work.
-        log: where alerts go besides the webhook.
-        succeeded_since: of jobs with the time of their last failure (µs since the epoch), those of which a run
-            succeeded after it.
+        log: receives all alerts, with or without a webhook.
+        succeeded_since: takes jobs with the time of their last failure (µs since the epoch); returns those of
+            which a run succeeded after it.
         post: posts a message to a webhook.
 
     Raises:
@@ -68,7 +68,7 @@ def watch(
     """
     taken = context.store.acquire([LEASE])
     if LEASE not in taken:
-        return Watch(trouble="another process is telling alerts at the moment")
+        return Watch(trouble="another process is sending alerts at the moment")
     lease = taken[LEASE]
     try:
         found = conditions(context)
@@ -88,7 +88,7 @@ def watch(
 
 
 def tell(settings: Settings, log: logging.Logger, alert: Alert, *, over: bool = False, post: Post = post) -> bool:
-    """Tells of one alert that is in no book, because there is none to be had; returns whether that worked."""
+    """Sends one alert without the state store, which is unavailable; returns whether the webhook accepted it."""
     entry = Entry(alert, 0, None, None)
     line = message.log_line(alert, settings.dagster_url)
     log.warning("over: %s" if over else "%s", line)
@@ -98,7 +98,7 @@ def tell(settings: Settings, log: logging.Logger, alert: Alert, *, over: bool = 
     try:
         post(settings.alert_webhook_url, text)
     except WebhookFailed as error:
-        log.warning("%s; tried again at the next look", error)
+        log.warning("%s; the next look sends it again", error)
         return False
     return True
 
@@ -107,20 +107,20 @@ def _tell(context: Context, log: logging.Logger, lease: Lease, done: Watch, post
     url, pages = context.settings.alert_webhook_url, context.settings.dagster_url
     until = time.monotonic() + MOST_SECONDS
     for over in (False, True):
-        # Read again: an alert that came and went before it could be told is told, and so is its end.
-        waiting = [one for one in book.entries(context.store) if _is_due(one, over=over)]
-        waiting.sort(key=lambda one: list(Kind).index(one.alert.kind))
-        for _, group in groupby(waiting, key=lambda one: one.alert.kind):
+        # Read again: a problem that began and ended before its message could be sent gets its alert and its all-clear.
+        waiting = [entry for entry in book.entries(context.store) if _is_due(entry, over=over)]
+        waiting.sort(key=lambda entry: list(Kind).index(entry.alert.kind))
+        for _, group in groupby(waiting, key=lambda entry: entry.alert.kind):
             same: Sequence[Entry] = list(group)
             if time.monotonic() > until:
-                done.trouble = "the alert webhook is slow; the rest is told at the next look"
+                done.trouble = "the alert webhook is slow; the next look sends the rest"
                 return
             try:
                 if url:
                     post(url, (message.all_clear if over else message.alarm)(same, pages))
             except WebhookFailed as error:
                 done.trouble = str(error)
-                log.warning("%s; what it did not take is told at the next look", error)
+                log.warning("%s; the next look sends the rest", error)
                 return
             book.told(context, lease, same)
 

@@ -43,7 +43,9 @@ def rotate(invocation: Invocation) -> None:
             f"Older keys stay in {cipher.key_file}, for backups of the store: 'nami-amp keys forget' removes them."
         )
     elif done.older:
-        click.echo("NAMI_AMP_ENCRYPTION_KEY may be the first of its keys alone now; older backups need the others.")
+        click.echo(
+            "You can now drop the old keys from NAMI_AMP_ENCRYPTION_KEY. Keep them if you may restore an older backup."
+        )
 
 
 @keys.command()

@@ -54,7 +54,9 @@ def _show(report: RetentionReport) -> None:
     else:
         click.echo("There is nothing to remove.")
     for name, segments in report.held_back.items():
-        click.echo(f"{name}: {screen.number(segments)} segments are past their retention, and kept for it")
+        click.echo(
+            f"{name}: {screen.number(segments)} expired segments are kept: this integration has not delivered them yet"
+        )
     if report.runs_kept:
         kept = screen.number(report.runs_kept)
         click.echo(f"Dagster: {kept} older runs are kept: they hold the newest materialization of a partition")

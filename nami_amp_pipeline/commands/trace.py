@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def trace(invocation: Invocation, event_id: str, whole_table: bool, as_json: bool) -> int:
     """Show where one event is: in the warehouse, and with each integration.
 
-    EVENT_ID is Nami's event id, which is the insert id in Amplitude too. Ends with 1 if nobody knows the event.
+    EVENT_ID is Nami's event id, which is the insert id in Amplitude too. Exit status 1 if the event is not found.
 
     A large table without an index on id is searched for the captured row, and among what is new; other rows with this
     id are found with --whole-table.
@@ -38,7 +38,7 @@ def trace(invocation: Invocation, event_id: str, whole_table: bool, as_json: boo
     else:
         _show(found)
     if not found.is_known:
-        invocation.complain(f"nothing here knows event {event_id}")
+        invocation.complain(f"event {event_id} not found in the warehouse, in any segment or in any integration")
         return 1
     return 0
 

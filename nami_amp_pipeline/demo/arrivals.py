@@ -46,7 +46,7 @@ class LocalAmplitude:
     def user(self, app_id: str, user_id: str) -> dict[str, Any] | None:
         """A user's profile, or None if none of that id was ever seen."""
         answer = self._get("users", {"api_key": demo_key(app_id), "user_id": user_id})
-        return next((one for one in answer["users"] if one["user_id"] == user_id), None)
+        return next((user for user in answer["users"] if user["user_id"] == user_id), None)
 
     def audit(self) -> dict[str, Any]:
         """What it noticed about the sender since it was started."""
@@ -62,13 +62,13 @@ class LocalAmplitude:
         return found
 
 
-def sent_by_type(context: Context, one: Integration) -> dict[str, int]:
+def sent_by_type(context: Context, integration: Integration) -> dict[str, int]:
     """Events that were acknowledged, by the name they were sent under, read from the receipts."""
     table = tables.outboxes
     with context.store.begin() as tx:
         names = tx.execute(
             sa.select(table.c.receipts_file).where(
-                table.c.integration_id == one.id, table.c.receipts_file.is_not(None)
+                table.c.integration_id == integration.id, table.c.receipts_file.is_not(None)
             )
         ).scalars().all()  # fmt: skip
     counts: dict[str, int] = {}
@@ -76,7 +76,7 @@ def sent_by_type(context: Context, one: Integration) -> dict[str, int]:
         receipts = pq.read_table(context.folder.path(name), columns=["event_type", "state"])
         delivered = receipts.filter(pc.equal(receipts["state"], "delivered"))["event_type"]
         for pair in pc.value_counts(delivered).to_pylist():
-            sent_as = one.rename.get(pair["values"], pair["values"])
+            sent_as = integration.rename.get(pair["values"], pair["values"])
             counts[sent_as] = counts.get(sent_as, 0) + pair["counts"]
     return counts
 
@@ -100,10 +100,10 @@ class Person:
 
 def people(amplitude: LocalAmplitude, integrations: Sequence[Integration]) -> list[Person]:
     """The three users that the demo shows."""
-    kinds = {one.app_id: one.user_id_kind for one in integrations}
+    kinds = {integration.app_id: integration.user_id_kind for integration in integrations}
     found = []
     for app_id, name in SHOWN:
-        member = next(one for one in personas_of(app_id) if one.name == name)
+        member = next(persona for persona in personas_of(app_id) if persona.name == name)
         by_external = kinds[app_id] == "external_id" and member.external_id is not None
         user_id = member.external_id if by_external and member.external_id is not None else member.user_id
         found.append(Person(app_id, member, user_id, amplitude.user(app_id, user_id)))

@@ -72,7 +72,7 @@ def ensure_integrations(context: Context, endpoint: str) -> list[Integration]:
     Raises:
         Misconfigured: an integration of the demo's name goes somewhere else.
     """
-    known = {one.key: one for one in all_integrations(context.store)}
+    known = {integration.key: integration for integration in all_integrations(context.store)}
     for app_id, user_id_kind in APPS.items():
         there = known.get(f"{app_id}/{NAME}")
         if there is None:
@@ -95,15 +95,15 @@ def demo_keys() -> list[str]:
     return [f"{app_id}/{NAME}" for app_id in APPS]
 
 
-def _move(context: Context, one: Integration, endpoint: str) -> None:
+def _move(context: Context, integration: Integration, endpoint: str) -> None:
     """Lets a demo integration post to another port, the local Amplitude's usual one being taken."""
-    if context.cipher.decrypt(one.api_key).reveal() != demo_key(one.app_id):
+    if context.cipher.decrypt(integration.api_key).reveal() != demo_key(integration.app_id):
         raise Misconfigured(
-            f"integration {one.key} is not the demo's; remove it, or set NAMI_AMP_HOME to another folder"
+            f"integration {integration.key} is not the demo's; remove it, or set NAMI_AMP_HOME to another folder"
         )
     table = tables.integrations
     with context.store.begin() as tx:
-        tx.execute(sa.update(table).where(table.c.id == one.id).values(endpoint=endpoint))
+        tx.execute(sa.update(table).where(table.c.id == integration.id).values(endpoint=endpoint))
 
 
 def journal(settings: Settings) -> Path:

@@ -120,7 +120,7 @@ def _show(
     amplitude: LocalAmplitude,
 ) -> bool:
     """Prints the report; returns whether everything that was sent arrived, once."""
-    delivered = sum(one["delivered"] for one in report.integrations)
+    delivered = sum(row["delivered"] for row in report.integrations)
     console.print(
         f"{delivered:,} events delivered to the local Amplitude.\n"
         if delivered
@@ -141,13 +141,13 @@ def _show_events(
 ) -> bool:
     table = _table("Sent, and what Amplitude has", "App", "Event", right=("Sent", "Arrived"))
     everything = True
-    for one in integrations:
-        sent, arrived = sent_by_type(context, one), amplitude.events_by_type(one.app_id)
+    for integration in integrations:
+        sent, arrived = sent_by_type(context, integration), amplitude.events_by_type(integration.app_id)
         for event_type in sorted({*sent, *arrived}):
             counts = sent.get(event_type, 0), arrived.get(event_type, 0)
             everything &= counts[0] == counts[1]
-            table.add_row(one.app_id, event_type, *(f"{count:,}" for count in counts))
-        table.add_row(one.app_id, "all", f"{sum(sent.values()):,}", f"{sum(arrived.values()):,}", style="bold")
+            table.add_row(integration.app_id, event_type, *(f"{count:,}" for count in counts))
+        table.add_row(integration.app_id, "all", f"{sum(sent.values()):,}", f"{sum(arrived.values()):,}", style="bold")
         table.add_section()
     console.print(table)
     console.print(
@@ -186,18 +186,18 @@ def _show_numbers(console: Console, found: Sequence[IntegrationStatus]) -> bool:
         "Where every event is", "Integration", right=("Captured", "Delivered", "Skipped", "Dead letters", "Pending")
     )
     fine = True
-    for one in found:
-        skipped, dead = sum(one.skipped.values()), sum(one.dead_letters.values())
-        fine &= one.captured == one.delivered + skipped + dead + one.pending
+    for numbers in found:
+        skipped, dead = sum(numbers.skipped.values()), sum(numbers.dead_letters.values())
+        fine &= numbers.captured == numbers.delivered + skipped + dead + numbers.pending
         table.add_row(
-            one.integration,
-            *(f"{count:,}" for count in (one.captured, one.delivered, skipped, dead, one.pending)),
+            numbers.integration,
+            *(f"{count:,}" for count in (numbers.captured, numbers.delivered, skipped, dead, numbers.pending)),
         )
     console.print()
     console.print(table)
-    for one in found:
-        for reason, events in one.skipped.items():
-            console.print(f"{one.integration} skipped {events:,}: {_SKIPPED.get(reason, reason)}")
+    for numbers in found:
+        for reason, events in numbers.skipped.items():
+            console.print(f"{numbers.integration} skipped {events:,}: {_SKIPPED.get(reason, reason)}")
     console.print(
         "Captured are distinct events of the selected types; loads repeat some, and others are of types not selected.\n"
         "captured = delivered + skipped + dead letters + pending: "

@@ -207,7 +207,7 @@ def _ahead_of(store: Store, clock: Clock) -> float:
 
 def _judge_clock(ahead: dict[str, float], settings: Settings) -> Finding:
     if not ahead:
-        return Finding("clock", "ok", "skipped: nothing here says what time it is")
+        return Finding("clock", "ok", "skipped: no endpoint or server to compare the clock with")
     other, seconds = max(ahead.items(), key=lambda one: abs(one[1]))
     if abs(seconds) <= CLOCK_SECONDS:
         return Finding("clock", "ok", f"agrees with {' and '.join(sorted(ahead))}")

@@ -213,7 +213,8 @@ def _before_outbox(one: Integration, capture: dict[str, Any] | None) -> dict[str
         reason = "" if one.enabled else "the integration is off"
         return {
             "state": "not_captured",
-            "reason": reason or "the next run reads it, if it is not from before the start",
+            "reason": reason
+            or "not read yet; the next run reads it, unless it was loaded before the integration's start",
         }
     if capture["event_type"] not in one.events:
         return {"state": "not_selected", "reason": f"{capture['event_type']} is not selected"}

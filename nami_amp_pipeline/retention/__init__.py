@@ -1,7 +1,7 @@
-"""Retention: removes what nothing needs any more, so that nothing grows without bound.
+"""Retention: removes data that nothing needs any more, so that nothing grows without bound.
 
-Every removal is one transaction that makes rows not count; the files that they named are let go after it, and leave the
-disk later, when nobody can still be reading them. Killed in between, the next time comes out the same.
+Every removal is one transaction that deletes rows. Their files are then marked, and removed later, when no process can
+still be reading them. If it is killed in between, the next run reaches the same end.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ LEASE = "retention"
 
 
 def retain(context: Context, *, dry_run: bool = False) -> RetentionReport:
-    """Removes from the store and the data folder what is past its retention and needed by nothing.
+    """Removes data from the store and the data folder that is past its retention and that nothing needs.
 
-    Safe beside micro-batches: its transactions are short, it takes no lease of theirs, and what it removes none of them
-    looks at.
+    Safe beside micro-batches: its transactions are short, it takes none of their leases, and removes nothing that they
+    read.
 
     Args:
         context: the process at work.
-        dry_run: only says what would be removed; nothing is written.
+        dry_run: only report what would be removed; nothing is written.
 
     Raises:
-        Busy: another process is at it.
-        StoreUnavailable: the store cannot be read or written; what was removed up to then is whole.
+        Busy: another process removes data at the moment.
+        StoreUnavailable: the store cannot be read or written; every removal so far is complete.
     """
     report = RetentionReport(dry_run=dry_run)
     if dry_run:
@@ -43,7 +43,7 @@ def retain(context: Context, *, dry_run: bool = False) -> RetentionReport:
         return report
     leases = context.store.acquire([LEASE])
     if not leases:
-        raise Busy("another process removes what is past its retention right now")
+        raise Busy("another retention run is removing data at the moment")
     try:
         _all(context, report)
     finally:

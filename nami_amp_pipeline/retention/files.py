@@ -1,4 +1,4 @@
-"""Files that nothing refers to: let go by a removal, or written by a process that died before they counted."""
+"""Files that nothing refers to: marked by a removal, or written by a process that died before it registered them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _AT_ONCE = 500
 
 
 def let_go(context: Context, names: Iterable[str]) -> list[int]:
-    """Marks files that count no more as of now; :func:`sweep` removes them when they have been unused for long enough.
+    """Marks files as unused from now on; :func:`sweep` removes them once they have been unused for long enough.
 
-    Whoever read in the store that there is such a file may be about to open it.
+    A process that has just read their rows may be about to open them.
 
     Returns:
-        Their sizes; files that are gone already are left out.
+        Their sizes; files that no longer exist are left out.
     """
     now = context.clock()
     sizes = []
@@ -39,26 +39,26 @@ def let_go(context: Context, names: Iterable[str]) -> list[int]:
 
 
 def size_of(context: Context, names: Iterable[str]) -> list[int]:
-    """The sizes of files; those that are gone already are left out."""
+    """The sizes of files; those that no longer exist are left out."""
     paths = (context.folder.path(name) for name in names)
     return [path.stat().st_size for path in paths if path.exists()]
 
 
 def sweep(context: Context, report: RetentionReport) -> None:
-    """Removes from the disk the files that have been unused for the setting's time, and that no row refers to.
+    """Removes files that have been unused for the time of the setting and that no row refers to.
 
-    A file that is written but does not count yet looks the same. So the time is long, and whoever stood still for half
-    of it loses its leases first: it cannot make such a file count when it wakes up.
+    A file that is written but not registered yet looks the same. So the time is long, and a process that was stopped
+    for half of it loses its leases first: it cannot register such a file when it wakes up.
     """
     unused = context.now() - int(context.settings.unused_file_retention_days * DAY)
     if not report.dry_run:
         _end_sleepers(context, context.now() - int(context.settings.unused_file_retention_days * DAY / 2))
     for kind in ("segments", "ledger", "snapshots", "outboxes", "receipts"):
-        # In this order: what is listed and made to count after that is found among what counts.
+        # In this order: a file that is registered after it was listed is found among the registered ones.
         for paths in _in_parts(sorted(_older(context.folder.root / kind, unused))):
             needed = _referred_to(context, kind, paths)
             _remove([path for path in paths if f"{kind}/{path.name}" not in needed], report)
-    # A compute engine that was killed leaves what it had spilled.
+    # A compute engine that was killed leaves its spill files.
     _remove(sorted(_older(context.folder.root / "spill", unused)), report)
 
 
@@ -87,7 +87,7 @@ def _in_parts(paths: list[Path]) -> Iterator[list[Path]]:
 
 
 def _referred_to(context: Context, kind: str, paths: Iterable[Path]) -> set[str]:
-    """Those of the files that a row of the store names, and needs."""
+    """The files that a row of the store names and needs."""
     names = [f"{kind}/{path.name}" for path in paths]
     with context.store.begin() as tx:
         return set(tx.execute(_named(kind, names)).scalars())

@@ -1,4 +1,4 @@
-"""What a retention run removed, by kind, and what it had to keep."""
+"""The report of a retention run: what it removed, by kind, and what it kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass
 class Removed:
-    """What went of one kind.
+    """The removals of one kind.
 
     Attributes:
         rows: of the state store.
@@ -24,15 +24,15 @@ class Removed:
 
 @dataclass
 class RetentionReport:
-    """What a retention run did, or would do.
+    """The removals of a retention run, or of a dry run.
 
     Attributes:
-        dry_run: whether it only looked.
+        dry_run: whether nothing was removed.
         removed: by kind; ``segments``, ``snapshots``, ``captured_ids``, ``receipts``, ``requests``, ``settled_events``,
-            ``dead_letters``, ``pauses`` and ``leases`` stopped counting, ``unused_files`` left the disk.
+            ``dead_letters``, ``pauses`` and ``leases`` lost their rows, ``unused_files`` were removed.
         held_back: segments that are past their retention but still needed, by ``<app_id>/<name>`` of the integration
             that needs them.
-        runs: runs that went out of Dagster's history; None where that was not looked at.
+        runs: runs removed from Dagster's history; None if it was not checked.
         runs_kept: runs past their retention that hold the newest materialization of a partition.
     """
 
@@ -43,24 +43,25 @@ class RetentionReport:
     runs_kept: int | None = None
 
     def add(self, kind: str, *, rows: int = 0, sizes: Iterable[int] = ()) -> None:
-        """Notes that something went; ``sizes`` are those of its files."""
+        """Adds a removal; ``sizes`` are those of its files."""
         each = list(sizes)
         self.add_files(kind, rows=rows, files=len(each), size=sum(each))
 
     def add_files(self, kind: str, *, rows: int, files: int, size: int) -> None:
-        """The same, of so many files with so many bytes in all."""
+        """Adds a removal of a number of files with a total size in bytes."""
         if rows or files:
-            one = self.removed.setdefault(kind, Removed())
-            one.rows += rows
-            one.files += files
-            one.bytes += size
+            removal = self.removed.setdefault(kind, Removed())
+            removal.rows += rows
+            removal.files += files
+            removal.bytes += size
 
     def to_json(self) -> dict[str, Any]:
         """The object of ``retention --json``."""
         return {
             "dry_run": self.dry_run,
             "removed": {
-                kind: {"rows": one.rows, "files": one.files, "bytes": one.bytes} for kind, one in self.removed.items()
+                kind: {"rows": removal.rows, "files": removal.files, "bytes": removal.bytes}
+                for kind, removal in self.removed.items()
             },
             "held_back": self.held_back,
             "dagster_runs": self.runs,

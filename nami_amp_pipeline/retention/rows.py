@@ -1,4 +1,4 @@
-"""Rows of the state store, and receipts: what tells how a delivered event ended, for as long as people may ask."""
+"""Rows of the state store, and receipts: the ends of delivered events, kept as long as people may ask for them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def expire_receipts(context: Context, report: RetentionReport) -> None:
 def expire_requests(context: Context, report: RetentionReport) -> None:
     """Removes the records of requests that were sent before the retention of receipts.
 
-    Kept are those of outboxes that are not done, whose receipts will name them, and the newest delivered one of each
-    integration, behind which refusals are counted.
+    Requests of open outboxes are kept, because their receipts will name them, and so is the newest delivered request of
+    each integration, from which on refusals are counted.
     """
     table = tables.requests
     before = context.now() - int(context.settings.receipt_retention_days * DAY)
@@ -61,13 +61,13 @@ def expire_requests(context: Context, report: RetentionReport) -> None:
 
 
 def expire_settled(context: Context, report: RetentionReport) -> None:
-    """Removes what is left of events that had waited alone and were delivered before the retention of receipts."""
+    """Removes the rows of held events that were delivered before the retention of receipts."""
     before = context.now() - int(context.settings.receipt_retention_days * DAY)
     _expire_exceptions(context, report, "delivered", before, "settled_events")
 
 
 def expire_dead_letters(context: Context, report: RetentionReport) -> None:
-    """Removes dead letters that are past their retention; they still count as dead letters in the numbers."""
+    """Removes dead letters that are past their retention; ``status`` still counts them."""
     before = context.now() - int(context.settings.dead_letter_retention_days * DAY)
     _expire_exceptions(context, report, "dead", before, "dead_letters")
 
@@ -77,19 +77,19 @@ def _expire_exceptions(context: Context, report: RetentionReport, state: str, be
     query = sa.select(table.c.id).where(
         table.c.state == state,
         table.c.at < before,
-        # The receipts of an outbox that is not done are made of them.
+        # The receipts of an open outbox will be made from them.
         sa.or_(table.c.lane_id.is_(None), table.c.lane_id.not_in(_open_lanes())),
     )
 
     def remove(tx: Transaction, ids: Sequence[int]) -> None:
-        # A person may have it sent again just now.
+        # A person may be retrying it at this moment.
         tx.execute(sa.delete(table).where(table.c.id.in_(ids), table.c.state == state))
 
     _in_parts(context, report, query, table.c.id, remove, _rows_of(report, kind))
 
 
 def expire_pauses(context: Context, report: RetentionReport) -> None:
-    """Removes pauses that ended more than a day ago and that nothing waits behind."""
+    """Removes pauses that ended more than a day ago and behind which no event is held."""
     table, exceptions = tables.pauses, tables.exceptions
     waits = sa.exists().where(
         exceptions.c.integration_id == table.c.integration_id,
@@ -101,7 +101,7 @@ def expire_pauses(context: Context, report: RetentionReport) -> None:
 
 
 def expire_leases(context: Context, report: RetentionReport) -> None:
-    """Removes the leases of integrations, apps and runs that are no more, a day after they ran out."""
+    """Removes the leases of integrations, apps and runs that no longer exist, a day after they expired."""
     table, ones = tables.leases, tables.integrations
     gone = sa.or_(
         sa.and_(
@@ -138,7 +138,7 @@ def _in_parts(
     remove: Callable[[Transaction, Sequence[int]], None],
     removed: Callable[[Sequence[Any]], None],
 ) -> None:
-    """Removes the rows of a query by and by, each part in a transaction of its own."""
+    """Removes the rows of a query in parts, each in its own transaction."""
     last = 0
     while True:
         context.step("retention.commit")

@@ -1,8 +1,7 @@
-"""Segments with their snapshots: what was captured, kept as long as a row that is loaded again must be recognised.
+"""Segments with their snapshots, kept as long as a row that is loaded again must be recognised.
 
-A segment is needed by the integrations that have not prepared it, by those whose outbox of it is not done, and as long
-as the ledger knows its ids: such an event is not read again, so a new integration that starts earlier takes it from
-here.
+A segment is needed by integrations that have not prepared it, by those whose outbox of it is still open, and as long as
+the ledger holds its ids: such an event is not read again, so a new integration that starts earlier takes it from here.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ from pathlib import Path
 from nami_amp_pipeline.operations.status import status
 from nami_amp_pipeline.sandbox import Options, Sandbox, SandboxServer
 from nami_amp_pipeline.state.integrations import all_integrations
+from nami_amp_pipeline_tests.support.everything import Everything
 from nami_amp_pipeline_tests.support.postgres import Postgres
 from nami_amp_pipeline_tests.support.scene import GOOD_KEY
 from nami_amp_pipeline_tests.support.service import service, wait_for
-from nami_amp_pipeline_tests.test_service import Everything
 
 
 def say(text: str) -> None:

@@ -11,11 +11,11 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from nami_amp_pipeline.sandbox import Options, Sandbox, SandboxServer
+from nami_amp_pipeline_tests.support.everything import Everything
 from nami_amp_pipeline_tests.support.postgres import Postgres
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY
 from nami_amp_pipeline_tests.support.service import service, wait_for
 from nami_amp_pipeline_tests.support.webhook import Webhook
-from nami_amp_pipeline_tests.test_service import Everything
 
 
 def main(folder: Path) -> None:
