@@ -29,7 +29,8 @@ class RetentionReport:
     Attributes:
         dry_run: whether it only looked.
         removed: by kind; ``segments``, ``snapshots``, ``captured_ids``, ``receipts``, ``requests``, ``settled_events``,
-            ``dead_letters``, ``pauses`` and ``leases`` stopped counting, ``unused_files`` left the disk.
+            ``dead_letters``, ``pauses``, ``leases`` and ``run_troubles`` stopped counting, ``unused_files`` left the
+            disk.
         held_back: segments that are past their retention but still needed, by ``<app_id>/<name>`` of the integration
             that needs them.
         runs: runs that went out of Dagster's history; None where that was not looked at.
