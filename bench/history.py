@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
@@ -175,7 +174,7 @@ def _warehouse(rows: int, users: int, base: int) -> Path:
 
 def _captured(home: Home) -> int:
     """Lets the pipeline capture the history as of hours ago; returns how many users it found."""
-    settings = replace(home.settings, segment_rows=SEGMENT_ROWS)
+    settings = home.settings.replace(segment_rows=SEGMENT_ROWS)
     ago = Context.open(settings, clock=lambda: time.time() - 3 * 3600)
     capture_apps(ago)
     snapshot_apps(ago)

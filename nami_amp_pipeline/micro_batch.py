@@ -3,63 +3,58 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Final
 
+import sqlalchemy as sa
+
+from nami_amp_pipeline import errors
 from nami_amp_pipeline.clock import to_text
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.delivery.attempt import Delivered
-from nami_amp_pipeline.errors import Misconfigured, NamiAmpError, StoreUnavailable
+from nami_amp_pipeline.errors import Halted, Misconfigured, NamiAmpError, StoreUnavailable
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
-from nami_amp_pipeline.pipeline import (
-    Failed,
-    as_named_error,
-    capture_apps,
-    deliver_integrations,
-    prepare_integrations,
-    snapshot_apps,
-)
-from nami_amp_pipeline.stages.capture import Captured
-from nami_amp_pipeline.stages.prepare import Prepared
-from nami_amp_pipeline.stages.snapshots import Snapshotted
+from nami_amp_pipeline.pipeline import in_words, never, run_stage
+from nami_amp_pipeline.stages.facts import Facts
+from nami_amp_pipeline.stages.stage import Stage, Stop, Subject, called, partition_key
+from nami_amp_pipeline.stages.table import DELIVER, PREPARE
+from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
 
-R = TypeVar("R")
-V = TypeVar("V")
+LEFT_TO_ANOTHER: Final = "skipped: another run holds this integration's lease and will deliver its events"
 
-LEFT_TO_ANOTHER = "another process is working on this integration; its events are left to that one"
+LONGEST_KEY: Final = 200
+"""A longer text is no integration's key, and not repeated in an error."""
 
 
 @dataclass
 class MicroBatch:
     """A micro-batch under way. A stage that cannot go on is noted, and the stages after it still do what they can.
 
+    Stages of one run may have a process each. What one could not do stands in the store, where the last one finds it.
+
     Attributes:
         context: the process at work.
         keys: ``<app_id>/<name>`` of the integrations to work for; None for all.
-        before: the numbers of each integration before the first stage, by key.
-        troubles: what stages ran into, with the stage's asset.
-        captured, snapshotted, prepared, delivered: what the stages did.
+        before: the numbers of each integration before the first stage of this process, by key.
+        done: the results of the stages that ran in this process, by asset and partition key.
     """
 
     context: Context
     keys: Sequence[str] | None
     before: dict[str, IntegrationStatus] = field(default_factory=dict)
-    troubles: list[tuple[str, NamiAmpError]] = field(default_factory=list)
-    captured: dict[str, Captured] = field(default_factory=dict)
-    snapshotted: dict[str, Snapshotted] = field(default_factory=dict)
-    prepared: dict[int, Prepared] = field(default_factory=dict)
-    delivered: dict[int, Delivered] = field(default_factory=dict)
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @staticmethod
     def begin(context: Context, keys: Sequence[str] | None = None) -> MicroBatch:
-        """Starts a micro-batch.
+        """Starts a micro-batch, or a process of one.
 
         Raises:
             Misconfigured: one of the integrations is unknown.
             StoreUnavailable: the store cannot be read.
         """
+        if any(len(key) > LONGEST_KEY for key in keys or ()):
+            raise Misconfigured(f"an integration is named <app_id>/<name>, with at most {LONGEST_KEY} characters")
         tick = MicroBatch(context, list(keys) if keys is not None else None)
         tick.before = {one.integration: one for one in status(context, tick.integrations())}
         return tick
@@ -69,48 +64,93 @@ class MicroBatch:
         """For people; the stage that runs sets it."""
         return self.context.log
 
+    @property
+    def troubles(self) -> list[tuple[str, NamiAmpError]]:
+        """What the stages of this run could not do, each with the stage's asset, also of its other processes.
+
+        Raises:
+            StoreUnavailable: the store cannot be read.
+        """
+        table = tables.run_troubles
+        query = sa.select(table).where(table.c.run_id == self.context.run_id).order_by(table.c.id)
+        with self.context.store.begin() as tx:
+            rows = tx.execute(query).all()
+        return [(row.asset, _kind(row.kind)(row.message)) for row in rows]
+
     def integrations(self) -> list[Integration]:
-        """The integrations of this tick as they stand now."""
+        """The integrations of this micro-batch as they stand now."""
         if self.keys is None:
             return all_integrations(self.context.store)
         known = {one.key: one for one in all_integrations(self.context.store)}
-        if not self.before:  # a name may vanish while the tick runs, but not before it
+        if not self.before:  # a name may vanish while the micro-batch runs, but not before it
             return all_integrations(self.context.store, self.keys)
         return [known[key] for key in dict.fromkeys(self.keys) if key in known]
 
-    def capture(self) -> dict[str, Captured]:
-        """Stage 1, of the apps that have an integration switched on; by app id."""
-        apps = self._apps()
-        self.captured = self._stage("nami_events", lambda failed: capture_apps(self.context, apps, failed=failed))
-        return self.captured
+    def subjects(self, stage: Stage) -> Sequence[Subject]:
+        """What a stage works on: the integrations, or their apps as far as one is switched on."""
+        integrations = self.integrations()
+        if stage.per == "integration":
+            return integrations
+        return sorted({one.app_id for one in integrations if one.enabled})
 
-    def snapshot(self) -> dict[str, Snapshotted]:
-        """Stage 2; by app id."""
-        apps = self._apps()
-        self.snapshotted = self._stage(
-            "user_property_snapshots", lambda failed: snapshot_apps(self.context, apps, failed=failed)
-        )
-        return self.snapshotted
-
-    def prepare(self) -> dict[int, Prepared]:
-        """Stage 3; by integration id."""
-        self.prepared = self._stage(
-            "amplitude_events",
-            lambda failed: prepare_integrations(self.context, self.integrations(), failed=failed),
-        )
-        return self.prepared
-
-    def deliver(self, stop: Callable[[], bool]) -> dict[int, Delivered]:
-        """Stage 4; by integration id, also those that had nothing pending.
+    def run(self, stage: Stage, stop: Stop = never) -> dict[str, Any]:
+        """Runs a stage for all that it works on, and notes what it could not do.
 
         Args:
-            stop: once true, nothing new is posted, and what is under way is recorded.
+            stage: which one.
+            stop: once true, nothing new is begun.
+
+        Returns:
+            Results by partition key.
+
+        Raises:
+            StoreUnavailable: the store cannot be read or written; no stage can do anything about it.
+            Misconfigured: a setting cannot be used; nor about that.
         """
-        self.delivered = self._stage(
-            "amplitude_deliveries",
-            lambda failed: deliver_integrations(self.context, self.integrations(), stop=stop, failed=failed),
-        )
-        return self.delivered
+
+        def failed(subject: Subject, error: NamiAmpError) -> None:
+            self.note(stage, type(error)(f"{called(subject)}: {error}"), partition_key(subject))
+
+        try:
+            done = run_stage(self.context, stage, self.subjects(stage), stop=stop, failed=failed)
+        except (StoreUnavailable, Misconfigured):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other stages have their turn
+            self.note(stage, in_words(self.context, error))
+            done = {}
+        self.done[stage.asset] = done
+        return done
+
+    def describe(self, stage: Stage, done: Mapping[str, Any]) -> dict[str, Facts]:
+        """What to show of the partitions that a stage moved; pages that cannot be made end no run."""
+        try:
+            return stage.describe(self.context, self.subjects(stage), done)
+        except NamiAmpError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the work itself is done and committed
+            self.note(stage, in_words(self.context, error))
+            return {}
+
+    def note(self, stage: Stage, error: NamiAmpError, partition: str | None = None) -> None:
+        """Records what a stage could not do, for the run to fail at its end.
+
+        Args:
+            stage: which one.
+            error: why.
+            partition: whose work it was; None if it was everybody's.
+        """
+        self.log.error("%s: %s", stage.asset, error)
+        with self.context.store.begin() as tx:
+            tx.execute(
+                sa.insert(tables.run_troubles).values(
+                    run_id=self.context.run_id,
+                    asset=stage.asset,
+                    partition=partition,
+                    kind=type(error).__name__,
+                    message=str(error),
+                    at=self.context.now(),
+                )
+            )
 
     def halted(self) -> list[IntegrationStatus]:
         """The integrations that stand still until a person repairs something."""
@@ -120,15 +160,16 @@ class MicroBatch:
     def problems(self) -> list[str]:
         """A line for each thing that keeps events from being delivered: stages first, then integrations."""
         lines = [f"{asset}: {error}" for asset, error in self.troubles]
-        for one in self.integrations():
-            done = self.delivered.get(one.id)
-            if done is not None and done.error:
-                lines.append(f"{one.key}: {done.error}")
-        return lines
+        return lines + [f"{one.key}: {error}" for one in self.integrations() if (error := self.error_of(one))]
+
+    def error_of(self, one: Integration) -> str | None:
+        """Why the work of an integration is not at its end, as the stages of this process have it."""
+        results = [done.get(one.partition_key) for done in self.done.values()]
+        return next((error for result in results if (error := getattr(result, "error", None))), None)
 
     def report(self) -> list[dict[str, Any]]:
-        """Each integration as ``run --json`` shows it: what this tick did, and how things stand after it."""
-        integrations = self.integrations()
+        """Each integration as ``run --json`` shows it: what this process did, and how things stand after it."""
+        integrations, troubles = self.integrations(), self.troubles
         rows = []
         for one, now in zip(integrations, status(self.context, integrations), strict=True):
             was = self.before.get(one.key, IntegrationStatus(one.key, now.state))
@@ -142,7 +183,7 @@ class MicroBatch:
                     "pending": now.pending,
                     "watermark": to_text(now.watermark),
                     "lag_seconds": round(now.lag_seconds, 3),
-                    "error": self._error(one, now),
+                    "error": self._shown_error(one, now, troubles),
                     "state": now.state,
                     "pending_by": now.pending_by,
                     "lag_by": now.to_json()["lag_by"],
@@ -152,39 +193,28 @@ class MicroBatch:
 
     def _captured(self, one: Integration, was: IntegrationStatus, now: IntegrationStatus) -> int:
         """Events that were read, or that this integration took up from what had been read before it was ready."""
-        prepared = self.prepared.get(one.id)
+        prepared = self.done.get(PREPARE.asset, {}).get(one.partition_key)
         return max(now.captured - was.captured, prepared.captured if prepared is not None else 0)
 
-    def _error(self, one: Integration, now: IntegrationStatus) -> str | None:
+    def _shown_error(
+        self, one: Integration, now: IntegrationStatus, troubles: Sequence[tuple[str, NamiAmpError]]
+    ) -> str | None:
         if not one.enabled:
             return None
-        done = self.delivered.get(one.id)
-        if done is not None and done.error:
-            return done.error
-        if self.troubles:
-            return str(self.troubles[0][1])
-        if done is None and now.pending:
+        error = self.error_of(one)
+        if error:
+            return error
+        if troubles:
+            return str(troubles[0][1])
+        if now.pending and one.partition_key not in self.done.get(DELIVER.asset, {}):
             return one.halted_reason or LEFT_TO_ANOTHER
         return None
 
-    def _apps(self) -> list[str]:
-        return sorted({one.app_id for one in self.integrations() if one.enabled})
 
-    def _stage(self, asset: str, act: Callable[[Failed[Any]], dict[R, V]]) -> dict[R, V]:
-        def failed(key: str | Integration, error: NamiAmpError) -> None:
-            self._note(asset, type(error)(f"{key if isinstance(key, str) else key.key}: {error}"))
-
-        try:
-            return act(failed)
-        except (StoreUnavailable, Misconfigured):
-            raise  # no stage can do anything about it
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other stages have their turn
-            self._note(asset, as_named_error(self.context, error))
-            return {}
-
-    def _note(self, asset: str, error: NamiAmpError) -> None:
-        self.troubles.append((asset, error))
-        self.log.error("%s: %s", asset, error)
+def _kind(name: str) -> type[NamiAmpError]:
+    """The class of a noted error; one that only a newer version knows is shown as what stopped work."""
+    found = getattr(errors, name, Halted)
+    return found if isinstance(found, type) and issubclass(found, NamiAmpError) else Halted
 
 
 def _growth(was: dict[str, int], now: dict[str, int]) -> dict[str, int]:

@@ -1,13 +1,12 @@
-"""The stages of a micro-batch, each taking what it may work on under a lease and giving it back."""
+"""Runs a stage: takes what it may work on under leases, keeps one partition's error from the others, gives all back."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final, TypeVar
-
-import sqlalchemy as sa
+from dataclasses import replace
+from typing import Any, Final
 
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.delivery.attempt import Delivered
@@ -22,71 +21,83 @@ from nami_amp_pipeline.errors import (
     Unexpected,
     WarehouseUnavailable,
 )
-from nami_amp_pipeline.stages.capture import Captured, capture
-from nami_amp_pipeline.stages.deliver import deliver
-from nami_amp_pipeline.stages.prepare import Prepared, prepare
-from nami_amp_pipeline.stages.snapshots import Snapshotted, snapshot
-from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.stages.capture import Captured
+from nami_amp_pipeline.stages.prepare import Prepared
+from nami_amp_pipeline.stages.snapshots import Snapshotted
+from nami_amp_pipeline.stages.stage import Stage, Stop, Subject, partition_key
+from nami_amp_pipeline.stages.table import CAPTURE, DELIVER, PREPARE, SNAPSHOTS, delivering
+from nami_amp_pipeline.stages.window import Window
 from nami_amp_pipeline.state.integrations import Integration, apps_with_integrations
 from nami_amp_pipeline.state.store import Lease
 
-K = TypeVar("K")
-R = TypeVar("R")
-V = TypeVar("V")
-
-Failed = Callable[[K, NamiAmpError], None]
-"""Told of an app or integration that a stage could not be done for."""
+Failed = Callable[[Subject, NamiAmpError], None]
+"""Called with each app or integration that a stage could not be done for."""
 
 MOST_APART: Final = 20
-"""So many partitions that fail in one stage are told apart; more have one cause, most likely."""
+"""If more partitions than this fail in one stage, the rest is not isolated: most likely they have one cause."""
 
 _SHARED = (StoreUnavailable, WarehouseUnavailable, LostLease, Misconfigured, Busy)
 
 
-def capture_apps(
-    context: Context, app_ids: Sequence[str] | None = None, *, failed: Failed[str] | None = None
-) -> dict[str, Captured]:
-    """Stage 1 for these apps, or for all that have an integration switched on.
+def never() -> bool:
+    """For a run that nobody can stop."""
+    return False
 
-    Apps that another process works on are left to it.
+
+def run_stage(
+    context: Context,
+    stage: Stage,
+    subjects: Sequence[Subject],
+    *,
+    window: Window | None = None,
+    stop: Stop = never,
+    failed: Failed | None = None,
+) -> dict[str, Any]:
+    """Runs a stage for some apps or integrations. Those that another process works on are left to it.
 
     Args:
         context: the process at work.
-        app_ids: the apps; None for all.
-        failed: told of each app that the stage could not be done for, while it was done for the others; without it the
-            first such error is raised.
+        stage: which one.
+        subjects: app ids, or integrations, as the stage has it.
+        window: what to work on; None for what is new.
+        stop: whether the process was asked to end.
+        failed: called with each subject that fails while the others are done; without it the first error is raised.
+
+    Returns:
+        Results by partition key; subjects without news, and those that failed, are left out.
+
+    Raises:
+        Misconfigured: a setting cannot be used, or the stage cannot work on a window.
+        WarehouseUnavailable: the warehouse cannot be read; nobody's partition is to blame.
+        StoreUnavailable: the state store cannot be read or written.
     """
 
-    def act(some: Sequence[str]) -> dict[str, Captured]:
-        with _apps(context, some) as leases:
-            return capture(context, leases)
+    def act(some: Sequence[Subject]) -> dict[str, Any]:
+        keys = {_lease_id(subject): partition_key(subject) for subject in some}
+        with _leases(context, {f"{stage.per}:{lease_id}": lease_id for lease_id in keys}) as leases:
+            done = stage.run(context, some, leases, window, stop)
+        return {keys[lease_id]: result for lease_id, result in done.items()}
 
-    return _apart(context, apps_with_integrations(context.store) if app_ids is None else list(app_ids), act, failed)
-
-
-def snapshot_apps(
-    context: Context, app_ids: Sequence[str] | None = None, *, failed: Failed[str] | None = None
-) -> dict[str, Snapshotted]:
-    """Stage 2 for these apps, or for all that have an integration switched on; ``failed`` as in stage 1."""
-
-    def act(some: Sequence[str]) -> dict[str, Snapshotted]:
-        with _apps(context, some) as leases:
-            return snapshot(context, leases)
-
-    return _apart(context, apps_with_integrations(context.store) if app_ids is None else list(app_ids), act, failed)
+    return _apart(context, subjects, act, failed)
 
 
-def prepare_integrations(
-    context: Context, integrations: Sequence[Integration], *, failed: Failed[Integration] | None = None
-) -> dict[int, Prepared]:
-    """Stage 3 for these integrations, by integration id; ``failed`` as in stage 1."""
+def _lease_id(subject: Subject) -> str | int:
+    return subject if isinstance(subject, str) else subject.id
 
-    def act(some: Sequence[Integration]) -> dict[int, Prepared]:
-        with _integrations(context, some) as leases:
-            expire_waiting(context, leases)
-            return prepare(context, some, leases)
 
-    return _apart(context, integrations, act, failed)
+def capture_apps(context: Context, app_ids: Sequence[str] | None = None) -> dict[str, Captured]:
+    """Stage 1 for these apps, or for all that have an integration switched on; by app id."""
+    return run_stage(context, CAPTURE, apps_with_integrations(context.store) if app_ids is None else app_ids)
+
+
+def snapshot_apps(context: Context, app_ids: Sequence[str] | None = None) -> dict[str, Snapshotted]:
+    """Stage 2 for these apps, or for all that have an integration switched on; by app id."""
+    return run_stage(context, SNAPSHOTS, apps_with_integrations(context.store) if app_ids is None else app_ids)
+
+
+def prepare_integrations(context: Context, integrations: Sequence[Integration]) -> dict[int, Prepared]:
+    """Stage 3 for these integrations; by integration id."""
+    return _by_id(integrations, run_stage(context, PREPARE, integrations))
 
 
 def deliver_integrations(
@@ -96,32 +107,31 @@ def deliver_integrations(
     wire: Wire | None = None,
     background: Background | None = None,
     rng: random.Random | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    failed: Failed[Integration] | None = None,
+    stop: Stop = never,
 ) -> dict[int, Delivered]:
-    """Stage 4 for these integrations, by integration id; see :func:`nami_amp_pipeline.stages.deliver.deliver`.
+    """Stage 4 for these integrations, by integration id; see :func:`nami_amp_pipeline.stages.deliver.deliver`."""
+    stage = replace(DELIVER, run=delivering(wire=wire, background=background, rng=rng))
+    return _by_id(integrations, run_stage(context, stage, integrations, stop=stop))
 
-    ``failed`` as in stage 1.
-    """
 
-    def act(some: Sequence[Integration]) -> dict[int, Delivered]:
-        with _integrations(context, some) as leases:
-            return deliver(context, some, leases, wire=wire, background=background, rng=rng, stop=stop)
-
-    return _apart(context, integrations, act, failed)
+def _by_id(integrations: Sequence[Integration], done: Mapping[str, Any]) -> dict[int, Any]:
+    return {one.id: done[one.partition_key] for one in integrations if one.partition_key in done}
 
 
 def _apart(
-    context: Context, keys: Sequence[K], act: Callable[[Sequence[K]], dict[R, V]], failed: Failed[K] | None
-) -> dict[R, V]:
-    """Acts for all keys at once; where that ends in an error, for each half, until it is known whose error it is.
+    context: Context,
+    subjects: Sequence[Subject],
+    act: Callable[[Sequence[Subject]], dict[str, Any]],
+    failed: Failed | None,
+) -> dict[str, Any]:
+    """Acts for all at once; if that ends in an error, for each half, until it is known whose error it is.
 
-    What no key is to blame for, such as a warehouse that cannot be read, is raised as it is.
+    An error that no subject is to blame for, such as a warehouse that cannot be read, is raised as it is.
     """
-    told = 0
+    isolated = 0
 
-    def some(part: Sequence[K]) -> dict[R, V]:
-        nonlocal told
+    def some(part: Sequence[Subject]) -> dict[str, Any]:
+        nonlocal isolated
         try:
             return act(part)
         except _SHARED:
@@ -129,20 +139,20 @@ def _apart(
         except Exception as error:
             if failed is None or not part:
                 raise
-            if len(part) > 1 and told < MOST_APART:
+            if len(part) > 1 and isolated < MOST_APART:
                 context.log.info("%s: trying again in two halves", type(error).__name__)
                 middle = len(part) // 2
                 return some(part[:middle]) | some(part[middle:])
-            told += len(part)
-            for key in part:
-                failed(key, as_named_error(context, error))
+            isolated += len(part)
+            for subject in part:
+                failed(subject, in_words(context, error))
             return {}
 
-    return some(keys)
+    return some(subjects)
 
 
-def as_named_error(context: Context, error: Exception) -> NamiAmpError:
-    """The error itself, or :class:`Unexpected` for a bug, whose traceback goes to the log."""
+def in_words(context: Context, error: Exception) -> NamiAmpError:
+    """An error for people: as it is if it was raised on purpose, otherwise as a bug; the log has the traceback."""
     if isinstance(error, NamiAmpError):
         return error
     context.log.error("an error that nobody expected", exc_info=error)
@@ -150,40 +160,8 @@ def as_named_error(context: Context, error: Exception) -> NamiAmpError:
     return Unexpected(f"this is a bug, please report it: {type(error).__name__}: {first}")
 
 
-def expire_waiting(context: Context, leases: Mapping[int, Lease]) -> dict[int, int]:
-    """Gives up on logins that did not come: what waited longer than the setting is skipped.
-
-    Returns:
-        Skipped events by integration id.
-    """
-    before = context.now() - context.settings.hold_days * 86_400_000_000
-    table = tables.exceptions
-    expired = sa.and_(table.c.state == "waiting", table.c.at <= before)
-    gone: dict[int, int] = {}
-    with context.store.begin(under=leases.values()) as tx:
-        late = set(tx.execute(sa.select(table.c.integration_id).where(expired).distinct()).scalars())
-        for integration_id in late & leases.keys():
-            result = tx.execute(sa.delete(table).where(table.c.integration_id == integration_id, expired))
-            if result.rowcount:
-                gone[integration_id] = result.rowcount
-                context.store.count(tx, integration_id, "skipped", {"no_external_id": result.rowcount})
-    return gone
-
-
 @contextmanager
-def _apps(context: Context, app_ids: Sequence[str]) -> Iterator[dict[str, Lease]]:
-    with _leases(context, {f"app:{app_id}": app_id for app_id in app_ids}) as leases:
-        yield leases
-
-
-@contextmanager
-def _integrations(context: Context, integrations: Sequence[Integration]) -> Iterator[dict[int, Lease]]:
-    with _leases(context, {f"integration:{one.id}": one.id for one in integrations}) as leases:
-        yield leases
-
-
-@contextmanager
-def _leases(context: Context, names: Mapping[str, K]) -> Iterator[dict[K, Lease]]:
+def _leases(context: Context, names: Mapping[str, str | int]) -> Iterator[dict[str | int, Lease]]:
     taken = context.store.acquire(list(names))
     for name in names.keys() - taken.keys():
         context.log.info("%s is worked on by another process; left to it", name)

@@ -76,10 +76,11 @@ def run_micro_batch(
         all_integrations(pipeline.open().store, integrations)  # unknown names and a missing store are no failed run
         with dagster_instance(settings) as instance:
             _execute(instance, pipeline, run_id, integrations, verbose)
-        tick = pipeline.last_tick
+        tick = pipeline.last_micro_batch
         if pipeline.error is not None or tick is None:
             raise pipeline.error or Halted(f"run {run_id} did not begin")
-        return RunReport(run_id, tick.report(), tick.problems(), tick.troubles[0][1] if tick.troubles else None)
+        troubles = tick.troubles
+        return RunReport(run_id, tick.report(), tick.problems(), troubles[0][1] if troubles else None)
     finally:
         pipeline.close()
 

@@ -1,258 +1,416 @@
-"""Settings from the environment, or from a ``.env`` file beside the working directory."""
+"""Settings from the environment, or from a ``.env`` file in the working directory; writes their table for the docs.
+
+Each field below is one setting: its type and bounds are what is checked, its description and unit are what the error
+message and ``docs/settings.md`` say.
+"""
 
 from __future__ import annotations
 
+import difflib
+import logging
+import math
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Final
+from urllib.parse import quote, urlsplit
 
 from dotenv import dotenv_values
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.errors import Misconfigured
 
-T = TypeVar("T")
+PREFIX: Final = "NAMI_AMP_"
 
-_DAYS = "a number of days over 0, at most 36500"
-
-SECRETS = ("WAREHOUSE_URL", "STATE_URL", "ENCRYPTION_KEY", "ALERT_WEBHOOK_URL")
+SECRETS: Final = ("WAREHOUSE_URL", "STATE_URL", "ENCRYPTION_KEY", "ALERT_WEBHOOK_URL")
 """Settings that may also be given as the content of a file, which ``NAMI_AMP_<NAME>_FILE`` names."""
 
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+NOT_SETTINGS: Final = ("DEBUG", "IMAGE", "TEST_POSTGRES_URL")
+"""Other variables with the same prefix: of the command line, of the containers, of the tests."""
+
+STORE_SCHEMES: Final = ("sqlite", "postgresql")
+
+_LOG = logging.getLogger("nami_amp_pipeline.settings")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Everything that can be set, with its default; each field is ``NAMI_AMP_<NAME>`` in the environment.
+def warehouse_schemes() -> tuple[str, ...]:
+    """The URL schemes of the warehouses that can be read."""
+    # Imported late: the warehouses know the settings.
+    from nami_amp_pipeline import warehouse
 
-    Attributes:
-        home: folder of everything that has no address of its own.
-        warehouse_url: ``duckdb:///path`` or ``postgresql://…``; read only.
-        warehouse_schema: schema of the events table.
-        warehouse_table: name of the events table.
-        state_url: ``sqlite:///path`` or ``postgresql://…``.
-        data_dir: folder of segments, outboxes and receipts.
-        encryption_key: Fernet key for the API keys; without it one is made in ``home`` (mode 0600).
-        late_commit_window_seconds: how long after later rows a row may still become visible.
-        ledger_retention_days: how long a row that is loaded again is recognised; segments live as long.
-        receipt_retention_days: how long receipts and requests tell how an event ended.
-        dead_letter_retention_days: how long a dead letter can be looked at and sent again.
-        dagster_retention_days: how long a run stays in Dagster's history, if it is not a partition's newest.
-        unused_file_retention_days: how long a file that nothing refers to stays on the disk.
-        segment_rows: rows of one segment; memory grows with it, not with the backlog.
-        max_rows_per_tick: rows captured by one run at most, over all apps.
-        batch_events: events of one request at most.
-        batch_bytes: bytes of one request at most, before compression.
-        gzip: whether request bodies are compressed.
-        max_lanes: requests that one integration has under way at most.
-        http_timeout_seconds: for a whole request, answer included.
-        run_retry_seconds: how long a run goes on trying what is not delivered yet.
-        hold_days: how long ``wait_for_login`` holds an event.
-        lease_seconds: how long a process may be silent before another takes its partitions over.
-        tick_minutes: how often the schedule starts a micro-batch.
-        sensor_seconds: how often each sensor looks.
-        early_tick_seconds: how old work may become before a micro-batch starts early, a tick and a minute where it is
-            not set; 0 never.
-        dagster_url: where Dagster's pages are, for links in alerts.
-        alert_webhook_url: where alerts are posted in the format of Slack's incoming webhooks; the address is a secret.
-        alert_lag_seconds: how long an event may wait before that is an alert; 0 never.
-        alert_dead_letters: how many new dead letters of an integration within the window are still no alert.
-        alert_window_seconds: that window.
-        alert_nothing_ingested_seconds: how long an app may be silent before that is an alert; 0 for ever.
-        duckdb_memory: memory limit of the compute engine.
-        duckdb_threads: threads of the compute engine; 0 is one per core.
+    registered: Callable[[], Iterable[str]] | None = getattr(warehouse, "schemes", None)
+    return tuple(registered()) if registered is not None else ("duckdb", "postgresql")
+
+
+def _database(schemes: Callable[[], Iterable[str]]) -> AfterValidator:
+    def check(text: str) -> str:
+        scheme, separator, rest = text.partition("://")
+        scheme = "postgresql" if scheme == "postgres" else scheme
+        if not separator or scheme not in schemes() or not rest.strip("/") or "\0" in text:
+            raise ValueError("not an address of a database")
+        return f"{scheme}://{_with_quoted_password(rest) if scheme == 'postgresql' else rest}"
+
+    return AfterValidator(check)
+
+
+_HOST: Final = r"([\w.\-%]*|\[[\da-fA-F:.]+\])(:\d*)?"
+_HOSTS: Final = re.compile(f"{_HOST}(,{_HOST})*")
+_AFTER_LOGIN: Final = re.compile(rf"{_HOSTS.pattern}(/[^@/?#]*)?(\?[^@#]*)?")
+"""What follows the login in a database URL: hosts, a database, parameters."""
+
+
+def _with_quoted_password(rest: str) -> str:
+    """An address without its scheme, with a user and password that may be written with ``@``, ``/``, ``#`` or ``?``.
+
+    An address that is well formed is left as it is, parameters with an ``@`` included.
     """
-
-    home: Path = Path(".nami-amp")
-    warehouse_url: str = field(default="", repr=False)
-    warehouse_schema: str = ""
-    warehouse_table: str = "nami_events"
-    state_url: str = field(default="", repr=False)
-    data_dir: Path = Path()
-    encryption_key: str | None = field(default=None, repr=False)
-    late_commit_window_seconds: int = 600
-    ledger_retention_days: float = 30
-    receipt_retention_days: float = 90
-    dead_letter_retention_days: float = 90
-    dagster_retention_days: float = 14
-    unused_file_retention_days: float = 1
-    segment_rows: int = 100_000
-    max_rows_per_tick: int = 10_000_000
-    batch_events: int = 1_000
-    batch_bytes: int = 950_000
-    gzip: bool = False
-    max_lanes: int = 16
-    http_timeout_seconds: float = 30.0
-    run_retry_seconds: float = 120.0
-    hold_days: int = 30
-    lease_seconds: int = 120
-    tick_minutes: int = 5
-    sensor_seconds: int = 30
-    early_tick_seconds: int = 360
-    dagster_url: str = ""
-    alert_webhook_url: str | None = field(default=None, repr=False)
-    alert_lag_seconds: int = 3_600
-    alert_dead_letters: int = 100
-    alert_window_seconds: int = 3_600
-    alert_nothing_ingested_seconds: int = 86_400
-    duckdb_memory: str = "600MB"
-    duckdb_threads: int = 0
-
-    @staticmethod
-    def load(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) -> Settings:
-        """Reads the settings; what the environment says wins over ``.env``.
-
-        Raises:
-            Misconfigured: a value cannot be parsed; the message names the variable, never a secret value.
-        """
-        values = {k: v for k, v in dotenv_values(dotenv).items() if v is not None} if dotenv.is_file() else {}
-        values.update(os.environ if environ is None else environ)
-        for name in SECRETS:
-            values.update(_from_file(values, f"NAMI_AMP_{name}"))
-
-        def read(name: str, parse: Callable[[str], T], default: T, expected: str) -> T:
-            text = values.get(f"NAMI_AMP_{name}", "").strip()
-            if not text:
-                return default
-            try:
-                return parse(text)
-            except ValueError:
-                raise Misconfigured(f"NAMI_AMP_{name} must be {expected}") from None
-
-        base = Settings()
-        home = read("HOME", Path, base.home, "a folder")
-        tick_minutes = read("TICK_MINUTES", _whole(1, 59), base.tick_minutes, "a whole number from 1 to 59")
-        return Settings(
-            home=home,
-            warehouse_url=read("WAREHOUSE_URL", _url("duckdb", "postgresql"), f"duckdb:///{home}/warehouse.duckdb",
-                               "duckdb:///PATH or postgresql://USER@HOST/DATABASE"),
-            warehouse_schema=read("WAREHOUSE_SCHEMA", _identifier, "", "the name of a schema"),
-            warehouse_table=read("WAREHOUSE_TABLE", _identifier, base.warehouse_table, "the name of a table"),
-            state_url=read("STATE_URL", _url("sqlite", "postgresql"), f"sqlite:///{home}/state.db",
-                           "sqlite:///PATH or postgresql://USER@HOST/DATABASE"),
-            data_dir=read("DATA_DIR", Path, home / "data", "a folder"),
-            encryption_key=read("ENCRYPTION_KEY", str, None, "a Fernet key"),
-            late_commit_window_seconds=read("LATE_COMMIT_WINDOW_SECONDS", _whole(0), base.late_commit_window_seconds,
-                                            "a whole number of seconds"),
-            ledger_retention_days=read("LEDGER_RETENTION_DAYS", _days, base.ledger_retention_days, _DAYS),
-            receipt_retention_days=read("RECEIPT_RETENTION_DAYS", _days, base.receipt_retention_days, _DAYS),
-            dead_letter_retention_days=read("DEAD_LETTER_RETENTION_DAYS", _days, base.dead_letter_retention_days,
-                                            _DAYS),
-            dagster_retention_days=read("DAGSTER_RETENTION_DAYS", _days, base.dagster_retention_days, _DAYS),
-            unused_file_retention_days=read("UNUSED_FILE_RETENTION_DAYS", _days, base.unused_file_retention_days,
-                                            _DAYS),
-            segment_rows=read("SEGMENT_ROWS", _whole(1), base.segment_rows, "a whole number of rows"),
-            max_rows_per_tick=read("MAX_ROWS_PER_TICK", _whole(1), base.max_rows_per_tick, "a whole number of rows"),
-            batch_events=read("BATCH_EVENTS", _whole(1, contract.MAX_REQUEST_EVENTS), base.batch_events,
-                              f"a whole number from 1 to {contract.MAX_REQUEST_EVENTS}"),
-            batch_bytes=read("BATCH_BYTES", _whole(10_000, contract.MAX_BATCH_REQUEST_BYTES), base.batch_bytes,
-                             f"a whole number from 10000 to {contract.MAX_BATCH_REQUEST_BYTES}"),
-            gzip=read("GZIP", _boolean, base.gzip, "'true' or 'false'"),
-            max_lanes=read("MAX_LANES", _whole(1, 256), base.max_lanes, "a whole number from 1 to 256"),
-            http_timeout_seconds=read("HTTP_TIMEOUT_SECONDS", _positive, base.http_timeout_seconds,
-                                      "a number of seconds over 0"),
-            run_retry_seconds=read("RUN_RETRY_SECONDS", _not_negative, base.run_retry_seconds, "a number of seconds"),
-            hold_days=read("HOLD_DAYS", _whole(1), base.hold_days, "a whole number of days"),
-            lease_seconds=read("LEASE_SECONDS", _whole(5), base.lease_seconds, "a whole number of seconds, 5 or more"),
-            tick_minutes=tick_minutes,
-            sensor_seconds=read("SENSOR_SECONDS", _whole(5, 3_600), base.sensor_seconds,
-                                "a whole number of seconds from 5 to 3600"),
-            early_tick_seconds=read("EARLY_TICK_SECONDS", _whole(0), 60 * tick_minutes + 60,
-                                    "a whole number of seconds"),
-            dagster_url=read("DAGSTER_URL", _web_address, "", "a URL such as https://dagster.example.com"),
-            alert_webhook_url=read("ALERT_WEBHOOK_URL", _web_address, None, "a URL that starts with https://"),
-            alert_lag_seconds=read("ALERT_LAG_SECONDS", _whole(0), base.alert_lag_seconds, "a whole number of seconds"),
-            alert_dead_letters=read("ALERT_DEAD_LETTERS", _whole(0), base.alert_dead_letters, "a whole number"),
-            alert_window_seconds=read("ALERT_WINDOW_SECONDS", _whole(1), base.alert_window_seconds,
-                                      "a whole number of seconds"),
-            alert_nothing_ingested_seconds=read("ALERT_NOTHING_INGESTED_SECONDS", _whole(0),
-                                                base.alert_nothing_ingested_seconds, "a whole number of seconds"),
-            duckdb_memory=read("DUCKDB_MEMORY", _memory, base.duckdb_memory, "a size such as 600MB or 2GB"),
-            duckdb_threads=read("DUCKDB_THREADS", _whole(0), base.duckdb_threads, "a whole number"),
-        )  # fmt: skip
+    if _is_well_formed(rest):
+        return rest
+    login, at, after = rest.rpartition("@")
+    if not at or not _AFTER_LOGIN.fullmatch(after):
+        raise ValueError("not an address of a database")
+    user, colon, password = login.partition(":")
+    return f"{_quoted(user)}{colon}{_quoted(password)}@{after}"
 
 
-def _url(*schemes: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        scheme, sep, rest = text.partition("://")
-        if not sep or scheme not in schemes or not rest.strip("/"):
-            raise ValueError(text)
-        return text
-
-    return parse
-
-
-def _from_file(values: Mapping[str, str], variable: str) -> dict[str, str]:
-    """The value of a variable that is given by a file, as containers are given their secrets."""
-    path = values.get(f"{variable}_FILE", "").strip()
-    if not path:
-        return {}
-    if values.get(variable, "").strip():
-        raise Misconfigured(f"set either {variable} or {variable}_FILE, not both")
+def _is_well_formed(rest: str) -> bool:
+    if "#" in rest or any(letter.isspace() for letter in rest):
+        return False
     try:
-        return {variable: Path(path).read_text().strip()}
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise Misconfigured(f"{variable}_FILE: cannot read {path}: {why}") from None
+        parts = urlsplit(f"postgresql://{rest}")
+    except ValueError:  # a bracket that opens no IPv6 address
+        return False
+    login, _, hosts = parts.netloc.rpartition("@")
+    if "@" in login or "@" in parts.path or any("=" not in one for one in parts.query.split("&") if one):
+        return False
+    return _HOSTS.fullmatch(hosts) is not None
+
+
+def _quoted(text: str) -> str:
+    return quote(re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", text), safe="%!$&'()*+,;=~")
 
 
 def _web_address(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or (parts.port or 1) < 0:
-        raise ValueError(text)
+        raise ValueError("not a web address")
     return text.rstrip("/")
 
 
-def _identifier(text: str) -> str:
-    if not _IDENTIFIER.fullmatch(text):
-        raise ValueError(text)
+def _name(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("not a name")
     return text
 
 
-def _memory(text: str) -> str:
-    if not re.fullmatch(r"[1-9][0-9]*(MB|GB|MiB|GiB)", text):
-        raise ValueError(text)
-    return text
+def _setting(
+    default: Any, means: str, *, unit: str = "", expected: str = "", shown: str = "", secret: bool = False, **more: Any
+) -> Any:
+    """A field of :class:`Settings`.
+
+    Args:
+        default: what holds where nothing is set, or a function that makes it of the settings before it.
+        means: what it sets, for people.
+        unit: of a number.
+        expected: what it must be, where the type, unit and bounds do not say it.
+        shown: the default as the table shows it, where it is none that could be written down.
+        secret: whether it stays out of every text.
+        more: as pydantic's ``Field`` has it.
+    """
+    made = {"default_factory": default} if callable(default) else {"default": default}
+    extra: dict[str, Any] = {"unit": unit, "expected": expected, "shown": shown}
+    return Field(**made, description=means, repr=not secret, json_schema_extra=extra, **more)
 
 
-def _whole(low: int, high: int = 2**53) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        number = int(text)
-        if not low <= number <= high:
-            raise ValueError(text)
-        return number
+Days = Annotated[float, Field(gt=0, le=36_500)]
+Natural = Annotated[int, Field(ge=0, le=2**53)]
+Positive = Annotated[int, Field(ge=1, le=2**53)]
+WarehouseUrl = Annotated[str, _database(warehouse_schemes)]
+StoreUrl = Annotated[str, _database(lambda: STORE_SCHEMES)]
+WebAddress = Annotated[str, AfterValidator(_web_address)]
+Name = Annotated[str, AfterValidator(_name)]
 
-    return parse
-
-
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise ValueError(text)
-    return number
+_POSTGRES: Final = "postgresql://USER@HOST/DATABASE"
 
 
-def _days(text: str) -> float:
-    number = float(text)
-    if not 0 < number <= 36_500:
-        raise ValueError(text)
-    return number
+def _in_home(address: str) -> Callable[[dict[str, Any]], str]:
+    return lambda given: address.format(home=given.get("home", ".nami-amp"))
 
 
-def _not_negative(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise ValueError(text)
-    return number
+class Settings(BaseSettings):
+    """Everything that can be set, with its default; each field is ``NAMI_AMP_<NAME>`` in the environment.
+
+    :meth:`load` reads the environment; an object made directly has what it is given and defaults, and reads nothing.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", validate_default=False)
+
+    home: Path = _setting(Path(".nami-amp"), "folder of everything that has no address of its own", expected="a folder")
+    warehouse_url: WarehouseUrl = _setting(
+        _in_home("duckdb:///{home}/warehouse.duckdb"),
+        "where the events table is: `duckdb:///PATH` or `postgresql://…` ([warehouses](warehouses.md))",
+        expected=f"duckdb:///PATH or {_POSTGRES}",
+        shown="`duckdb:///<home>/warehouse.duckdb`",
+        secret=True,
+    )
+    warehouse_schema: Name = _setting(
+        "", "schema of the events table", expected="the name of a schema", shown="the database's default"
+    )
+    warehouse_table: Name = _setting("nami_events", "name of the events table", expected="the name of a table")
+    state_url: StoreUrl = _setting(
+        _in_home("sqlite:///{home}/state.db"),
+        "the state store (progress, integrations, dead letters): `sqlite:///PATH` or `postgresql://…`",
+        expected=f"sqlite:///PATH or {_POSTGRES}",
+        shown="`sqlite:///<home>/state.db`",
+        secret=True,
+    )
+    data_dir: Path = _setting(
+        lambda given: given.get("home", Path(".nami-amp")) / "data",
+        "folder of segments, snapshots, outboxes and receipts",
+        expected="a folder",
+        shown="`<home>/data`",
+    )
+    encryption_key: str | None = _setting(
+        None,
+        "Fernet key of the stored API keys; several separated by commas while they are "
+        "[rotated](state-store.md#the-encryption-key), the newest first",
+        expected="a Fernet key",
+        shown="a key file in `<home>`, made on first use",
+        secret=True,
+    )
+    tick_minutes: Annotated[int, Field(ge=1, le=59)] = _setting(
+        5, "how often the schedule starts a micro-batch", unit="minutes"
+    )
+    sensor_seconds: Annotated[int, Field(ge=5, le=3_600)] = _setting(
+        30, "how often each sensor looks: for new integrations, waiting work, lost runs, alerts", unit="seconds"
+    )
+    early_tick_seconds: Natural = _setting(
+        lambda given: 60 * given.get("tick_minutes", 5) + 60,
+        "how long work may wait before a micro-batch starts early; 0: never",
+        unit="seconds",
+        shown="a tick and a minute",
+    )
+    dagster_url: WebAddress = _setting(
+        "",
+        "where Dagster's pages are: for links in alerts",
+        expected="a URL such as https://dagster.example.com",
+        shown="none",
+    )
+    alert_webhook_url: WebAddress | None = _setting(
+        None,
+        "where [alerts](alerts.md) are posted, in the format of Slack's incoming webhooks; a secret",
+        expected="a URL that starts with https://",
+        shown="none",
+        secret=True,
+    )
+    alert_lag_seconds: Natural = _setting(
+        3_600, "how long an event may wait before that is an alert; 0: for ever", unit="seconds"
+    )
+    alert_dead_letters: Natural = _setting(
+        100, "more new dead letters of an integration than this within the window are an alert"
+    )
+    alert_window_seconds: Positive = _setting(3_600, "the window of `NAMI_AMP_ALERT_DEAD_LETTERS`", unit="seconds")
+    alert_nothing_ingested_seconds: Natural = _setting(
+        86_400, "how long an app may be silent before that is an alert; 0: for ever", unit="seconds"
+    )
+    late_commit_window_seconds: Natural = _setting(
+        600, "how long after later rows a row may still become visible", unit="seconds"
+    )
+    ledger_retention_days: Days = _setting(
+        30.0,
+        "how long a row that is loaded again is recognised; segments and snapshots are kept as long "
+        "([operations](operations.md))",
+        unit="days",
+    )
+    receipt_retention_days: Days = _setting(90.0, "how long receipts and requests are kept", unit="days")
+    dead_letter_retention_days: Days = _setting(
+        90.0, "how long a dead letter can be looked at and sent again", unit="days"
+    )
+    dagster_retention_days: Days = _setting(
+        14.0,
+        "how long this pipeline's Dagster runs are kept; those with a partition's latest materialization always are",
+        unit="days",
+    )
+    unused_file_retention_days: Days = _setting(
+        1.0, "how long a file that nothing refers to stays on the disk", unit="days"
+    )
+    hold_days: Positive = _setting(30, "how long `wait_for_login` holds an event", unit="days")
+    segment_rows: Positive = _setting(100_000, "rows of a segment: memory grows with it", unit="rows")
+    max_rows_per_tick: Positive = _setting(10_000_000, "rows that one run captures at most, over all apps", unit="rows")
+    batch_events: Annotated[int, Field(ge=1, le=contract.MAX_REQUEST_EVENTS)] = _setting(
+        1_000, "events of a request at most (Amplitude: 2,000)", unit="events"
+    )
+    batch_bytes: Annotated[int, Field(ge=10_000, le=contract.MAX_BATCH_REQUEST_BYTES)] = _setting(
+        950_000,
+        "bytes of a request at most, before compression (Amplitude: 1,000,000; `/batch` 20,000,000)",
+        unit="bytes",
+    )
+    gzip: bool = _setting(False, "compress request bodies", expected="'true' or 'false'")
+    max_lanes: Annotated[int, Field(ge=1, le=256)] = _setting(
+        16, "requests that an integration has under way at most", unit="requests"
+    )
+    http_timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = _setting(
+        30.0, "for a whole request, its answer included", unit="seconds"
+    )
+    run_retry_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _setting(
+        120.0, "how long a run goes on without progress", unit="seconds"
+    )
+    lease_seconds: Annotated[int, Field(ge=5, le=2**53)] = _setting(
+        120,
+        "how long a process may be silent before another takes its work over; at least twice "
+        "`NAMI_AMP_HTTP_TIMEOUT_SECONDS`",
+        unit="seconds",
+    )
+    duckdb_memory: Annotated[str, Field(pattern=r"^[1-9][0-9]*(MB|GB|MiB|GiB)$")] = _setting(
+        "600MB",
+        "memory of the compute engine; beyond it, it spills to the data folder",
+        expected="a size such as 600MB or 2GB",
+    )
+    duckdb_threads: Natural = _setting(0, "threads of the compute engine; 0 is one per core", unit="threads")
+
+    @model_validator(mode="after")
+    def _lease_outlives_a_request(self) -> Settings:
+        # A request is sent only if its lease holds until its timeout: with less nothing could ever be sent in time.
+        if self.lease_seconds < 2 * self.http_timeout_seconds:
+            raise ValueError("lease")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what is given: :meth:`load` decides what is read."""
+        return (init_settings,)
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) -> Settings:
+        """Reads the settings; what the environment says wins over ``.env``.
+
+        Args:
+            environ: variables by name; those of the process by default.
+            dotenv: a file with more of them.
+
+        Raises:
+            Misconfigured: a value cannot be used; the message names the variable, never a value.
+        """
+        values = {name: text.strip() for name, text in _given(environ, dotenv).items() if name.startswith(PREFIX)}
+        _warn_of_unknown(values)
+        for name in SECRETS:
+            values.update(_from_file(values, PREFIX + name))
+        source = EnvSettingsSource(cls)
+        source.env_vars = {name.lower(): text for name, text in values.items() if text}
+        try:
+            return cls(**source())
+        except ValidationError as error:
+            raise Misconfigured(_in_one_line(error)) from None
+
+    def replace(self, **changes: Any) -> Settings:
+        """The same settings with other values, which are not checked."""
+        return self.model_copy(update=changes)
 
 
-def _boolean(text: str) -> bool:
-    if text.lower() in ("1", "true", "yes", "on"):
-        return True
-    if text.lower() in ("0", "false", "no", "off"):
-        return False
-    raise ValueError(text)
+def _given(environ: Mapping[str, str] | None, dotenv: Path) -> dict[str, str]:
+    try:
+        in_file = dotenv_values(dotenv) if dotenv.is_file() else {}
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise Misconfigured(f"cannot read {dotenv}: {why}") from None
+    return {name: text for name, text in in_file.items() if text is not None} | dict(
+        os.environ if environ is None else environ
+    )
+
+
+def _from_file(values: Mapping[str, str], variable: str) -> dict[str, str]:
+    """The value of a variable that is given by a file, as containers are given their secrets."""
+    path = values.get(f"{variable}_FILE", "")
+    if not path:
+        return {}
+    if values.get(variable):
+        raise Misconfigured(f"set either {variable} or {variable}_FILE, not both")
+    try:
+        return {variable: Path(path).read_text(encoding="utf-8").strip()}
+    except (OSError, ValueError) as error:
+        # The path stays out of the message: somebody may have given the secret itself.
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise Misconfigured(f"cannot read the file that {variable}_FILE names: {why}") from None
+
+
+_warned: set[str] = set()
+
+
+def _warn_of_unknown(values: Mapping[str, str]) -> None:
+    """Says once of each variable with our prefix that it sets nothing, and which one may have been meant."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known |= {f"{PREFIX}{name}_FILE" for name in SECRETS} | {PREFIX + name for name in NOT_SETTINGS}
+    for name in sorted(values.keys() - known - _warned):
+        if name.upper() in known:
+            continue
+        _warned.add(name)
+        near = difflib.get_close_matches(name.upper(), sorted(known), 1, 0.8)
+        if near:
+            _LOG.warning("%s is not a setting; did you mean %s?", name, near[0])
+        else:
+            _LOG.warning("%s is not a setting; docs/settings.md lists them", name)
+
+
+def _in_one_line(error: ValidationError) -> str:
+    """The first thing that is wrong, without the value."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    if not first["loc"]:
+        return (
+            f"{PREFIX}LEASE_SECONDS must be at least twice {PREFIX}HTTP_TIMEOUT_SECONDS: a request is sent only while "
+            "its lease outlives it"
+        )
+    field = str(first["loc"][0])
+    return f"{PREFIX}{field.upper()} must be {expected(Settings.model_fields[field])}"
+
+
+def _extra(field: FieldInfo, name: str) -> str:
+    extra = field.json_schema_extra
+    return str(extra.get(name, "")) if isinstance(extra, dict) else ""
+
+
+def _bound(field: FieldInfo, name: str, default: float) -> float:
+    return next((float(getattr(one, name)) for one in field.metadata if hasattr(one, name)), default)
+
+
+def expected(field: FieldInfo) -> str:
+    """What a setting must be, for an error message."""
+    said = _extra(field, "expected")
+    if said:
+        return said
+    whole = field.annotation is int
+    unit = _extra(field, "unit")
+    number = f"a {'whole ' if whole else ''}number{f' of {unit}' if unit else ''}"
+    low, above, high = _bound(field, "ge", -math.inf), _bound(field, "gt", -math.inf), _bound(field, "le", math.inf)
+    if high >= 2**53:
+        return f"{number} over {above:.0f}" if above > -math.inf else f"{number}, {low:.0f} or more"
+    if above > -math.inf:
+        return f"{number} over {above:.0f}, at most {high:.0f}"
+    return f"{number} from {low:.0f} to {high:.0f}"
+
+
+def settings_table() -> str:
+    """All settings as a table in Markdown; ``docs/settings.md`` holds it."""
+    lines = ["| variable | default | what it sets |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+        shown = _extra(field, "shown") or f"`{default.lower() if field.annotation is bool else default}`"
+        unit = _extra(field, "unit")
+        means = f"{field.description} ({unit})" if unit in ("seconds", "minutes", "days") else field.description
+        lines.append(f"| `{PREFIX}{name.upper()}` | {shown} | {means} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(settings_table())

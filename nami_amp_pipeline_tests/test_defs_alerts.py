@@ -321,7 +321,9 @@ def test_runs_whose_machine_is_gone_are_ended_and_others_are_not(stage: Scene, i
 
 @pytest.mark.slow
 def test_a_run_at_work_is_heard_of_for_as_long_as_it_takes(tmp_path: Path) -> None:
-    settings = Settings.load({"NAMI_AMP_HOME": str(tmp_path), "NAMI_AMP_LEASE_SECONDS": "5"})
+    settings = Settings.load(
+        {"NAMI_AMP_HOME": str(tmp_path), "NAMI_AMP_LEASE_SECONDS": "5", "NAMI_AMP_HTTP_TIMEOUT_SECONDS": "2"}
+    )
     living = PipelineSession(settings, "run-1")
     store = living.open().store
     time.sleep(7)

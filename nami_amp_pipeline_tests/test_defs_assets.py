@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from nami_amp_pipeline.defs.assets import amplitude_deliveries, amplitude_events, nami_events, user_property_snapshots
+from nami_amp_pipeline.defs.assets import ASSETS as DEFINED
 from nami_amp_pipeline.defs.checks import asset_checks
 from nami_amp_pipeline.defs.partitions import add_partitions
 from nami_amp_pipeline.defs.resources import PipelineSession
@@ -18,12 +18,7 @@ from nami_amp_pipeline_tests.support.scene import BAD_KEY, WARNINGS, Scene, scen
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)
 
-ASSETS = {
-    "nami_events": nami_events,
-    "user_property_snapshots": user_property_snapshots,
-    "amplitude_events": amplitude_events,
-    "amplitude_deliveries": amplitude_deliveries,
-}
+ASSETS = {asset.key.to_user_string(): asset for asset in DEFINED}
 
 
 @pytest.fixture

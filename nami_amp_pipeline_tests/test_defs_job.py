@@ -13,7 +13,6 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from nami_amp_pipeline import pipeline as stages
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.defs.asset_pages.halted import DELIVERIES, in_a_line
 from nami_amp_pipeline.defs.jobs import micro_batch
@@ -22,6 +21,8 @@ from nami_amp_pipeline.errors import WarehouseUnavailable
 from nami_amp_pipeline.micro_batch import LEFT_TO_ANOTHER, MicroBatch
 from nami_amp_pipeline.operations.status import IntegrationStatus
 from nami_amp_pipeline.secrets import Secret
+from nami_amp_pipeline.stages import table
+from nami_amp_pipeline.stages.table import CAPTURE, DELIVER, PREPARE, SNAPSHOTS
 from nami_amp_pipeline.state.integrations import set_enabled, update
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
 
@@ -201,8 +202,8 @@ def test_earlier_outboxes_are_delivered_although_the_warehouse_is_gone(
     stage.load(apps=("radio",))
     one = stage.add("radio")
     tick = MicroBatch.begin(stage.context)
-    tick.capture()
-    tick.snapshot()
+    tick.run(CAPTURE)
+    tick.run(SNAPSHOTS)
     (stage.home / "warehouse.duckdb").unlink()
     result = run(stage, instance)
     assert not result.success
@@ -215,9 +216,9 @@ def test_step_can_be_run_again_by_itself(stage: Scene, instance: dg.DagsterInsta
     stage.load(apps=("radio",))
     one = stage.add("radio")
     tick = MicroBatch.begin(stage.context)
-    tick.capture()
-    tick.snapshot()
-    tick.prepare()
+    tick.run(CAPTURE)
+    tick.run(SNAPSHOTS)
+    tick.run(PREPARE)
     pipeline = PipelineSession(stage.settings, run_id="again")
     result = micro_batch.execute_in_process(
         run_config={"console_log_level": "CRITICAL"},
@@ -235,10 +236,10 @@ def test_report_has_every_integration_and_what_became_of_it(stage: Scene) -> Non
     stage.add("fit", enabled=False)
     stage.add("radio")
     tick = MicroBatch.begin(stage.context)
-    tick.capture()
-    tick.snapshot()
-    tick.prepare()
-    tick.deliver(lambda: False)
+    tick.run(CAPTURE)
+    tick.run(SNAPSHOTS)
+    tick.run(PREPARE)
+    tick.run(DELIVER)
     off, on = tick.report()
     assert (off["integration"], off["captured"], off["state"], off["error"]) == ("fit/main", 0, "disabled", None)
     assert on["captured"] == on["delivered"] + sum(on["skipped"].values()) + sum(on["dead_letters"].values())
@@ -250,12 +251,12 @@ def test_integration_that_another_process_works_on_is_left_to_it(stage: Scene) -
     stage.load(apps=("radio",))
     one = stage.add("radio")
     tick = MicroBatch.begin(stage.context)
-    tick.capture()
-    tick.snapshot()
-    tick.prepare()
+    tick.run(CAPTURE)
+    tick.run(SNAPSHOTS)
+    tick.run(PREPARE)
     with another_process(stage) as other:
         assert other.store.acquire([f"integration:{one.id}"])
-        tick.deliver(lambda: False)
+        tick.run(DELIVER)
         (row,) = tick.report()
     assert row["error"] == LEFT_TO_ANOTHER
     assert row["pending"] == row["captured"] > 0
@@ -275,7 +276,7 @@ def another_process(stage: Scene) -> Iterator[Context]:
 def test_signal_lets_requests_under_way_finish(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.load(apps=("radio",), users=200)
     one = stage.add("radio")
-    delivered = stages.deliver_integrations
+    delivered = table.deliver
 
     def interrupted(*args: Any, **more: Any) -> Any:
         stop = more["stop"]
@@ -294,7 +295,7 @@ def test_signal_lets_requests_under_way_finish(stage: Scene, instance: dg.Dagste
 
     before = signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nami_amp_pipeline.micro_batch.deliver_integrations", interrupted)
+        patch.setattr("nami_amp_pipeline.stages.table.deliver", interrupted)
         with pytest.raises(dg.DagsterExecutionInterruptedError):
             run(stage, instance, raise_on_error=True)
     assert signal.getsignal(signal.SIGINT) == before
@@ -311,8 +312,8 @@ def test_signal_lets_requests_under_way_finish(stage: Scene, instance: dg.Dagste
 def test_trouble_of_a_stage_stands_in_the_report(stage: Scene) -> None:
     stage.add("radio")
     tick = MicroBatch.begin(stage.context)
-    tick.capture()
+    tick.run(CAPTURE)
     assert isinstance(tick.troubles[0][1], WarehouseUnavailable)
-    tick.deliver(lambda: False)
+    tick.run(DELIVER)
     (row,) = tick.report()
     assert row["error"] == str(tick.troubles[0][1])

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from nami_amp_pipeline_tests.support.scene import scene
 
 
 def test_connections_of_an_engine_see_nothing_of_each_other_and_share_its_memory(tmp_path: Path) -> None:
-    settings = replace(Settings.load({"NAMI_AMP_HOME": str(tmp_path)}), duckdb_memory="100MB", duckdb_threads=4)
+    settings = Settings.load({"NAMI_AMP_HOME": str(tmp_path)}).replace(duckdb_memory="100MB", duckdb_threads=4)
     with engine(settings, share=2) as shared, shared.connection() as one, shared.connection() as other:
         one.execute("CREATE TEMP TABLE bodies AS SELECT 1 AS number")
         other.execute("CREATE TEMP TABLE bodies AS SELECT 2 AS number")
@@ -124,7 +123,7 @@ def test_segments_that_do_not_fit_beside_each_other_are_done_one_at_a_time(
         here.add("radio")
         here.add("fit")
         context = here.context
-        context.settings = replace(here.settings, segment_rows=rows // 4, duckdb_threads=2)
+        context.settings = here.settings.replace(segment_rows=rows // 4, duckdb_threads=2)
         captured = capture_apps(context)
         snapshotted = snapshot_apps(context)
         prepared = prepare_integrations(context, all_integrations(context.store))
@@ -151,5 +150,5 @@ def test_an_engine_of_one_thread_is_never_divided(tmp_path: Path) -> None:
         def execute(self, statement: str) -> None:
             raise AssertionError(statement)
 
-    settings = replace(Settings.load({"NAMI_AMP_HOME": str(tmp_path)}), duckdb_threads=1)
+    settings = Settings.load({"NAMI_AMP_HOME": str(tmp_path)}).replace(duckdb_threads=1)
     Engine(Deaf(), settings).divide(2)  # type: ignore[arg-type]

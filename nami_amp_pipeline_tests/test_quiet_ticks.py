@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import json
 import random
 from collections.abc import Mapping
@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from nami_amp_pipeline import pipeline as stages
 from nami_amp_pipeline.errors import Halted, Unexpected
 from nami_amp_pipeline.micro_batch import MicroBatch
+from nami_amp_pipeline.stages import table
+from nami_amp_pipeline.stages.table import CAPTURE, DELIVER, PREPARE, SNAPSHOTS
 from nami_amp_pipeline.warehouse import adbc
 from nami_amp_pipeline_tests.support.harness import START, Agreeing, Pipeline
 from nami_amp_pipeline_tests.support.postgres import Postgres
@@ -109,7 +110,7 @@ def test_error_of_one_app_is_its_own(
     for app in apps:
         scene.insert(rows(0, 3, app))
     scene.clock.set(START + timedelta(minutes=1))
-    act = getattr(stages, stage)
+    act = getattr(table, stage)
     takes_integrations = stage in ("prepare", "deliver")
 
     def failing(context: Any, *args: Any, **more: Any) -> Any:
@@ -118,31 +119,32 @@ def test_error_of_one_app_is_its_own(
             raise error
         return act(context, *args, **more)
 
-    monkeypatch.setattr(stages, stage, failing)
+    monkeypatch.setattr(table, stage, failing)
     wire_of = scene.wires
 
     def deliver(tick: MicroBatch) -> None:
         for one in tick.integrations():
-            post = functools.partial(
-                stages.deliver_integrations, tick.context, [one], wire=wire_of.setdefault(one.id, Agreeing())
-            )
-            tick._stage("amplitude_deliveries", lambda failed, post=post: post(failed=failed))  # type: ignore[misc]
+            wire = wire_of.setdefault(one.id, Agreeing())
+            by_wire = dataclasses.replace(DELIVER, run=table.delivering(wire=wire))
+            monkeypatch.setattr(tick, "subjects", lambda _stage, one=one: [one])
+            tick.run(by_wire)
 
     tick = MicroBatch.begin(scene.context)
-    tick.capture()
-    tick.snapshot()
-    tick.prepare()
+    tick.run(CAPTURE)
+    tick.run(SNAPSHOTS)
+    tick.run(PREPARE)
     deliver(tick)
     for app, one in integrations.items():
         assert scene.status(one).delivered == (0 if app == "broken" else 3), app
     ((_asset, trouble),) = tick.troubles
     assert str(trouble).startswith("broken")
     assert isinstance(trouble, Halted if isinstance(error, Halted) else Unexpected)
-    monkeypatch.setattr(stages, stage, act)
+    monkeypatch.setattr(table, stage, act)
+    scene.context.run_id = "the next run"
     tick = MicroBatch.begin(scene.context)
-    tick.capture()
-    tick.snapshot()
-    tick.prepare()
+    tick.run(CAPTURE)
+    tick.run(SNAPSHOTS)
+    tick.run(PREPARE)
     deliver(tick)
     assert not tick.troubles
     assert {scene.status(one).delivered for one in integrations.values()} == {3}
@@ -158,13 +160,13 @@ def test_error_that_all_share_is_looked_into_so_many_times_only(
         scene.add(f"app-{number}")
     calls: list[int] = []
 
-    def failing(_context: Any, leases: Mapping[str, Any]) -> Any:
+    def failing(_context: Any, leases: Mapping[str, Any], **_more: Any) -> Any:
         calls.append(len(leases))
         raise RuntimeError("everywhere")
 
-    monkeypatch.setattr(stages, "capture", failing)
+    monkeypatch.setattr(table, "capture", failing)
     tick = MicroBatch.begin(scene.context)
-    tick.capture()
+    tick.run(CAPTURE)
     assert len(tick.troubles) == 100
     assert len(calls) <= 60
     scene.close()

@@ -11,9 +11,10 @@ import pytest
 import sqlalchemy as sa
 
 from nami_amp_pipeline.dagster_support import run_history as history
-from nami_amp_pipeline.dagster_support.run_history import REPOSITORY_TAG, Cleared, clear_history
+from nami_amp_pipeline.dagster_support.run_history import Cleared, Ours, clear_history
+from nami_amp_pipeline.defs.ours import JOB_TAG
 from nami_amp_pipeline.defs.resources import PipelineSession
-from nami_amp_pipeline.defs.retention_job import REPOSITORY, retention, retention_hourly
+from nami_amp_pipeline.defs.retention_job import retention, retention_hourly
 from nami_amp_pipeline_tests.support.command_line import invoke
 from nami_amp_pipeline_tests.support.postgres import Postgres
 from nami_amp_pipeline_tests.support.scene import WARNINGS, Scene, scene
@@ -21,6 +22,7 @@ from nami_amp_pipeline_tests.support.scene import WARNINGS, Scene, scene
 pytestmark = pytest.mark.filterwarnings(WARNINGS)
 
 ASSET = dg.AssetKey("nami_events")
+MOVING = Ours(JOB_TAG, {"moving"}, {ASSET})
 LATER = timedelta(days=15)
 QUIET: Any = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -50,16 +52,16 @@ def instance(request: pytest.FixtureRequest) -> Iterator[dg.DagsterInstance]:
         yield made
 
 
-def run(instance: dg.DagsterInstance, *partitions: str, checked: tuple[str, ...] = (), of: str = REPOSITORY) -> str:
+def run(instance: dg.DagsterInstance, *partitions: str, checked: tuple[str, ...] = (), of: str = "moving") -> str:
     config = {"partitions": list(partitions), "checked": list(checked)}
     result = moving.execute_in_process(
-        instance=instance, tags={REPOSITORY_TAG: of}, run_config={"ops": {"move": {"config": config}}, **QUIET}
+        instance=instance, tags={JOB_TAG: of}, run_config={"ops": {"move": {"config": config}}, **QUIET}
     )
     return result.run_id
 
 
 def clear(instance: dg.DagsterInstance, later: timedelta = LATER, **more: Any) -> Cleared:
-    return clear_history(instance, REPOSITORY, [ASSET], 14, now=datetime.now(UTC) + later, **more)
+    return clear_history(instance, MOVING, 14, now=datetime.now(UTC) + later, **more)
 
 
 def left(instance: dg.DagsterInstance) -> set[str]:
@@ -99,10 +101,8 @@ def test_each_partition_keeps_its_newest_materialization(instance: dg.DagsterIns
 
 
 def test_runs_under_way_and_those_of_others_stay(instance: dg.DagsterInstance) -> None:
-    others = run(instance, of="__repository__@somebody")
-    under_way = instance.create_run_for_job(
-        moving, status=dg.DagsterRunStatus.STARTED, tags={REPOSITORY_TAG: REPOSITORY}
-    )
+    others = run(instance, of="somebody's")
+    under_way = instance.create_run_for_job(moving, status=dg.DagsterRunStatus.STARTED, tags={JOB_TAG: "moving"})
     gone = run(instance)
     assert clear(instance).runs == 1
     assert left(instance) == {others, under_way.run_id}

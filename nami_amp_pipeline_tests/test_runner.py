@@ -15,6 +15,7 @@ from nami_amp_pipeline.dagster_support.instance import dagster_home, dagster_ins
 from nami_amp_pipeline.errors import Misconfigured, StoreUnavailable, Unexpected, WarehouseUnavailable
 from nami_amp_pipeline.micro_batch import MicroBatch
 from nami_amp_pipeline.runner import run_micro_batch
+from nami_amp_pipeline.stages.table import CAPTURE
 from nami_amp_pipeline.warehouse.duckdb_file import DuckDBWarehouse
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
 
@@ -130,10 +131,10 @@ def test_interrupt_is_one_for_the_caller_too(stage: Scene, monkeypatch: pytest.M
     stage.load(apps=("radio",))
     stage.add("radio")
 
-    def interrupt(*_: object, **__: object) -> None:
+    def interrupt(*_: object, **_more: object) -> None:
         raise dg.DagsterExecutionInterruptedError
 
-    monkeypatch.setattr("nami_amp_pipeline.micro_batch.snapshot_apps", interrupt)
+    monkeypatch.setattr("nami_amp_pipeline.stages.table.snapshot", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_micro_batch(stage.settings)
 
@@ -151,7 +152,7 @@ def test_warehouse_that_cannot_be_read_is_reported_and_stops_nothing_else(
     stage.load(apps=("radio",))
     one = stage.add("radio")
     tick = MicroBatch.begin(stage.context)
-    tick.capture()
+    tick.run(CAPTURE)
     path = stage.home / "warehouse.duckdb"
     if spoil == "gone":
         path.unlink()
@@ -188,10 +189,10 @@ def test_store_that_cannot_be_written_is_raised_as_it_is(stage: Scene, monkeypat
     stage.load(apps=("radio",))
     stage.add("radio")
 
-    def fail(*_: object, **__: object) -> None:
+    def fail(*_: object, **_more: object) -> None:
         raise StoreUnavailable("state store: it is gone")
 
-    monkeypatch.setattr("nami_amp_pipeline.micro_batch.prepare_integrations", fail)
+    monkeypatch.setattr("nami_amp_pipeline.stages.table.prepare", fail)
     with pytest.raises(StoreUnavailable, match="it is gone") as caught:
         run_micro_batch(stage.settings)
     assert caught.value.__cause__ is None
@@ -204,7 +205,7 @@ def test_bug_is_not_hidden(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("nami_amp_pipeline.micro_batch.snapshot_apps", fail)
+    monkeypatch.setattr("nami_amp_pipeline.micro_batch.run_stage", fail)
     report = run_micro_batch(stage.settings)
     assert not report.ok
     assert isinstance(report.error, Unexpected)

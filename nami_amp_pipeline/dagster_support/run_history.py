@@ -1,12 +1,13 @@
-"""Dagster's own history: runs leave it after some time, those that hold a partition's newest materialization do not.
+"""Dagster's own history: this pipeline's runs leave it after some time, but for those that hold what is newest.
 
 Dagster deletes runs only when told to, and deletes the materializations of a run with it: a partition whose only run is
-deleted would look as if it had never been materialized.
+deleted would look as if it had never been materialized. A Dagster may serve others too, whose runs and assets are none
+of ours: a run is ours if it is of one of our jobs, or materialized nothing but our assets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,23 +18,45 @@ import sqlalchemy as sa
 from dagster._core.storage.event_log import SqlEventLogStorage, SqliteEventLogStorage
 from dagster._core.storage.runs import SqlRunStorage
 
-# What has no public name in Dagster: where each newest materialization is, and the rows that delete_run leaves behind.
+# What has no public name in Dagster: the rows and files that its public delete_run leaves behind, and where the newest
+# result of each check is.
 
 MOST_RUNS: Final = 2_000
 """Runs removed at once, so that a history that was never cleared does not keep one run busy for hours."""
 
 ENDED: Final = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-REPOSITORY_TAG: Final = ".dagster/repository"
-"""Which code location a run is of. A Dagster may serve others too, whose runs are not ours to remove."""
+
+_ASSET_JOBS: Final = "__ASSET_JOB"
+"""How Dagster calls the job of runs that are launched for assets; in some cases with a number behind it."""
 
 _AT_ONCE = 500
 
-_EVENTS = sa.table("event_logs", sa.column("id"), sa.column("run_id"))
 _CHECKS = sa.table("asset_check_executions", *map(sa.column, ("id", "run_id", "asset_key", "check_name", "partition")))
-_RUNS = sa.table("runs", sa.column("run_id"))
 _RUN_TAGS = sa.table("run_tags", sa.column("run_id"))
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What is ours of a history.
+
+    Attributes:
+        tag: that every run of our jobs has; its value is the name of the job.
+        jobs: names of our jobs.
+        assets: that we make.
+    """
+
+    tag: str
+    jobs: Set[str]
+    assets: Set[dg.AssetKey]
+
+    def has(self, run: dg.DagsterRun) -> bool:
+        """Whether a run is ours, whatever its code location is called."""
+        if run.job_name in self.jobs:
+            return run.tags.get(self.tag) == run.job_name
+        keys = set(run.asset_selection or ()) | {check.asset_key for check in run.asset_check_selection or ()}
+        return run.job_name.startswith(_ASSET_JOBS) and bool(keys) and keys <= self.assets
 
 
 @dataclass
@@ -51,31 +74,28 @@ class Cleared:
 
 def clear_history(
     instance: dg.DagsterInstance,
-    repository: str,
-    assets: Iterable[dg.AssetKey],
+    ours: Ours,
     days: float,
     *,
     now: datetime | None = None,
     dry_run: bool = False,
 ) -> Cleared:
-    """Removes the runs of a code location that ended and are older than some days, oldest first.
+    """Removes our runs that ended and are older than some days, oldest first.
 
     Kept are those that hold the newest materialization, or the newest result of a check, of a partition.
 
     Args:
         instance: of Dagster.
-        repository: the label of the code location, as :data:`REPOSITORY_TAG` has it.
-        assets: that the code location materializes.
+        ours: which runs and assets are ours.
         days: how old.
         now: what time it is; the machine's by default.
         dry_run: only counts.
     """
     before = (now or datetime.now(UTC)) - timedelta(days=days)
-    filters = dg.RunsFilter(statuses=ENDED, tags={REPOSITORY_TAG: repository}, created_before=before)
-    old = instance.get_run_ids(filters)[::-1]
+    old = [run.run_id for run in _old_runs(instance, before) if ours.has(run)]
     if not old:
         return Cleared()
-    newest = _newest(instance, assets)
+    newest = _newest(instance, ours.assets)
     gone = [run_id for run_id in old if run_id not in newest]
     cleared = Cleared(len(gone[:MOST_RUNS]), len(old) - len(gone))
     if not dry_run:
@@ -86,23 +106,37 @@ def clear_history(
     return cleared
 
 
-def _newest(instance: dg.DagsterInstance, assets: Iterable[dg.AssetKey]) -> set[str]:
-    """The runs that hold what is newest of any partition."""
+def _old_runs(instance: dg.DagsterInstance, before: datetime) -> Iterator[dg.DagsterRun]:
+    """All runs that ended and began before a time, the oldest first, some at a time."""
+    filters = dg.RunsFilter(statuses=ENDED, created_before=before)
+    cursor: str | None = None
+    while runs := instance.get_runs(filters, cursor=cursor, limit=_AT_ONCE, ascending=True):
+        yield from runs
+        cursor = runs[-1].run_id
+
+
+def _newest(instance: dg.DagsterInstance, assets: Set[dg.AssetKey]) -> set[str]:
+    """The runs that hold what is newest of any partition of these assets."""
     storage = instance.event_log_storage
-    runs: set[str] = set()
     if not isinstance(storage, SqlEventLogStorage):
         raise dg.DagsterInvariantViolationError("Dagster's history is in no SQL database")
     kind = dg.DagsterEventType.ASSET_MATERIALIZATION
-    # Before the connection is taken: SQLite's is lent to one at a time, and asking for it again waits for ever.
-    ids = [one for asset in assets for one in storage.get_latest_storage_id_by_partition(asset, kind).values()]
-    with storage.index_connection() as connection:
+    runs: set[str] = set()
+    for asset in assets:
+        ids = list(storage.get_latest_storage_id_by_partition(asset, kind).values())
+        last = instance.get_latest_materialization_event(asset)  # of no partition, perhaps
+        runs |= {last.run_id} if last is not None else set()
         for some in _parts(ids):
-            materialized = sa.select(_EVENTS.c.run_id).distinct().where(_EVENTS.c.id.in_(some))
-            runs.update(connection.execute(materialized).scalars())
-        newest = sa.select(sa.func.max(_CHECKS.c.id)).group_by(
-            _CHECKS.c.asset_key, _CHECKS.c.check_name, _CHECKS.c.partition
+            filters = dg.AssetRecordsFilter(asset_key=asset, storage_ids=list(some))
+            runs |= {record.run_id for record in instance.fetch_materializations(filters, limit=len(some)).records}
+    keys = [asset.to_string() for asset in assets]
+    with storage.index_connection() as connection:
+        newest = (
+            sa.select(sa.func.max(_CHECKS.c.id))
+            .where(_CHECKS.c.asset_key.in_(keys))
+            .group_by(_CHECKS.c.asset_key, _CHECKS.c.check_name, _CHECKS.c.partition)
         )
-        runs.update(connection.execute(sa.select(_CHECKS.c.run_id).where(_CHECKS.c.id.in_(newest))).scalars())
+        runs |= set(connection.execute(sa.select(_CHECKS.c.run_id).where(_CHECKS.c.id.in_(newest))).scalars())
     return runs
 
 
@@ -119,17 +153,14 @@ def _delete(instance: dg.DagsterInstance, run_id: str) -> None:
     instance.compute_log_manager.delete_logs(prefix=[run_id])
     events, runs = instance.event_log_storage, instance.run_storage
     events.delete_events(run_id)
+    if isinstance(runs, SqlRunStorage):
+        with runs.connect() as connection:  # SQLite is not told to follow the foreign key
+            connection.execute(sa.delete(_RUN_TAGS).where(_RUN_TAGS.c.run_id == run_id))
+    instance.delete_run(run_id)
     if isinstance(events, SqliteEventLogStorage):  # a file for each run, which would stay, empty
         shard = Path(events.path_for_shard(run_id))
         for file in shard.parent.glob(f"{shard.name}*"):
             file.unlink(missing_ok=True)
-    if not isinstance(runs, SqlRunStorage):
-        runs.delete_run(run_id)
-        return
-    with runs.connect() as connection:
-        # Together: a run without its tags would not be found again. SQLite is not told to follow the foreign key.
-        connection.execute(sa.delete(_RUNS).where(_RUNS.c.run_id == run_id))
-        connection.execute(sa.delete(_RUN_TAGS).where(_RUN_TAGS.c.run_id == run_id))
 
 
 def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -13,12 +13,15 @@ import dagster as dg
 from nami_amp_pipeline.alerts import Alert, FailedRun, Kind, note_failed_run, tell, watch
 from nami_amp_pipeline.alerts.message import log_line
 from nami_amp_pipeline.clock import micros, system_clock, to_datetime
+from nami_amp_pipeline.defs.ours import OURS
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.defs.schedules import SENSOR_SECONDS
 from nami_amp_pipeline.errors import NamiAmpError, StoreUnavailable
 
 LOG: Final = logging.getLogger("nami_amp_pipeline.alerts")
 """Goes to the console of the code server, whatever Dagster does with a sensor's own log."""
+
+_RECENT: Final = 100
 
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
 
@@ -27,8 +30,8 @@ _PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
     minimum_interval_seconds=SENSOR_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
-        "Tells, once each, of integrations that are halted, of dead letters that grow, of lag, of apps that are silent "
-        "and of runs that failed, and when it is over: to NAMI_AMP_ALERT_WEBHOOK_URL and to the log. Starts no run."
+        "Sends one alert, and one all-clear, for each halted integration, growing dead letters, lag, silent app or "
+        "failed run: to NAMI_AMP_ALERT_WEBHOOK_URL and to the log. Starts no run."
     ),
 )
 def alerts(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineSession]) -> dg.SensorResult:
@@ -60,7 +63,8 @@ def alerts(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipel
 
 def _succeeded(instance: dg.DagsterInstance, job: str, failed_at: int) -> bool:
     filters = dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.SUCCESS], updated_after=to_datetime(failed_at))
-    return any((one.end_time or 0) * 1e6 > failed_at for one in instance.get_run_records(filters, limit=10))
+    records = instance.get_run_records(filters, limit=_RECENT)
+    return any((one.end_time or 0) * 1e6 > failed_at and OURS.has(one.dagster_run) for one in records)
 
 
 def _store_unavailable(reason: str) -> Alert:
@@ -80,13 +84,15 @@ def _told_without_a_store(cursor: str | None, pipeline: PipelineSession, error: 
     minimum_interval_seconds=SENSOR_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
-        "Notes each run that failed; the sensor `alerts` tells it. Runs of a job that go on failing for the same "
-        "reasons are told once."
+        "Records each failed run of this pipeline; the sensor `alerts` sends the alert. A job that keeps failing for "
+        "the same reason sends one alert."
     ),
 )
 def failed_runs(context: dg.RunFailureSensorContext, pipeline: dg.ResourceParam[PipelineSession]) -> dg.SkipReason:
     """Notes the run."""
     run = context.dagster_run
+    if not OURS.has(run):
+        return dg.SkipReason("not a run of this pipeline")
     record = context.instance.get_run_record_by_id(run.run_id)
     failed_at = int((record.end_time or 0) * 1e6) if record is not None else 0
     failed = FailedRun(run.job_name, run.run_id, failed_at, [_clean(line) for line in _problems(context)])

@@ -89,11 +89,7 @@ def evaluations(instance: dg.DagsterInstance, tick: MicroBatch, moved: Set[str])
 
     Those that do not pass come last: of all partitions, the asset's page shows the newest evaluation.
     """
-    integrations = [
-        one
-        for one in tick.integrations()
-        if one.partition_key in moved or getattr(tick.delivered.get(one.id), "error", None)
-    ]
+    integrations = [one for one in tick.integrations() if one.partition_key in moved or tick.error_of(one)]
     results = [
         (one, result)
         for one, now in zip(integrations, status(tick.context, integrations), strict=True)

@@ -1,49 +1,54 @@
 """The job ``micro_batch``: all stages, for all partitions with work, in one run and one process.
 
-A run for each partition would cost seconds before it did anything. So four ops take everything that has work, and log a
-materialization for each partition that they moved, and for no other.
+A run for each partition would cost seconds before it did anything. So an op for each stage takes everything that has
+work, and logs a materialization for each partition that it moved, and for no other.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Final, Literal, cast
 
 import dagster as dg
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from nami_amp_pipeline.dagster_support.event_log import keep_sqlite_log_open
+from nami_amp_pipeline.dagster_support.plain_config import plain_fields
 from nami_amp_pipeline.dagster_support.shutdown import ASKED_TO_END, Stop, graceful, prompt
-from nami_amp_pipeline.defs.asset_pages import metadata
 from nami_amp_pipeline.defs.asset_pages.halted import observations, with_halts
+from nami_amp_pipeline.defs.asset_pages.metadata import ROW_COUNT, Metadata, metadata_of
 from nami_amp_pipeline.defs.checks import evaluations
+from nami_amp_pipeline.defs.ours import JOB_TAG, MICRO_BATCH
 from nami_amp_pipeline.defs.partitions import add_partitions
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.micro_batch import MicroBatch
 from nami_amp_pipeline.operations.status import IntegrationStatus
+from nami_amp_pipeline.stages.stage import Stage
+from nami_amp_pipeline.stages.table import STAGES
 
-MICRO_BATCH = "micro_batch"
-CONCURRENCY_TAG = {"nami/job": MICRO_BATCH}
-"""``dagster.yaml`` lets one run with this tag run at a time."""
+AFTER: Final = "after"
+"""The input by which a step waits for the one before it."""
+
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
-class MicroBatchConfig(dg.Config):
-    """What a run of ``micro_batch`` may be given."""
+class Selected(BaseModel):
+    """What each step is given."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     integrations: list[str] = Field(
         default_factory=list,
         description="Only these integrations, as <app_id>/<name>. Empty: all that are switched on.",
     )
-    console_log_level: str = Field(
-        default="INFO",
-        description="How much of the run's log goes to the console as well: DEBUG, INFO, WARNING, ERROR or CRITICAL.",
+
+
+class MicroBatchConfig(Selected):
+    """What a run of ``micro_batch`` may be given."""
+
+    console_log_level: LogLevel = Field(
+        default="INFO", description="How much of the run's log goes to the console as well."
     )
-
-
-class Selected(dg.Config):
-    """What each op is given."""
-
-    integrations: list[str] = Field(default_factory=list, description="<app_id>/<name>; empty for all.")
 
 
 @contextmanager
@@ -54,10 +59,6 @@ def in_one_line(pipeline: PipelineSession) -> Iterator[None]:
     except NamiAmpError as error:
         pipeline.error = error
         raise dg.Failure(str(error), allow_retries=False) from None
-
-
-def _begin(context: dg.OpExecutionContext, config: Selected, pipeline: PipelineSession) -> MicroBatch:
-    return pipeline.tick(config.integrations, context.log)
 
 
 def _ending(context: dg.OpExecutionContext) -> dict[str, Callable[[], None]]:
@@ -77,10 +78,10 @@ def _ending(context: dg.OpExecutionContext) -> dict[str, Callable[[], None]]:
 
 
 def _materialized(
-    context: dg.OpExecutionContext, asset: str, moved: Mapping[str, Mapping[str, Any]], stop: Stop | None = None
+    context: dg.OpExecutionContext, asset: str, moved: Mapping[str, Metadata], stop: Stop | None = None
 ) -> None:
     if moved:
-        rows = sum(facts[metadata.ROW_COUNT] for facts in moved.values())
+        rows = sum(facts.get(ROW_COUNT, 0) for facts in moved.values())
         context.log.info("%s: %s events, of %s", asset, f"{rows:,}", _listed(moved))
     with keep_sqlite_log_open(context.instance, context.run_id):
         for partition, facts in moved.items():
@@ -95,62 +96,53 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(some[:5]) + (f" and {len(some) - 5} more" if len(some) > 5 else "")
 
 
-@dg.op(out=dg.Out(dg.Nothing), tags={"dagster/kind": "duckdb"})
-def capture(context: dg.OpExecutionContext, config: Selected, pipeline: dg.ResourceParam[PipelineSession]) -> None:
-    """Copies what is new in the warehouse into segments; ``nami_events``.
+def build_op(stage: Stage, *, is_first: bool, is_last: bool) -> dg.OpDefinition:
+    """The step of a stage in the job.
 
-    Where the warehouse cannot be read, the ops after this one still deliver what was captured earlier, and the run
-    fails at its end.
+    Args:
+        stage: which one.
+        is_first: whether it begins a run; it adds partitions that are missing.
+        is_last: whether it ends a run; it evaluates the checks, and fails if anything of the run could not be done.
     """
-    with in_one_line(pipeline), prompt(**_ending(context)):
-        tick = _begin(context, config, pipeline)
-        add_partitions(context.instance, tick.integrations())
-        moved = tick.capture()
-        _materialized(context, "nami_events", metadata.captured(tick.context, moved))
+
+    def work(context: dg.OpExecutionContext, pipeline: dg.ResourceParam[PipelineSession]) -> None:
+        with in_one_line(pipeline):
+            tick = pipeline.micro_batch(Selected(**context.op_config).integrations, context.log)
+            if is_first:
+                add_partitions(context.instance, tick.integrations())
+            with (graceful if stage.is_stoppable else prompt)(**_ending(context)) as stop:
+                done = tick.run(stage, stop)
+                facts = metadata_of(tick.context, stage, tick.subjects(stage), tick.describe(stage, done))
+                _materialized(context, stage.asset, facts, stop)
+                halted = _evaluate(context, tick, set(facts), stop) if is_last else []
+            if is_last:
+                problems = tick.problems()
+                for line in problems:
+                    context.log.error(line)
+                if problems:
+                    raise incomplete(problems, halted)
+
+    decorate: Callable[..., dg.OpDefinition] = dg.op(
+        name=stage.op,
+        ins={} if is_first else {AFTER: dg.In(dg.Nothing)},
+        out=dg.Out(dg.Nothing),
+        config_schema=plain_fields(Selected),
+        tags={"dagster/kind": min(stage.kinds, default="python")},
+        description=f"{stage.summary} Makes `{stage.asset}`.",
+    )
+    return decorate(work)
 
 
-@dg.op(ins={"captured": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), tags={"dagster/kind": "duckdb"})
-def snapshot(context: dg.OpExecutionContext, config: Selected, pipeline: dg.ResourceParam[PipelineSession]) -> None:
-    """Computes the state of each user as of each new event; ``user_property_snapshots``."""
-    with in_one_line(pipeline), prompt(**_ending(context)):
-        tick = _begin(context, config, pipeline)
-        moved = tick.snapshot()
-        _materialized(context, "user_property_snapshots", metadata.snapshotted(tick.context, moved))
-
-
-@dg.op(ins={"snapshotted": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), tags={"dagster/kind": "duckdb"})
-def prepare(context: dg.OpExecutionContext, config: Selected, pipeline: dg.ResourceParam[PipelineSession]) -> None:
-    """Writes what will be posted, as it will be posted; ``amplitude_events``."""
-    with in_one_line(pipeline), prompt(**_ending(context)):
-        tick = _begin(context, config, pipeline)
-        moved = tick.prepare()
-        _materialized(context, "amplitude_events", metadata.prepared(tick.context, tick.integrations(), moved))
-
-
-@dg.op(ins={"prepared": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), tags={"dagster/kind": "amplitude"})
-def upload(context: dg.OpExecutionContext, config: Selected, pipeline: dg.ResourceParam[PipelineSession]) -> None:
-    """Posts to Amplitude and records every answer; ``amplitude_deliveries``.
-
-    Fails if anything of this run, or of one of its integrations, could not be done, after everything else was.
-    """
-    with in_one_line(pipeline):
-        tick = _begin(context, config, pipeline)
-        with graceful(**_ending(context)) as stop:
-            moved = tick.deliver(stop)
-            facts = metadata.delivered(tick.context, tick.integrations(), moved)
-            _materialized(context, "amplitude_deliveries", facts, stop)
-            halted = tick.halted()
-            known = {key for key, was in tick.before.items() if was.is_halted}
-            with keep_sqlite_log_open(context.instance, context.run_id):
-                for observation in observations(one for one in halted if one.integration not in known):
-                    context.log_event(observation)
-                for evaluation in () if stop() else evaluations(context.instance, tick, set(facts)):
-                    context.log_event(cast("dg.AssetMaterialization", evaluation))  # which it takes, says its code
-        problems = tick.problems()
-        for line in problems:
-            context.log.error(line)
-        if problems:
-            raise incomplete(problems, halted)
+def _evaluate(context: dg.OpExecutionContext, tick: MicroBatch, moved: set[str], stop: Stop) -> list[IntegrationStatus]:
+    """Logs the checks of what moved, and the integrations that are newly halted; returns all that are halted."""
+    halted = tick.halted()
+    known = {key for key, was in tick.before.items() if was.is_halted}
+    with keep_sqlite_log_open(context.instance, context.run_id):
+        for observation in observations(one for one in halted if one.integration not in known):
+            context.log_event(observation)
+        for evaluation in () if stop() else evaluations(context.instance, tick, moved):
+            context.log_event(cast("dg.AssetMaterialization", evaluation))  # which it takes, says its code
+    return halted
 
 
 def incomplete(problems: Iterable[str], halted: Iterable[IntegrationStatus]) -> dg.Failure:
@@ -163,26 +155,38 @@ def incomplete(problems: Iterable[str], halted: Iterable[IntegrationStatus]) -> 
     )
 
 
-@dg.config_mapping
-def _for_each_op(config: MicroBatchConfig) -> dict[str, Any]:
-    selected = {"config": {"integrations": config.integrations}}
-    return {
-        "ops": {op.name: selected for op in (capture, snapshot, prepare, upload)},
-        "loggers": {"console": {"config": {"log_level": config.console_log_level}}},
-    }
+def build_micro_batch(stages: Sequence[Stage] = STAGES) -> dg.JobDefinition:
+    """The job: the steps of these stages, one after the other."""
+    steps = [stage for stage in stages if stage.op is not None]
+    ops = [build_op(stage, is_first=stage is steps[0], is_last=stage is steps[-1]) for stage in steps]
+
+    @dg.config_mapping(config_schema=plain_fields(MicroBatchConfig))
+    def for_each_op(given: dict[str, Any]) -> dict[str, Any]:
+        config = MicroBatchConfig(**given)
+        selected = {"config": {"integrations": config.integrations}}
+        return {
+            "ops": {op.name: selected for op in ops},
+            "loggers": {"console": {"config": {"log_level": config.console_log_level}}},
+        }
+
+    @dg.job(
+        name=MICRO_BATCH,
+        config=for_each_op,
+        executor_def=dg.in_process_executor,
+        tags={JOB_TAG: MICRO_BATCH},
+        description=(
+            "Captures new rows of the warehouse, computes snapshots, prepares events and delivers them, for every app "
+            "and integration with work. The schedule runs it; `nami-amp run` does the same in its own process. The run "
+            "fails if an integration has an error, after all others were delivered; the last lines of its log name the "
+            "integration and the reason."
+        ),
+    )
+    def micro_batch() -> None:
+        after: dict[str, Any] = {}
+        for op in ops:
+            after = {AFTER: op(**after)}
+
+    return micro_batch
 
 
-@dg.job(
-    name=MICRO_BATCH,
-    config=_for_each_op,
-    executor_def=dg.in_process_executor,
-    tags=CONCURRENCY_TAG,
-    description=(
-        "Captures what is new in the warehouse, computes snapshots, prepares and delivers, for every app and "
-        "integration with work. The schedule runs it; `nami-amp run` is the same in one process. It fails if an "
-        "integration has an error, after everything else was delivered; the last lines of its log say which and why."
-    ),
-)
-def micro_batch() -> None:
-    """The whole way, once."""
-    upload(prepared=prepare(snapshotted=snapshot(captured=capture())))
+micro_batch = build_micro_batch()

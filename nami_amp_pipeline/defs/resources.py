@@ -38,7 +38,7 @@ class PipelineSession:
         self._clock = clock
         self._run_id = run_id
         self._context: Context | None = None
-        self._tick: MicroBatch | None = None
+        self._micro_batch: MicroBatch | None = None
         self._heartbeat: Heartbeat | None = None
         self.error: NamiAmpError | None = None
 
@@ -72,7 +72,7 @@ class PipelineSession:
             self._context.log = log
         return self._context
 
-    def tick(self, keys: Sequence[str], log: logging.Logger) -> MicroBatch:
+    def micro_batch(self, keys: Sequence[str], log: logging.Logger) -> MicroBatch:
         """The micro-batch of this run, begun by whichever stage comes first.
 
         Args:
@@ -80,14 +80,14 @@ class PipelineSession:
             log: where progress goes from now on.
         """
         context = self.open(log)
-        if self._tick is None:
-            self._tick = MicroBatch.begin(context, keys or None)
-        return self._tick
+        if self._micro_batch is None:
+            self._micro_batch = MicroBatch.begin(context, keys or None)
+        return self._micro_batch
 
     @property
-    def last_tick(self) -> MicroBatch | None:
+    def last_micro_batch(self) -> MicroBatch | None:
         """The micro-batch of this run, if one was begun."""
-        return self._tick
+        return self._micro_batch
 
     def store_if_any(self) -> Store | None:
         """The store, unless it is a file that nothing was ever written to; for those who only look."""

@@ -1,34 +1,27 @@
 """The job ``retention``: hourly, it removes what nothing needs any more, and its run says what that was."""
 
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 import dagster as dg
 
 from nami_amp_pipeline.clock import to_datetime
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.dagster_support.run_history import REPOSITORY_TAG, clear_history
-from nami_amp_pipeline.defs.assets import ASSETS
+from nami_amp_pipeline.dagster_support.run_history import clear_history
 from nami_amp_pipeline.defs.jobs import in_one_line
+from nami_amp_pipeline.defs.ours import JOB_TAG, OURS, RETENTION
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.defs.schedules import FORGOTTEN, UNDER_WAY
 from nami_amp_pipeline.errors import Busy
 from nami_amp_pipeline.retention import RetentionReport, retain
 
-RETENTION: Final = "retention"
-REPOSITORY: Final = "__repository__@nami_amp_pipeline"
-"""The label of the runs of ``nami-amp``, and of Dagster's where ``workspace.yaml`` is the one of this project."""
 
-
-def apply_retention(
-    context: Context, instance: dg.DagsterInstance, *, repository: str = REPOSITORY, dry_run: bool = False
-) -> RetentionReport:
+def apply_retention(context: Context, instance: dg.DagsterInstance, *, dry_run: bool = False) -> RetentionReport:
     """Removes from the store, the data folder and Dagster's history what is past its retention.
 
     Args:
         context: the process at work.
         instance: of Dagster.
-        repository: the label of this code location in the history.
         dry_run: only says what would be removed.
 
     Raises:
@@ -36,15 +29,8 @@ def apply_retention(
         StoreUnavailable: the store cannot be read or written; what was removed up to then is whole.
     """
     report = retain(context, dry_run=dry_run)
-    assets = {asset.key for asset in ASSETS}
-    cleared = clear_history(
-        instance,
-        repository,
-        assets,
-        context.settings.dagster_retention_days,
-        now=to_datetime(context.now()),
-        dry_run=dry_run,
-    )
+    days, now = context.settings.dagster_retention_days, to_datetime(context.now())
+    cleared = clear_history(instance, OURS, days, now=now, dry_run=dry_run)
     report.runs, report.runs_kept = cleared.runs, cleared.kept
     return report
 
@@ -54,16 +40,12 @@ def expire(context: dg.OpExecutionContext, pipeline: dg.ResourceParam[PipelineSe
     """Removes what is past its retention and that nothing needs."""
     with in_one_line(pipeline):
         try:
-            report = apply_retention(
-                pipeline.open(context.log),
-                context.instance,
-                repository=context.run.tags.get(REPOSITORY_TAG, REPOSITORY),
-            )
+            report = apply_retention(pipeline.open(context.log), context.instance)
         except Busy as error:
             context.log.info("%s; left to it", error)
             return
         for name, segments in report.held_back.items():
-            context.log.warning("%s: %s segments are past their retention, and kept for it", name, segments)
+            context.log.warning("%s expired segments are kept: %s has not delivered them yet", segments, name)
         context.add_output_metadata(removed_metadata(report))
 
 
@@ -92,11 +74,11 @@ def removed_metadata(report: RetentionReport) -> dict[str, Any]:
 @dg.job(
     name=RETENTION,
     executor_def=dg.in_process_executor,
-    tags={"nami/job": RETENTION},
+    tags={JOB_TAG: RETENTION},
     description=(
-        "Removes what is past its retention and that nothing needs any more: segments, receipts, dead letters and "
-        "other rows of the state store, files, and runs of Dagster's history. `nami-amp retention` does the same; "
-        "docs/operations.md says what is kept for how long."
+        "Removes expired data that nothing needs: segments, receipts, dead letters and other rows of the state store, "
+        "unused files, and this pipeline's old runs in Dagster's history. `nami-amp retention` does the same; "
+        "docs/operations.md lists what is kept for how long."
     ),
 )
 def retention() -> None:
@@ -109,7 +91,7 @@ def retention() -> None:
     name="retention_hourly",
     cron_schedule="17 * * * *",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Starts the job every hour, unless one is under way.",
+    description="Starts the job every hour, unless one is queued or running.",
 )
 def retention_hourly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """One at a time."""
@@ -117,5 +99,5 @@ def retention_hourly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | d
         dg.RunsFilter(job_name=RETENTION, statuses=UNDER_WAY, updated_after=datetime.now(UTC) - FORGOTTEN), limit=1
     )
     if under_way:
-        return dg.SkipReason(f"run {under_way[0].dagster_run.run_id} is still queued or under way")
+        return dg.SkipReason(f"run {under_way[0].dagster_run.run_id} is still queued or running")
     return dg.RunRequest()

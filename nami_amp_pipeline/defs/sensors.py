@@ -5,7 +5,7 @@ from typing import Final
 
 import dagster as dg
 
-from nami_amp_pipeline.defs.jobs import MICRO_BATCH
+from nami_amp_pipeline.defs.ours import MICRO_BATCH
 from nami_amp_pipeline.defs.partitions import missing_partitions, orphaned_partitions
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.defs.schedules import SENSOR_SECONDS, run_under_way
@@ -21,8 +21,8 @@ LOST: Final = "The process of this run is gone; it was killed, or its machine fa
     minimum_interval_seconds=SENSOR_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
-        "Adds a partition for each new app and integration, and removes those of which no integration is left. Starts "
-        "no run."
+        "Adds a partition for each new app and integration, and removes partitions whose last integration was removed. "
+        "Starts no run."
     ),
 )
 def integration_partitions(
@@ -37,7 +37,7 @@ def integration_partitions(
     missing = missing_partitions(context.instance, integrations)
     orphaned = orphaned_partitions(context.instance, integrations)
     if not missing and not orphaned:
-        return dg.SkipReason(f"the partitions are those of the {len(integrations)} integrations")
+        return dg.SkipReason(f"the partitions match the {len(integrations)} integrations")
     return dg.SensorResult(
         dynamic_partitions_requests=[
             *(dg.AddDynamicPartitionsRequest(name, keys) for name, keys in missing.items()),
@@ -51,22 +51,21 @@ def integration_partitions(
     minimum_interval_seconds=SENSOR_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
-        "Starts a micro-batch before its time when rows of the warehouse, or events that could be posted, have waited "
-        "for NAMI_AMP_EARLY_TICK_SECONDS: when the last one left something behind, took long, or never came. Not while "
-        "one is under way, and not again for what the last one it started got no further with."
+        "Starts an extra micro-batch when work has waited longer than NAMI_AMP_EARLY_TICK_SECONDS, unless one is "
+        "queued or running. It does not start another for work on which the last extra one made no progress."
     ),
 )
 def early_micro_batch(
     context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineSession]
 ) -> dg.SensorResult | dg.SkipReason:
-    """Looks for the oldest work that there is."""
+    """Looks for the oldest work."""
     try:
         limit = pipeline.settings.early_tick_seconds
         if not limit:
             return dg.SkipReason("switched off: NAMI_AMP_EARLY_TICK_SECONDS is 0")
         run_id = run_under_way(context.instance)
         if run_id:
-            return dg.SkipReason(f"run {run_id} is still queued or under way")
+            return dg.SkipReason(f"run {run_id} is still queued or running")
         if pipeline.store_if_any() is None:
             return dg.SkipReason("there is no state store yet")
         opened = pipeline.open()
@@ -77,7 +76,7 @@ def early_micro_batch(
         return dg.SkipReason(f"nothing has waited for {limit} s")
     tried = set((context.cursor or "").split())
     if not {_mark(one) for one in late} - tried:
-        return dg.SkipReason(f"a micro-batch got no further with {late[0].what}; the schedule goes on trying")
+        return dg.SkipReason(f"the last early run made no progress on {late[0].what}; leaving it to the schedule")
     oldest = min(late, key=lambda one: one.since)
     context.log.info("%s have waited for %s s", oldest.what, (opened.now() - oldest.since) // 1_000_000)
     return dg.SensorResult(run_requests=[dg.RunRequest()], cursor=" ".join(sorted(map(_mark, late))))
@@ -88,8 +87,8 @@ def early_micro_batch(
     default_status=dg.DefaultSensorStatus.RUNNING,
     name="lost_runs",
     description=(
-        "Ends runs whose process is gone: killed, or on a machine that failed. They would stand as started, and keep "
-        "others from starting, until run monitoring gives them up. Starts no run."
+        "Marks runs as failed whose process is gone: killed, or on a machine that failed. Otherwise they would show as "
+        "started, and block other runs, until Dagster's run monitoring times them out. Starts no run."
     ),
 )
 def lost_runs_sensor(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineSession]) -> dg.SkipReason:

@@ -17,6 +17,7 @@ from nami_amp_pipeline.retention.rows import (
     expire_receipts,
     expire_requests,
     expire_settled,
+    expire_troubles,
 )
 from nami_amp_pipeline.retention.segments import expire_segments
 
@@ -59,6 +60,7 @@ def _all(context: Context, report: RetentionReport) -> None:
     expire_dead_letters(context, report)
     expire_pauses(context, report)
     expire_leases(context, report)
+    expire_troubles(context, report)
     sweep(context, report)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.retention.report import RetentionReport
+from nami_amp_pipeline.stages.stage import References, Stage
+from nami_amp_pipeline.stages.table import STAGES
 from nami_amp_pipeline.state import tables
 
 DAY = 86_400_000_000
@@ -44,7 +46,7 @@ def size_of(context: Context, names: Iterable[str]) -> list[int]:
     return [path.stat().st_size for path in paths if path.exists()]
 
 
-def sweep(context: Context, report: RetentionReport) -> None:
+def sweep(context: Context, report: RetentionReport, stages: Sequence[Stage] = STAGES) -> None:
     """Removes files that have been unused for the time of the setting and that no row refers to.
 
     A file that is written but not registered yet looks the same. So the time is long, and a process that was stopped
@@ -53,10 +55,10 @@ def sweep(context: Context, report: RetentionReport) -> None:
     unused = context.now() - int(context.settings.unused_file_retention_days * DAY)
     if not report.dry_run:
         _end_sleepers(context, context.now() - int(context.settings.unused_file_retention_days * DAY / 2))
-    for kind in ("segments", "ledger", "snapshots", "outboxes", "receipts"):
+    for kind, references in ((kind, references) for stage in stages for kind, references in stage.files.items()):
         # In this order: a file that is registered after it was listed is found among the registered ones.
         for paths in _in_parts(sorted(_older(context.folder.root / kind, unused))):
-            needed = _referred_to(context, kind, paths)
+            needed = _referred_to(context, kind, references, paths)
             _remove([path for path in paths if f"{kind}/{path.name}" not in needed], report)
     # A compute engine that was killed leaves its spill files.
     _remove(sorted(_older(context.folder.root / "spill", unused)), report)
@@ -73,7 +75,7 @@ def _end_sleepers(context: Context, unheard_since: int) -> None:
 
 
 def _older(folder: Path, than: int) -> Iterator[Path]:
-    for entry in os.scandir(folder):
+    for entry in os.scandir(folder) if folder.exists() else ():
         try:
             if entry.is_file(follow_symlinks=False) and entry.stat().st_mtime * 1e6 < than:
                 yield Path(entry.path)
@@ -86,24 +88,11 @@ def _in_parts(paths: list[Path]) -> Iterator[list[Path]]:
         yield paths[start : start + _AT_ONCE]
 
 
-def _referred_to(context: Context, kind: str, paths: Iterable[Path]) -> set[str]:
+def _referred_to(context: Context, kind: str, references: References, paths: Iterable[Path]) -> set[str]:
     """The files that a row of the store names and needs."""
     names = [f"{kind}/{path.name}" for path in paths]
     with context.store.begin() as tx:
-        return set(tx.execute(_named(kind, names)).scalars())
-
-
-def _named(kind: str, names: list[str]) -> sa.Select[tuple[str]]:
-    parts, boxes = tables.segment_apps, tables.outboxes
-    if kind == "segments":
-        return sa.select(tables.segments.c.file).where(tables.segments.c.file.in_(names))
-    if kind == "ledger":
-        return sa.select(tables.captured_ids.c.file).where(tables.captured_ids.c.file.in_(names))
-    if kind == "snapshots":
-        return sa.select(parts.c.snapshot_file).where(parts.c.snapshot_file.in_(names))
-    if kind == "outboxes":  # once all its integrations are done its file is not needed, though its rows are
-        return sa.select(boxes.c.file).where(boxes.c.file.in_(names), boxes.c.done_at.is_(None))
-    return sa.select(boxes.c.receipts_file).where(boxes.c.receipts_file.in_(names))
+        return set(tx.execute(references(names)).scalars())
 
 
 def _remove(paths: Iterable[Path], report: RetentionReport) -> None:

@@ -114,6 +114,12 @@ def expire_leases(context: Context, report: RetentionReport) -> None:
     _at_once(context, report, table, sa.and_(table.c.expires_at < context.now() - DAY, gone), "leases")
 
 
+def expire_troubles(context: Context, report: RetentionReport) -> None:
+    """Removes what runs ran into, once those runs are past their own retention."""
+    before = context.now() - int(context.settings.dagster_retention_days * DAY)
+    _at_once(context, report, tables.run_troubles, tables.run_troubles.c.at < before, "run_troubles")
+
+
 def _open_lanes() -> sa.Select[tuple[int]]:
     lanes, boxes = tables.lanes, tables.outboxes
     return sa.select(lanes.c.id).join(boxes, boxes.c.id == lanes.c.outbox_id).where(boxes.c.done_at.is_(None))

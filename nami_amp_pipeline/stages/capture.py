@@ -25,6 +25,7 @@ import sqlalchemy as sa
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import WarehouseUnavailable
 from nami_amp_pipeline.stages.captured_ids import KEY_COLUMNS, JustCaptured, Keys, Ledger, fold
+from nami_amp_pipeline.stages.window import Window, refuse
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease
 from nami_amp_pipeline.storage.duckdb_engine import compute, files, sql
@@ -57,12 +58,13 @@ class Captured:
     max_created_date: int = 0
 
 
-def capture(context: Context, leases: Mapping[str, Lease]) -> dict[str, Captured]:
+def capture(context: Context, leases: Mapping[str, Lease], *, window: Window | None = None) -> dict[str, Captured]:
     """Captures what is new of the apps under lease.
 
     Args:
         context: the process at work.
         leases: by app id.
+        window: refused.
 
     Returns:
         By app id; apps without news are left out.
@@ -70,6 +72,7 @@ def capture(context: Context, leases: Mapping[str, Lease]) -> dict[str, Captured
     Raises:
         WarehouseUnavailable: nothing was captured, the next tick reads the same again.
     """
+    refuse(window, "nami_events")
     if not leases:
         return {}
     fold(context)

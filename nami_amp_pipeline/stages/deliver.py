@@ -20,6 +20,7 @@ from nami_amp_pipeline.delivery.outbox_finisher import TRY_AGAIN_MICROS, AtOnce,
 from nami_amp_pipeline.delivery.receipts import finish_outbox
 from nami_amp_pipeline.delivery.request_threads import MAX_REQUESTS, ThreadedWire, Wire
 from nami_amp_pipeline.errors import Halted, Misconfigured, NamiAmpError, StoreUnavailable
+from nami_amp_pipeline.stages.window import Window, refuse
 from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline.state.store import Lease
 
@@ -41,6 +42,7 @@ def deliver(
     background: Background | None = None,
     rng: random.Random | None = None,
     stop: Callable[[], bool] = lambda: False,
+    window: Window | None = None,
 ) -> dict[int, Delivered]:
     """Posts what is pending of the integrations under lease.
 
@@ -52,6 +54,7 @@ def deliver(
         background: where receipts are written; a thread by default, or at once where a wire is given.
         rng: for jitter.
         stop: asked often; once true, nothing new starts and what is under way is recorded.
+        window: refused.
 
     Returns:
         By integration id, also for those that had nothing pending.
@@ -59,6 +62,7 @@ def deliver(
     Raises:
         StoreUnavailable: answers could not be recorded; the next run sends those requests again, byte for byte.
     """
+    refuse(window, "amplitude_deliveries")
     rng = rng or random.Random()  # noqa: S311 - jitter
     opener = ChannelLoader(context, rng)
     pending = opener.pending()

@@ -29,6 +29,7 @@ from nami_amp_pipeline.stages.prepare_inputs import (
     register_segment,
     register_sent,
 )
+from nami_amp_pipeline.stages.window import Window, refuse
 from nami_amp_pipeline.state import bulk, tables
 from nami_amp_pipeline.state.integrations import Integration, reread
 from nami_amp_pipeline.state.store import Lease, Transaction
@@ -136,17 +137,25 @@ class _Part:
     done: Prepared = field(default_factory=Prepared)
 
 
-def prepare(context: Context, integrations: Sequence[Integration], leases: Mapping[int, Lease]) -> dict[int, Prepared]:
+def prepare(
+    context: Context,
+    integrations: Sequence[Integration],
+    leases: Mapping[int, Lease],
+    *,
+    window: Window | None = None,
+) -> dict[int, Prepared]:
     """Writes the outboxes of the integrations under lease, segment by segment.
 
     Args:
         context: the process at work.
         integrations: those to prepare for; others of their apps are left alone.
         leases: by integration id.
+        window: refused.
 
     Returns:
         By integration id; those without new segments are left out.
     """
+    refuse(window, "amplitude_events")
     done: dict[int, Prepared] = {}
 
     def finish(_: _Segment, begun: _Begun) -> None:

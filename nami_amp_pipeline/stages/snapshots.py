@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import OutOfMemory
+from nami_amp_pipeline.stages.window import Window, refuse
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease
 from nami_amp_pipeline.state.users import move_forward, read_snapshots
@@ -86,16 +87,18 @@ class Snapshotted:
     files: list[str]
 
 
-def snapshot(context: Context, leases: Mapping[str, Lease]) -> dict[str, Snapshotted]:
+def snapshot(context: Context, leases: Mapping[str, Lease], *, window: Window | None = None) -> dict[str, Snapshotted]:
     """Computes the snapshots of the segments that have none yet, of the apps under lease.
 
     Args:
         context: the process at work.
         leases: by app id.
+        window: refused.
 
     Returns:
         By app id; apps without new segments are left out.
     """
+    refuse(window, "user_property_snapshots")
     done: dict[str, Snapshotted] = {}
     adding = threading.Lock()
 

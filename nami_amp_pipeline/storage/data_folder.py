@@ -105,6 +105,7 @@ class DataFolder:
         final = self.path(name)
         aside = final.with_suffix(final.suffix + ".part")
         with _disk(self.root):
+            final.parent.mkdir(parents=True, exist_ok=True)
             try:
                 yield aside
                 with aside.open("rb+") as file:

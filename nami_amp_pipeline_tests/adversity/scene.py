@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -94,6 +94,7 @@ class Scene:
             "NAMI_AMP_SEGMENT_ROWS": "150",
             "NAMI_AMP_RUN_RETRY_SECONDS": "20",
             "NAMI_AMP_LEASE_SECONDS": str(LEASE_SECONDS),
+            "NAMI_AMP_HTTP_TIMEOUT_SECONDS": str(LEASE_SECONDS / 2),
             "NAMI_AMP_DUCKDB_THREADS": "1",
             **(environ or {}),
         }
@@ -110,7 +111,7 @@ class Scene:
         self._nursery = self._popen("worker")
         assert self._line(self._nursery) == "ready"
         # Who only looks must not lose its session for standing still as long as a worker's lease lasts.
-        self.context = Context.open(replace(self.settings, lease_seconds=300))
+        self.context = Context.open(self.settings.replace(lease_seconds=300))
         for number in range(PROJECTS):
             key = Secret(f"key-{number}".ljust(32, "0"))
             new = NewIntegration("app", f"i{number}", f"{self._url}/2/httpapi", key, user_id_kind="nami_user_id",

@@ -20,10 +20,9 @@ import duckdb
 import sqlalchemy as sa
 
 from nami_amp_pipeline.dagster_support.instance import dagster_instance
-from nami_amp_pipeline.dagster_support.run_history import REPOSITORY_TAG
 from nami_amp_pipeline.defs.jobs import micro_batch
 from nami_amp_pipeline.defs.resources import PipelineSession
-from nami_amp_pipeline.defs.retention_job import REPOSITORY, retention
+from nami_amp_pipeline.defs.retention_job import retention
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.endurance.amplitude import OwnProcess
 from nami_amp_pipeline_tests.endurance.outage import APPS, TICK_SECONDS, Loader, folder_size
@@ -203,7 +202,6 @@ def _run(
             resources={"pipeline": pipeline},
             run_id=run_id,
             run_config=config,
-            tags={REPOSITORY_TAG: REPOSITORY},
             raise_on_error=False,
         )
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -42,8 +41,7 @@ class _Simulation:
     def __init__(self, seed: int, folder: Path) -> None:
         rng = self.rng = random.Random(seed)
         settings = Settings.load({"NAMI_AMP_HOME": str(folder)}, folder / "no.env")
-        settings = replace(
-            settings,
+        settings = settings.replace(
             batch_events=rng.choice((1, 3, 7, 20, 60, 500, 500)),
             batch_bytes=rng.choice((10_000, 950_000)),
             max_lanes=rng.choice((1, 2, 4, 8)),
@@ -166,7 +164,7 @@ class _Simulation:
         world.fair_weather()
         world.keep_only(self.rules)
         # Without any patience a run is over after one request of those that wait: it would take as many runs.
-        world.settings = replace(world.settings, run_retry_seconds=max(10.0, world.settings.run_retry_seconds))
+        world.settings = world.settings.replace(run_retry_seconds=max(10.0, world.settings.run_retry_seconds))
         for _ in range(80):
             world.enable_halted()
             self._pass(4_000.0)

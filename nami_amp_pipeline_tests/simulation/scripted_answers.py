@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class Bench:
         self.time = Time()
         self.start = self.time.true
         base = Settings.load({"NAMI_AMP_HOME": str(folder), "NAMI_AMP_ENCRYPTION_KEY": ENCRYPTION_KEY}, folder / "none")
-        self.settings = replace(base, **{"max_lanes": 1, **settings})
+        self.settings = base.replace(**{"max_lanes": 1, **settings})
         self.posted: list[Posted] = []
         self.answer: Answering = lambda _posted: OK
         self.latency = LATENCY

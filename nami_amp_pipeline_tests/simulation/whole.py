@@ -7,7 +7,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -95,8 +94,7 @@ def simulate(seed: int) -> Facts:
 class _Simulation:
     def __init__(self, seed: int, folder: Path) -> None:
         rng = self.rng = random.Random(seed)
-        settings = replace(
-            Settings.load({"NAMI_AMP_HOME": str(folder)}, folder / "no.env"),
+        settings = Settings.load({"NAMI_AMP_HOME": str(folder)}, folder / "no.env").replace(
             batch_events=rng.choice((2, 5, 50)),
             max_lanes=rng.choice((1, 3)),
             run_retry_seconds=30.0,

@@ -8,11 +8,7 @@ from typing import Any, Final
 import dagster as dg
 import pyarrow as pa
 
-from nami_amp_pipeline import contract
-from nami_amp_pipeline.delivery.receipts import RECEIPT_SCHEMA
-from nami_amp_pipeline.stages.prepare import OUTBOX_SCHEMA
-from nami_amp_pipeline.stages.snapshots import SNAPSHOT_SCHEMA
-from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA
+from nami_amp_pipeline.stages.stage import Stage
 
 _MEANINGS: Final[Mapping[str, str]] = {
     "id": "Nami's event id; becomes Amplitude's insert_id",
@@ -47,52 +43,16 @@ def column_schema(schema: pa.Schema) -> dg.TableSchema:
     return dg.TableSchema([dg.TableColumn(field.name, str(field.type), _MEANINGS.get(field.name)) for field in schema])
 
 
-def _lineage(columns: Mapping[str, tuple[tuple[str, str], ...]]) -> dg.TableColumnLineage:
-    return dg.TableColumnLineage(
-        {
-            name: [dg.TableColumnDep(dg.AssetKey(asset), column) for asset, column in sources]
-            for name, sources in columns.items()
-        }
-    )
-
-
-def _same(asset: str, *names: str) -> dict[str, tuple[tuple[str, str], ...]]:
-    return {name: ((asset, name),) for name in names}
-
-
-SCHEMAS: Final[Mapping[str, pa.Schema]] = {
-    "nami_events": SEGMENT_SCHEMA,
-    "user_property_snapshots": SNAPSHOT_SCHEMA,
-    "amplitude_events": OUTBOX_SCHEMA,
-    "amplitude_deliveries": RECEIPT_SCHEMA,
-}
-
-_LINEAGE: Final[Mapping[str, dg.TableColumnLineage]] = {
-    "user_property_snapshots": _lineage(
-        {
-            **_same("nami_events", "app_id", "id", "user_id", "created_date"),
-            **dict.fromkeys(contract.USER_PROPERTIES, (("nami_events", "payload"),)),
-        }
-    ),
-    "amplitude_events": _lineage(
-        {
-            **_same("nami_events", "id", "event_type", "user_id", "created_date"),
-            "identity": (("nami_events", "user_id"), ("nami_events", "payload")),
-            "body": (
-                ("nami_events", "payload"),
-                *(("user_property_snapshots", name) for name in contract.USER_PROPERTIES),
-            ),
-        }
-    ),
-    "amplitude_deliveries": _lineage(
-        _same("amplitude_events", "id", "event_type", "user_id", "identity", "created_date", "state", "reason")
-    ),
-}
-
-
-def definition_metadata(asset: str) -> dict[str, Any]:
+def definition_metadata(stage: Stage) -> dict[str, Any]:
     """Columns and where they come from, as an asset's definition shows them."""
-    found: dict[str, Any] = {"dagster/column_schema": column_schema(SCHEMAS[asset])}
-    if asset in _LINEAGE:
-        found["dagster/column_lineage"] = _LINEAGE[asset]
+    found: dict[str, Any] = {}
+    if stage.schema is not None:
+        found["dagster/column_schema"] = column_schema(stage.schema)
+    if stage.lineage:
+        found["dagster/column_lineage"] = dg.TableColumnLineage(
+            {
+                name: [dg.TableColumnDep(dg.AssetKey(asset), column) for asset, column in sources]
+                for name, sources in stage.lineage.items()
+            }
+        )
     return found

@@ -34,7 +34,7 @@ def how_to_resume(one: IntegrationStatus) -> str:
 
 def in_a_line(one: IntegrationStatus) -> str:
     """That an integration is halted, why, and how it goes on."""
-    return f"{one.integration}: {one.error}. It is halted, and no event is spent. {how_to_resume(one)}"
+    return f"{one.integration}: {one.error}. It is halted; no events are lost, they stay queued. {how_to_resume(one)}"
 
 
 def with_halts(problems: Iterable[str], halted: Iterable[IntegrationStatus]) -> list[str]:

@@ -1,0 +1,31 @@
+"""Events that wait for their user's login: given up after the setting's time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import sqlalchemy as sa
+
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.store import Lease
+
+
+def expire_waiting(context: Context, leases: Mapping[int, Lease]) -> dict[int, int]:
+    """Skips the events that have waited for a login longer than ``NAMI_AMP_HOLD_DAYS``.
+
+    Returns:
+        Skipped events by integration id.
+    """
+    before = context.now() - context.settings.hold_days * 86_400_000_000
+    table = tables.exceptions
+    expired = sa.and_(table.c.state == "waiting", table.c.at <= before)
+    gone: dict[int, int] = {}
+    with context.store.begin(under=leases.values()) as tx:
+        late = set(tx.execute(sa.select(table.c.integration_id).where(expired).distinct()).scalars())
+        for integration_id in late & leases.keys():
+            result = tx.execute(sa.delete(table).where(table.c.integration_id == integration_id, expired))
+            if result.rowcount:
+                gone[integration_id] = result.rowcount
+                context.store.count(tx, integration_id, "skipped", {"no_external_id": result.rowcount})
+    return gone
