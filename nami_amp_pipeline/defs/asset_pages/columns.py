@@ -11,7 +11,7 @@ import pyarrow as pa
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.delivery.receipts import RECEIPT_SCHEMA
 from nami_amp_pipeline.stages.prepare import OUTBOX_SCHEMA
-from nami_amp_pipeline.stages.snapshots import SNAPSHOT_SCHEMA
+from nami_amp_pipeline.stages.snapshot_sql import snapshot_schema
 from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA
 
 _MEANINGS: Final[Mapping[str, str]] = {
@@ -29,16 +29,12 @@ _MEANINGS: Final[Mapping[str, str]] = {
     "reason": "why it was skipped or refused",
     "body": "the event as it is posted, behind a comma",
     "request_id": "the request that brought it to Amplitude, in the store's requests",
-    "truncated_arrays": "arrays cut to the 1,024 characters that Amplitude keeps",
+    "truncated_arrays": f"arrays cut to the {contract.ARRAY_CHARACTERS:,} characters that Amplitude keeps",
     "former_subscriber": "Nami's flag; the property also needs that no entitlement is active",
     "has_entitlements": "the event itself carries entitlements; otherwise they are those of an earlier one",
     "has_devices": "the event itself carries devices",
     "has_journey": "the event itself carries the customer journey",
-    "namiml_active_entitlements": "reference ids of the entitlements, sorted",
-    "namiml_active_skus": "reference ids of their SKUs, sorted",
-    "namiml_device_ids": "the user's devices, sorted",
-    "namiml_device_platforms": "app platform ids of those devices, sorted",
-    "namiml_former_subscriber": "was a subscriber, and no entitlement is active",
+    **{one.name: one.means for one in contract.PROPERTIES},
 }
 
 
@@ -62,7 +58,7 @@ def _same(asset: str, *names: str) -> dict[str, tuple[tuple[str, str], ...]]:
 
 SCHEMAS: Final[Mapping[str, pa.Schema]] = {
     "nami_events": SEGMENT_SCHEMA,
-    "user_property_snapshots": SNAPSHOT_SCHEMA,
+    "user_property_snapshots": snapshot_schema(),
     "amplitude_events": OUTBOX_SCHEMA,
     "amplitude_deliveries": RECEIPT_SCHEMA,
 }
@@ -71,7 +67,7 @@ _LINEAGE: Final[Mapping[str, dg.TableColumnLineage]] = {
     "user_property_snapshots": _lineage(
         {
             **_same("nami_events", "app_id", "id", "user_id", "created_date"),
-            **dict.fromkeys(contract.USER_PROPERTIES, (("nami_events", "payload"),)),
+            **dict.fromkeys((one.name for one in contract.PROPERTIES), (("nami_events", "payload"),)),
         }
     ),
     "amplitude_events": _lineage(
@@ -80,7 +76,7 @@ _LINEAGE: Final[Mapping[str, dg.TableColumnLineage]] = {
             "identity": (("nami_events", "user_id"), ("nami_events", "payload")),
             "body": (
                 ("nami_events", "payload"),
-                *(("user_property_snapshots", name) for name in contract.USER_PROPERTIES),
+                *(("user_property_snapshots", one.name) for one in contract.PROPERTIES),
             ),
         }
     ),
