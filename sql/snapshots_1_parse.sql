@@ -1,5 +1,6 @@
 -- Payload text to the state that an event carries itself, as it will be sent: arrays as lists and as JSON text.
--- View given: segment (row, app_id, id, event_type, user_id, created_date, payload, well_formed).
+-- Macros alone; carried(source) reads a relation with row, app_id, id, event_type, user_id, created_date, payload and
+-- well_formed, and is what other files call carried_by_event.
 -- What stands in double braces is made of contract.PROPERTIES by stages/snapshot_sql.py.
 
 -- An id is a text, or a number as it is written; anything else is none.
@@ -15,16 +16,19 @@ CREATE TEMP MACRO tidy(items) AS CASE
     ELSE list_sort(list_distinct(items))
 END;
 
--- Amplitude cuts an array over so many characters of JSON text: keep the longest sorted prefix that fits. Each item takes
+-- Amplitude cuts an array over so many characters of JSON text: keep the longest sorted prefix that fits. An item takes
 -- three characters at least (quotes and a comma), so only the first few can be in it; and their lengths are added, not
--- their texts put together, so that a payload with many or long items costs no more than its own size.
-CREATE TEMP MACRO fitting(lengths) AS len(list_filter(
-    lengths, lambda size, position: list_sum(lengths[:position]) < {{ array_characters }}
-));
-CREATE TEMP MACRO cut(items, as_text) AS CASE
-    WHEN length(as_text) <= {{ array_characters }} THEN items
-    ELSE items[:fitting(list_transform(
+-- their texts put together: a payload with many or long items costs no more than its own size. The lengths are a column
+-- of their own, since DuckDB would compute what a macro puts into a lambda once for each item.
+CREATE TEMP MACRO lengths_of(items, as_text) AS CASE
+    WHEN length(as_text) > {{ array_characters }} THEN list_transform(
         items[:({{ array_characters }} - 1) // 3], lambda item: length(to_json(item)::VARCHAR) + 1
+    )
+END;
+CREATE TEMP MACRO cut(items, lengths) AS CASE
+    WHEN lengths IS NULL THEN items
+    ELSE items[:len(list_filter(
+        lengths, lambda size, position: list_sum(lengths[:position]) < {{ array_characters }}
     ))]
 END;
 CREATE TEMP MACRO text_of(kept, as_text) AS CASE
@@ -35,13 +39,13 @@ END;
 -- JSON true and false; anything else is no boolean.
 CREATE TEMP MACRO flag(value) AS CASE value::VARCHAR WHEN 'true' THEN true WHEN 'false' THEN false END;
 
-CREATE TEMP TABLE carried_by_event AS
+CREATE TEMP MACRO carried(source) AS TABLE
 WITH parsed AS (
     SELECT
         row, app_id, id, user_id, created_date, payload,
         carries_state(event_type) AS is_user,
         from_json(payload, {{ payload_structure }}) AS p
-    FROM segment
+    FROM query_table(source)
     WHERE well_formed AND (carries_state(event_type) OR contains(payload, 'external_ids'))
 ),
 arrays AS (
@@ -90,8 +94,11 @@ arrays AS (
 texts AS (
     SELECT *, {{ texts }} FROM arrays
 ),
+lengths AS (
+    SELECT *, {{ lengths }} FROM texts
+),
 cuts AS (
-    SELECT * REPLACE ({{ cuts }}), {{ truncated }} AS truncated_arrays FROM texts
+    SELECT * REPLACE ({{ cuts }}), {{ truncated }} AS truncated_arrays FROM lengths
 )
 SELECT
     row, app_id, id, user_id, created_date, is_user,
@@ -102,9 +109,3 @@ SELECT
     replace(stripped(external_id), chr(0), '') AS external_id,
     truncated_arrays
 FROM cuts;
-
--- The users of whom not every event tells all.
-CREATE TEMP TABLE incomplete AS
-SELECT DISTINCT app_id, user_id
-FROM carried_by_event
-WHERE is_user AND NOT (has_entitlements AND has_devices AND has_journey);

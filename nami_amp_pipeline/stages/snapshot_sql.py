@@ -91,10 +91,9 @@ def _parts(properties: Sequence[Property]) -> dict[str, str]:
         "any_entitlement": f"item.{first['entitlements']}",
         "values": ", ".join(f"{_parsed(one)} AS {one.carried}" for one in properties),
         "texts": ", ".join(f"to_json({one.name})::VARCHAR AS {one.name}_text" for one in texts),
-        "cuts": ", ".join(f"cut({one.name}, {one.name}_text) AS {one.name}" for one in texts),
-        "truncated": " + ".join(
-            f"CASE WHEN length({one.name}_text) > {ARRAY_CHARACTERS} THEN 1 ELSE 0 END" for one in texts
-        ),
+        "lengths": ", ".join(f"lengths_of({one.name}, {one.name}_text) AS {one.name}_lengths" for one in texts),
+        "cuts": ", ".join(f"cut({one.name}, {one.name}_lengths) AS {one.name}" for one in texts),
+        "truncated": " + ".join(f"({one.name}_lengths IS NOT NULL)::INTEGER" for one in texts),
         "properties": ", ".join(map(_column, properties)),
         "columns": ", ".join([*map(_column, properties), *_kept_beside(properties)]),
         "user_properties": ", ".join(_sent(group, of) for group, of in members.items()),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
@@ -57,8 +59,8 @@ def snapshot(context: Context, leases: Mapping[str, Lease]) -> dict[str, Snapsho
     done: dict[str, Snapshotted] = {}
     adding = threading.Lock()
 
-    def one(segment: tuple[int, str, list[str]], shared: Engine) -> None:
-        parts = _one(context, leases, *segment, shared)
+    def one(segment: tuple[int, str, list[str]], shared: Engine, *, careful: bool) -> None:
+        parts = _one(context, leases, *segment, shared, careful=careful)
         with adding:
             for app_id, part in parts.items():
                 total = done.setdefault(app_id, Snapshotted(0, 0, 0, []))
@@ -73,14 +75,14 @@ def snapshot(context: Context, leases: Mapping[str, Lease]) -> dict[str, Snapsho
         try:
             with engine(context.settings) as shared:
                 for together in pending:
-                    in_parallel(lambda segment: one(segment, shared), together, shared.divide)
+                    in_parallel(lambda segment: one(segment, shared, careful=False), together, shared.divide)
             return done
         except OutOfMemory as error:
             context.log.info("%s; going on with one segment at a time", error)
     with engine(context.settings) as alone:
         for together in _pending(context, leases):
             for segment in together:
-                one(segment, alone)
+                one(segment, alone, careful=True)
     return done
 
 
@@ -103,7 +105,14 @@ def _pending(context: Context, leases: Mapping[str, Lease]) -> list[list[tuple[i
 
 
 def _one(
-    context: Context, leases: Mapping[str, Lease], segment_id: int, file: str, app_ids: Sequence[str], shared: Engine
+    context: Context,
+    leases: Mapping[str, Lease],
+    segment_id: int,
+    file: str,
+    app_ids: Sequence[str],
+    shared: Engine,
+    *,
+    careful: bool,
 ) -> dict[str, Snapshotted]:
     name = context.folder.new_name("snapshots", "parquet")
     with shared.connection() as connection:
@@ -114,14 +123,16 @@ def _one(
             "SEMI JOIN wanted USING (app_id)"
         )
         connection.execute(snapshot_sql("snapshots_1_parse"))
+        _parse(context, connection, file, app_ids, careful=careful)
+        connection.execute(snapshot_sql("snapshots_2_incomplete"))
         _create_earlier(context, connection)
-        connection.execute(snapshot_sql("snapshots_4_as_of"))
+        connection.execute(snapshot_sql("snapshots_5_as_of"))
         ((users,),) = connection.execute("SELECT count(DISTINCT user_id) FROM carried_by_event").fetchall()
         schema = snapshot_schema()
         with context.folder.parquet(name, schema, bloom={"user_id": min(users, _READ_ROWS)}) as writer:
-            for batch in connection.sql(snapshot_sql("snapshots_5_rows")).to_arrow_reader(_READ_ROWS):
+            for batch in connection.sql(snapshot_sql("snapshots_6_rows")).to_arrow_reader(_READ_ROWS):
                 writer.write_table(pa.Table.from_batches([batch]).select(schema.names).cast(schema))
-        current = connection.sql(snapshot_sql("snapshots_6_current")).to_arrow_table()
+        current = connection.sql(snapshot_sql("snapshots_7_current")).to_arrow_table()
         events = {
             app_id: (count, cut)
             for app_id, count, cut in connection.execute(
@@ -151,6 +162,64 @@ def _one(
     return done
 
 
+def _parse(
+    context: Context, connection: duckdb.DuckDBPyConnection, file: str, app_ids: Sequence[str], *, careful: bool
+) -> None:
+    """Makes the table ``carried_by_event``: of all rows at once, or else of a few at a time.
+
+    Args:
+        context: for the file, and to say which rows cannot be read.
+        connection: has the view ``segment``, and the macros.
+        file: of the segment.
+        app_ids: of the rows that are wanted.
+        careful: whether to go on with few rows at a time where all of them take too much memory.
+    """
+    connection.execute("CREATE TEMP TABLE carried_by_event AS FROM carried('segment') LIMIT 0")
+    try:
+        connection.execute("INSERT INTO carried_by_event FROM carried('segment')")
+        return
+    except duckdb.IOException:
+        raise
+    except duckdb.OutOfMemoryException:
+        if not careful:
+            raise
+    except duckdb.Error as error:
+        context.log.warning("snapshots: %s; reading a few rows at a time", type(error).__name__)
+    first = 0
+    with pq.ParquetFile(context.folder.path(file)) as source:
+        for number in range(source.num_row_groups):
+            rows = source.read_row_group(number)
+            rows = rows.append_column("row", pa.array(range(first, first + rows.num_rows), pa.int64()))
+            first += rows.num_rows
+            _parse_some(context, connection, rows.filter(pc.is_in(rows["app_id"], pa.array(app_ids, pa.string()))))
+
+
+def _parse_some(context: Context, connection: duckdb.DuckDBPyConnection, rows: pa.Table) -> None:
+    """Adds rows to ``carried_by_event``; a row that cannot be read carries nothing, whatever the others are."""
+    connection.register("some", rows)
+    try:
+        connection.execute("INSERT INTO carried_by_event FROM carried('some')")
+    except duckdb.IOException:
+        raise
+    except duckdb.Error as error:
+        if rows.num_rows > 1:
+            half = rows.num_rows // 2
+            _parse_some(context, connection, rows.slice(0, half))
+            _parse_some(context, connection, rows.slice(half))
+            return
+        (row,) = rows.select(["app_id", "id"]).to_pylist()
+        context.log.warning(
+            "event %s of app %s: its payload cannot be read (%s), so it tells nothing of its user",
+            row["id"], row["app_id"], type(error).__name__,
+        )  # fmt: skip
+        connection.execute(
+            "INSERT INTO carried_by_event BY NAME "
+            "SELECT row, app_id, id, user_id, created_date, true AS is_user, false AS has_entitlements, "
+            "false AS has_devices, false AS has_journey, false AS has_scalar_group, 0 AS truncated_arrays "
+            "FROM some WHERE carries_state(event_type)"
+        )
+
+
 def _create_earlier(context: Context, connection: duckdb.DuckDBPyConnection) -> None:
     """Makes the view ``earlier``: what was known, before this segment, of the users whose events lack something.
 
@@ -165,14 +234,14 @@ def _create_earlier(context: Context, connection: duckdb.DuckDBPyConnection) -> 
         for app_id, user_ids in people.items():
             rows += read_snapshots(context.store, tx, app_id, user_ids, COLUMNS)
     connection.register("stored", stored_table(rows))
-    connection.execute(snapshot_sql("snapshots_2_known"))
+    connection.execute(snapshot_sql("snapshots_3_known"))
     late = connection.sql("FROM late").to_arrow_table()
     history = _snapshot_files(context, sorted(set(late["app_id"].to_pylist()))) if late.num_rows else []
     users = late["user_id"].unique().to_pylist()
     # By name, so that what has none of them is passed over.
     named = f"WHERE user_id IN ({', '.join(map(literal, users))})" if 0 < len(users) <= _NAMED_USERS else ""
     connection.execute(f"CREATE TEMP VIEW history AS FROM {read_files(history, snapshot_schema())} {named}")
-    connection.execute(snapshot_sql("snapshots_3_earlier"))
+    connection.execute(snapshot_sql("snapshots_4_earlier"))
 
 
 def _snapshot_files(context: Context, app_ids: Sequence[str]) -> list[Path]:
