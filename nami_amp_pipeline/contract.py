@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import Final, Literal
@@ -25,17 +26,117 @@ EVENT_TYPES: Final = (
 )
 """The event types that an integration can select (Nami's Amplitude integration page)."""
 
-USER_PROPERTIES: Final = (
-    "namiml_active_entitlements",
-    "namiml_active_skus",
-    "namiml_device_ids",
-    "namiml_device_platforms",
-    "namiml_former_subscriber",
-    "namiml_in_grace_period",
-    "namiml_in_trial_period",
-    "namiml_in_intro_offer_period",
-)
-"""The user properties of a snapshot, in the order in which they are sent."""
+STATE_CATEGORY: Final = "user"
+"""First part of the types of those events that carry their user's state: entitlements, devices, journey."""
+
+DEVICE_CATEGORY: Final = "device"
+"""First part of the types of those events that come from one device, and name it."""
+
+GROUPS: Final[Mapping[str, str]] = {
+    "entitlements": "active_entitlements[]",
+    "devices": "devices[]",
+    "journey": "customer_journey_state",
+}
+"""The groups of a user's state and where a payload has them; ``[]`` is an array of objects. A group counts as a whole:
+all its properties are from the newest event that has it. They are sent in this order."""
+
+
+@dataclass(frozen=True)
+class Property:
+    """A user property of a snapshot.
+
+    SQL, schemas, previews, pages and docs are made of this declaration. Data files and stored snapshots from before a
+    property was added lack it: it is null until an event brings its group again.
+
+    Attributes:
+        name: in Amplitude.
+        group: of :data:`GROUPS`.
+        path: where a payload has it; begins with the group's own path.
+        kind: ``texts``, an array of ids as texts; or ``flag``, a boolean.
+        means: a few words for people.
+        unless_active: of a flag: false while any entitlement is active.
+
+    Raises:
+        ValueError: the declaration is none.
+    """
+
+    name: str
+    group: str
+    path: str
+    kind: Literal["texts", "flag"]
+    means: str
+    unless_active: bool = False
+
+    def __post_init__(self) -> None:
+        is_sound = (
+            self.group in GROUPS
+            and self.path.startswith(f"{GROUPS[self.group]}.")
+            and all(map(_NAME.fullmatch, (self.name, *self.steps)))
+            and (self.kind == "texts") == GROUPS[self.group].endswith("[]")
+            and not (self.unless_active and self.kind != "flag")
+        )
+        if not is_sound:
+            raise ValueError(f"{self.name} is no property of {self.group}: {self.path}, {self.kind}")
+
+    @property
+    def steps(self) -> list[str]:
+        """The fields from the group's object to the value."""
+        return self.path.removeprefix(f"{GROUPS[self.group]}.").split(".")
+
+    @property
+    def carried(self) -> str:
+        """What the value is called before ``unless_active`` is applied; otherwise the name."""
+        return self.name.removeprefix("namiml_") if self.unless_active else self.name
+
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+PROPERTIES: tuple[Property, ...] = (
+    Property(
+        "namiml_active_entitlements", "entitlements", "active_entitlements[].entitlement_ref_id", "texts",
+        "reference ids of the active entitlements",
+    ),
+    Property(
+        "namiml_active_skus", "entitlements", "active_entitlements[].sku_ref_id", "texts",
+        "reference ids of their SKUs",
+    ),
+    Property("namiml_device_ids", "devices", "devices[].id", "texts", "the user's devices"),
+    Property(
+        "namiml_device_platforms", "devices", "devices[].platform.id", "texts",
+        "the `app_platform_id` of each of those devices",
+    ),
+    Property(
+        "namiml_former_subscriber", "journey", "customer_journey_state.former_subscriber", "flag",
+        "was a subscriber, and no entitlement is active", unless_active=True,
+    ),
+    Property(
+        "namiml_in_grace_period", "journey", "customer_journey_state.in_grace_period", "flag",
+        "is in a grace period",
+    ),
+    Property(
+        "namiml_in_trial_period", "journey", "customer_journey_state.in_trial_period", "flag",
+        "is in a trial",
+    ),
+    Property(
+        "namiml_in_intro_offer_period", "journey", "customer_journey_state.in_intro_offer_period", "flag",
+        "is in an introductory offer",
+    ),
+)  # fmt: skip
+"""The user properties of a snapshot."""
+
+
+def properties_table() -> str:
+    """The user properties for docs/contract.md, as a Markdown table."""
+    rules = {
+        ("texts", False): "array",
+        ("flag", False): "boolean",
+        ("flag", True): "boolean; true only if no entitlement is active",
+    }
+    lines = [
+        f"| `{one.name}` | `{one.path}` | {rules[one.kind, one.unless_active]} | {one.means} |" for one in PROPERTIES
+    ]
+    return "\n".join(["| property | from | rule | meaning |", "|---|---|---|---|", *lines])
+
 
 RESERVED_IDS: Final = (
     "",

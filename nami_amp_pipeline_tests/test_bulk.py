@@ -32,7 +32,7 @@ def store(state_url: str) -> Iterator[Store]:
 
 def snapshots(users: Mapping[str, Mapping[str, Any]]) -> pa.Table:
     """Rows of ``user_property_snapshots`` of one app; what is not given is NULL."""
-    types = {sa.Text: pa.string(), sa.BigInteger: pa.int64(), sa.Boolean: pa.bool_()}
+    types = {sa.Text: pa.string(), sa.BigInteger: pa.int64()}
     schema = pa.schema([(column.name, types[type(column.type)]) for column in tables.user_property_snapshots.columns])
     return pa.Table.from_pylist(
         [{"app_id": "radio", "user_id": user, **values} for user, values in sorted(users.items())], schema=schema
@@ -71,25 +71,26 @@ def test_snapshots_only_move_forward_group_by_group(store: Store, more: int) -> 
     padding = {f"p{number}": {"as_of_date": 1, "as_of_event": "p"} for number in range(more)}
 
     def group(**changes: Any) -> dict[str, Any]:
-        return {"former_subscriber": False, "journey_date": 10, "journey_event": "B", **changes}
+        return {"journey": "first", "journey_date": 10, "journey_event": "B", **changes}
 
     with store.begin() as tx:
         move_forward(
             store, tx, snapshots({user: group() for user in ("new", "old", "tie", "tie below", "none")} | padding)
         )
     later: dict[str, dict[str, Any]] = {
-        "new": group(former_subscriber=True, journey_date=11, journey_event="A"),
-        "old": group(former_subscriber=True, journey_date=9, journey_event="Z"),
+        "new": group(journey="later", journey_date=11, journey_event="A"),
+        "old": group(journey="later", journey_date=9, journey_event="Z"),
         # By code point 'a' is after 'B'; most collations have it before.
-        "tie": group(former_subscriber=True, journey_event="a"),
-        "tie below": group(former_subscriber=True, journey_event="A"),
+        "tie": group(journey="later", journey_event="a"),
+        "tie below": group(journey="later", journey_event="A"),
         "none": {"external_id": "e", "external_id_date": 1, "external_id_event": "x"},
     }
     with store.begin() as tx:
         move_forward(store, tx, snapshots(later | padding))
     found = stored(store)
-    assert {user: (found[user]["former_subscriber"], found[user]["journey_event"]) for user in later} == {
-        "new": (True, "A"), "old": (False, "B"), "tie": (True, "a"), "tie below": (False, "B"), "none": (False, "B"),
+    assert {user: (found[user]["journey"], found[user]["journey_event"]) for user in later} == {
+        "new": ("later", "A"), "old": ("first", "B"), "tie": ("later", "a"), "tie below": ("first", "B"),
+        "none": ("first", "B"),
     }  # fmt: skip
     assert found["none"]["external_id"] == "e"
     assert "external_id" not in found["new"]

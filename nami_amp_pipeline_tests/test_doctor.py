@@ -186,7 +186,7 @@ def test_a_store_of_another_version(state_url: str, tmp_path: Path, later: Any) 
         assert only(doctor.check_migrations(chosen), "ok")
         later(safe=False)
         assert "nami-amp migrate" in (only(doctor.check_migrations(chosen), "error").fix or "")
-        migrate.migrate(store, only_safe=False)
+        migrate.migrate(store, beside_others=True)
         with store.begin() as tx:
             tx.execute(sa.update(tables.schema_version).values(version=tables.SCHEMA_VERSION + 1))
         assert "this program knows" in only(doctor.check_migrations(chosen), "error").message

@@ -18,7 +18,7 @@ WITH events AS (
             AND is_number(amount)
             AND purchase_env IS DISTINCT FROM '"sandbox"' AS is_revenue
     FROM (
-        SELECT * REPLACE (CASE WHEN starts_with(event_type, 'device.') THEN as_text(device_id) END AS device_id)
+        SELECT * REPLACE (CASE WHEN carries_device(event_type) THEN as_text(device_id) END AS device_id)
         FROM properties
     )
 )

@@ -24,7 +24,7 @@ found AS (
 )
 SELECT
     integration_id, row, exception_id, id, event_type, name, user_id, created_date, amplitude_user_id,
-    starts_with(event_type, 'user.') AS is_user,
+    carries_state(event_type) AS is_user,
     CASE
         WHEN dead IS NOT NULL THEN 'dead'
         WHEN nobody AND anonymous = 'wait_for_login' THEN 'waiting'

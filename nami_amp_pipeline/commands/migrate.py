@@ -22,7 +22,7 @@ def migrate(invocation: Invocation, as_json: bool) -> None:
 
     store = Store(invocation.settings.state_url, system_clock)
     try:
-        before, now = migrations.migrate(store, only_safe=False)
+        before, now = migrations.migrate(store, beside_others=True)
     finally:
         store.close()
     if as_json:

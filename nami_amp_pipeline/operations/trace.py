@@ -12,14 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
 
+from nami_amp_pipeline import contract
 from nami_amp_pipeline.clock import to_text
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.contract import USER_PROPERTIES
 from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS
+from nami_amp_pipeline.delivery.receipts import RECEIPT_SCHEMA
 from nami_amp_pipeline.errors import WarehouseUnavailable
+from nami_amp_pipeline.stages.snapshot_sql import snapshot_schema
 from nami_amp_pipeline.state import Transaction, tables
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
-from nami_amp_pipeline.storage.duckdb_engine import compute, files, literal
+from nami_amp_pipeline.storage.duckdb_engine import compute, read_files
+from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA
 from nami_amp_pipeline.warehouse import EventRow, Places
 
 UNREAD_DAYS = 7
@@ -130,7 +133,7 @@ def _in_segments(context: Context, connection: duckdb.DuckDBPyConnection, event_
         return []
     rows = connection.execute(
         "SELECT filename, file_row_number, app_id, event_type, user_id, epoch_us(created_date), epoch_us(ingested_at), "  # noqa: S608
-        f"well_formed FROM read_parquet({files(known)}, filename=true, file_row_number=true) WHERE id = ?",
+        f"well_formed FROM {read_files(known, SEGMENT_SCHEMA, 'filename', 'file_row_number')} WHERE id = ?",
         [event_id],
     ).fetchall()
     captures = []
@@ -166,14 +169,15 @@ def _snapshot(
         ).scalar()
     if not name or not context.folder.path(name).exists():
         return None
+    names = [one.name for one in contract.PROPERTIES]
     row = connection.execute(
-        f"SELECT {', '.join(USER_PROPERTIES)} FROM read_parquet({literal(str(context.folder.path(name)))}) "  # noqa: S608
+        f"SELECT {', '.join(names)} FROM {read_files([context.folder.path(name)], snapshot_schema())} "  # noqa: S608
         "WHERE app_id = ? AND row = ?",
         [app_id, row_number],
     ).fetchall()
     if not row:
         return None
-    return {key: value for key, value in zip(USER_PROPERTIES, row[0], strict=True) if value is not None}
+    return {key: value for key, value in zip(names, row[0], strict=True) if value is not None}
 
 
 def _sources(
@@ -191,19 +195,19 @@ def _sources(
     paths = {number: path for number, path in paths.items() if path.exists()}
     if segment_id not in paths:
         return {}
-    own = literal(str(paths[segment_id]))
-    groups = {"entitlements": "active_entitlements", "devices": "devices", "journey": "customer_journey_state"}
+    own = read_files([paths[segment_id]], snapshot_schema())
+    every = read_files(list(paths.values()), snapshot_schema())
     found: dict[str, Any] = {}
-    for flag, group in groups.items():
+    for group, path in contract.GROUPS.items():
         row = connection.execute(
-            f"SELECT s.id, epoch_us(s.created_date) FROM read_parquet({files(list(paths.values()))}) s "  # noqa: S608
-            f"JOIN (FROM read_parquet({own}) WHERE app_id = ? AND row = ?) own USING (app_id, user_id) "
-            f"WHERE s.has_{flag} AND (s.created_date, s.id) <= (own.created_date, own.id) "
+            f"SELECT s.id, epoch_us(s.created_date) FROM {every} s "  # noqa: S608
+            f"JOIN (FROM {own} WHERE app_id = ? AND row = ?) own USING (app_id, user_id) "
+            f"WHERE s.has_{group} AND (s.created_date, s.id) <= (own.created_date, own.id) "
             "ORDER BY s.created_date DESC, s.id DESC LIMIT 1",
             [app_id, row_number],
         ).fetchone()
         if row is not None:
-            found[group] = {"event_id": row[0], "created_date": to_text(row[1])}
+            found[path.removesuffix("[]")] = {"event_id": row[0], "created_date": to_text(row[1])}
     return found
 
 
@@ -299,8 +303,9 @@ def _find(
     if not path.exists():
         return None
     numbers = [(number, lane, (number - own.start) * LANE_BATCH_ROWS) for lane, own in lanes for number in own]
-    options = pa.ipc.IpcReadOptions(included_fields=[0, 5, 6])
     with pa.memory_map(str(path)) as source:
+        names = pa.ipc.open_file(source).schema.names
+        options = pa.ipc.IpcReadOptions(included_fields=[names.index(name) for name in ("id", "state", "reason")])
         reader = pa.ipc.open_file(source, options=options)
         left = rows - sum(lane.rows for lane, _ in lanes)
         numbers += [
@@ -359,7 +364,7 @@ def _in_receipts(
         return None
     rows = connection.execute(
         "SELECT filename, state, reason, identity, request_id "  # noqa: S608
-        f"FROM read_parquet({files(known)}, filename=true) WHERE id = ?",
+        f"FROM {read_files(known, RECEIPT_SCHEMA, 'filename')} WHERE id = ?",
         [event_id],
     ).fetchall()
     if not rows:

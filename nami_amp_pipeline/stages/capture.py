@@ -28,9 +28,9 @@ from nami_amp_pipeline.stages.captured_ids import KEY_COLUMNS, JustCaptured, Key
 from nami_amp_pipeline.stages.window import Window, refuse
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease
-from nami_amp_pipeline.storage.duckdb_engine import compute, files, sql
+from nami_amp_pipeline.storage.duckdb_engine import compute, read_files, sql
 from nami_amp_pipeline.storage.parallel import is_parallel
-from nami_amp_pipeline.storage.segment_writer import SegmentWriter
+from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA, SegmentWriter
 from nami_amp_pipeline.warehouse import Source
 
 READ_ROWS = 20_000
@@ -199,8 +199,8 @@ def _summaries(
     if not written:
         return []
     names = {str(context.folder.path(name)): name for name in written}
-    paths = files([context.folder.path(name) for name in written])
-    connection.execute(f"CREATE TEMP VIEW segments AS FROM read_parquet({paths}, filename = true)")
+    rows = read_files([context.folder.path(name) for name in written], SEGMENT_SCHEMA, "filename")
+    connection.execute(f"CREATE TEMP VIEW segments AS FROM {rows}")
     found: dict[str, dict[str, Captured]] = {name: {} for name in written}
     for file, app_id, event_type, rows, malformed, first, last, oldest, newest in connection.execute(
         sql("capture_3_summary")

@@ -30,7 +30,8 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import Halted, NamiAmpError
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease, Transaction
-from nami_amp_pipeline.storage.duckdb_engine import compute, files
+from nami_amp_pipeline.storage.duckdb_engine import compute, read_files
+from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA
 
 LEASE: Final = "ledger"
 
@@ -319,8 +320,8 @@ def _read(context: Context, segments: Sequence[SortedRun]) -> Keys:
 
 
 def _keys_of(context: Context, segments: Sequence[SortedRun]) -> str:
-    paths = files([context.folder.path(segment.file) for segment in segments])
-    return f"SELECT {KEY_COLUMNS} FROM read_parquet({paths})"  # noqa: S608
+    rows = read_files([context.folder.path(segment.file) for segment in segments], SEGMENT_SCHEMA)
+    return f"SELECT {KEY_COLUMNS} FROM {rows}"  # noqa: S608
 
 
 def _contains(run: Keys, wanted: Keys) -> np.ndarray[Any, np.dtype[np.bool_]]:

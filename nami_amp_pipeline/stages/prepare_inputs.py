@@ -11,11 +11,13 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.stages.snapshot_sql import snapshot_schema
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline.state.store import Transaction
 from nami_amp_pipeline.state.users import read_sent, read_snapshots
-from nami_amp_pipeline.storage.duckdb_engine import files
+from nami_amp_pipeline.storage.duckdb_engine import read_files
+from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA
 
 _RELEASED = pa.schema(
     [
@@ -48,8 +50,8 @@ def register_segment(
         snapshot_files: with the snapshots of the segment.
         integrations: those that lack the segment.
     """
-    path = files([context.folder.path(file)])
-    snapshots = files([context.folder.path(name) for name in snapshot_files])
+    path = read_files([context.folder.path(file)], SEGMENT_SCHEMA, "file_row_number")
+    snapshots = read_files([context.folder.path(name) for name in snapshot_files], snapshot_schema())
     targets = pa.table(
         {
             "integration_id": pa.array([one.id for one in integrations], pa.int64()),
@@ -74,9 +76,9 @@ def register_segment(
     connection.register("reserved", pa.table({"id": list(contract.RESERVED_IDS)}))
     connection.execute(
         f"CREATE TEMP VIEW segment AS SELECT * RENAME (file_row_number AS row) "  # noqa: S608
-        f"FROM read_parquet({path}, file_row_number=true) SEMI JOIN targets USING (app_id)"
+        f"FROM {path} SEMI JOIN targets USING (app_id)"
     )
-    connection.execute(f"CREATE TEMP VIEW snapshots AS FROM read_parquet({snapshots})")
+    connection.execute(f"CREATE TEMP VIEW snapshots AS FROM {snapshots}")
 
 
 def register_identities(

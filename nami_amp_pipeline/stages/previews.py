@@ -8,38 +8,33 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+
+from nami_amp_pipeline import contract
+from nami_amp_pipeline.delivery.receipts import RECEIPT_SCHEMA
+from nami_amp_pipeline.stages.snapshot_sql import snapshot_schema
+from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA
 
 PREVIEW_ROWS = 5
 
 
 def segment_preview(path: Path, app_id: str) -> list[dict[str, Any]]:
     """A few events of an app, without their payload."""
-    return _head(path, app_id, ["id", "event_type", "user_id", "created_date", "ingested_at"])
+    return _head(path, SEGMENT_SCHEMA, app_id, ["id", "event_type", "user_id", "created_date", "ingested_at"])
 
 
 def snapshot_preview(path: Path, app_id: str) -> list[dict[str, Any]]:
     """A few snapshots of an app."""
-    return _head(
-        path,
-        app_id,
-        [
-            "user_id",
-            "created_date",
-            "namiml_active_entitlements",
-            "namiml_active_skus",
-            "namiml_device_platforms",
-            "namiml_former_subscriber",
-            "namiml_in_trial_period",
-        ],
-    )
+    names = [one.name for one in contract.PROPERTIES]
+    return _head(path, snapshot_schema(), app_id, ["user_id", "created_date", *names])
 
 
 def created_between(paths: Sequence[Path], app_id: str) -> tuple[datetime, datetime]:
     """The earliest and the latest ``created_date`` of an app's snapshots."""
-    dates = ds.dataset([str(path) for path in paths]).to_table(
+    dates = ds.dataset([str(path) for path in paths], schema=snapshot_schema()).to_table(
         columns=["created_date"], filter=ds.field("app_id") == app_id
     )
     found = pc.min_max(dates["created_date"]).as_py()
@@ -63,13 +58,15 @@ class Receipts:
 def receipt_preview(paths: Sequence[Path]) -> Receipts:
     """The first receipts, and between which times all of them lie."""
     dates = [pc.min_max(pq.read_table(path, columns=["created_date"])["created_date"]).as_py() for path in paths]
-    rows = ds.dataset(paths[0]).head(
+    rows = ds.dataset(paths[0], schema=RECEIPT_SCHEMA).head(
         PREVIEW_ROWS, columns=["id", "event_type", "user_id", "created_date", "state", "reason", "request_id"]
     )
     return Receipts(min(one["min"] for one in dates), max(one["max"] for one in dates), rows.to_pylist())
 
 
-def _head(path: Path, app_id: str, columns: list[str]) -> list[dict[str, Any]]:
-    rows = ds.dataset(path).head(PREVIEW_ROWS, columns=columns, filter=ds.field("app_id") == app_id, batch_size=1_024)
+def _head(path: Path, schema: pa.Schema, app_id: str, columns: list[str]) -> list[dict[str, Any]]:
+    # By today's schema: what a file of an older layout lacks is null.
+    file = ds.dataset(path, schema=schema)
+    rows = file.head(PREVIEW_ROWS, columns=columns, filter=ds.field("app_id") == app_id, batch_size=1_024)
     found: list[dict[str, Any]] = rows.to_pylist()
     return found

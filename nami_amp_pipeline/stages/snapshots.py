@@ -9,65 +9,25 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import OutOfMemory
+from nami_amp_pipeline.stages.snapshot_sql import snapshot_schema, snapshot_sql, stored_table
 from nami_amp_pipeline.stages.window import Window, refuse
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease
-from nami_amp_pipeline.state.users import move_forward, read_snapshots
-from nami_amp_pipeline.storage.duckdb_engine import Engine, engine, files, literal, run, sql
+from nami_amp_pipeline.state.users import COLUMNS, move_forward, read_snapshots
+from nami_amp_pipeline.storage.duckdb_engine import Engine, engine, literal, read_files
 from nami_amp_pipeline.storage.parallel import in_parallel, is_parallel
-
-SNAPSHOT_SCHEMA = pa.schema(
-    [
-        ("app_id", pa.string()),
-        ("id", pa.string()),
-        ("user_id", pa.string()),
-        ("created_date", pa.timestamp("us", tz="UTC")),
-        ("row", pa.int64()),
-        ("namiml_active_entitlements", pa.list_(pa.string())),
-        ("namiml_active_skus", pa.list_(pa.string())),
-        ("namiml_device_ids", pa.list_(pa.string())),
-        ("namiml_device_platforms", pa.list_(pa.string())),
-        ("namiml_former_subscriber", pa.bool_()),
-        ("namiml_in_grace_period", pa.bool_()),
-        ("namiml_in_trial_period", pa.bool_()),
-        ("namiml_in_intro_offer_period", pa.bool_()),
-        ("user_properties", pa.string()),
-        ("former_subscriber", pa.bool_()),
-        ("has_active_entitlement", pa.bool_()),
-        ("has_entitlements", pa.bool_()),
-        ("has_devices", pa.bool_()),
-        ("has_journey", pa.bool_()),
-        ("has_scalar_group", pa.bool_()),
-        ("truncated_arrays", pa.int32()),
-    ]
-)
-"""Columns of a snapshot file (Parquet): one row per ``user.*`` event. ``row`` is the event's number in its segment;
-``user_properties`` is the JSON object that Amplitude is sent; ``has_*`` says that the event carried the group itself,
-and ``has_scalar_group`` that one is a text, number or boolean instead; ``former_subscriber`` is Nami's flag, the
-property is ``namiml_former_subscriber``."""
+from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA
 
 _READ_ROWS = 50_000
 
 _NAMED_USERS = 1_000
 """Late events of more users than this are looked for in every row of the snapshot files, not by Bloom filters."""
-
-_TEXTS = {
-    "namiml_active_entitlements": "entitlements_text",
-    "namiml_active_skus": "skus_text",
-    "namiml_device_ids": "device_ids_text",
-    "namiml_device_platforms": "device_platforms_text",
-}
-"""Arrays, and what their JSON texts are called in SQL."""
-
-_CARRIED = (
-    "app_id", "id", "user_id", "created_date", "has_entitlements", "has_devices", "has_journey",
-    "has_active_entitlement", "former_subscriber", "namiml_in_grace_period", "namiml_in_trial_period",
-    "namiml_in_intro_offer_period",
-)  # fmt: skip
 
 
 @dataclass
@@ -102,8 +62,8 @@ def snapshot(context: Context, leases: Mapping[str, Lease], *, window: Window | 
     done: dict[str, Snapshotted] = {}
     adding = threading.Lock()
 
-    def one(segment: tuple[int, str, list[str]], shared: Engine) -> None:
-        parts = _one(context, leases, *segment, shared)
+    def one(segment: tuple[int, str, list[str]], shared: Engine, *, careful: bool) -> None:
+        parts = _one(context, leases, *segment, shared, careful=careful)
         with adding:
             for app_id, part in parts.items():
                 total = done.setdefault(app_id, Snapshotted(0, 0, 0, []))
@@ -118,14 +78,14 @@ def snapshot(context: Context, leases: Mapping[str, Lease], *, window: Window | 
         try:
             with engine(context.settings) as shared:
                 for together in pending:
-                    in_parallel(lambda segment: one(segment, shared), together, shared.divide)
+                    in_parallel(lambda segment: one(segment, shared, careful=False), together, shared.divide)
             return done
         except OutOfMemory as error:
             context.log.info("%s; going on with one segment at a time", error)
     with engine(context.settings) as alone:
         for together in _pending(context, leases):
             for segment in together:
-                one(segment, alone)
+                one(segment, alone, careful=True)
     return done
 
 
@@ -148,24 +108,34 @@ def _pending(context: Context, leases: Mapping[str, Lease]) -> list[list[tuple[i
 
 
 def _one(
-    context: Context, leases: Mapping[str, Lease], segment_id: int, file: str, app_ids: Sequence[str], shared: Engine
+    context: Context,
+    leases: Mapping[str, Lease],
+    segment_id: int,
+    file: str,
+    app_ids: Sequence[str],
+    shared: Engine,
+    *,
+    careful: bool,
 ) -> dict[str, Snapshotted]:
     name = context.folder.new_name("snapshots", "parquet")
     with shared.connection() as connection:
         connection.register("wanted", pa.table({"app_id": pa.array(app_ids, pa.string())}))
         connection.execute(
             "CREATE TEMP VIEW segment AS SELECT * RENAME (file_row_number AS row) "  # noqa: S608
-            f"FROM read_parquet({files([context.folder.path(file)])}, file_row_number=true) "
+            f"FROM {read_files([context.folder.path(file)], SEGMENT_SCHEMA, 'file_row_number')} "
             "SEMI JOIN wanted USING (app_id)"
         )
-        run(connection, "snapshots_1_parse")
+        connection.execute(snapshot_sql("snapshots_1_parse"))
+        _parse(context, connection, file, app_ids, careful=careful)
+        connection.execute(snapshot_sql("snapshots_2_incomplete"))
         _create_earlier(context, connection)
-        run(connection, "snapshots_2_as_of")
+        connection.execute(snapshot_sql("snapshots_5_as_of"))
         ((users,),) = connection.execute("SELECT count(DISTINCT user_id) FROM carried_by_event").fetchall()
-        with context.folder.parquet(name, SNAPSHOT_SCHEMA, bloom={"user_id": min(users, _READ_ROWS)}) as writer:
-            for batch in connection.sql(sql("snapshots_3_rows")).to_arrow_reader(_READ_ROWS):
-                writer.write_table(pa.Table.from_batches([batch]).cast(SNAPSHOT_SCHEMA))
-        current = connection.sql(sql("snapshots_4_current")).to_arrow_table()
+        schema = snapshot_schema()
+        with context.folder.parquet(name, schema, bloom={"user_id": min(users, _READ_ROWS)}) as writer:
+            for batch in connection.sql(snapshot_sql("snapshots_6_rows")).to_arrow_reader(_READ_ROWS):
+                writer.write_table(pa.Table.from_batches([batch]).select(schema.names).cast(schema))
+        current = connection.sql(snapshot_sql("snapshots_7_current")).to_arrow_table()
         events = {
             app_id: (count, cut)
             for app_id, count, cut in connection.execute(
@@ -195,6 +165,64 @@ def _one(
     return done
 
 
+def _parse(
+    context: Context, connection: duckdb.DuckDBPyConnection, file: str, app_ids: Sequence[str], *, careful: bool
+) -> None:
+    """Makes the table ``carried_by_event``: of all rows at once, or else of a few at a time.
+
+    Args:
+        context: for the file, and to say which rows cannot be read.
+        connection: has the view ``segment``, and the macros.
+        file: of the segment.
+        app_ids: of the rows that are wanted.
+        careful: whether to go on with few rows at a time where all of them take too much memory.
+    """
+    connection.execute("CREATE TEMP TABLE carried_by_event AS FROM carried('segment') LIMIT 0")
+    try:
+        connection.execute("INSERT INTO carried_by_event FROM carried('segment')")
+        return
+    except duckdb.IOException:
+        raise
+    except duckdb.OutOfMemoryException:
+        if not careful:
+            raise
+    except duckdb.Error as error:
+        context.log.warning("snapshots: %s; reading a few rows at a time", type(error).__name__)
+    first = 0
+    with pq.ParquetFile(context.folder.path(file)) as source:
+        for number in range(source.num_row_groups):
+            rows = source.read_row_group(number)
+            rows = rows.append_column("row", pa.array(range(first, first + rows.num_rows), pa.int64()))
+            first += rows.num_rows
+            _parse_some(context, connection, rows.filter(pc.is_in(rows["app_id"], pa.array(app_ids, pa.string()))))
+
+
+def _parse_some(context: Context, connection: duckdb.DuckDBPyConnection, rows: pa.Table) -> None:
+    """Adds rows to ``carried_by_event``; a row that cannot be read carries nothing, whatever the others are."""
+    connection.register("some", rows)
+    try:
+        connection.execute("INSERT INTO carried_by_event FROM carried('some')")
+    except duckdb.IOException:
+        raise
+    except duckdb.Error as error:
+        if rows.num_rows > 1:
+            half = rows.num_rows // 2
+            _parse_some(context, connection, rows.slice(0, half))
+            _parse_some(context, connection, rows.slice(half))
+            return
+        (row,) = rows.select(["app_id", "id"]).to_pylist()
+        context.log.warning(
+            "event %s of app %s: its payload cannot be read (%s), so it tells nothing of its user",
+            row["id"], row["app_id"], type(error).__name__,
+        )  # fmt: skip
+        connection.execute(
+            "INSERT INTO carried_by_event BY NAME "
+            "SELECT row, app_id, id, user_id, created_date, true AS is_user, false AS has_entitlements, "
+            "false AS has_devices, false AS has_journey, false AS has_scalar_group, 0 AS truncated_arrays "
+            "FROM some WHERE carries_state(event_type)"
+        )
+
+
 def _create_earlier(context: Context, connection: duckdb.DuckDBPyConnection) -> None:
     """Makes the view ``earlier``: what was known, before this segment, of the users whose events lack something.
 
@@ -204,39 +232,19 @@ def _create_earlier(context: Context, connection: duckdb.DuckDBPyConnection) -> 
     people: dict[str, list[str]] = {}
     for app_id, user_id in connection.execute("SELECT app_id, user_id FROM incomplete").fetchall():
         people.setdefault(app_id, []).append(user_id)
-    columns = [column.name for column in tables.user_property_snapshots.columns]
-    stored: list[dict[str, object]] = []
+    rows: list[tuple[object, ...]] = []
     with context.store.begin() as tx:
         for app_id, user_ids in people.items():
-            for row in read_snapshots(context.store, tx, app_id, user_ids, columns):
-                stored += _groups(dict(zip(columns, row, strict=True)))
-    connection.register("stored", pa.Table.from_pylist(stored, schema=_stored_schema()))
-    lists = ", ".join(f"""from_json({text}, '["VARCHAR"]') AS {name}""" for name, text in _TEXTS.items())
-    earlier = f"SELECT NULL::BIGINT AS row, *, {lists} FROM stored"  # noqa: S608
-    late = connection.sql(
-        """
-        SELECT DISTINCT app_id, user_id FROM carried_by_event c
-        WHERE is_user AND EXISTS (
-            FROM stored s WHERE s.app_id = c.app_id AND s.user_id = c.user_id
-            AND (s.created_date, s.id) > (c.created_date, c.id)
-            AND ((s.has_entitlements AND NOT c.has_entitlements) OR (s.has_devices AND NOT c.has_devices)
-                OR (s.has_journey AND NOT c.has_journey))
-        )
-        """
-    ).to_arrow_table()
+            rows += read_snapshots(context.store, tx, app_id, user_ids, COLUMNS)
+    connection.register("stored", stored_table(rows))
+    connection.execute(snapshot_sql("snapshots_3_known"))
+    late = connection.sql("FROM late").to_arrow_table()
     history = _snapshot_files(context, sorted(set(late["app_id"].to_pylist()))) if late.num_rows else []
-    if history:
-        connection.register("late", late)
-        texts = ", ".join(f"{name}, to_json({name})::VARCHAR AS {text}" for name, text in _TEXTS.items())
-        source = f"read_parquet({files(history)})"
-        users = late["user_id"].unique().to_pylist()
-        if len(users) <= _NAMED_USERS:  # by name, so that what has none of them is passed over
-            source = f"(FROM {source} WHERE user_id IN ({', '.join(map(literal, users))}))"
-        earlier += (
-            f" UNION ALL BY NAME SELECT {', '.join(_CARRIED)}, {texts} FROM {source} "  # noqa: S608
-            "SEMI JOIN late USING (app_id, user_id)"
-        )
-    connection.execute(f"CREATE TEMP VIEW earlier AS {earlier}")
+    users = late["user_id"].unique().to_pylist()
+    # By name, so that what has none of them is passed over.
+    named = f"WHERE user_id IN ({', '.join(map(literal, users))})" if 0 < len(users) <= _NAMED_USERS else ""
+    connection.execute(f"CREATE TEMP VIEW history AS FROM {read_files(history, snapshot_schema())} {named}")
+    connection.execute(snapshot_sql("snapshots_4_earlier"))
 
 
 def _snapshot_files(context: Context, app_ids: Sequence[str]) -> list[Path]:
@@ -248,42 +256,3 @@ def _snapshot_files(context: Context, app_ids: Sequence[str]) -> list[Path]:
             .distinct()
         ).scalars()
         return [context.folder.path(name) for name in names]
-
-
-def _stored_schema() -> pa.Schema:
-    return pa.schema(
-        [*(SNAPSHOT_SCHEMA.field(name) for name in _CARRIED), *((text, pa.string()) for text in _TEXTS.values())]
-    )
-
-
-def _groups(row: dict[str, object]) -> list[dict[str, object]]:
-    """A stored snapshot as the events that its groups are from, each carrying that group only."""
-    events: list[dict[str, object]] = []
-    for group, names in (
-        ("entitlements", ("namiml_active_entitlements", "namiml_active_skus", "has_active_entitlement")),
-        ("devices", ("namiml_device_ids", "namiml_device_platforms")),
-        (
-            "journey",
-            (
-                "former_subscriber",
-                "namiml_in_grace_period",
-                "namiml_in_trial_period",
-                "namiml_in_intro_offer_period",
-            ),
-        ),
-    ):
-        if row[f"{group}_date"] is None:
-            continue
-        event: dict[str, object] = {
-            "app_id": row["app_id"],
-            "user_id": row["user_id"],
-            "created_date": row[f"{group}_date"],
-            "id": row[f"{group}_event"],
-            "has_entitlements": False,
-            "has_devices": False,
-            "has_journey": False,
-            f"has_{group}": True,
-        }
-        event |= {_TEXTS.get(name, name): row[name] for name in names}
-        events.append(event)
-    return events

@@ -23,7 +23,8 @@ from nami_amp_pipeline.stages.facts import (
     describe_snapshotted,
 )
 from nami_amp_pipeline.stages.prepare import OUTBOX_SCHEMA, prepare
-from nami_amp_pipeline.stages.snapshots import SNAPSHOT_SCHEMA, snapshot
+from nami_amp_pipeline.stages.snapshot_sql import snapshot_schema
+from nami_amp_pipeline.stages.snapshots import snapshot
 from nami_amp_pipeline.stages.stage import References, Run, Stage, Stop
 from nami_amp_pipeline.stages.waiting import expire_waiting
 from nami_amp_pipeline.stages.window import Window
@@ -117,10 +118,10 @@ The state of each user as of each of their `user.*` events: entitlements, SKUs, 
 - Running it again is always safe.
 """,
     kinds=frozenset({"duckdb", "parquet"}),
-    schema=SNAPSHOT_SCHEMA,
+    schema=snapshot_schema(),
     lineage={
         **_same("nami_events", "app_id", "id", "user_id", "created_date"),
-        **dict.fromkeys(contract.USER_PROPERTIES, (("nami_events", "payload"),)),
+        **dict.fromkeys((one.name for one in contract.PROPERTIES), (("nami_events", "payload"),)),
     },
     files={"snapshots": _named_in(tables.segment_apps.c.snapshot_file)},
 )
@@ -149,7 +150,7 @@ What will be posted, as it will be posted: one outbox per segment. **Partition:*
         "identity": (("nami_events", "user_id"), ("nami_events", "payload")),
         "body": (
             ("nami_events", "payload"),
-            *(("user_property_snapshots", name) for name in contract.USER_PROPERTIES),
+            *(("user_property_snapshots", one.name) for one in contract.PROPERTIES),
         ),
     },
     # Once all its integrations are done the file of an outbox is not needed, though its rows are.

@@ -2,7 +2,7 @@
 
 An empty store gets all tables at once and is marked as up to date. An older one gets the revisions that it lacks, in
 one transaction: all of them or none. Each revision says whether it is ``safe`` to run while other processes of the
-older version are at work, and thus by itself.
+older version are at work. Others run by themselves only while nobody is.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from nami_amp_pipeline.clock import micros
 from nami_amp_pipeline.errors import Misconfigured, StoreUnavailable
 from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.owners import has_ended
 from nami_amp_pipeline.state.store import Store, Transaction, plainly, read_schema_version
 
 if TYPE_CHECKING:
@@ -39,28 +41,28 @@ def revision_of(version: int) -> str:
 
 
 def create_or_upgrade(store: Store) -> None:
-    """Makes the tables in an empty store, and brings older ones up to date where that is safe.
+    """Makes the tables in an empty store, and brings older ones up to date where that is safe or nobody is at work.
 
     Raises:
-        Misconfigured: the tables are a newer program's, or ``nami-amp migrate`` has to be run first.
+        Misconfigured: the tables are a newer program's, or others are at work on older ones that have to change.
         StoreUnavailable: the store cannot be reached.
     """
     if store.schema_version() != tables.SCHEMA_VERSION:
-        migrate(store, only_safe=True)
+        migrate(store, beside_others=False)
 
 
-def migrate(store: Store, *, only_safe: bool) -> tuple[int, int]:
+def migrate(store: Store, *, beside_others: bool) -> tuple[int, int]:
     """Brings the tables up to date; several that try at once wait for the first, and find nothing left to do.
 
     Args:
         store: the store.
-        only_safe: leaves an older store alone if a revision that it lacks is not safe to run by itself.
+        beside_others: runs what is not safe even though others are at work: somebody says that they are not.
 
     Returns:
         The version before (0 for an empty store) and now.
 
     Raises:
-        Misconfigured: the tables are a newer program's, or a revision is not safe and only safe ones were asked for.
+        Misconfigured: the tables are a newer program's, or a revision is not safe and others are at work.
         StoreUnavailable: the store cannot be reached or written; nothing of it was changed.
     """
     with _within_this_process, alone(store) as tx:
@@ -73,7 +75,9 @@ def migrate(store: Store, *, only_safe: bool) -> tuple[int, int]:
         if version == 0:
             _create(tx)
         elif version < tables.SCHEMA_VERSION:
-            _upgrade(tx, version, only_safe=only_safe)
+            if not beside_others and not is_safe(tx, version):
+                _refuse_beside_others(store, tx, version)
+            _upgrade(tx, version)
         return version, tables.SCHEMA_VERSION
 
 
@@ -110,14 +114,27 @@ def _create(tx: Transaction) -> None:
     tx.execute(sa.insert(marks).values(version_num=revision_of(tables.SCHEMA_VERSION)))
 
 
-def _upgrade(tx: Transaction, version: int, *, only_safe: bool) -> None:
+def _refuse_beside_others(store: Store, tx: Transaction, version: int) -> None:
+    """Makes sure that nobody is at work, nor begins before this transaction has ended.
+
+    Raises:
+        Misconfigured: somebody is.
+    """
+    if not store.is_sqlite:  # on SQLite no other transaction can write now
+        tx.exec_driver_sql("LOCK TABLE leases IN SHARE ROW EXCLUSIVE MODE")
+    leases = sa.table("leases", sa.column("owner"), sa.column("expires_at"))
+    live = sa.select(leases.c.owner).where(leases.c.expires_at > micros(store.clock), leases.c.owner != store.owner)
+    if any(not has_ended(owner) for owner in tx.execute(live.distinct()).scalars()):
+        raise Misconfigured(
+            f"the state store has schema version {version}, this program needs {tables.SCHEMA_VERSION}, and a process "
+            "is at work on it: when none is, the next command or run brings it up to date; or stop what works with it, "
+            "make a backup, and run 'nami-amp migrate'"
+        )
+
+
+def _upgrade(tx: Transaction, version: int) -> None:
     from alembic import command
 
-    if only_safe and not is_safe(tx, version):
-        raise Misconfigured(
-            f"the state store has schema version {version}, this program needs {tables.SCHEMA_VERSION}: stop what else "
-            "works with it, make a backup, and run 'nami-amp migrate'"
-        )
     config = alembic_config(tx)
     if not sa.inspect(tx).has_table(VERSION_TABLE):  # made before there were revisions
         command.stamp(config, revision_of(version))

@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import false as sa_false
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of these tables; each has its revision in ``migrations/versions``, which brings older stores to it."""
 
 metadata = MetaData()
@@ -161,19 +161,14 @@ user_property_snapshots = Table(
     Column("external_id_event", Text),
     Column("as_of_date", BigInteger),
     Column("as_of_event", Text),
-    Column("namiml_active_entitlements", Text),
-    Column("namiml_active_skus", Text),
-    Column("has_active_entitlement", Boolean),
+    # The values of each group of contract.PROPERTIES as one JSON object, so that they are all of the same event.
+    Column("entitlements", Text),
     Column("entitlements_date", BigInteger),
     Column("entitlements_event", Text),
-    Column("namiml_device_ids", Text),
-    Column("namiml_device_platforms", Text),
+    Column("devices", Text),
     Column("devices_date", BigInteger),
     Column("devices_event", Text),
-    Column("former_subscriber", Boolean),
-    Column("namiml_in_grace_period", Boolean),
-    Column("namiml_in_trial_period", Boolean),
-    Column("namiml_in_intro_offer_period", Boolean),
+    Column("journey", Text),
     Column("journey_date", BigInteger),
     Column("journey_event", Text),
     sqlite_with_rowid=False,

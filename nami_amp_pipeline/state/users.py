@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import sqlalchemy as sa
 
+from nami_amp_pipeline.contract import GROUPS
 from nami_amp_pipeline.state import bulk
 from nami_amp_pipeline.state.store import Store, Transaction
 from nami_amp_pipeline.state.tables import sent_states, user_property_snapshots
@@ -15,23 +16,16 @@ from nami_amp_pipeline.state.tables import sent_states, user_property_snapshots
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_GROUPS: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("external_id_date", "external_id_event"): ("external_id",),
-    ("as_of_date", "as_of_event"): (),
-    ("entitlements_date", "entitlements_event"): (
-        "namiml_active_entitlements",
-        "namiml_active_skus",
-        "has_active_entitlement",
-    ),
-    ("devices_date", "devices_event"): ("namiml_device_ids", "namiml_device_platforms"),
-    ("journey_date", "journey_event"): (
-        "former_subscriber",
-        "namiml_in_grace_period",
-        "namiml_in_trial_period",
-        "namiml_in_intro_offer_period",
-    ),
-}
-"""What moves together, and the event (by creation and id) that it is from."""
+STORED = ("external_id", *GROUPS)
+"""What moves by itself, each with the event it is from: ``<name>_date`` (creation) and ``<name>_event`` (id).
+
+A group of properties is one JSON text, so that all its properties are of that event, whoever wrote it: a program that
+does not know one of them leaves it out, and it cannot stay behind.
+"""
+
+
+COLUMNS = tuple(column.name for column in user_property_snapshots.columns)
+"""All columns of ``user_property_snapshots``: texts, and times in µs since the epoch."""
 
 
 def read_snapshots(
@@ -49,9 +43,13 @@ def read_snapshots(
     table = user_property_snapshots
     chosen = [table.c[name] for name in columns]
     query = sa.select(*chosen).where(table.c.app_id == app_id, _among(store, table.c.user_id, user_ids))
-    if any(isinstance(column.type, sa.Boolean) for column in chosen):  # SQLite has numbers for them
-        return [tuple(row) for row in tx.execute(query)]
     return _all(tx, query)
+
+
+def read_app(tx: Transaction, app_id: str) -> list[tuple[Any, ...]]:
+    """The rows of all users of an app, with all :data:`COLUMNS`."""
+    table = user_property_snapshots
+    return _all(tx, sa.select(table).where(table.c.app_id == app_id))
 
 
 def move_forward(store: Store, tx: Transaction, rows: pa.Table) -> None:
@@ -63,10 +61,12 @@ def move_forward(store: Store, tx: Transaction, rows: pa.Table) -> None:
         rows: one per user, with all columns of ``user_property_snapshots``, sorted by key (twice as fast as unsorted).
     """
     changes = []
-    for (date, event), values in _GROUPS.items():
+    for what in ("as_of", *STORED):
+        date, event = f"{what}_date", f"{what}_event"
         newer = _newer(date, event, store)
         changes += [
-            f"{name} = CASE WHEN {newer} THEN excluded.{name} ELSE s.{name} END" for name in (*values, date, event)
+            f"{name} = CASE WHEN {newer} THEN excluded.{name} ELSE s.{name} END"
+            for name in (*([what] if what in STORED else []), date, event)
         ]
     bulk.insert(
         store,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -11,17 +11,24 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from nami_amp_pipeline.contract import DEVICE_CATEGORY, STATE_CATEGORY
 from nami_amp_pipeline.errors import Halted, OutOfMemory
 from nami_amp_pipeline.settings import Settings
 
 SPACES = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 """What counts as surrounding space of an id: all that Unicode calls so."""
 
+_CARRIES = f"""
+CREATE TEMP MACRO carries_state(event_type) AS starts_with(event_type, '{STATE_CATEGORY}.');
+CREATE TEMP MACRO carries_device(event_type) AS starts_with(event_type, '{DEVICE_CATEGORY}.');
+"""
+"""What an event tells of, by its type."""
+
 _STRIPPED = """
 CREATE TEMP MACRO stripped(text) AS CASE
     WHEN ascii(text) BETWEEN 33 AND 126 AND ascii(right(text, 1)) BETWEEN 33 AND 126 THEN text
     ELSE trim(text, getvariable('spaces'))
-END
+END;
 """
 """A text without surrounding space; what begins and ends visibly has none, which is seen 20 times faster."""
 
@@ -69,7 +76,7 @@ class Engine:
         with self._instance.cursor() as connection:
             connection.execute("SET TimeZone = 'UTC'")
             connection.execute("SET VARIABLE spaces = ?", [SPACES])
-            connection.execute(_STRIPPED)
+            connection.execute(_STRIPPED + _CARRIES)
             try:
                 yield connection
             except duckdb.OutOfMemoryException as error:
@@ -135,6 +142,38 @@ def table(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
 def files(paths: list[Path]) -> str:
     """A list of files as a DuckDB literal."""
     return "[" + ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths) + "]"
+
+
+def read_files(paths: Sequence[Path], schema: pa.Schema, *options: str) -> str:
+    """The rows of Parquet files as a relation in SQL; files of an older layout are read with those of today's.
+
+    Args:
+        paths: of files of one kind, in any mixture of layouts; none is fine.
+        schema: the columns of today's layout. What a file lacks of them is null; what it has beyond them is kept.
+        *options: of ``read_parquet`` that add a column: ``file_row_number``, ``filename``.
+    """
+    nothing = ", ".join(f'NULL::{_sql_type(column.type)} AS "{column.name}"' for column in schema)
+    added = {"file_row_number": "BIGINT", "filename": "VARCHAR"}
+    nothing += "".join(f", NULL::{added[option]} AS {option}" for option in options)
+    if not paths:
+        return f"(SELECT {nothing} WHERE false)"
+    # Looking at all layouts before reading takes 0.1 ms a file; one file has one.
+    chosen = "".join(f", {option}=true" for option in (*options, *(["union_by_name"] if len(paths) > 1 else [])))
+    return f"(SELECT {nothing} WHERE false UNION ALL BY NAME FROM read_parquet({files(list(paths))}{chosen}))"  # noqa: S608
+
+
+def _sql_type(type_: pa.DataType) -> str:
+    if pa.types.is_list(type_):
+        return f"{_sql_type(type_.value_type)}[]"
+    names = {
+        pa.string(): "VARCHAR",
+        pa.bool_(): "BOOLEAN",
+        pa.int32(): "INTEGER",
+        pa.int64(): "BIGINT",
+        pa.uint64(): "UBIGINT",
+        pa.timestamp("us", tz="UTC"): "TIMESTAMPTZ",
+    }
+    return names[type_]
 
 
 def literal(text: str) -> str:

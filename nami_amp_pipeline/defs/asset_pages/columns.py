@@ -8,6 +8,7 @@ from typing import Any, Final
 import dagster as dg
 import pyarrow as pa
 
+from nami_amp_pipeline import contract
 from nami_amp_pipeline.stages.stage import Stage
 
 _MEANINGS: Final[Mapping[str, str]] = {
@@ -25,16 +26,12 @@ _MEANINGS: Final[Mapping[str, str]] = {
     "reason": "why it was skipped or refused",
     "body": "the event as it is posted, behind a comma",
     "request_id": "the request that brought it to Amplitude, in the store's requests",
-    "truncated_arrays": "arrays cut to the 1,024 characters that Amplitude keeps",
+    "truncated_arrays": f"arrays cut to the {contract.ARRAY_CHARACTERS:,} characters that Amplitude keeps",
     "former_subscriber": "Nami's flag; the property also needs that no entitlement is active",
     "has_entitlements": "the event itself carries entitlements; otherwise they are those of an earlier one",
     "has_devices": "the event itself carries devices",
     "has_journey": "the event itself carries the customer journey",
-    "namiml_active_entitlements": "reference ids of the entitlements, sorted",
-    "namiml_active_skus": "reference ids of their SKUs, sorted",
-    "namiml_device_ids": "the user's devices, sorted",
-    "namiml_device_platforms": "app platform ids of those devices, sorted",
-    "namiml_former_subscriber": "was a subscriber, and no entitlement is active",
+    **{one.name: one.means for one in contract.PROPERTIES},
 }
 
 

@@ -1,5 +1,5 @@
 -- What moves the current snapshot of each user forward: of each group the newest that an event carries itself.
--- Table given: carried_by_event. Times in µs since the epoch, arrays as JSON text.
+-- Table given: carried_by_event. Times in µs since the epoch; a group's values are one JSON text.
 WITH aged AS (
     SELECT app_id, user_id, row, is_user, has_entitlements, has_devices, has_journey, external_id IS NOT NULL AS has_login,
         row_number() OVER (ORDER BY created_date, id) AS age
@@ -16,25 +16,27 @@ newest AS (
         arg_max(row, age) FILTER (is_user AND has_journey) AS j_row
     FROM aged
     GROUP BY app_id, user_id
+),
+written AS (
+    SELECT
+        row, id, created_date, external_id,
+        {{ entitlements_text }} AS entitlements,
+        {{ devices_text }} AS devices,
+        {{ journey_text }} AS journey
+    FROM carried_by_event
 )
 SELECT
     n.app_id, n.user_id,
     x.external_id, epoch_us(x.created_date) AS external_id_date, x.id AS external_id_event,
     epoch_us(a.created_date) AS as_of_date, a.id AS as_of_event,
-    e.entitlements_text AS namiml_active_entitlements,
-    e.skus_text AS namiml_active_skus,
-    e.has_active_entitlement,
-    epoch_us(e.created_date) AS entitlements_date, e.id AS entitlements_event,
-    d.device_ids_text AS namiml_device_ids,
-    d.device_platforms_text AS namiml_device_platforms,
-    epoch_us(d.created_date) AS devices_date, d.id AS devices_event,
-    j.former_subscriber, j.namiml_in_grace_period, j.namiml_in_trial_period, j.namiml_in_intro_offer_period,
-    epoch_us(j.created_date) AS journey_date, j.id AS journey_event
+    e.entitlements, epoch_us(e.created_date) AS entitlements_date, e.id AS entitlements_event,
+    d.devices, epoch_us(d.created_date) AS devices_date, d.id AS devices_event,
+    j.journey, epoch_us(j.created_date) AS journey_date, j.id AS journey_event
 FROM newest n
-LEFT JOIN carried_by_event a ON a.row = n.as_of_row
-LEFT JOIN carried_by_event x ON x.row = n.x_row
-LEFT JOIN carried_by_event e ON e.row = n.e_row
-LEFT JOIN carried_by_event d ON d.row = n.d_row
-LEFT JOIN carried_by_event j ON j.row = n.j_row
+LEFT JOIN written a ON a.row = n.as_of_row
+LEFT JOIN written x ON x.row = n.x_row
+LEFT JOIN written e ON e.row = n.e_row
+LEFT JOIN written d ON d.row = n.d_row
+LEFT JOIN written j ON j.row = n.j_row
 WHERE n.as_of_row IS NOT NULL OR n.x_row IS NOT NULL
 ORDER BY n.app_id, n.user_id;

@@ -1,0 +1,194 @@
+"""Stage 2's SQL and schemas, made of ``contract.PROPERTIES``: fills the double braces in sql/snapshots_*.sql."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import sqlalchemy as sa
+
+from nami_amp_pipeline import contract
+from nami_amp_pipeline.contract import ARRAY_CHARACTERS, GROUPS, Property
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.storage.duckdb_engine import literal, sql
+
+_PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")
+_ARROW = {"texts": pa.list_(pa.string()), "flag": pa.bool_()}
+
+HAS_ACTIVE = "has_active_entitlement"
+"""What is kept beside the properties of entitlements: whether there are any, whatever their ids are."""
+
+
+def snapshot_sql(name: str) -> str:
+    """The text of ``sql/<name>.sql`` for the properties as they are declared.
+
+    Raises:
+        KeyError: a placeholder is not known.
+    """
+    return _filled(name, contract.PROPERTIES)
+
+
+def snapshot_schema() -> pa.Schema:
+    """Columns of a snapshot file (Parquet): one row per ``user.*`` event.
+
+    ``row`` is the event's number in its segment; ``user_properties`` is the JSON object that Amplitude is sent;
+    ``has_*`` says that the event carried the group itself, and ``has_scalar_group`` that one is a text, number or
+    boolean instead; ``former_subscriber`` is Nami's flag, the property is ``namiml_former_subscriber``.
+    """
+    return pa.schema(
+        [
+            ("app_id", pa.string()),
+            ("id", pa.string()),
+            ("user_id", pa.string()),
+            ("created_date", pa.timestamp("us", tz="UTC")),
+            ("row", pa.int64()),
+            *property_fields(),
+            ("user_properties", pa.string()),
+            *((one.carried, pa.bool_()) for one in contract.PROPERTIES if one.unless_active),
+            (HAS_ACTIVE, pa.bool_()),
+            *((f"has_{group}", pa.bool_()) for group in GROUPS),
+            ("has_scalar_group", pa.bool_()),
+            ("truncated_arrays", pa.int32()),
+        ]
+    )
+
+
+def stored_table(rows: Sequence[tuple[object, ...]]) -> pa.Table:
+    """Rows of ``user_property_snapshots``, with all its columns, for the SQL that reads them as ``stored``."""
+    kinds = {sa.Text: pa.string(), sa.BigInteger: pa.int64()}
+    schema = pa.schema([(one.name, kinds[type(one.type)]) for one in tables.user_property_snapshots.columns])
+    if not rows:
+        return schema.empty_table()
+    columns = [pa.array(values, one.type) for values, one in zip(zip(*rows, strict=True), schema, strict=True)]
+    return pa.table(columns, schema=schema)
+
+
+def property_fields() -> list[pa.Field]:
+    """One Arrow field per user property: a list of texts, or a boolean."""
+    return [pa.field(one.name, _ARROW[one.kind]) for one in contract.PROPERTIES]
+
+
+@cache
+def _filled(name: str, properties: tuple[Property, ...]) -> str:
+    parts = _parts(properties)
+    return _PLACEHOLDER.sub(lambda found: parts[found[1]], sql(name))
+
+
+def _parts(properties: Sequence[Property]) -> dict[str, str]:
+    """What each placeholder stands for."""
+    members = {group: [one for one in properties if one.group == group] for group in GROUPS}
+    texts = [one for one in properties if one.kind == "texts"]
+    first = {group: ".".join(map(_quoted, members[group][0].steps[:1])) for group in GROUPS}
+    flags = [_value_in_payload(one) for one in members["journey"]]
+    parts = {
+        "array_characters": str(ARRAY_CHARACTERS),
+        "payload_structure": _payload_structure(members),
+        "any_journey": f"coalesce({', '.join(flags)})",
+        "any_entitlement": f"item.{first['entitlements']}",
+        "values": ", ".join(f"{_parsed(one)} AS {one.carried}" for one in properties),
+        "texts": ", ".join(f"to_json({one.name})::VARCHAR AS {one.name}_text" for one in texts),
+        "lengths": ", ".join(f"lengths_of({one.name}, {one.name}_text) AS {one.name}_lengths" for one in texts),
+        "cuts": ", ".join(f"cut({one.name}, {one.name}_lengths) AS {one.name}" for one in texts),
+        "truncated": " + ".join(f"({one.name}_lengths IS NOT NULL)::INTEGER" for one in texts),
+        "properties": ", ".join(map(_column, properties)),
+        "columns": ", ".join([*map(_column, properties), *_kept_beside(properties)]),
+        "user_properties": ", ".join(_sent(group, of) for group, of in members.items()),
+    }
+    for group, of in members.items():
+        parts[f"{group}_structure"] = _stored_structure(group, of)
+        parts[f"{group}_text"] = _stored_text(group, of)
+        parts[f"carried_{group}"] = _struct(group, of, str, lambda one: f"text_of({one.name}, {one.name}_text)")
+        parts[f"filed_{group}"] = _struct(group, of, str, lambda one: f"to_json({one.name})::VARCHAR")
+        parts[f"stored_{group}"] = _struct(group, of, f"{group}.{{}}".format, _stored_as_text)
+    return parts
+
+
+def _payload_structure(members: dict[str, list[Property]]) -> str:
+    """What DuckDB's ``from_json`` is to look for in a payload."""
+    structure: dict[str, Any] = {}
+    for group, of in members.items():
+        fields: dict[str, Any] = {}
+        for one in of:
+            at = fields
+            for step in one.steps[:-1]:
+                at = at.setdefault(step, {})
+            at[one.steps[-1]] = "JSON"
+        field = GROUPS[group]
+        structure[field.removesuffix("[]")] = [fields] if field.endswith("[]") else fields
+    structure["external_ids"] = [{"key": "VARCHAR", "value": "JSON"}]
+    return literal(orjson.dumps(structure).decode())
+
+
+def _value_in_payload(one: Property) -> str:
+    return ".".join(["p", GROUPS[one.group].removesuffix("[]"), *map(_quoted, one.steps)])
+
+
+def _parsed(one: Property) -> str:
+    """A property's value, from the parsed payload ``p``."""
+    if one.kind == "flag":
+        return f"flag({_value_in_payload(one)})"
+    item = ".".join(["item", *map(_quoted, one.steps)])
+    return f"tidy(list_transform(p.{GROUPS[one.group].removesuffix('[]')}, lambda item: id_text({item})))"
+
+
+def _struct(group: str, of: Sequence[Property], value: Callable[[str], str], text: Callable[[Property], str]) -> str:
+    """A group's values as one, with ``text``: those that are sent as they are, as JSON without the braces."""
+    fields = [f"'{one.carried}': {value(one.carried)}" for one in of]
+    if group == "entitlements":
+        fields.append(f"'{HAS_ACTIVE}': {value(HAS_ACTIVE)}")
+    texts = [
+        _member(one.name, text(one) if one.kind == "texts" else f"{value(one.name)}::VARCHAR")
+        for one in of
+        if not one.unless_active
+    ]
+    return "{" + ", ".join([*fields, f"'text': nullif(concat_ws(',', {', '.join(texts)}), '')"]) + "}"
+
+
+def _stored_as_text(one: Property) -> str:
+    return f"to_json({one.group}.{one.name})::VARCHAR"
+
+
+def _column(one: Property) -> str:
+    """A property's column, from its group's struct: the one place that knows when a flag is not what Nami says."""
+    value = f"{one.group}.{one.carried}"
+    if one.unless_active:
+        active = f"coalesce(entitlements.{HAS_ACTIVE}, false)"
+        value = f"CASE WHEN {value} IS NOT NULL THEN {value} AND NOT {active} END"
+    return f"{value} AS {one.name}"
+
+
+def _kept_beside(properties: Sequence[Property]) -> list[str]:
+    beside = [f"{one.group}.{one.carried} AS {one.carried}" for one in properties if one.unless_active]
+    return [*beside, f"entitlements.{HAS_ACTIVE} AS {HAS_ACTIVE}"]
+
+
+def _sent(group: str, of: Sequence[Property]) -> str:
+    """The members of the JSON object that a group adds to what is sent."""
+    derived = [_member(one.name, f"{one.name}::VARCHAR") for one in of if one.unless_active]
+    return ", ".join([*derived, f"{group}.text"])
+
+
+def _stored_structure(group: str, of: Sequence[Property]) -> str:
+    fields: dict[str, object] = {one.carried: ["VARCHAR"] if one.kind == "texts" else "BOOLEAN" for one in of}
+    if group == "entitlements":
+        fields[HAS_ACTIVE] = "BOOLEAN"
+    return literal(orjson.dumps(fields).decode())
+
+
+def _stored_text(group: str, of: Sequence[Property]) -> str:
+    """A group as the store keeps it; read again by :func:`_stored_structure`."""
+    beside = [one.carried for one in of if one.unless_active] + ([HAS_ACTIVE] if group == "entitlements" else [])
+    members = [f"{group}.text", *(_member(name, f"{group}.{name}::VARCHAR") for name in beside)]
+    return f"concat('{{', concat_ws(',', {', '.join(members)}), '}}')"
+
+
+def _member(name: str, text: str) -> str:
+    return f"""'"{name}":' || {text}"""
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
