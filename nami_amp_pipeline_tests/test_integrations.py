@@ -38,7 +38,7 @@ def test_defaults_are_those_of_the_contract(store: Store, tmp_path: Path) -> Non
     assert one.partition_key == "radio|prod"
     assert one.endpoint == "https://api2.amplitude.com/2/httpapi"
     assert (one.user_id_kind, one.anonymous, one.enabled) == ("external_id", "skip", True)
-    assert one.events == contract.EVENT_TYPES
+    assert one.events == contract.event_type_names()
     assert one.created_at == 1_000_000_000
 
 
