@@ -140,8 +140,21 @@ STORE_FEE: Final = 0.30
 GROSS_AMOUNT: Final = "namiml_gross_amount"
 """The event property with the whole amount of a transaction whose ``price`` is net of the store's fee."""
 
-NEVER_HIDDEN: Final = ("id", "event_type", "created_date", "user_id", "external_id")
-"""Payload fields that can be neither excluded nor hashed: they say which event it is, and whose."""
+CATEGORY: Final = "namiml_event_category"
+SUBCATEGORY: Final = "namiml_event_subcategory1"
+"""The event properties with the first part of a type, and the second of one of three parts or more."""
+
+NEVER_HIDDEN: Final = (
+    "id",
+    "event_type",
+    "created_date",
+    "user_id",
+    "external_id",
+    CATEGORY,
+    SUBCATEGORY,
+    GROSS_AMOUNT,
+)
+"""Fields that can be neither excluded nor hashed: they say which event it is, and whose, or are the pipeline's own."""
 
 APP_ID = re.compile(r"[A-Za-z0-9._-]+")
 INTEGRATION_NAME = re.compile(r"[A-Za-z0-9_-]+")

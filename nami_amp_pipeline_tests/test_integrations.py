@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def added(store: Store, tmp_path: Path, app: str = "radio", name: str = "prod", **more: Any) -> Integration:
-    new = NewIntegration(app, name, **{"endpoint": "us", "api_key": KEY, **more})
+    new = NewIntegration(app, name, **{"endpoint": "us", "api_key": KEY, "allow_shared_key": True, **more})
     return integrations.add(store, Cipher(None, tmp_path / "key"), new)
 
 

@@ -94,8 +94,10 @@ arrays AS (
         flag(p.customer_journey_state.in_grace_period) AS namiml_in_grace_period,
         flag(p.customer_journey_state.in_trial_period) AS namiml_in_trial_period,
         flag(p.customer_journey_state.in_intro_offer_period) AS namiml_in_intro_offer_period,
+        -- A blank one is none: apps log out with it.
         id_text(list_filter(
-            p.external_ids, lambda e: e.key = 'external_id' AND id_text(e.value) IS NOT NULL
+            p.external_ids,
+            lambda e: e.key = 'external_id' AND stripped(replace(id_text(e.value), chr(0), '')) <> ''
         )[1].value) AS external_id
     FROM parsed
 ),
@@ -120,7 +122,7 @@ SELECT
     cut_text(device_ids, device_ids_text) AS device_ids_text,
     cut_text(device_platforms, device_platforms_text) AS device_platforms_text,
     former_subscriber, namiml_in_grace_period, namiml_in_trial_period, namiml_in_intro_offer_period,
-    replace(stripped(external_id), chr(0), '') AS external_id,
+    stripped(replace(external_id, chr(0), '')) AS external_id,
     (CASE WHEN length(entitlements_text) > 1024 THEN 1 ELSE 0 END
         + CASE WHEN length(skus_text) > 1024 THEN 1 ELSE 0 END
         + CASE WHEN length(device_ids_text) > 1024 THEN 1 ELSE 0 END

@@ -13,7 +13,7 @@ from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import hold_keys
 from nami_amp_pipeline.state.store import Store, Transaction
 
-_COLUMNS = ("api_key", "secret_key")
+_COLUMNS = ("api_key", "secret_key", "hash_salt")
 _NAMED = 5
 
 
