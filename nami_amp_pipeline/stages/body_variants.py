@@ -129,12 +129,16 @@ class Variant:
             if names & self.exclude:
                 patch.append(f"{literal(name)}, NULL")
             elif names & self.hashed and name in ARRAYS:
-                texts = f"from_json(properties -> {path}, '[\"VARCHAR\"]')"
+                texts = f"(properties -> {path})::VARCHAR[]"
                 hashes = f"list_sort(list_transform({texts}, lambda text: hash_of(text)))[1:{HASHES_OF_AN_ARRAY}]"
                 patch.append(f"{literal(name)}, {hashes}")
             elif names & self.hashed:
                 patch.append(f"{literal(name)}, hash_of(properties ->> {path})")
-        return f"json_merge_patch(properties, json_object({', '.join(patch)}))::VARCHAR" if patch else "properties"
+        if not patch:
+            return "properties"
+        # CASE, as JSON functions fail of the rows that have none.
+        patched = f"json_merge_patch(properties, json_object({', '.join(patch)}))::VARCHAR"
+        return f"CASE WHEN properties IS NOT NULL THEN {patched} END"
 
 
 PLAIN: Final = Variant()

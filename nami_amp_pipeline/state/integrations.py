@@ -346,7 +346,7 @@ def _checked(given: NewIntegration, *, known: bool = False) -> dict[str, Any]:
         Misconfigured: a value cannot be used.
     """
     values: dict[str, Any] = {
-        name: getattr(given, name) for name in ("user_id_kind", "anonymous", "sandbox", "revenue")
+        name: getattr(given, name) for name in ("user_id_kind", "anonymous", "sandbox", "revenue", "endpoint")
     }
     structured: dict[str, Any] = {
         "events": tuple(given.events),
