@@ -1,5 +1,6 @@
 -- The rows of the outbox that are to be written next, in no order.
--- Given: decided, placed (number, integration_id, lane), wanted (integration_id, lane), history (number), bodies, released.
+-- Given: decided, placed (number, integration_id, lane), wanted (integration_id, lane), history (number), bodies, released,
+-- the macro skip_sync.
 SELECT
     d.integration_id, p.lane,
     d.id, d.event_type, d.user_id, d.identity, d.created_date, d.state, d.reason, d.row, d.exception_id,
@@ -7,7 +8,7 @@ SELECT
         WHEN 'send' THEN concat(
             ',{"event_type":', to_json(d.name),
             ',"user_id":' || to_json(d.amplitude_user_id),
-            CASE WHEN h.number IS NOT NULL THEN ',"$skip_user_properties_sync":true' END,
+            CASE WHEN h.number IS NOT NULL THEN skip_sync() END,
             coalesce(b.rest, r.rest)
         )
         WHEN 'waiting' THEN coalesce(b.rest, r.rest)

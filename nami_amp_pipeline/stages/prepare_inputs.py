@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.stages import history
 from nami_amp_pipeline.stages.body_variants import Variants
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration
@@ -97,6 +98,8 @@ def _create_contract_macros(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute(f"CREATE TEMP MACRO is_revenue_type(event_type) AS event_type IN ({revenue})")
     reserved = ", ".join(map(literal, contract.RESERVED_IDS))
     connection.execute(f"CREATE TEMP MACRO is_reserved(id) AS lower(id) IN ({reserved})")
+    for statement in history.MACROS:
+        connection.execute(statement)
 
 
 def register_identities(
