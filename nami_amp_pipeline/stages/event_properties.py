@@ -69,7 +69,7 @@ def _kinds(types: Iterable[str], variant: Variant, *, with_environment: bool) ->
     kinds = []
     for (category, has_subcategory), names in by_kind.items():
         is_of_device = EventType(names[0]).carries_device
-        needed = NEEDED[:-1] if is_of_device else (_ENVIRONMENT,) if with_environment else ()
+        needed: tuple[str, ...] = NEEDED[:-1] if is_of_device else (_ENVIRONMENT,) if with_environment else ()
         added = [CATEGORY, *([SUBCATEGORY] if has_subcategory else [])]
         if variant.revenue == "net":
             needed, added = (NEEDED if is_of_device else needed), [*added, GROSS_AMOUNT]
