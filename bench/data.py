@@ -104,7 +104,7 @@ def insert_copy(
 
 def selected(connection: duckdb.DuckDBPyConnection, source: str, expression: str) -> object:
     """An aggregate over the events that an integration with all event types is to deliver, each once."""
-    types = ", ".join(f"'{name}'" for name in contract.EVENT_TYPES)
+    types = ", ".join(f"'{name}'" for name in contract.event_type_names())
     ((value,),) = connection.execute(
         f"SELECT {expression} FROM (SELECT DISTINCT id AS insert_id FROM {source} WHERE event_type IN ({types}))"
     ).fetchall()

@@ -211,7 +211,7 @@ def _captured(home: Home) -> int:
 def _load_news(warehouse: Path, number: int, news: int, users: int, base: int) -> object:
     """New events of people who are in the history; returns the checksum of their ids."""
     source, copies, each = _shape(users, base)
-    types = ", ".join(f"'{name}'" for name in contract.EVENT_TYPES)
+    types = ", ".join(f"'{name}'" for name in contract.event_type_names())
     digits = f"{FIRST_NEWS + number:04x}"
     with duckdb.connect(str(warehouse)) as connection:
         _people(connection, source, each)

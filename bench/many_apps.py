@@ -56,7 +56,7 @@ def measure(*, apps: int = 1_000, repeats: int = 2) -> dict[str, Any]:
 
 def _news(warehouse: Path, base: Path, copy: int, apps: int) -> object:
     """Loads new events for each of so many apps; returns the checksum of their ids."""
-    types = ", ".join(f"'{name}'" for name in contract.EVENT_TYPES)
+    types = ", ".join(f"'{name}'" for name in contract.event_type_names())
     with duckdb.connect(str(warehouse)) as connection:
         new_table(connection)
         connection.execute(f"ATTACH '{base}' AS base (READ_ONLY)")

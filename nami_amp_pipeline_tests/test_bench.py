@@ -153,7 +153,7 @@ def test_neighbours_are_given_the_same_event_types(tmp_path: Path) -> None:
     sdk = (Path(bench.__file__).parent / "peers" / "sdk.py").read_text()
     drt_project(Path("events.duckdb"), tmp_path)
     drt = (tmp_path / "syncs" / "events.yml").read_text()
-    for event_type in contract.EVENT_TYPES:
+    for event_type in contract.event_type_names():
         assert f'"{event_type}"' in sdk
         assert f"'{event_type}'" in drt
     assert all("==" in requirements[0] for requirements in (SDK, DRT))

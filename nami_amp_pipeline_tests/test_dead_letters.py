@@ -153,7 +153,8 @@ def test_an_unknown_outcome_stays_unknown_without_force(store: Store) -> None:
 
 
 STATE = (
-    ',{"event_type":"user.x","user_id":"ann","insert_id":"event-1","user_properties":{"namiml_in_trial_period":true}}'
+    ',{"event_type":"user.x","user_id":"ann","time":1,"insert_id":"event-1",'
+    '"user_properties":{"namiml_in_trial_period":true}}'
 )
 
 

@@ -23,7 +23,7 @@ from nami_amp_pipeline.operations.status import IntegrationStatus
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.stages.deliver import deliver
 from nami_amp_pipeline.stages.table import CAPTURE, DELIVER, PREPARE, SNAPSHOTS
-from nami_amp_pipeline.state.integrations import set_enabled, update
+from nami_amp_pipeline.state.integrations import IntegrationChange, change, set_enabled
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)
@@ -166,7 +166,12 @@ def test_halted_partition_says_why_and_how_it_goes_on_until_it_does(stage: Scene
     assert set(check.metadata) == {"halted", "halted_since", "how_to_resume", "pending"}
     # Of many, passes are logged too where it did not pass.
     pipeline = stage.context
-    update(pipeline.store, pipeline.cipher, "radio/main", api_key=Secret(GOOD_KEY))
+    change(
+        pipeline.store,
+        pipeline.cipher,
+        "radio/main",
+        IntegrationChange(api_key=Secret(GOOD_KEY), allow_shared_key=True),
+    )
     set_enabled(pipeline.store, "radio/main", enabled=True)
     stage.load(apps=("fit",), seed=8, users=20)
     with pytest.MonkeyPatch.context() as patch:

@@ -226,6 +226,6 @@ def test_the_commands(tmp_path: Path) -> None:
 
 
 def test_every_column_that_is_encrypted_is_rotated() -> None:
-    assert {column.name for column in tables.integrations.columns if column.name.endswith("_key")} == set(
+    assert {column.name for column in tables.integrations.columns if column.name.endswith(("_key", "_salt"))} == set(
         rotation._COLUMNS
     )

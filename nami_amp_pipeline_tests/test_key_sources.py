@@ -119,7 +119,7 @@ def test_keys_and_endpoint_can_be_replaced(tmp_path: Path) -> None:
         "--endpoint", "eu", settings={"SECRET": SECRET},
     )  # fmt: skip
     assert changed.exit_code == 0, changed.output
-    assert changed.stdout.splitlines()[0] == "radio/prod: endpoint, API key, secret key changed."
+    assert changed.stdout.splitlines()[0] == "radio/prod: endpoint, API key, secret key changed, version 2."
     assert "nami-amp integrations enable radio/prod" in changed.stdout
     assert stored(tmp_path) == ("another-api-key", SECRET)
     one = get(store, "radio/prod")

@@ -134,7 +134,7 @@ def test_segments_that_do_not_fit_beside_each_other_are_done_one_at_a_time(
     assert "one segment at a time" in caplog.text
     types = [item for one in captured.values() for item in one.types.items()]
     users = sum(events for name, events in types if name.startswith("user."))
-    selected = sum(events for name, events in types if name in contract.EVENT_TYPES)
+    selected = sum(events for name, events in types if name in contract.event_type_names())
     assert not any(one.malformed for one in captured.values())
     assert sum(one.events for one in snapshotted.values()) == users
     assert sum(one.captured for one in prepared.values()) == selected

@@ -105,7 +105,18 @@ def test_external_id_that_is_a_number_becomes_text() -> None:
     assert outcome.delivered[0]["user_id"] == "2087"
 
 
-@pytest.mark.parametrize("value", ["NULL", " none ", "", "   ", "0", 0, -1, "{}", "N/A", "LMY47D", "Anonymous"])
+@pytest.mark.parametrize("value", ["", "   ", "\t\n"])
+def test_a_blank_external_id_is_none(value: str) -> None:
+    blank = {"key": "external_id", "value": value}
+    outcome = run([[row("1", 1, external_ids=[blank])]], Settings())
+    assert outcome.skipped == {"1": "no_external_id"}
+    outcome = run([[row("1", 1, external_ids=ACCOUNT), row("2", 2, external_ids=[blank])]], Settings())
+    assert [event["user_id"] for event in outcome.delivered] == ["account-1", "account-1"]
+    outcome = run([[row("1", 1, external_ids=[blank, *ACCOUNT])]], Settings())
+    assert outcome.delivered[0]["user_id"] == "account-1"
+
+
+@pytest.mark.parametrize("value", ["NULL", " none ", "0", 0, -1, "{}", "N/A", "LMY47D", "Anonymous"])
 def test_reserved_external_id_is_a_dead_letter(value: object) -> None:
     outcome = run([[row("1", 1, external_ids=[{"key": "external_id", "value": value}])]], Settings())
     assert outcome.dead_letters == {"1": "reserved_user_id"}
@@ -236,7 +247,7 @@ def test_event_properties_are_the_top_level_scalars_but_six() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quantity", "sent"), [(3, 3), ("2", 2), ("-1", -1), (2.0, 1), ("2.5", 1), ("", 1), (None, 1), (True, 1), ("x", 1)]
+    ("quantity", "sent"), [(3, 3), ("2", 2), ("-1", -1), (2.0, 2), ("2.5", 1), ("", 1), (None, 1), (True, 1), ("x", 1)]
 )
 def test_quantity_is_an_integer(quantity: object, sent: int) -> None:
     sale = row("1", 1, "device.transaction", amount=9.99, quantity=quantity, sku="s", currency="USD")

@@ -1,29 +1,30 @@
--- Everything of an Amplitude event that is the same for all integrations, as JSON text behind its event_type and user_id.
+-- Everything of an Amplitude event that is the same for all integrations with the same settings for its content, as
+-- JSON text behind its event_type and user_id.
 -- Given: properties (row, id, event_type, created_date, properties; device_id, amount, currency, quantity, sku,
--- purchase_env as JSON texts), snapshots (row, user_properties).
-CREATE TEMP MACRO is_text(value) AS starts_with(value, '"');
-CREATE TEMP MACRO is_number(value) AS regexp_full_match(value, '-?[0-9].*');
-CREATE TEMP MACRO as_text(value) AS CASE
-    WHEN is_text(value) THEN CASE WHEN contains(value, chr(92)) THEN value ->> '$' ELSE value[2:-2] END
-    WHEN is_number(value) THEN value
-END;
--- Rounded down, before 1970 too.
-CREATE TEMP MACRO whole_ms(moment) AS floor(epoch_us(moment)::DECIMAL(38, 0) / 1000)::BIGINT;
-
-CREATE TEMP TABLE bodies AS
+-- purchase_env, event_platform as JSON texts), snapshots (row, user_properties), the macros of prepare_0_macros, those
+-- of the contract (carries_device, is_revenue_type, is_reserved), and those of the settings (shown_device,
+-- shown_user_properties, price_of, gross_of).
 WITH events AS (
     SELECT
-        * REPLACE (CASE WHEN stripped(device_id) <> '' THEN device_id END AS device_id),
-        event_type = 'device.transaction'
+        *,
+        is_revenue_type(event_type)
             AND is_number(amount)
-            AND purchase_env IS DISTINCT FROM '"sandbox"' AS is_revenue
+            AND lower(stripped(as_text(purchase_env))) IS DISTINCT FROM 'sandbox' AS is_revenue,
+        -- Posted, a reserved id would refuse the whole request.
+        device_id IS NOT NULL AND is_reserved(stripped(device_id)) AS has_reserved_device
     FROM (
-        SELECT * REPLACE (CASE WHEN carries_device(event_type) THEN as_text(device_id) END AS device_id)
-        FROM properties
+        SELECT * REPLACE (CASE WHEN stripped(device_id) <> '' THEN device_id END AS device_id)
+        FROM (
+            SELECT * REPLACE (CASE WHEN carries_device(event_type) THEN as_text(device_id) END AS device_id)
+            FROM properties
+        )
     )
+),
+shown AS (
+    SELECT * REPLACE (CASE WHEN NOT has_reserved_device THEN shown_device(device_id) END AS device_id) FROM events
 )
 SELECT
-    row, device_id,
+    row, device_id, has_reserved_device, lower(stripped(as_text(purchase_env))) AS environment,
     concat(
         ',"time":', whole_ms(e.created_date),
         ',"insert_id":', to_json(e.id),
@@ -35,18 +36,18 @@ SELECT
             '"namiml_event_category":' || to_json(split_part(e.event_type, '.', 1)),
             CASE WHEN split_part(e.event_type, '.', 3) <> ''
                 THEN '"namiml_event_subcategory1":' || to_json(split_part(e.event_type, '.', 2))
-            END
+            END,
+            CASE WHEN is_revenue THEN '"namiml_gross_amount":' || gross_of(amount) END
         ),
         '}',
         CASE WHEN is_revenue THEN concat(
-            ',"price":', amount,
-            ',"quantity":',
-            CASE WHEN regexp_full_match(as_text(quantity), '-?[0-9]{1,15}') THEN as_text(quantity)::BIGINT ELSE 1 END,
+            ',"price":', price_of(amount, event_platform),
+            ',"quantity":', as_quantity(quantity),
             CASE WHEN is_text(sku) THEN ',"productId":' || sku END,
             ',"revenueType":"purchase"',
             CASE WHEN is_text(currency) THEN ',"currency":' || currency END
         ) END,
-        ',"user_properties":' || n.user_properties,
+        ',"user_properties":' || shown_user_properties(n.user_properties),
         '}'
     ) AS rest
-FROM events e LEFT JOIN snapshots n USING (row);
+FROM shown e LEFT JOIN snapshots n USING (row)

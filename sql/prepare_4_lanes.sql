@@ -1,12 +1,12 @@
 -- What depends on what was decided of earlier segments, and which lane each event takes.
 -- Given: decided, sent (integration_id, user_id, as_of_date, as_of_event), targets (integration_id, lanes_at_most,
--- lane_rows).
+-- lane_rows), the macro is_history.
 
 -- History must not overwrite a profile that has newer state already.
 CREATE TEMP TABLE history AS
 SELECT d.rowid AS number
 FROM decided d JOIN sent s ON s.integration_id = d.integration_id AND s.user_id = d.amplitude_user_id
-WHERE d.is_user AND (s.as_of_date, s.as_of_event) > (epoch_us(d.created_date), d.id);
+WHERE d.is_user AND is_history(s.as_of_date, s.as_of_event, epoch_us(d.created_date), d.id);
 
 -- A lane's events are posted one request after the other, so whatever must keep its order shares a lane: all events of an
 -- Amplitude user; and of events with a device alone all those of a Nami user, and of users that share a device.

@@ -1,5 +1,6 @@
 -- The rows of the outbox that are to be written next, in no order.
--- Given: decided, placed (number, integration_id, lane), wanted (integration_id, lane), history (number), bodies, released.
+-- Given: decided, placed (number, integration_id, lane), wanted (integration_id, lane), history (number), bodies, released,
+-- the macro skip_sync.
 SELECT
     d.integration_id, p.lane,
     d.id, d.event_type, d.user_id, d.identity, d.created_date, d.state, d.reason, d.row, d.exception_id,
@@ -7,7 +8,7 @@ SELECT
         WHEN 'send' THEN concat(
             ',{"event_type":', to_json(d.name),
             ',"user_id":' || to_json(d.amplitude_user_id),
-            CASE WHEN h.number IS NOT NULL THEN ',"$skip_user_properties_sync":true' END,
+            CASE WHEN h.number IS NOT NULL THEN skip_sync() END,
             coalesce(b.rest, r.rest)
         )
         WHEN 'waiting' THEN coalesce(b.rest, r.rest)
@@ -16,5 +17,5 @@ FROM placed p
 SEMI JOIN wanted w ON w.integration_id = p.integration_id AND w.lane = p.lane
 JOIN decided d ON d.rowid = p.number
 LEFT JOIN history h ON h.number = p.number
-LEFT JOIN bodies b ON b.row = d.row
+LEFT JOIN bodies b ON b.row = d.row AND b.variant = d.variant
 LEFT JOIN released r ON r.exception_id = d.exception_id;

@@ -86,8 +86,10 @@ arrays AS (
                 THEN list_contains(json_type(payload, '$.active_entitlements[*]'), 'OBJECT')
         END AS has_active_entitlement,
         {{ values }},
+        -- A blank one is none: apps log out with it.
         id_text(list_filter(
-            p.external_ids, lambda e: e.key = 'external_id' AND id_text(e.value) IS NOT NULL
+            p.external_ids,
+            lambda e: e.key = 'external_id' AND stripped(replace(id_text(e.value), chr(0), '')) <> ''
         )[1].value) AS external_id
     FROM parsed
 ),
@@ -106,6 +108,6 @@ SELECT
     {{ carried_entitlements }} AS entitlements,
     {{ carried_devices }} AS devices,
     {{ carried_journey }} AS journey,
-    replace(stripped(external_id), chr(0), '') AS external_id,
+    stripped(replace(external_id, chr(0), '')) AS external_id,
     truncated_arrays
 FROM cuts;

@@ -91,7 +91,7 @@ def drt_project(events: Path, folder: Path) -> None:
     (folder / "syncs").mkdir(exist_ok=True)
     _write(folder / ".drt" / "profiles.yml", {"bench": {"type": "duckdb", "database": str(events)}})
     _write(folder / "drt_project.yml", {"name": "bench", "version": "0.1", "profile": "bench"})
-    types = ", ".join(f"'{name}'" for name in contract.EVENT_TYPES)
+    types = ", ".join(f"'{name}'" for name in contract.event_type_names())
     columns = ", ".join(f"payload->>'$.{name}' AS {name}" for name in PROPERTIES)
     sync = {
         "name": "events",

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import click
 
-from nami_amp_pipeline import contract
 from nami_amp_pipeline.commands.base import Invocation, json_option
-from nami_amp_pipeline.errors import Misconfigured
 
 
 @click.group()
@@ -19,35 +17,15 @@ def apps() -> None:
 @click.pass_obj
 def list_apps(invocation: Invocation, as_json: bool) -> None:
     """Show the apps, their plans, and how far each has been read."""
-    import sqlalchemy as sa
-
-    from nami_amp_pipeline.clock import to_text
     from nami_amp_pipeline.commands import output as screen
-    from nami_amp_pipeline.state import tables
 
-    counted = (
-        sa.select(
-            tables.apps.c.app_id, tables.apps.c.plan, tables.apps.c.watermark, sa.func.count(tables.integrations.c.id)
-        )
-        .outerjoin(tables.integrations, tables.integrations.c.app_id == tables.apps.c.app_id)
-        .group_by(tables.apps.c.app_id, tables.apps.c.plan, tables.apps.c.watermark)
-        .order_by(tables.apps.c.app_id)
-    )
-    with invocation.store.begin() as tx:
-        rows = tx.execute(counted).tuples().all()
+    found = invocation.operations.apps()
     if as_json:
-        invocation.answer(
-            {
-                "apps": [
-                    {"app_id": app_id, "plan": plan, "integrations": count, "watermark": to_text(watermark)}
-                    for app_id, plan, watermark, count in rows
-                ]
-            }
-        )
-    elif rows:
+        invocation.answer({"apps": [app.to_json() for app in found]})
+    elif found:
         screen.table(
             ("App", "Plan", "Integrations", "Read up to"),
-            [(app_id, plan, count, screen.moment(watermark)) for app_id, plan, watermark, count in rows],
+            [(app.app_id, app.plan, app.integrations, screen.moment(app.watermark)) for app in found],
             right=("Integrations",),
         )
     else:
@@ -64,9 +42,5 @@ def plan(invocation: Invocation, app: str, plan: str) -> None:
     An app on the free plan cannot switch an integration on; those that are on stay on. An app that was never named here
     counts as paid.
     """
-    from nami_amp_pipeline.state.integrations import set_plan
-
-    if not contract.APP_ID.fullmatch(app):
-        raise Misconfigured(f"app id {app!r} must be of letters, digits, '.', '_' and '-'")
-    set_plan(invocation.store, app, plan)
+    invocation.operations.set_plan(app, plan)
     click.echo(f"{app} is on the {plan} plan.")

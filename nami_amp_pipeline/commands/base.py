@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,21 +12,21 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from nami_amp_pipeline import redaction
+from nami_amp_pipeline.commands.streams import can_be_written, is_utf8, make_streams_usable, say
 from nami_amp_pipeline.errors import Misconfigured, NamiAmpError
+from nami_amp_pipeline.redaction import Redactor
 
 if TYPE_CHECKING:
     from nami_amp_pipeline.context import Context
-    from nami_amp_pipeline.secrets import Cipher
+    from nami_amp_pipeline.operations.api import Operations
     from nami_amp_pipeline.settings import Settings
-    from nami_amp_pipeline.state import Store
 
 _FAILED: Mapping[str, Mapping[str, Any]] = {
     "run": {"run_id": None, "integrations": []},
     "status": {"run_id": None, "integrations": []},
 }
 """What else stands in the object of a command that failed before it had anything to say."""
-
-_PASSWORD = re.compile(r"(?<=://)([^/@\s]*):([^/@\s]*)@")
 
 
 @dataclass
@@ -37,14 +36,14 @@ class Invocation:
     Attributes:
         debug: whether the traceback of a bug is shown.
         answered: whether the object of ``--json`` is out.
-        secrets: texts that no message may hold.
+        secrets: what no message may hold.
     """
 
     debug: bool = False
     answered: bool = False
-    secrets: list[str] = field(default_factory=list)
+    secrets: Redactor = field(default_factory=Redactor)
     _settings: Settings | None = None
-    _store: Store | None = None
+    _operations: Operations | None = None
 
     @property
     def settings(self) -> Settings:
@@ -56,29 +55,20 @@ class Invocation:
             if self._settings.encryption_key:
                 from nami_amp_pipeline.secrets import split_keys
 
-                self.secrets += split_keys(self._settings.encryption_key)
-            if self._settings.alert_webhook_url:
-                self.secrets.append(self._settings.alert_webhook_url)
+                self.secrets.add(*split_keys(self._settings.encryption_key))
+            self.secrets.add(self._settings.alert_webhook_url)
+            self.secrets.add_url(self._settings.state_url)
+            self.secrets.add_url(self._settings.warehouse_url)
         return self._settings
 
     @property
-    def store(self) -> Store:
-        """The state store, its tables made where they are missing."""
-        if self._store is None:
-            from nami_amp_pipeline.clock import system_clock
-            from nami_amp_pipeline.state import Store
-            from nami_amp_pipeline.state.migrate import create_or_upgrade
+    def operations(self) -> Operations:
+        """All that commands do, in the name of whoever runs this one."""
+        if self._operations is None:
+            from nami_amp_pipeline.operations.api import Operations, actor
 
-            self._store = Store(self.settings.state_url, system_clock, self.settings.lease_seconds)
-            create_or_upgrade(self._store)
-        return self._store
-
-    @property
-    def cipher(self) -> Cipher:
-        """Of the API keys."""
-        from nami_amp_pipeline.secrets import Cipher
-
-        return Cipher(self.settings.encryption_key, self.settings.home / "encryption.key")
+            self._operations = Operations(self.settings, by=actor())
+        return self._operations
 
     @contextmanager
     def context(self) -> Iterator[Context]:
@@ -96,23 +86,25 @@ class Invocation:
         import orjson
 
         self.answered = True
-        click.echo(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode())
+        text = orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode()
+        if not is_utf8(sys.stdout):
+            import json
+
+            text = json.dumps(answer, indent=2)  # any character can be escaped in JSON
+        click.echo(text)
 
     def complain(self, message: str) -> None:
         """Says in one line on standard error what went wrong."""
-        click.echo(f"nami-amp: {self.clean(' '.join(message.split()))}", err=True)
+        say(f"nami-amp: {self.clean(' '.join(message.split()))}")
 
     def clean(self, text: str) -> str:
-        """A text without the secrets of this call."""
-        for secret in self.secrets:
-            text = text.replace(secret, "…")
-        return _PASSWORD.sub(r"\1:…@", text)
+        """A text without the secrets of this call, and those that this process has met."""
+        return redaction.clean(self.secrets.clean(text))
 
     def close(self) -> None:
         """Closes the store."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        if self._operations is not None:
+            self._operations.close()
 
 
 class CommandGroup(click.Group):
@@ -132,10 +124,17 @@ class CommandGroup(click.Group):
     ) -> NoReturn:
         """Runs the command and ends the process with its exit status."""
         arguments = list(sys.argv[1:] if args is None else args)
+        make_streams_usable()
         invocation = Invocation(debug=os.environ.get("NAMI_AMP_DEBUG", "") not in ("", "0"))
         with _quiet_pipes():
             status = self._run(invocation, arguments, complete_var, extra)
-            sys.stdout.flush()
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                invocation.complain(_unwritten(error))
+                status = status or 1
         sys.exit(status)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -167,10 +166,14 @@ class CommandGroup(click.Group):
         except BrokenPipeError:
             raise
         except Exception as error:  # noqa: BLE001 - the last place to make one line of it
-            if invocation.debug:
-                click.echo(invocation.clean(traceback.format_exc()), err=True, nl=False)
-            first = next(iter(str(error).splitlines()), "")[:200]
-            message = f"this is a bug: {type(error).__name__}: {first} (NAMI_AMP_DEBUG=1 shows where)"
+            if isinstance(error, OSError) and not can_be_written(sys.stdout):
+                invocation.answered = True
+                message = _unwritten(error)
+            else:
+                if invocation.debug:
+                    say(invocation.clean(traceback.format_exc()).rstrip())
+                first = next(iter(invocation.clean(str(error)).splitlines()), "")[:200]
+                message = f"this is a bug: {type(error).__name__}: {first} (NAMI_AMP_DEBUG=1 shows where)"
         finally:
             invocation.close()
         invocation.complain(message)
@@ -189,6 +192,12 @@ def _quiet_pipes() -> Iterator[None]:
         # Python flushes standard output once more at its end, which would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def _unwritten(error: OSError) -> str:
+    """What to say where nobody can read the output; what is still in its buffer goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return f"cannot write to standard output: {error.strerror or 'it is closed'}"
 
 
 json_option: Callable[[Any], Any] = click.option(

@@ -33,7 +33,6 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _filter(
-    invocation: Invocation,
     ids: tuple[str, ...],
     integrations: tuple[str, ...],
     reasons: tuple[str, ...],
@@ -41,13 +40,10 @@ def _filter(
     until: str | None,
 ) -> Filter:
     from nami_amp_pipeline.operations.dead_letters import Filter
-    from nami_amp_pipeline.state.integrations import all_integrations
 
-    keys = integration_keys(integrations)
-    all_integrations(invocation.store, keys)
     return Filter(
         ids,
-        keys,
+        integration_keys(integrations),
         reasons,
         parse_time(since, "--since") if since else None,
         parse_time(until, "--until") if until else None,
@@ -70,10 +66,9 @@ def list_dead_letters(
 ) -> None:
     """Show the dead letters, the newest first."""
     from nami_amp_pipeline.commands import output as screen
-    from nami_amp_pipeline.operations import dead_letters as letters
 
-    which = _filter(invocation, (), integrations, reasons, since, until)
-    found, total = letters.find(invocation.store, which, limit)
+    which = _filter((), integrations, reasons, since, until)
+    found, total = invocation.operations.dead_letters(which, limit)
     if as_json:
         invocation.answer({"total": total, "dead_letters": [letter.to_json() for letter in found]})
     elif found:
@@ -109,9 +104,8 @@ def show(invocation: Invocation, id: str, as_json: bool) -> None:  # noqa: A002 
     """
     from nami_amp_pipeline.clock import to_text
     from nami_amp_pipeline.commands import output as screen
-    from nami_amp_pipeline.operations import dead_letters as letters
 
-    found = letters.show(invocation.store, id)
+    found = invocation.operations.dead_letter(id)
     if as_json:
         whole = [{**letter.to_json(), "body": letter.body, "payload": letter.payload} for letter in found]
         invocation.answer(whole[0] if len(whole) == 1 else {"dead_letters": whole})
@@ -161,14 +155,12 @@ def retry(
     They keep their content and their insert id, so that Amplitude recognises one that it has already. Name them by
     number or event id, or choose by reason, integration or time.
     """
-    from nami_amp_pipeline.operations import dead_letters as letters
-
     if not (ids or integrations or reasons or since or until or everything):
         raise click.UsageError(
             "Name dead letters, choose some by an option, or give --all", click.get_current_context()
         )
-    which = _filter(invocation, ids, integrations, reasons, since, until)
-    done = letters.retry(invocation.store, which, force=force)
+    which = _filter(ids, integrations, reasons, since, until)
+    done = invocation.operations.retry(which, force=force)
     if as_json:
         invocation.answer({"retried": done.retried, "refused": dict(done.refused)})
     else:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import click
 
 from nami_amp_pipeline import contract
-from nami_amp_pipeline.commands.base import Invocation, integration_keys, json_option, parse_time
-from nami_amp_pipeline.commands.key_sources import KeySources, key_options
-from nami_amp_pipeline.errors import Busy, Misconfigured
+from nami_amp_pipeline.commands import integration_options as options
+from nami_amp_pipeline.commands.base import Invocation, integration_keys, json_option
+from nami_amp_pipeline.commands.integration_options import setting_options
+from nami_amp_pipeline.commands.key_sources import KeySources
+from nami_amp_pipeline.errors import Misconfigured
 
 if TYPE_CHECKING:
-    from nami_amp_pipeline.state.integrations import Integration
+    from nami_amp_pipeline.operations.integrations import Integration
+
+_FIELDS = {"api_key": "API key", "user_id": "user id", "hash": "hashed fields", "exclude": "excluded fields"}
 
 
 @click.group()
@@ -29,105 +32,46 @@ def integrations() -> None:
 @integrations.command()
 @click.argument("app")
 @click.argument("name")
-@click.option("--endpoint", required=True, metavar="us|eu|URL", help="Where the Amplitude project is.")
-@click.option("--allow-custom-endpoint", is_flag=True, help="Let events go to a host that is not Amplitude's.")
-@key_options("api", "the API key")
-@key_options("secret", "the secret key, which only reconciliation needs")
-@click.option(
-    "--user-id",
-    type=click.Choice(contract.USER_ID_KINDS),
-    default="external_id",
-    show_default=True,
-    help="What users are called in Amplitude.",
-)
-@click.option(
-    "--anonymous",
-    type=click.Choice(contract.ANONYMOUS_POLICIES),
-    default="skip",
-    show_default=True,
-    help="What to do with events of users who have no External ID yet.",
-)
-@click.option(
-    "--events",
-    multiple=True,
-    metavar="all|TYPE[,TYPE|PREFIX.*…]",
-    help="Which event types to send; 'user.subscription.*' means all that begin so.  [default: all]",
-)
-@click.option(
-    "--start-from",
-    default="now",
-    show_default=True,
-    metavar="now|beginning|TIME",
-    help="The first events to send, by when they came into the warehouse.",
-)
-@click.option(
-    "--rename", multiple=True, metavar="OLD=NEW", help="Another name in Amplitude; may be given several times."
-)
+@setting_options(is_new=True)
 @click.option("--disabled", is_flag=True, help="Add it switched off.")
 @click.pass_obj
-def add(
-    invocation: Invocation,
-    /,
-    app: str,
-    name: str,
-    endpoint: str,
-    allow_custom_endpoint: bool,
-    user_id: contract.UserIdKind,
-    anonymous: contract.AnonymousPolicy,
-    events: tuple[str, ...],
-    start_from: str,
-    rename: tuple[str, ...],
-    disabled: bool,
-    **sources: Any,
-) -> None:
+def add(invocation: Invocation, /, app: str, name: str, disabled: bool, **given: Any) -> None:
     """Send events of APP to an Amplitude project, under NAME.
 
     The API key is read from an environment variable, a file or standard input, so that it stands in no shell history
     and no list of processes; it is kept encrypted and never shown again.
     """
-    from nami_amp_pipeline.clock import micros, system_clock
-    from nami_amp_pipeline.state import integrations as stored
+    from nami_amp_pipeline.operations.integrations import NewIntegration
 
-    given = KeySources(invocation, sources)
-    api_key, secret_key = given.read("api"), given.read("secret")
+    sources = KeySources(invocation, given)
+    api_key, secret_key = sources.read("api"), sources.read("secret")
     if api_key is None:
         raise Misconfigured("give the API key by --api-key-env, --api-key-file or --api-key-stdin")
-    patterns = [pattern.strip() for part in events for pattern in part.split(",") if pattern.strip()]
-    if start_from == "now":
-        start: int | None = micros(system_clock)
-    else:
-        start = None if start_from == "beginning" else parse_time(start_from, "--start-from")
-    added = stored.add(
-        invocation.store,
-        invocation.cipher,
-        stored.NewIntegration(
+    added = invocation.operations.add(
+        NewIntegration(
             app_id=app,
             name=name,
-            endpoint=endpoint,
+            endpoint=given["endpoint"],
             api_key=api_key,
             secret_key=secret_key,
-            user_id_kind=user_id,
-            anonymous=anonymous,
-            events=patterns or ["all"],
-            rename=_renames(rename),
-            start_from=start,
+            user_id_kind=given["user_id"],
+            anonymous=given["anonymous"],
+            events=options.patterns(given["events"]) or ["all"],
+            rename=options.renames(given["rename"]),
+            start_from=options.start(given["start_from"]),
             enabled=not disabled,
-            allow_custom_endpoint=allow_custom_endpoint,
-        ),
+            sandbox=given["sandbox"],
+            exclude=given["exclude"],
+            hashed=given["hashed"],
+            revenue=given["revenue"],
+            store_fees=options.fees(given["store_fees"]),
+            allow_custom_endpoint=given["allow_custom_endpoint"],
+            allow_shared_key=given["allow_shared_key"],
+        )
     )
     click.echo(
         f"{added.key} added{' (off)' if disabled else ''}: {_events(added)} to {added.endpoint}, {_start(added)}."
     )
-
-
-def _renames(pairs: Sequence[str]) -> dict[str, str]:
-    renames = {}
-    for pair in pairs:
-        old, sep, new = pair.partition("=")
-        if not sep:
-            raise Misconfigured(f"--rename {pair!r} must be OLD=NEW")
-        renames[old.strip()] = new.strip()
-    return renames
 
 
 @integrations.command(name="list")
@@ -136,15 +80,15 @@ def _renames(pairs: Sequence[str]) -> dict[str, str]:
 def list_integrations(invocation: Invocation, as_json: bool) -> None:
     """Show all integrations."""
     from nami_amp_pipeline.commands import output as screen
-    from nami_amp_pipeline.state.integrations import all_integrations
+    from nami_amp_pipeline.operations.integrations import described, region, state
 
-    found = all_integrations(invocation.store)
+    found = invocation.operations.integrations()
     if as_json:
-        invocation.answer({"integrations": [_described(one) for one in found]})
+        invocation.answer({"integrations": [described(one) for one in found]})
     elif found:
         screen.table(
             ("Integration", "State", "Endpoint", "User id", "No External ID", "Events"),
-            [(one.key, _state(one), _region(one), one.user_id_kind, one.anonymous, _events(one)) for one in found],
+            [(one.key, state(one), region(one), one.user_id_kind, one.anonymous, _events(one)) for one in found],
         )
     else:
         click.echo("There is no integration yet: 'nami-amp integrations add' adds one.")
@@ -158,18 +102,18 @@ def show(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
     """Show all settings of an integration; of the keys only whether they are set."""
     from nami_amp_pipeline.clock import to_text
     from nami_amp_pipeline.commands import output as screen
-    from nami_amp_pipeline.state.integrations import all_integrations
+    from nami_amp_pipeline.operations.integrations import described, state
 
-    found = all_integrations(invocation.store, integration_keys(names, in_two_words=True))
+    found = invocation.operations.integrations(integration_keys(names, in_two_words=True))
     if as_json:
-        described = [_described(one) for one in found]
-        invocation.answer(described[0] if len(described) == 1 else {"integrations": described})
+        shown = [described(one) for one in found]
+        invocation.answer(shown[0] if len(shown) == 1 else {"integrations": shown})
         return
     for one in found:
         screen.facts(
             {
                 "Integration": one.key,
-                "State": _state(one),
+                "State": state(one),
                 "Error": one.halted_reason or one.last_error,
                 "Endpoint": one.endpoint,
                 "API key": "set",
@@ -180,7 +124,14 @@ def show(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
                     f"{event_type} as {one.rename[event_type]}" if event_type in one.rename else event_type
                     for event_type in one.events
                 ),
+                "Selected by": ", ".join(one.patterns),
+                "Sandbox": one.sandbox,
+                "Excluded": ", ".join(one.exclude) or None,
+                "Hashed": ", ".join(one.hashed) or None,
+                "Revenue": one.revenue,
+                "Store fees": ", ".join(f"{store} {share:g}" for store, share in one.store_fees.items()) or None,
                 "Starts": _start(one),
+                "Version": one.version,
                 "Added": to_text(one.created_at),
             }
         )
@@ -188,40 +139,72 @@ def show(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
 
 @integrations.command()
 @click.argument("names", nargs=-1, required=True, metavar="APP/NAME")
-@click.option("--endpoint", metavar="us|eu|URL", help="Where the Amplitude project is.")
-@click.option("--allow-custom-endpoint", is_flag=True, help="Let events go to a host that is not Amplitude's.")
-@key_options("api", "the new API key")
-@key_options("secret", "the new secret key, which only reconciliation needs")
+@setting_options(is_new=False)
+@options.clearing_options
+@click.option("--enabled/--disabled", "enabled", default=None, help="Switch it on or off.")
+@click.option("--if-version", type=int, metavar="N", help="Only if it still has this version, as 'show' tells it.")
 @click.pass_obj
-def update(
-    invocation: Invocation, /, names: tuple[str, ...], endpoint: str | None, allow_custom_endpoint: bool, **sources: Any
-) -> None:
-    """Give an integration other keys, or another endpoint.
+def update(invocation: Invocation, /, names: tuple[str, ...], if_version: int | None, **given: Any) -> None:
+    """Change settings of an integration; what is not given stays as it is.
 
-    What is pending goes there with the next run. A halted integration stays halted until it is enabled.
+    A list that is given takes the place of the one that was set. A change holds for events that are not prepared yet;
+    another key or endpoint holds for all that is pending. A halted integration stays halted until it is enabled.
     """
-    from nami_amp_pipeline.state import integrations as stored
+    from nami_amp_pipeline.operations.integrations import IntegrationChange
 
     key, *others = integration_keys(names, in_two_words=True)
     if others:
-        raise Misconfigured("name one integration: a key or an endpoint is that of one project")
-    given = KeySources(invocation, sources)
-    api_key, secret_key = given.read("api"), given.read("secret")
-    changed = {"endpoint": endpoint, "API key": api_key, "secret key": secret_key}
-    if not any(changed.values()):
-        raise Misconfigured("nothing to change: give an --endpoint, --api-key-… or --secret-key-…")
-    updated = stored.update(
-        invocation.store,
-        invocation.cipher,
-        key,
-        api_key=api_key,
-        secret_key=secret_key,
-        endpoint=endpoint,
-        allow_custom_endpoint=allow_custom_endpoint,
-    )
-    click.echo(f"{key}: {', '.join(what for what, value in changed.items() if value)} changed.")
+        raise Misconfigured("name one integration: a change is made to one at a time")
+    sources = KeySources(invocation, given)
+    api_key, secret_key = sources.read("api"), sources.read("secret")
+    changes = options.given_changes(given)
+    if api_key is not None:
+        changes["api_key"] = api_key
+    if secret_key is not None and given["no_secret_key"]:
+        raise Misconfigured("give either --no-secret-key or a secret key, not both")
+    if secret_key is not None or given["no_secret_key"]:
+        changes["secret_key"] = secret_key
+    if not changes:
+        raise Misconfigured("nothing to change: give an option, such as --events or --api-key-env")
+    allowed = {name: given[name] for name in ("allow_custom_endpoint", "allow_shared_key")}
+    updated = invocation.operations.change(key, IntegrationChange(**changes, **allowed), if_version=if_version)
+    last = invocation.operations.history(key)[-1:]
+    fields = [name for record in last for name in record.what if record.version == updated.version]
+    said = ", ".join(_FIELDS.get(name, name.replace("_", " ")) for name in fields)
+    click.echo(f"{key}: {said or 'nothing'} changed, version {updated.version}.")
     if updated.halted_reason:
         click.echo(f"It is halted: 'nami-amp integrations test {key}', then 'nami-amp integrations enable {key}'.")
+
+
+@integrations.command()
+@click.argument("names", nargs=-1, required=True, metavar="APP/NAME")
+@json_option
+@click.pass_obj
+def history(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
+    """Show who changed what of an integration, and when."""
+    from nami_amp_pipeline.commands import output as screen
+    from nami_amp_pipeline.operations.integrations import recorded
+
+    (key,) = integration_keys(names, in_two_words=True)[:1]
+    records = invocation.operations.history(key)
+    if as_json:
+        invocation.answer({"integration": key, "changes": [recorded(record) for record in records]})
+    elif records:
+        screen.table(
+            ("Version", "At", "By", "What"),
+            [
+                (
+                    record.version,
+                    screen.moment(record.at),
+                    record.by,
+                    "\n".join(f"{name}: {before} -> {after}" for name, (before, after) in record.what.items()),
+                )
+                for record in records
+            ],
+            right=("Version",),
+        )
+    else:
+        click.echo(f"No change of {key} is recorded.")
 
 
 @integrations.command()
@@ -241,10 +224,8 @@ def disable(invocation: Invocation, names: tuple[str, ...]) -> None:
 
 
 def _switch(invocation: Invocation, names: Sequence[str], *, on: bool) -> None:
-    from nami_amp_pipeline.state.integrations import set_enabled
-
     for key in integration_keys(names, in_two_words=True):
-        set_enabled(invocation.store, key, enabled=on)
+        (invocation.operations.enable if on else invocation.operations.disable)(key)
         click.echo(f"{key} is {'on' if on else 'off'}.")
 
 
@@ -257,19 +238,13 @@ def remove(invocation: Invocation, names: tuple[str, ...], yes: bool) -> None:
 
     What was sent stays in Amplitude. To stop for a while, use 'disable'.
     """
-    from nami_amp_pipeline.state import integrations as stored
-
-    found = stored.all_integrations(invocation.store, integration_keys(names, in_two_words=True))
+    found = invocation.operations.integrations(integration_keys(names, in_two_words=True))
     for one in found:
         if not yes:
             if not sys.stdin.isatty():
                 raise Misconfigured(f"give --yes to remove {one.key} with what is pending and its dead letters")
             click.confirm(f"Remove {one.key} with what is pending and its dead letters?", abort=True)
-        # A run that delivers for it right now must not have it pulled away.
-        if not invocation.store.acquire([f"integration:{one.id}"]):
-            raise Busy(f"a run delivers for {one.key} right now: remove it when that has ended")
-        for name in stored.remove(invocation.store, one.key):
-            (invocation.settings.data_dir / name).unlink(missing_ok=True)
+        invocation.operations.remove(one.key)
         click.echo(f"{one.key} removed.")
 
 
@@ -282,54 +257,17 @@ def test(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> int:
 
     Without a name all integrations are tested.
     """
-    from nami_amp_pipeline.commands.connection import check_connection
-    from nami_amp_pipeline.state.integrations import all_integrations
-
-    found = all_integrations(invocation.store, integration_keys(names, in_two_words=True) if names else None)
-    results = [
-        (one.key, *check_connection(one.endpoint, invocation.cipher.decrypt(one.api_key), invocation.settings))
-        for one in found
-    ]
+    results = invocation.operations.test(integration_keys(names, in_two_words=True) if names else None)
     if as_json:
         invocation.answer(
-            {"integrations": [{"integration": key, "ok": ok, "result": text} for key, ok, text in results]}
+            {"integrations": [{"integration": one.integration, "ok": one.ok, "result": one.result} for one in results]}
         )
-    for key, ok, text in results:
-        if not ok:
-            invocation.complain(f"{key}: {text}")
+    for one in results:
+        if not one.ok:
+            invocation.complain(f"{one.integration}: {one.result}")
         elif not as_json:
-            click.echo(f"{key}: {text}")
-    return 0 if all(ok for _, ok, _ in results) else 1
-
-
-def _described(one: Integration) -> dict[str, Any]:
-    from nami_amp_pipeline.clock import to_text
-
-    return {
-        "integration": one.key,
-        "state": _state(one),
-        "error": one.halted_reason or one.last_error,
-        "endpoint": one.endpoint,
-        "api_key": "set",
-        "secret_key": "set" if one.secret_key else "not set",
-        "user_id": one.user_id_kind,
-        "anonymous": one.anonymous,
-        "events": list(one.events),
-        "rename": dict(one.rename),
-        "start_from": to_text(one.start_from) or "beginning",
-        "created_at": to_text(one.created_at),
-    }
-
-
-def _state(one: Integration) -> str:
-    if not one.enabled:
-        return "disabled"
-    return "halted" if one.halted_reason else "enabled"
-
-
-def _region(one: Integration) -> str:
-    regions = {url: region for region, url in contract.ENDPOINTS.items()}
-    return regions.get(one.endpoint) or urlsplit(one.endpoint).netloc
+            click.echo(f"{one.integration}: {one.result}")
+    return 0 if all(one.ok for one in results) else 1
 
 
 def _events(one: Integration) -> str:

@@ -12,6 +12,7 @@ import click
 
 from nami_amp_pipeline.commands.base import Invocation
 from nami_amp_pipeline.errors import Misconfigured
+from nami_amp_pipeline.redaction import HIDDEN, shown_name, shown_path
 
 if TYPE_CHECKING:
     from nami_amp_pipeline.secrets import Secret
@@ -65,43 +66,49 @@ class KeySources:
         if sum(source is not None and source is not False for source in (variable, file, stdin)) > 1:
             raise Misconfigured(f"give one of --{kind}-key-env, --{kind}-key-file and --{kind}-key-stdin")
         if variable is not None:
-            text = _from_environment(variable)
+            text = self._from_environment(variable)
         elif file is not None:
-            text = _from_file(file)
+            text = self._from_file(file)
         elif stdin:
             text = _from_stdin(kind)
         else:
             return None
         text = text.strip()
-        self._invocation.secrets.append(text)
+        self._invocation.secrets.add(text)
         if len(text) > _LONGEST or len(text.split()) != 1:
             raise Misconfigured(f"what stands in place of the {kind} key is no key: it must be one word")
         return Secret(text)
 
+    def _from_environment(self, variable: str) -> str:
+        """An environment variable, or a line of ``.env``."""
+        from dotenv import dotenv_values
 
-def _from_environment(variable: str) -> str:
-    """An environment variable, or a line of ``.env``."""
-    from dotenv import dotenv_values
+        text = os.environ.get(variable) or ""
+        if not text.strip() and Path(".env").is_file():
+            text = dotenv_values(".env").get(variable) or ""
+        if not text.strip():
+            name = shown_name(variable)
+            if name == HIDDEN:
+                self._invocation.secrets.add(variable)  # a key in the wrong place, most likely
+            raise Misconfigured(f"environment variable {name} is not set: put the key in it, never on the command line")
+        return text
 
-    text = os.environ.get(variable) or ""
-    if not text.strip() and Path(".env").is_file():
-        text = dotenv_values(".env").get(variable) or ""
-    if not text.strip():
-        raise Misconfigured(f"environment variable {variable} is not set: put the key in it, never on the command line")
-    return text
-
-
-def _from_file(file: Path) -> str:
-    try:
-        with file.open(encoding="utf-8") as opened:
-            text = opened.read(_LONGEST * 4)
-    except OSError as error:
-        raise Misconfigured(f"cannot read {file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise Misconfigured(f"{file} holds no key: it is not text") from None
-    if not text.strip():
-        raise Misconfigured(f"{file} is empty: put the key in it")
-    return text
+    def _from_file(self, file: Path) -> str:
+        name = shown_path(file)
+        try:
+            with file.open(encoding="utf-8") as opened:
+                text = opened.read(_LONGEST * 4)
+        except OSError as error:
+            if HIDDEN in name:
+                self._invocation.secrets.add(file.name)
+            raise Misconfigured(f"cannot read {name}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise Misconfigured(f"{name} holds no key: it is not text") from None
+        except ValueError:
+            raise Misconfigured("the path of the key's file cannot be used") from None
+        if not text.strip():
+            raise Misconfigured(f"{name} is empty: put the key in it")
+        return text
 
 
 def _from_stdin(kind: str) -> str:

@@ -33,14 +33,11 @@ def rotate(invocation: Invocation) -> None:
     NEW,OLD, wherever the pipeline runs, before you run this. It can be stopped and run again at any time; runs need not
     be stopped for it.
     """
-    from nami_amp_pipeline.state import rotation
-
-    cipher = invocation.cipher
-    done = rotation.rotate(invocation.store, cipher)
+    done = invocation.operations.rotate_keys()
     click.echo(f"{done.encrypted} stored keys were encrypted anew, {done.current} had the newest key already.")
-    if done.older and cipher.uses_file:
+    if done.older and done.key_file:
         click.echo(
-            f"Older keys stay in {cipher.key_file}, for backups of the store: 'nami-amp keys forget' removes them."
+            f"Older keys stay in {done.key_file}, for backups of the store: 'nami-amp keys forget' removes them."
         )
     elif done.older:
         click.echo(
@@ -59,10 +56,9 @@ def forget(invocation: Invocation, yes: bool) -> None:
     import sys
 
     from nami_amp_pipeline.errors import Misconfigured
-    from nami_amp_pipeline.state import rotation
 
     if not yes:
         if not sys.stdin.isatty():
             raise Misconfigured("give --yes to remove the older keys, which older backups need")
         click.confirm("Remove the older keys, which older backups need?", abort=True)
-    click.echo(f"{rotation.forget(invocation.store, invocation.cipher)} older keys removed.")
+    click.echo(f"{invocation.operations.forget_keys()} older keys removed.")

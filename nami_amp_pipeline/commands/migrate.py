@@ -16,15 +16,7 @@ def migrate(invocation: Invocation, as_json: bool) -> None:
     What is safe is done by itself whenever the program starts; this is for the rest, which a message then asks for.
     Make a backup first, and stop what else works with the store. It is all done or not at all.
     """
-    from nami_amp_pipeline.clock import system_clock
-    from nami_amp_pipeline.state import Store
-    from nami_amp_pipeline.state import migrate as migrations
-
-    store = Store(invocation.settings.state_url, system_clock)
-    try:
-        before, now = migrations.migrate(store, beside_others=True)
-    finally:
-        store.close()
+    before, now = invocation.operations.migrate()
     if as_json:
         invocation.answer({"before": before, "now": now})
     elif before == now:

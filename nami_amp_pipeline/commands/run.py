@@ -34,11 +34,10 @@ def run(invocation: Invocation, integrations: tuple[str, ...], as_json: bool) ->
     be delivered; that stays pending, and the next run goes on with it.
     """
     from nami_amp_pipeline.commands import output as screen
-    from nami_amp_pipeline.state.integrations import all_integrations
 
     settings = invocation.settings
     keys = integration_keys(integrations) if integrations else None
-    known = all_integrations(invocation.store, keys)
+    known = invocation.operations.integrations(keys)
     invocation.close()
     # Whatever is logged on the way must not come between a reader and the object.
     with screen.spinner("Delivering …"), redirect_stdout(sys.stderr):
@@ -69,10 +68,9 @@ def _runner() -> Callable[..., RunReport]:
 def _halted(invocation: Invocation) -> set[str]:
     """The integrations that stand still until a person repairs them; none where the store cannot be asked."""
     from nami_amp_pipeline.errors import NamiAmpError
-    from nami_amp_pipeline.state.integrations import all_integrations
 
     try:
-        return {one.key for one in all_integrations(invocation.store) if one.halted_reason}
+        return {one.key for one in invocation.operations.integrations() if one.halted_reason}
     except NamiAmpError:
         return set()
 

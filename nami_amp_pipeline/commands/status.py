@@ -9,7 +9,6 @@ import click
 from nami_amp_pipeline.commands.base import Invocation, json_option
 
 if TYPE_CHECKING:
-    from nami_amp_pipeline.context import Context
     from nami_amp_pipeline.operations.status import IntegrationStatus
 
 
@@ -23,35 +22,14 @@ def status(invocation: Invocation, as_json: bool) -> None:
     still to be posted has been in the warehouse. Events that wait for the login of their user are pending, but no lag:
     how long they have been waiting is told below the table.
     """
-    from nami_amp_pipeline.operations.status import status as read_status
-    from nami_amp_pipeline.state.integrations import all_integrations
-
-    with invocation.context() as context:
-        found = read_status(context, all_integrations(context.store))
-        run_id = _last_run(context)
+    operations = invocation.operations
+    found, run_id = operations.status(), operations.last_run()
     if as_json:
         invocation.answer({"run_id": run_id, "integrations": [one.to_json() for one in found]})
     elif found:
         _show(found, run_id)
     else:
         click.echo("There is no integration yet: 'nami-amp integrations add' adds one, 'nami-amp demo' shows it all.")
-
-
-def _last_run(context: Context) -> str | None:
-    """The run that last captured, prepared or posted anything."""
-    import sqlalchemy as sa
-
-    from nami_amp_pipeline.state import tables
-
-    newest: list[tuple[int, str]] = []
-    with context.store.begin() as tx:
-        for table, at in (
-            (tables.segments, tables.segments.c.captured_at),
-            (tables.outboxes, tables.outboxes.c.prepared_at),
-            (tables.requests, tables.requests.c.answered_at),
-        ):
-            newest += tx.execute(sa.select(at, table.c.run_id).order_by(table.c.id.desc()).limit(1)).tuples().all()
-    return max(newest)[1] if newest else None
 
 
 def _show(found: list[IntegrationStatus], run_id: str | None) -> None:

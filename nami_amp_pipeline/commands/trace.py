@@ -29,10 +29,7 @@ def trace(invocation: Invocation, event_id: str, whole_table: bool, as_json: boo
     A large table without an index on id is searched for the captured row, and among what is new; other rows with this
     id are found with --whole-table.
     """
-    from nami_amp_pipeline.operations.trace import trace as trace_event
-
-    with invocation.context() as context:
-        found = trace_event(context, event_id, whole_table=whole_table)
+    found = invocation.operations.trace(event_id, whole_table=whole_table)
     if as_json:
         invocation.answer(found.to_json())
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import orjson
 
@@ -13,6 +14,7 @@ from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
 from nami_amp_pipeline.delivery.held_queue import HeldEvent
 from nami_amp_pipeline.delivery.lane import Lane, Plan
 from nami_amp_pipeline.delivery.outbox import OutboxBatch
+from nami_amp_pipeline.redaction import Redactor
 from nami_amp_pipeline.secrets import Secret
 
 V2_EVENTS_PER_SECOND = 30
@@ -82,9 +84,13 @@ class Target:
         return self.without_key(answer.body.decode(errors="replace"))[:_ANSWER_CHARACTERS]
 
     def without_key(self, text: str) -> str:
-        """A text without the key, and without what a database cannot hold."""
-        key = self.api_key.reveal()
-        return text.replace(key, "…").replace(orjson.dumps(key).decode()[1:-1], "…").replace("\x00", "")
+        """A text without the key or a piece of it, and without what a database cannot hold."""
+        return _redactor(self.api_key.reveal()).clean(text).replace("\x00", "")
+
+
+@lru_cache(64)
+def _redactor(key: str) -> Redactor:
+    return Redactor([key])
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,1 +1,1 @@
-"""What people ask and do: status, trace, dead letters, integrations, doctor."""
+"""What people ask and do, in one class: :class:`nami_amp_pipeline.operations.api.Operations`."""

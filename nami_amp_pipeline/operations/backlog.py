@@ -79,7 +79,7 @@ def _starts(integrations: Sequence[Integration]) -> dict[str, int]:
     starts: dict[str, int] = {}
     for one in integrations:
         if one.enabled:
-            start = -(2**62) if one.start_from is None else one.start_from
+            start = -(2**62) if one.start_of_new is None else one.start_of_new
             starts[one.app_id] = min(start, starts.get(one.app_id, start))
     return starts
 

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.clock import micros, to_text
 from nami_amp_pipeline.errors import Misconfigured
+from nami_amp_pipeline.stages.history import SKIP_SYNC, flagged, is_history
 from nami_amp_pipeline.state import Store, Transaction, tables
 from nami_amp_pipeline.state.users import read_sent
 
@@ -21,7 +22,6 @@ _AT_ONCE = 500
 
 OUTCOME_UNKNOWN = "outcome_unknown"
 RETRIED = "retried"
-SKIP_SYNC = "$skip_user_properties_sync"
 
 NO_BODY = "it was never made into an Amplitude event, so there is nothing to send"
 TOO_OLD = (
@@ -223,8 +223,8 @@ def _become_history(
             stateful[event["user_id"]].append(row)
     for user_id, created, event_id in read_sent(store, tx, integration_id, sorted(stateful)):
         for row in stateful[user_id]:
-            if (created, event_id) > (row.created_date, row.event_id):
-                yield row.id, f'{row.body[:-1]},"{SKIP_SYNC}":true}}'
+            if is_history((created, event_id), (row.created_date, row.event_id)):
+                yield row.id, flagged(row.body)
 
 
 def _first_sent() -> sa.ColumnElement[int | None]:

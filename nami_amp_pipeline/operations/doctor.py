@@ -22,7 +22,7 @@ from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.secrets import Cipher
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import Store, migrate, rotation, tables
-from nami_amp_pipeline.state.integrations import all_integrations
+from nami_amp_pipeline.state.integrations import all_integrations, sharing_a_key
 from nami_amp_pipeline.warehouse import Finding, open_warehouse
 
 LEAST_FREE_BYTES = 200_000_000
@@ -33,6 +33,9 @@ CLOCK_SECONDS = 5.0
 """A clock that is off by more than this is worth a word."""
 
 REACH_SECONDS = 10.0
+
+_PAIRS = 5
+"""So many pairs of integrations with one key are told."""
 
 Check = Callable[[Settings], Sequence[Finding]]
 
@@ -119,6 +122,26 @@ def check_keys(settings: Settings) -> list[Finding]:
             f"{where} does not decrypt the keys of {', '.join(lost[:5])}{' and others' if len(lost) > 5 else ''}",
             "restore the key they were encrypted with, or 'nami-amp integrations update' with --api-key-…",
         )
+    ]
+
+
+def check_shared_keys(settings: Settings) -> list[Finding]:
+    """Whether integrations of one app have one API key and event types in common."""
+    if not _up_to_date(settings):
+        return []
+    with _opened(settings) as store:
+        pairs = sharing_a_key(
+            all_integrations(store), Cipher(settings.encryption_key, settings.home / "encryption.key")
+        )
+    return [
+        Finding(
+            "shared key",
+            "warning",
+            f"{one.key} and {other.key} have the same API key and event types in common: Amplitude keeps one of two "
+            "copies of an event",
+            f"let them select different events, or remove one: 'nami-amp integrations update {other.key} --events …'",
+        )
+        for one, other in pairs[:_PAIRS]
     ]
 
 
@@ -283,6 +306,7 @@ CHECKS: Sequence[tuple[str, Check]] = (
     ("store", check_store),
     ("migrations", check_migrations),
     ("encryption key", check_keys),
+    ("shared key", check_shared_keys),
     ("data folder", check_folder),
     ("endpoints", check_endpoints),
 )

@@ -222,8 +222,12 @@ def _before_outbox(one: Integration, capture: dict[str, Any] | None) -> dict[str
         }
     if capture["event_type"] not in one.events:
         return {"state": "not_selected", "reason": f"{capture['event_type']} is not selected"}
-    if one.start_from is not None and capture["ingested_us"] < one.start_from:
-        return {"state": "before_start", "reason": f"the integration starts with {to_text(one.start_from)}"}
+    start = one.start_in(capture["segment"])
+    if start is not None and capture["ingested_us"] < start:
+        if start == one.start_from:
+            return {"state": "before_start", "reason": f"the integration starts with {to_text(start)}"}
+        reason = f"the app was read once more for another integration; this one had been read up to {to_text(start)}"
+        return {"state": "before_start", "reason": reason}
     if capture["segment"] <= one.prepared_through:
         return {"state": "expired", "reason": "its receipts are past their retention"}
     reason = one.halted_reason or ("" if one.enabled else "the integration is off")

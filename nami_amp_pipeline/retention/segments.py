@@ -6,6 +6,7 @@ the ledger holds its ids: such an event is not read again, so a new integration 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import sqlalchemy as sa
@@ -15,6 +16,7 @@ from nami_amp_pipeline.retention.files import DAY, let_go, size_of
 from nami_amp_pipeline.retention.report import RetentionReport
 from nami_amp_pipeline.stages import captured_ids as ledger
 from nami_amp_pipeline.state import Transaction, tables
+from nami_amp_pipeline.state.integration_rows import Integration, read_all
 
 _AT_ONCE = 200
 
@@ -66,27 +68,26 @@ def _snapshot_files(tx: Transaction, segment_ids: Sequence[int]) -> list[str]:
 def _needed(tx: Transaction, segment_ids: Sequence[int], report: RetentionReport) -> set[int]:
     """Those segments that an integration still needs; notes which."""
     parts, ones, boxes = tables.segment_apps, tables.integrations, tables.outboxes
-    key = (ones.c.app_id + "/" + ones.c.name).label("key")
-    # As stage 3 chooses: what is from before its start an integration leaves alone, unless it looks for logins there.
-    unprepared = sa.and_(
-        parts.c.segment_id > ones.c.prepared_through,
-        sa.or_(
-            ones.c.start_from.is_(None),
-            parts.c.max_ingested_at >= ones.c.start_from,
-            ones.c.anonymous == "wait_for_login",
-        ),
+    by_app: dict[str, list[Integration]] = defaultdict(list)
+    for one in read_all(tx):
+        by_app[one.app_id].append(one)
+    rows = tx.execute(
+        sa.select(parts.c.segment_id, parts.c.app_id, parts.c.snapshot_file, parts.c.max_ingested_at).where(
+            parts.c.segment_id.in_(segment_ids)
+        )
     )
-    by_integration = (
-        sa.select(parts.c.segment_id, key)
-        .join(ones, ones.c.app_id == parts.c.app_id)
-        .where(parts.c.segment_id.in_(segment_ids), sa.or_(parts.c.snapshot_file.is_(None), unprepared))
-    )
+    found = {
+        (row.segment_id, one.key)
+        for row in rows
+        for one in by_app[row.app_id]
+        if row.snapshot_file is None or one.lacks(row.segment_id, row.max_ingested_at)
+    }
     by_outbox = (
-        sa.select(boxes.c.segment_id, key)
+        sa.select(boxes.c.segment_id, ones.c.app_id + "/" + ones.c.name)
         .join(ones, ones.c.id == boxes.c.integration_id)
         .where(boxes.c.segment_id.in_(segment_ids), boxes.c.done_at.is_(None))
     )
-    found = {(segment_id, name) for query in (by_integration, by_outbox) for segment_id, name in tx.execute(query)}
+    found |= set(tx.execute(by_outbox).tuples())
     for _, name in found:
         report.held_back[name] = report.held_back.get(name, 0) + 1
     return {segment_id for segment_id, _ in found}

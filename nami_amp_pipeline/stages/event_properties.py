@@ -5,31 +5,81 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import duckdb
 import orjson
 import pyarrow as pa
 
+from nami_amp_pipeline.contract import CATEGORY, GROSS_AMOUNT, SUBCATEGORY, EventType
+from nami_amp_pipeline.stages.body_variants import PLAIN, Variant
 from nami_amp_pipeline.storage.duckdb_engine import literal
 
 NOT_PROPERTIES = ("id", "event_type", "created_date", "user_id", "device_id", "external_id")
 """Payload fields that are something else of the Amplitude event."""
 
-ADDED = {"device": ("namiml_event_category",), "user": ("namiml_event_category", "namiml_event_subcategory1")}
-"""Properties that the pipeline computes, by the first part of the type; a payload's own of that name gives way."""
-
 CONTAINERS = ("active_entitlements", "customer_journey_state", "devices", "external_ids")
 """Payload fields that Nami documents as arrays or objects; large, so they are looked at only where they are not."""
 
-NEEDED = ("device_id", "amount", "currency", "quantity", "sku", "purchase_env")
+NEEDED = ("device_id", "amount", "currency", "quantity", "sku", "purchase_env", "event_platform")
 """Fields that are read for other parts of the event too."""
+
+_ENVIRONMENT = "purchase_env"
+
+_JUDGED = ("device_id", _ENVIRONMENT, "event_platform")
+"""Of those, the fields that decide on something, so that they are read as they are, whatever may leave."""
 
 MAX_COLUMNS = 150
 """Fields beyond this many in one segment are rare ones; their events take the slow path."""
 
 
-def create_properties(connection: duckdb.DuckDBPyConnection) -> None:
+@dataclass(frozen=True)
+class _Kind:
+    """Event types whose payloads are read alike.
+
+    Attributes:
+        types: their names.
+        category: the first part of them.
+        has_subcategory: whether they have three parts or more.
+        needed: fields that are read for other parts of the event too.
+        added: properties that the pipeline computes; a payload's own of that name gives way.
+        variant: what may leave.
+    """
+
+    types: tuple[str, ...]
+    category: str
+    has_subcategory: bool
+    needed: tuple[str, ...]
+    added: tuple[str, ...]
+    variant: Variant
+
+    @property
+    def here(self) -> str:
+        """SQL of whether an event is of it."""
+        return f"event_type IN ({', '.join(map(literal, self.types))})"
+
+
+def _kinds(types: Iterable[str], variant: Variant, *, with_environment: bool) -> list[_Kind]:
+    """The event types by kind: by their category, and by whether they have a subcategory."""
+    by_kind: dict[tuple[str, bool], list[str]] = {}
+    for name in sorted(types):
+        event_type = EventType(name)
+        by_kind.setdefault((event_type.category, event_type.subcategory is not None), []).append(name)
+    kinds = []
+    for (category, has_subcategory), names in by_kind.items():
+        is_of_device = EventType(names[0]).carries_device
+        needed: tuple[str, ...] = NEEDED[:-1] if is_of_device else (_ENVIRONMENT,) if with_environment else ()
+        added = [CATEGORY, *([SUBCATEGORY] if has_subcategory else [])]
+        if variant.revenue == "net":
+            needed, added = (NEEDED if is_of_device else needed), [*added, GROSS_AMOUNT]
+        kinds.append(_Kind(tuple(names), category, has_subcategory, needed, tuple(added), variant))
+    return kinds
+
+
+def create_properties(
+    connection: duckdb.DuckDBPyConnection, variant: Variant = PLAIN, *, with_environment: bool = False
+) -> None:
     """Creates the view ``properties`` (row, id, event_type, created_date, properties, :data:`NEEDED` as JSON texts).
 
     Payload fields are not known beforehand, but their sets are few: the fields of a segment become the columns of one
@@ -37,60 +87,64 @@ def create_properties(connection: duckdb.DuckDBPyConnection) -> None:
     array, are few; Python reads those.
 
     Args:
-        connection: has views ``selected_events`` (row, id, event_type, created_date, payload, shape) of well-formed
-            events, those of the same shape with the same fields in the same order, and ``snapshots`` (row,
-            has_scalar_group) of ``user.*`` events.
+        connection: has the macros of ``prepare_0_macros.sql`` and views ``selected_events`` (row, id, event_type,
+            created_date, payload, shape) of well-formed events, those of the same shape with the same fields in the
+            same order, and ``snapshots`` (row, has_scalar_group) of events that carry a state.
+        variant: which fields may leave, and how.
+        with_environment: whether ``purchase_env`` is needed of every event.
     """
     connection.execute(
         """
-        CREATE TEMP TABLE shapes AS
-        SELECT split_part(event_type, '.', 1) AS category, shape, events, json_keys(payload) AS fields
+        CREATE OR REPLACE TEMP TABLE shapes AS
+        SELECT event_type, shape, events, json_keys(payload) AS fields
         FROM selected_events JOIN (
-            SELECT min(row) AS row, sum(events) AS events
-            FROM (SELECT event_type, shape, min(row) AS row, count(*) AS events FROM selected_events GROUP BY ALL)
-            GROUP BY split_part(event_type, '.', 1), shape
+            SELECT min(row) AS row, count(*) AS events FROM selected_events GROUP BY event_type, shape
         ) USING (row)
         """
     )
-    connection.execute("CREATE TEMP TABLE slow (row BIGINT)")
-    frequencies: dict[str, dict[str, int]] = {}
-    for category, field, events in connection.execute(
-        "SELECT category, field, sum(events)::BIGINT "
-        "FROM (SELECT category, unnest(fields) AS field, events FROM shapes) GROUP BY ALL ORDER BY ALL"
-    ).fetchall():
-        frequencies.setdefault(category, {})[field] = events
-    categories = connection.execute("SELECT DISTINCT category FROM shapes ORDER BY 1").fetchall()
-    columns = {category: _columns(Counter(frequencies.get(category, {}))) for (category,) in categories}
-    for category, fields in columns.items():
-        _find_slow(connection, category, fields, [one for one in CONTAINERS if one in frequencies.get(category, {})])
-    slow = _read_slow(connection)
+    connection.execute("CREATE OR REPLACE TEMP TABLE slow (row BIGINT)")
+    types = [name for (name,) in connection.execute("SELECT DISTINCT event_type FROM shapes").fetchall()]
+    parts = []
+    kinds = _kinds(types, variant, with_environment=with_environment)
+    columns = []
+    for kind in kinds:
+        frequency = Counter(
+            dict(
+                connection.execute(
+                    "SELECT field, sum(events)::BIGINT FROM (SELECT unnest(fields) AS field, events FROM shapes "  # noqa: S608
+                    f"WHERE {kind.here}) GROUP BY ALL ORDER BY ALL"
+                ).fetchall()
+            )
+        )
+        columns.append(_columns(frequency))
+        _find_slow(connection, kind, columns[-1], [one for one in CONTAINERS if one in frequency])
+    slow = _read_slow(connection, {name: kind for kind in kinds for name in kind.types})
     connection.register("slow_properties", slow)
-    parts = [_fast(category, fields, without_slow=slow.num_rows > 0) for category, fields in columns.items()]
+    parts = [_fast(kind, fields, without_slow=slow.num_rows > 0) for kind, fields in zip(kinds, columns, strict=True)]
     if slow.num_rows or not parts:
         parts.append(
             "SELECT e.row, e.id, e.event_type, e.created_date, s.* EXCLUDE (row) "
             "FROM slow_properties s JOIN selected_events e USING (row)"
         )
-    connection.execute("CREATE TEMP VIEW properties AS " + " UNION ALL BY NAME ".join(parts))
+    connection.execute("CREATE OR REPLACE TEMP VIEW properties AS " + " UNION ALL BY NAME ".join(parts))
 
 
 def _find_slow(
-    connection: duckdb.DuckDBPyConnection, category: str, columns: Sequence[str], containers: Sequence[str]
+    connection: duckdb.DuckDBPyConnection, kind: _Kind, columns: Sequence[str], containers: Sequence[str]
 ) -> None:
     """Adds the events that Python has to read to the table ``slow``."""
-    here = f"starts_with(event_type, {literal(category + '.')})"
     connection.register("known_fields", pa.table({"field": pa.array([*columns, *CONTAINERS], pa.string())}))
     connection.execute(
         f"""
         INSERT INTO slow SELECT row FROM selected_events SEMI JOIN (
-            SELECT shape FROM shapes WHERE category = {literal(category)} AND (
+            SELECT event_type, shape FROM shapes WHERE {kind.here} AND (
                 len(fields) <> len(list_distinct(fields))
                 OR NOT list_has_all((SELECT list(field) FROM known_fields), fields)
             )
-        ) USING (shape) WHERE {here}
+        ) USING (event_type, shape)
         """  # noqa: S608
     )
-    if category == "user":
+    if EventType(kind.types[0]).carries_state:
         if _is_any(connection, "snapshots WHERE has_scalar_group"):  # joining takes longer than looking first
             connection.execute(
                 "INSERT INTO slow SELECT row FROM snapshots SEMI JOIN selected_events USING (row) "
@@ -101,30 +155,40 @@ def _find_slow(
         connection.execute(
             f"""
             INSERT INTO slow SELECT row FROM selected_events
-            WHERE {here} AND row NOT IN (FROM slow) AND len(list_filter(json_type(payload, {paths}),
+            WHERE {kind.here} AND row NOT IN (FROM slow) AND len(list_filter(json_type(payload, {paths}),
                 lambda kind: kind IS NOT NULL AND kind NOT IN ('ARRAY', 'OBJECT', 'NULL'))) > 0
             """  # noqa: S608
         )
 
 
-def _fast(category: str, columns: Sequence[str], *, without_slow: bool) -> str:
-    """The query that reads all other events of a category."""
-    wanted = [field for field in columns if field not in NOT_PROPERTIES and field not in ADDED[category]]
-    needed = NEEDED if category == "device" else ()
-    structure = orjson.dumps(dict.fromkeys([*wanted, *needed] or ["event_type"], "JSON")).decode()
+def _fast(kind: _Kind, columns: Sequence[str], *, without_slow: bool) -> str:
+    """The query that reads all other events of a kind."""
+    hidden = {*NOT_PROPERTIES, *kind.added, *kind.variant.exclude}
+    wanted = [field for field in columns if field not in hidden]
+    structure = orjson.dumps(dict.fromkeys([*wanted, *kind.needed] or ["event_type"], "JSON")).decode()
     # A scalar is what begins neither as an object or array nor as null; the payload is known to be strict JSON.
     texts = ", ".join(
         f"CASE WHEN ascii({_field(field)}) NOT IN (91, 110, 123) "
-        f"THEN {literal(orjson.dumps(field).decode() + ':')} || {_field(field)} END"
+        f"THEN {literal(orjson.dumps(field).decode() + ':')} || {_sent(kind.variant, field)} END"
         for field in wanted
     )
-    others = ", ".join(f"{_field(field) if field in needed else 'NULL::VARCHAR'} AS {field}" for field in NEEDED)
+    others = ", ".join(f"{_needed(kind, field)} AS {field}" for field in NEEDED)
     return (
         f"SELECT row, id, event_type, created_date, concat_ws(',', {texts or 'NULL'}) AS properties, {others} "  # noqa: S608
         f"FROM (SELECT row, id, event_type, created_date, from_json(payload, {literal(structure)}) AS p "
         f"FROM selected_events {'ANTI JOIN slow USING (row)' if without_slow else ''} "
-        f"WHERE starts_with(event_type, {literal(category + '.')}))"
+        f"WHERE {kind.here})"
     )
+
+
+def _sent(variant: Variant, name: str) -> str:
+    return f"hashed({_field(name)})" if name in variant.hashed else _field(name)
+
+
+def _needed(kind: _Kind, name: str) -> str:
+    if name not in kind.needed:
+        return "NULL::VARCHAR"
+    return _field(name) if name in _JUDGED else kind.variant.column(name, _field(name))
 
 
 def _field(name: str) -> str:
@@ -143,31 +207,45 @@ def _columns(frequency: Counter[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def _read_slow(connection: duckdb.DuckDBPyConnection) -> pa.Table:
+def _read_slow(connection: duckdb.DuckDBPyConnection, kind_of: Mapping[str, _Kind]) -> pa.Table:
     rows = []
     if _is_any(connection, "slow"):
         rows = connection.execute(
-            "SELECT row, split_part(event_type, '.', 1), json_extract(payload, '$')::VARCHAR "
+            "SELECT row, event_type, json_extract(payload, '$')::VARCHAR "
             "FROM selected_events SEMI JOIN slow USING (row)"
         ).fetchall()
     texts: dict[str, list[str | int | None]] = {"row": [], "properties": [], **{field: [] for field in NEEDED}}
-    for row, category, payload in rows:
-        fields = json.loads(payload)
+    for row, event_type, payload in rows:
+        fields, kind = json.loads(payload), kind_of[event_type]
         texts["row"].append(row)
-        texts["properties"].append(_properties(fields.items(), ADDED[category]))
+        texts["properties"].append(_properties(fields.items(), kind))
         for field in NEEDED:
-            texts[field].append(_text(fields[field]) if field in fields else None)
+            is_read = field in kind.needed and field in fields
+            texts[field].append(_needed_text(kind.variant, field, fields[field]) if is_read else None)
     schema = pa.schema([(name, pa.int64() if name == "row" else pa.string()) for name in texts])
     return pa.table(texts, schema=schema)
+
+
+def _needed_text(variant: Variant, name: str, value: object) -> str | None:
+    """As :func:`_needed` has it."""
+    if name in _JUDGED:
+        return _text(value)
+    shown = variant.column(name, "")
+    if shown.startswith("NULL"):
+        return None
+    return _text(variant.hash_of(value)) if name in variant.hashed else _text(value)
 
 
 def _is_any(connection: duckdb.DuckDBPyConnection, source: str) -> bool:
     return connection.execute(f"SELECT 1 FROM {source} LIMIT 1").fetchone() is not None  # noqa: S608
 
 
-def _properties(fields: Iterable[tuple[str, object]], added: Sequence[str]) -> str:
+def _properties(fields: Iterable[tuple[str, object]], kind: _Kind) -> str:
+    hidden = {*NOT_PROPERTIES, *kind.added, *kind.variant.exclude}
     kept = {
-        name: value for name, value in fields if name not in NOT_PROPERTIES and name not in added and _is_scalar(value)
+        name: kind.variant.hash_of(value) if name in kind.variant.hashed else value
+        for name, value in fields
+        if name not in hidden and _is_scalar(value)
     }
     return _text(kept)[1:-1]
 

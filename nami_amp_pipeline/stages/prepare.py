@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS
 from nami_amp_pipeline.errors import OutOfMemory
+from nami_amp_pipeline.stages.body_variants import Variants, variants_of
 from nami_amp_pipeline.stages.event_properties import create_properties
 from nami_amp_pipeline.stages.prepare_inputs import (
     register_identities,
@@ -112,11 +113,12 @@ class _Segment:
 
 @dataclass(frozen=True)
 class _Begun:
-    """A segment in an engine that has the bodies of its events, and who has logged in."""
+    """A segment in an engine that has the bodies of its events, who has logged in, and who wants which body."""
 
     segment: _Segment
     connection: duckdb.DuckDBPyConnection
     logged_in: Mapping[str, set[str]]
+    variants: Variants
 
 
 @dataclass
@@ -214,11 +216,7 @@ def _pending(context: Context, targets: Mapping[int, Integration]) -> list[_Segm
         if app_id in blocked:
             continue
         for one in by_app.get(app_id, ()):
-            if segment_id <= one.prepared_through:
-                continue
-            start = one.start_in(segment_id)
-            before_start = start is not None and newest < start
-            if before_start and one.anonymous != "wait_for_login":
+            if not one.lacks(segment_id, newest):
                 continue
             entry = pending.setdefault(segment_id, (file, set(), []))
             entry[1].add(snapshot_file)
@@ -233,16 +231,30 @@ def _pending(context: Context, targets: Mapping[int, Integration]) -> list[_Segm
 def _begin(context: Context, segment: _Segment, shared: Engine) -> Iterator[_Begun]:
     """A connection with the larger half of what does not depend on what the segments before this one come to."""
     with shared.connection() as connection:
-        register_segment(context, connection, segment.id, segment.file, segment.snapshot_files, segment.integrations)
-        connection.execute(
-            "CREATE TEMP VIEW selected_events AS SELECT row, id, event_type, created_date, payload, shape "
-            "FROM segment WHERE well_formed "
-            "AND (app_id, event_type) IN (SELECT app_id, event_type FROM targets JOIN selected USING (integration_id))"
+        variants = variants_of(segment.integrations, context.cipher)
+        register_segment(
+            context, connection, segment.id, segment.file, segment.snapshot_files, segment.integrations, variants
         )
-        create_properties(connection)
-        run(connection, "prepare_1_bodies")
+        _create_bodies(connection, variants)
         logged_in = register_identities(context, connection, segment.integrations)
-        yield _Begun(segment, connection, logged_in)
+        yield _Begun(segment, connection, logged_in, variants)
+
+
+def _create_bodies(connection: duckdb.DuckDBPyConnection, variants: Variants) -> None:
+    """Creates the view ``bodies``: what integrations that want the same of a body share is computed once."""
+    run(connection, "prepare_0_macros")
+    parts = []
+    for number, variant in enumerate(variants.distinct):
+        connection.execute(
+            "CREATE OR REPLACE TEMP VIEW selected_events AS SELECT row, id, event_type, created_date, payload, shape "  # noqa: S608
+            "FROM segment WHERE well_formed AND (app_id, event_type) IN "
+            f"(SELECT app_id, event_type FROM targets JOIN selected USING (integration_id) WHERE variant = {number})"
+        )
+        variant.create_macros(connection)
+        create_properties(connection, variant, with_environment=variants.reads_environment)
+        connection.execute(f"CREATE TEMP TABLE bodies_{number} AS {sql('prepare_1_bodies')}")
+        parts.append(f"SELECT {number} AS variant, * FROM bodies_{number}")  # noqa: S608
+    connection.execute("CREATE TEMP VIEW bodies AS " + " UNION ALL ".join(parts))
 
 
 def _one(context: Context, leases: Mapping[int, Lease], begun: _Begun) -> dict[int, Prepared]:
@@ -255,7 +267,7 @@ def _one(context: Context, leases: Mapping[int, Lease], begun: _Begun) -> dict[i
     run(connection, "prepare_4_lanes")
     parts = _write(context, connection, name)
     sent = connection.sql(sql("prepare_6_sent_states")).to_arrow_table()
-    _add_payloads(connection, parts)
+    _add_payloads(connection, parts, begun.variants)
     for one in integrations:
         parts.setdefault(one.id, _Part())
     written = any(part.rows for part in parts.values())
@@ -353,16 +365,18 @@ def _tally(part: _Part, rows: pa.RecordBatch, first: int, *, is_posted: bool) ->
     ]
 
 
-def _add_payloads(connection: duckdb.DuckDBPyConnection, parts: Mapping[int, _Part]) -> None:
-    """Gives dead letters the payload that they are about."""
-    dead = [row for part in parts.values() for row in part.exceptions if row["state"] == "dead"]
-    if not dead:
+def _add_payloads(connection: duckdb.DuckDBPyConnection, parts: Mapping[int, _Part], variants: Variants) -> None:
+    """Gives dead letters the payload that they are about, as far as the integration may show it."""
+    numbers = [row["row"] for part in parts.values() for row in part.exceptions if row["state"] == "dead"]
+    if not numbers:
         return
-    connection.register("dead_rows", pa.table({"row": pa.array([row["row"] for row in dead], pa.int64())}))
+    connection.register("dead_rows", pa.table({"row": pa.array(numbers, pa.int64())}))
     payloads = dict(connection.execute("SELECT row, payload FROM segment SEMI JOIN dead_rows USING (row)").fetchall())
-    for row in dead:
-        text = payloads.get(row["row"])
-        row["payload"] = text and text.replace("\0", "")  # which PostgreSQL cannot hold
+    for integration_id, part in parts.items():
+        for row in part.exceptions:
+            if row["state"] == "dead":
+                text = variants.of(integration_id).redacted(payloads.get(row["row"]))
+                row["payload"] = text and text.replace("\0", "")  # which PostgreSQL cannot hold
 
 
 def _commit(context: Context, tx: Transaction, integration_id: int, segment_id: int, name: str, part: _Part) -> None:

@@ -11,12 +11,14 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.stages import history
+from nami_amp_pipeline.stages.body_variants import Variants
 from nami_amp_pipeline.stages.snapshot_sql import snapshot_schema
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline.state.store import Transaction
 from nami_amp_pipeline.state.users import read_sent, read_snapshots
-from nami_amp_pipeline.storage.duckdb_engine import read_files
+from nami_amp_pipeline.storage.duckdb_engine import literal, read_files
 from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA
 
 _RELEASED = pa.schema(
@@ -39,16 +41,18 @@ def register_segment(
     file: str,
     snapshot_files: Sequence[str],
     integrations: Sequence[Integration],
+    variants: Variants,
 ) -> None:
     """Makes the relations of one segment that do not depend on what the store knows.
 
     Args:
         context: for the files and the settings.
-        connection: gets views ``segment``, ``snapshots`` and tables ``targets``, ``selected``, ``reserved``.
+        connection: gets views ``segment``, ``snapshots``, tables ``targets``, ``selected``, macros of the contract.
         segment_id: the segment.
         file: of the segment, in the data folder.
         snapshot_files: with the snapshots of the segment.
         integrations: those that lack the segment.
+        variants: what they want of a body.
     """
     path = read_files([context.folder.path(file)], SEGMENT_SCHEMA, "file_row_number")
     snapshots = read_files([context.folder.path(name) for name in snapshot_files], snapshot_schema())
@@ -58,6 +62,8 @@ def register_segment(
             "app_id": pa.array([one.app_id for one in integrations], pa.string()),
             "user_id_kind": pa.array([one.user_id_kind for one in integrations], pa.string()),
             "anonymous": pa.array([one.anonymous for one in integrations], pa.string()),
+            "sandbox": pa.array([one.sandbox for one in integrations], pa.string()),
+            "variant": pa.array([variants.number_of[one.id] for one in integrations], pa.int32()),
             "start_from": pa.array([one.start_in(segment_id) for one in integrations], pa.int64()),
             "lanes_at_most": pa.array([context.settings.max_lanes] * len(integrations), pa.int32()),
             "lane_rows": pa.array([context.settings.batch_events] * len(integrations), pa.int64()),
@@ -73,12 +79,22 @@ def register_segment(
     )
     connection.register("targets", targets)
     connection.register("selected", selected)
-    connection.register("reserved", pa.table({"id": list(contract.RESERVED_IDS)}))
+    _create_contract_macros(connection)
     connection.execute(
         f"CREATE TEMP VIEW segment AS SELECT * RENAME (file_row_number AS row) "  # noqa: S608
         f"FROM {path} SEMI JOIN targets USING (app_id)"
     )
     connection.execute(f"CREATE TEMP VIEW snapshots AS FROM {snapshots}")
+
+
+def _create_contract_macros(connection: duckdb.DuckDBPyConnection) -> None:
+    """The contract's rules that SQL needs, made of its tables."""
+    revenue = ", ".join(literal(one.name) for one in contract.EVENT_TYPES if one.is_revenue) or "NULL"
+    connection.execute(f"CREATE TEMP MACRO is_revenue_type(event_type) AS event_type IN ({revenue})")
+    reserved = ", ".join(map(literal, contract.RESERVED_IDS))
+    connection.execute(f"CREATE TEMP MACRO is_reserved(id) AS lower(id) IN ({reserved})")
+    for statement in history.MACROS:
+        connection.execute(statement)
 
 
 def register_identities(
@@ -94,14 +110,16 @@ def register_identities(
     Returns:
         The Nami users of the segment who have, by app.
     """
-    wanted = {one.app_id for one in integrations if one.user_id_kind == "external_id"}
+    with context.store.reading() as tx:
+        waiting = _with_waiting(tx)
+    wanted = {one.app_id for one in integrations if one.user_id_kind == "external_id" or one.id in waiting}
     users = connection.execute("SELECT app_id, list(DISTINCT user_id) FROM segment GROUP BY app_id").fetchall()
     identities: list[tuple[str, str, str]] = []
     with context.store.reading() as tx:
         for app_id, user_ids in users:
             if app_id in wanted:
                 rows = read_snapshots(context.store, tx, app_id, user_ids, ("user_id", "external_id"))
-                identities += [(app_id, user, external) for user, external in rows if external is not None]
+                identities += [(app_id, user, external) for user, external in rows if (external or "").strip()]
     connection.register(
         "identities",
         _columns(identities, [("app_id", pa.string()), ("user_id", pa.string()), ("external_id", pa.string())]),
@@ -130,10 +148,10 @@ def register_released(
         Whether there are any.
     """
     released: list[dict[str, object]] = []
-    waiting = [one for one in integrations if one.anonymous == "wait_for_login" and one.user_id_kind == "external_id"]
-    if waiting:
-        with context.store.reading() as tx:
-            for one in waiting:
+    with context.store.reading() as tx:
+        waiting = _with_waiting(tx)  # whoever was set to something else since still has what waits
+        for one in integrations:
+            if one.id in waiting:
                 released += _released(tx, one, logged_in.get(one.app_id, set()))
     connection.register("released_rows", pa.Table.from_pylist(released, schema=_RELEASED))
     connection.execute(
@@ -170,6 +188,12 @@ def register_sent(context: Context, connection: duckdb.DuckDBPyConnection) -> No
             ],
         ),
     )
+
+
+def _with_waiting(tx: Transaction) -> set[int]:
+    """The ids of the integrations that have events waiting for a login."""
+    table = tables.exceptions
+    return set(tx.execute(sa.select(table.c.integration_id).where(table.c.state == "waiting").distinct()).scalars())
 
 
 def _released(tx: Transaction, one: Integration, known: set[str]) -> list[dict[str, object]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import sqlalchemy as sa
 
@@ -13,7 +14,7 @@ from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import hold_keys
 from nami_amp_pipeline.state.store import Store, Transaction
 
-_COLUMNS = ("api_key", "secret_key")
+_COLUMNS = ("api_key", "secret_key", "hash_salt")
 _NAMED = 5
 
 
@@ -25,11 +26,13 @@ class Rotated:
         encrypted: keys that were encrypted anew.
         current: keys that the newest encryption key had encrypted already.
         older: encryption keys that are still accepted, and that nothing in the store needs any more.
+        key_file: where the keys are; None if they are those of the environment.
     """
 
     encrypted: int
     current: int
     older: int
+    key_file: Path | None = field(default=None, compare=False)
 
 
 def rotate(store: Store, cipher: Cipher, step: Callable[[str], None] = lambda _step: None) -> Rotated:
@@ -66,7 +69,7 @@ def rotate(store: Store, cipher: Cipher, step: Callable[[str], None] = lambda _s
             encrypted += 1
         step("rotate.commit")
     step("rotate.committed")
-    return Rotated(encrypted, current, cipher.older_keys())
+    return Rotated(encrypted, current, cipher.older_keys(), cipher.key_file if cipher.uses_file else None)
 
 
 def forget(store: Store, cipher: Cipher) -> int:

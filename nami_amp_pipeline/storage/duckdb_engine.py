@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -11,16 +11,23 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from nami_amp_pipeline.contract import DEVICE_CATEGORY, STATE_CATEGORY
+from nami_amp_pipeline.contract import CATEGORIES
 from nami_amp_pipeline.errors import Halted, OutOfMemory
 from nami_amp_pipeline.settings import Settings
 
 SPACES = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 """What counts as surrounding space of an id: all that Unicode calls so."""
 
+
+def _of_categories(names: Iterable[str]) -> str:
+    return " OR ".join(f"starts_with(event_type, '{name}.')" for name in names) or "false"
+
+
 _CARRIES = f"""
-CREATE TEMP MACRO carries_state(event_type) AS starts_with(event_type, '{STATE_CATEGORY}.');
-CREATE TEMP MACRO carries_device(event_type) AS starts_with(event_type, '{DEVICE_CATEGORY}.');
+CREATE TEMP MACRO carries_state(event_type) AS
+    ({_of_categories(name for name, one in CATEGORIES.items() if one.carries_state)});
+CREATE TEMP MACRO carries_device(event_type) AS
+    ({_of_categories(name for name, one in CATEGORIES.items() if one.carries_device)});
 """
 """What an event tells of, by its type."""
 

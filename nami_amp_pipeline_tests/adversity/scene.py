@@ -115,7 +115,7 @@ class Scene:
         for number in range(PROJECTS):
             key = Secret(f"key-{number}".ljust(32, "0"))
             new = NewIntegration("app", f"i{number}", f"{self._url}/2/httpapi", key, user_id_kind="nami_user_id",
-                                 allow_custom_endpoint=True)  # fmt: skip
+                                 allow_custom_endpoint=True, allow_shared_key=True)  # fmt: skip
             registry.add(self.context.store, self.context.cipher, new)
         return self
 

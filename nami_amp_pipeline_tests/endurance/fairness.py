@@ -185,7 +185,7 @@ def _timed(
 
 def load_events(warehouse: Path, events: int) -> None:
     """Exactly so many distinct events for each app."""
-    types = ", ".join(map(literal, contract.EVENT_TYPES))
+    types = ", ".join(map(literal, contract.event_type_names()))
     raw = warehouse.with_name("raw.duckdb")
     for number, app_id in enumerate(APPS):
         load_sample(raw, events * 5 // 4 + 50, (app_id,), seed=number)

@@ -61,7 +61,7 @@ def load_sample(path: Path, rows: int, apps: Sequence[str], *, seed: int = 7) ->
 
 def event_ids(path: Path, app_id: str) -> set[str]:
     """The distinct events of an app that an integration of all types is to deliver."""
-    types = ", ".join(map(literal, contract.EVENT_TYPES))
+    types = ", ".join(map(literal, contract.event_type_names()))
     with duckdb.connect(str(path), read_only=True) as connection:
         rows = connection.execute(
             f"SELECT DISTINCT id FROM nami_events WHERE app_id = ? AND event_type IN ({types})", [app_id]

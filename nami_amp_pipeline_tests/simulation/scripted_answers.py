@@ -84,7 +84,7 @@ class Bench:
                 self.context.cipher,
                 NewIntegration(
                     "app", f"i{number}", f"http://127.0.0.1:{9000 + number}/2/httpapi", Secret(API_KEY),
-                    allow_custom_endpoint=True,
+                    allow_custom_endpoint=True, allow_shared_key=True,
                 ),
             )  # fmt: skip
             self.ids.append(one.id)

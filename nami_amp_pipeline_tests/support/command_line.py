@@ -75,7 +75,7 @@ def add(folder: Path, endpoint: str, *more: str, name: str = "prod", app: str = 
     """Adds an integration that goes to a local endpoint."""
     done = invoke(
         folder, "integrations", "add", app, name, "--endpoint", endpoint, "--allow-custom-endpoint", "--api-key-env",
-        "KEY", "--start-from", "beginning", *more,
+        "KEY", "--start-from", "beginning", "--allow-shared-key", *more,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
 

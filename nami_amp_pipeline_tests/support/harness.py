@@ -112,6 +112,7 @@ class Pipeline:
         """Adds an integration from the beginning, with a key of no meaning."""
         settings.setdefault("endpoint", "us")
         settings.setdefault("api_key", Secret("0" * 32))
+        settings.setdefault("allow_shared_key", True)
         if isinstance(settings.get("start_from"), datetime):
             settings["start_from"] = from_datetime(settings["start_from"])
         return state.add(self.context.store, self.context.cipher, state.NewIntegration(app_id, name, **settings))

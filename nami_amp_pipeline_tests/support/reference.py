@@ -343,7 +343,7 @@ def external_id(read: Any, user_id: str) -> str | None:
     """A user's External ID, trimmed: that of their newest event that has one, of any type.
 
     An event has one if its `external_ids` is an array with an object whose key is `external_id` and whose value is a
-    string or a number; the first such object counts. An empty string is an External ID (a reserved one).
+    string that is not blank, or a number; the first such object counts.
     """
     found: list[tuple[Order, str]] = []
     for event in read:
@@ -351,7 +351,7 @@ def external_id(read: Any, user_id: str) -> str | None:
             continue
         for entry in objects(event.payload["external_ids"]):
             text = id_text(entry.get("value"))
-            if entry.get("key") == "external_id" and text is not None:
+            if entry.get("key") == "external_id" and text is not None and text.strip(SPACE):
                 found.append((event.order, text))
                 break
     return max(found)[1].strip(SPACE) if found else None
@@ -368,6 +368,8 @@ def identify(read: Any, event: Event, settings: Settings) -> tuple[str | None, s
         external = external_id(read, event.user_id)
         if external is not None:
             user = external
+        elif settings.anonymous == "device_id" and (text := device_text(event)) and is_reserved(text):
+            return None, "reserved_device_id"
         elif settings.anonymous == "device_id":
             return None, None if device_id(event) is not None else "no_external_id"
         elif settings.anonymous == "wait_for_login":
@@ -379,7 +381,18 @@ def identify(read: Any, event: Event, settings: Settings) -> tuple[str | None, s
     return user, None
 
 
+def is_reserved(ident: str) -> bool:
+    """Whether Amplitude refuses an id, in any case, with space around it or not."""
+    return ident.strip(SPACE).lower() in RESERVED
+
+
 def device_id(event: Event) -> str | None:
+    """The device that an event is sent with: a reserved one is left out beside a user."""
+    text = device_text(event)
+    return None if text is None or is_reserved(text) else text
+
+
+def device_text(event: Event) -> str | None:
     """The device of a `device.*` event, as the payload says it; a blank one is none."""
     if event.payload is None or not event.event_type.startswith("device."):
         return None
@@ -428,16 +441,16 @@ def event_properties(event: Event, payload: Mapping[str, Any]) -> dict[str, Any]
 def revenue(payload: Mapping[str, Any]) -> dict[str, Any]:
     """The revenue fields of a transaction: none without a number for an amount, none in the sandbox.
 
-    The quantity is an integer, or a string of digits (with a minus perhaps), of 64 bits; anything else counts as 1. A
-    SKU or currency that is not a string is left out.
+    The quantity is an integer of at most 15 digits, perhaps written with a decimal point and zeros, or as a string;
+    anything else counts as 1. A SKU or currency that is not a string is left out.
     """
-    amount = payload.get("amount")
-    if not is_number(amount) or payload.get("purchase_env") == "sandbox":
+    amount, env = payload.get("amount"), payload.get("purchase_env")
+    if not is_number(amount) or (isinstance(env, str) and env.strip(SPACE).lower() == "sandbox"):
         return {}
     quantity = payload.get("quantity")
-    if isinstance(quantity, str) and re.fullmatch("-?[0-9]+", quantity):
-        quantity = int(quantity)
-    if not isinstance(quantity, int) or isinstance(quantity, bool) or not -(2**63) <= quantity < 2**63:
+    if isinstance(quantity, str | float) and re.fullmatch(r"-?[0-9]{1,15}([.]0+)?", str(quantity)):
+        quantity = int(str(quantity).partition(".")[0])
+    if not isinstance(quantity, int) or isinstance(quantity, bool) or not -(10**15) < quantity < 10**15:
         quantity = 1
     result = {"price": amount, "quantity": quantity, "revenueType": "purchase"}
     if isinstance(payload.get("sku"), str):

@@ -55,7 +55,7 @@ class Scene:
 
     def add(self, app_id: str, name: str = "main", key: str = GOOD_KEY, **more: Any) -> Integration:
         """Adds an integration that sends everybody under Nami's user id."""
-        more = {"user_id_kind": "nami_user_id", "endpoint": self.endpoint, **more}
+        more = {"user_id_kind": "nami_user_id", "endpoint": self.endpoint, "allow_shared_key": True, **more}
         new = NewIntegration(app_id, name, api_key=Secret(key), allow_custom_endpoint=True, **more)
         return add(self.context.store, self.context.cipher, new)
 

@@ -42,7 +42,7 @@ class Mutant:
 
 _CHANNEL = "nami_amp_pipeline/delivery/channel.py"
 _ENDS = "nami_amp_pipeline/delivery/outcomes.py"
-_DECIDE = "sql/prepare_4_lanes.sql"
+_HISTORY = "nami_amp_pipeline/stages/history.py"
 
 MUTANTS = (
     Mutant(
@@ -98,7 +98,10 @@ MUTANTS = (
         "an outbox is posted newest first", "whole", "nami_amp_pipeline/stages/prepare.py",
         '_ORDER = [(name, "ascending")', '_ORDER = [(name, "descending" if name == "created_date" else "ascending")',
     ),
-    Mutant("the flag for history is the wrong way round", "whole", _DECIDE, "> (epoch_us(d", "< (epoch_us(d"),
+    Mutant(
+        "the flag for history is the wrong way round", "whole", _HISTORY,
+        "(sent_date, sent_event) > ", "(sent_date, sent_event) < ",
+    ),
     Mutant(
         "what was sent of a user's state is not remembered", "whole", "nami_amp_pipeline/stages/prepare.py",
         "        move_sent(context.store, tx, sent)\n", "",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import orjson
 
 from nami_amp_pipeline.amplitude.answers import Outcome, judge
 from nami_amp_pipeline.amplitude.transport import HttpAnswer, HttpTransport, NoAnswer
+from nami_amp_pipeline.redaction import Redactor
 
 if TYPE_CHECKING:
     from nami_amp_pipeline.secrets import Secret
@@ -20,6 +22,21 @@ _NO_ANSWER = {
     "reset": "the connection broke",
     "truncated": "the answer broke off",
 }
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What an endpoint said of a key.
+
+    Attributes:
+        integration: ``<app_id>/<name>``.
+        ok: whether it takes the key.
+        result: what it said in a few words, without the key.
+    """
+
+    integration: str
+    ok: bool
+    result: str
 
 
 def check_connection(endpoint: str, api_key: Secret, settings: Settings) -> tuple[bool, str]:
@@ -36,7 +53,8 @@ def check_connection(endpoint: str, api_key: Secret, settings: Settings) -> tupl
         return False, f"cannot reach {endpoint}: {_NO_ANSWER.get(error.kind, error.kind)}"
     finally:
         transport.close()
-    return _classify(endpoint, answer)
+    ok, said = _classify(endpoint, answer)
+    return ok, Redactor([api_key]).clean(said)  # servers repeat it
 
 
 def _classify(endpoint: str, answer: HttpAnswer) -> tuple[bool, str]:

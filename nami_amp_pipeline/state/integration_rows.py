@@ -1,0 +1,214 @@
+"""The integrations as the state store has them: what is read of them, by whom it may concern."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final
+
+import orjson
+import sqlalchemy as sa
+
+from nami_amp_pipeline import contract
+from nami_amp_pipeline.contract import AnonymousPolicy, EventType, RevenueKind, SandboxPolicy, UserIdKind
+from nami_amp_pipeline.errors import Misconfigured
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.store import Store, Transaction
+
+_TO_COME: Final = 2**62
+
+
+@dataclass(frozen=True)
+class Integration:
+    """One Amplitude project that an app's events go to.
+
+    Attributes:
+        id: of the store; never used again.
+        app_id: the Nami app.
+        name: unique in its app.
+        enabled: whether anything is sent.
+        endpoint: the URL that events are posted to.
+        api_key: encrypted.
+        secret_key: encrypted; for reconciliation only.
+        user_id_kind: what becomes Amplitude's ``user_id``.
+        anonymous: what happens to events of users without an External ID.
+        patterns: the selection of event types as it was given.
+        events: the event types that the selection covers today.
+        rename: Nami's event type to the name in Amplitude.
+        start_from: the first ``ingested_at`` that counts, in µs since the epoch; None for the beginning.
+        created_at: in µs since the epoch.
+        prepared_through: the newest segment that is in an outbox.
+        halted_reason: why delivery stopped, until a person says go on.
+        last_error: what went wrong last, for people.
+        halted_at: when that was, in µs since the epoch.
+        version: raised by every change.
+        sandbox: what happens to events of a store's sandbox.
+        exclude: payload fields that never leave.
+        hashed: payload fields that leave hashed.
+        hash_salt: encrypted; None before there is anything to hash.
+        revenue: which amount is sent as revenue.
+        store_fees: the store's share of a price by ``event_platform``, where it is not the default.
+        destination: what receives the events.
+        rereads: (segment, ``ingested_at`` in µs) for each time that the app was read once more from further back:
+            events from before that time, in segments after that one, had been read for this integration before.
+    """
+
+    id: int
+    app_id: str
+    name: str
+    enabled: bool
+    endpoint: str
+    api_key: str = field(repr=False)
+    secret_key: str | None = field(repr=False)
+    user_id_kind: UserIdKind
+    anonymous: AnonymousPolicy
+    patterns: tuple[str, ...]
+    events: tuple[str, ...]
+    rename: Mapping[str, str]
+    start_from: int | None
+    created_at: int
+    prepared_through: int
+    halted_reason: str | None
+    last_error: str | None
+    halted_at: int | None = None
+    version: int = 1
+    sandbox: SandboxPolicy = "send"
+    exclude: tuple[str, ...] = ()
+    hashed: tuple[str, ...] = ()
+    hash_salt: str | None = field(default=None, repr=False)
+    revenue: RevenueKind = "gross"
+    store_fees: Mapping[str, float] = field(default_factory=dict)
+    destination: str = "amplitude"
+    rereads: tuple[tuple[int, int], ...] = ()
+
+    def start_in(self, segment_id: int) -> int | None:
+        """The first ``ingested_at`` in a segment that counts, in µs since the epoch; None if all of it does."""
+        starts = [frontier for after, frontier in self.rereads if segment_id > after]
+        return max([*starts, *([] if self.start_from is None else [self.start_from])], default=None)
+
+    @property
+    def start_of_new(self) -> int | None:
+        """The first ``ingested_at`` that counts in segments that are still to come."""
+        return self.start_in(_TO_COME)
+
+    def lacks(self, segment_id: int, newest: int) -> bool:
+        """Whether a segment still has something for it.
+
+        Args:
+            segment_id: the segment.
+            newest: the newest ``ingested_at`` of its app in there, in µs since the epoch.
+        """
+        if segment_id <= self.prepared_through:
+            return False
+        start = self.start_in(segment_id)
+        # What is from before the start may hold the logins that its events wait for.
+        return start is None or newest >= start or self.anonymous == "wait_for_login"
+
+    @property
+    def key(self) -> str:
+        """``<app_id>/<name>``, as people name it."""
+        return f"{self.app_id}/{self.name}"
+
+    @property
+    def partition_key(self) -> str:
+        """``<app_id>|<name>``, as Dagster names it."""
+        return f"{self.app_id}|{self.name}"
+
+
+def apps_with_integrations(store: Store) -> list[str]:
+    """The apps that have an integration switched on."""
+    with store.begin() as tx:
+        query = sa.select(tables.integrations.c.app_id).where(tables.integrations.c.enabled).distinct()
+        return sorted(tx.execute(query).scalars())
+
+
+def all_integrations(store: Store, keys: Sequence[str] | None = None) -> list[Integration]:
+    """The integrations by key, or those named.
+
+    Raises:
+        Misconfigured: one of the names is unknown.
+    """
+    with store.begin() as tx:
+        found = read_all(tx)
+    if keys is None:
+        return found
+    known = {integration.key: integration for integration in found}
+    for key in keys:
+        if key not in known:
+            raise Misconfigured(f"there is no integration {key}; 'nami-amp integrations list' shows those there are")
+    return [known[key] for key in dict.fromkeys(keys)]
+
+
+def read_all(tx: Transaction) -> list[Integration]:
+    """The integrations by key, in a transaction that is open already."""
+    table = tables.integrations
+    rereads = _rereads(tx)
+    rows = tx.execute(sa.select(table).order_by(table.c.app_id, table.c.name))
+    return [_from_row(row, rereads) for row in rows]
+
+
+def reread(tx: Transaction, integrations: Sequence[Integration]) -> list[Integration]:
+    """The same integrations as they are now; those that were removed meanwhile are left out."""
+    table = tables.integrations
+    rows = {row.id: row for row in tx.execute(sa.select(table))}
+    rereads = _rereads(tx)
+    return [_from_row(rows[one.id], rereads) for one in integrations if one.id in rows]
+
+
+def get(store: Store, key: str) -> Integration:
+    """One integration by ``<app_id>/<name>``.
+
+    Raises:
+        Misconfigured: there is none of that name.
+    """
+    return all_integrations(store, [key])[0]
+
+
+def _rereads(tx: Transaction) -> list[Any]:
+    return list(tx.execute(sa.select(tables.rereads)))
+
+
+@lru_cache(64)
+def _events(text: str, known: tuple[EventType, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A selection from its JSON text, and the types that it covers; few texts are shared by all integrations."""
+    patterns = tuple(orjson.loads(text))
+    covered = {one.name for one in contract.select_events(patterns)}
+    return patterns, tuple(one.name for one in known if one.name in covered)
+
+
+def _from_row(row: Any, rereads: Sequence[Any]) -> Integration:
+    patterns, events = _events(row.events, contract.EVENT_TYPES)
+    return Integration(
+        id=row.id,
+        app_id=row.app_id,
+        name=row.name,
+        enabled=bool(row.enabled),
+        endpoint=row.endpoint,
+        api_key=row.api_key,
+        secret_key=row.secret_key,
+        user_id_kind=row.user_id_kind,
+        anonymous=row.anonymous,
+        patterns=patterns,
+        events=events,
+        rename=orjson.loads(row.rename),
+        start_from=row.start_from,
+        created_at=row.created_at,
+        prepared_through=row.prepared_through,
+        halted_reason=row.halted_reason,
+        last_error=row.last_error,
+        halted_at=row.halted_at,
+        version=row.version,
+        sandbox=row.sandbox,
+        exclude=tuple(orjson.loads(row.exclude)),
+        hashed=tuple(orjson.loads(row.hash)),
+        hash_salt=row.hash_salt,
+        revenue=row.revenue,
+        store_fees=orjson.loads(row.store_fees),
+        destination=row.destination,
+        rereads=tuple(
+            (one.after_segment, one.frontier)
+            for one in rereads
+            if one.app_id == row.app_id and one.integration_id > row.id
+        ),
+    )
