@@ -23,7 +23,7 @@ from nami_amp_pipeline.errors import (
     WarehouseUnavailable,
 )
 from nami_amp_pipeline.stages.capture import Captured, capture
-from nami_amp_pipeline.stages.deliver import deliver
+from nami_amp_pipeline.stages.deliver import Means, deliver
 from nami_amp_pipeline.stages.prepare import Prepared, prepare
 from nami_amp_pipeline.stages.snapshots import Snapshotted, snapshot
 from nami_amp_pipeline.state import tables
@@ -106,7 +106,7 @@ def deliver_integrations(
 
     def act(some: Sequence[Integration]) -> dict[int, Delivered]:
         with _integrations(context, some) as leases:
-            return deliver(context, some, leases, wire=wire, background=background, rng=rng, stop=stop)
+            return deliver(context, some, leases, Means(wire, background, rng, stop))
 
     return _apart(context, integrations, act, failed)
 

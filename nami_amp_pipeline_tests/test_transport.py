@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from nami_amp_pipeline.amplitude.transport import HttpAnswer, HttpTransport, NoAnswer
 from nami_amp_pipeline.delivery.request_threads import ThreadedWire
+from nami_amp_pipeline.delivery.transport import HttpAnswer, HttpTransport, NoAnswer, Request
 from nami_amp_pipeline.sandbox import Fault, Sandbox, SandboxServer
 
 _GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n" + b'{"code":200}'
@@ -118,7 +118,7 @@ def test_no_answer(behave: Behaviour, kind: str) -> None:
         transport = HttpTransport(0.6)
         begun = time.monotonic()
         with pytest.raises(NoAnswer) as caught:
-            transport.post(url, b"{}")
+            transport.post(Request(url, b"{}"))
         assert (caught.value.kind, caught.value.maybe_stored) == (kind, True)
         assert time.monotonic() - begun < 1.5
         assert len(bodies) == 1, "a request must never go twice by itself"
@@ -129,13 +129,13 @@ def test_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(NoAnswer) as caught:
-        HttpTransport(2.0).post(f"http://127.0.0.1:{port}/2/httpapi", b"{}")
+        HttpTransport(2.0).post(Request(f"http://127.0.0.1:{port}/2/httpapi", b"{}"))
     assert (caught.value.kind, caught.value.maybe_stored) == ("refused", False)
 
 
 def test_tls_with_a_server_that_does_not_speak_it() -> None:
     with _server(_send(_GOOD)) as (url, bodies), pytest.raises(NoAnswer) as caught:
-        HttpTransport(1.0).post(url.replace("http:", "https:"), b"{}")
+        HttpTransport(1.0).post(Request(url.replace("http:", "https:"), b"{}"))
     assert not caught.value.maybe_stored
     assert bodies == []
 
@@ -145,7 +145,7 @@ def test_tls_with_a_server_that_does_not_speak_it() -> None:
 )
 def test_addresses_that_cannot_be(url: str) -> None:
     with pytest.raises(NoAnswer) as caught:
-        HttpTransport(1.0).post(url, b"{}")
+        HttpTransport(1.0).post(Request(url, b"{}"))
     assert not caught.value.maybe_stored
 
 
@@ -154,7 +154,7 @@ def test_redirects_are_not_followed() -> None:
         answer = f"HTTP/1.1 307 Temporary Redirect\r\nLocation: {other}\r\nContent-Length: 0\r\n\r\n".encode()
         with _server(_send(answer)) as (url, _):
             transport = HttpTransport(2.0)
-            assert transport.post(url, b"{}").status == 307
+            assert transport.post(Request(url, b"{}")).status == 307
             transport.close()
         assert others == []
 
@@ -164,7 +164,7 @@ def test_an_answer_that_ends_with_its_connection() -> None:
     with _server(_send(answer)) as (url, bodies):
         transport = HttpTransport(2.0)
         for _ in range(2):
-            assert transport.post(url, b"{}").body == b'{"code":200}'
+            assert transport.post(Request(url, b"{}")).body == b'{"code":200}'
         transport.close()
     assert len(bodies) == 2
 
@@ -178,9 +178,9 @@ def test_connections_are_kept_and_a_closed_one_is_not_used() -> None:
     with _server(behave) as (url, bodies):
         transport = HttpTransport(2.0)
         for _ in range(2):
-            assert transport.post(url, b"{}").status == 200
+            assert transport.post(Request(url, b"{}")).status == 200
         time.sleep(0.05)
-        assert transport.post(url, b"{}") == HttpAnswer(200, b'{"code":200}', {"content-length": "12"})
+        assert transport.post(Request(url, b"{}")) == HttpAnswer(200, b'{"code":200}', {"content-length": "12"})
         assert len(bodies) == 3
         transport.close()
 
@@ -188,7 +188,7 @@ def test_connections_are_kept_and_a_closed_one_is_not_used() -> None:
 def test_compressed_bodies_are_the_same_bytes() -> None:
     with _server(_send(_GOOD)) as (url, bodies):
         transport = HttpTransport(2.0, compress=True)
-        transport.post(url, b'{"a":1}' * 100)
+        transport.post(Request(url, b'{"a":1}' * 100))
         transport.close()
     head, _, body = bodies[0].partition(b"\r\n\r\n")
     assert b"Content-Encoding: gzip" in head
@@ -216,7 +216,8 @@ def test_faults_of_the_sandbox(kind: str, expected: int | str) -> None:
     with SandboxServer(sandbox) as server:
         transport = HttpTransport(0.5)
         try:
-            got: int | str = transport.post(server.endpoint, b'{"api_key":"k","events":[' + event + b"]}").status
+            body = b'{"api_key":"k","events":[' + event + b"]}"
+            got: int | str = transport.post(Request(server.endpoint, body)).status
         except NoAnswer as error:
             got = error.kind
         transport.close()
@@ -227,7 +228,8 @@ class _Slow:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
-    def post(self, url: str, body: bytes) -> HttpAnswer:
+    def post(self, request: Request) -> HttpAnswer:
+        body = request.body
         if body == b"bug":
             raise RuntimeError("a bug")
         if body == b"no":
@@ -243,7 +245,7 @@ def test_wire_gives_each_answer_once_and_survives_a_bug() -> None:
     wire = ThreadedWire(_Slow(0.01), 4)
     bodies = [b"bug", b"no", *(b"%d" % number for number in range(20))]
     for number, body in enumerate(bodies):
-        wire.start(number, "http://x", body)
+        wire.start(number, Request("http://x", body))
     came: dict[int, HttpAnswer | NoAnswer] = {}
     while len(came) < len(bodies):
         for number, answer in wire.wait(5.0):
@@ -257,7 +259,7 @@ def test_wire_gives_each_answer_once_and_survives_a_bug() -> None:
 def test_wire_stops_waiting_when_told_and_does_not_hang_at_the_end() -> None:
     told = False
     wire = ThreadedWire(_Slow(5.0), 2, stop=lambda: told)
-    wire.start(1, "http://x", b"")
+    wire.start(1, Request("http://x", b""))
     begun = time.monotonic()
     assert wire.wait(0.1) == []
     told = True

@@ -47,6 +47,7 @@ class Integration:
         halted_at: when that was, in µs since the epoch.
         rereads: (segment, ``ingested_at`` in µs) for each time that the app was read once more from further back:
             events from before that time, in segments after that one, had been read for this integration before.
+        destination: the name of whoever receives the events.
     """
 
     id: int
@@ -67,6 +68,7 @@ class Integration:
     last_error: str | None
     halted_at: int | None = None
     rereads: tuple[tuple[int, int], ...] = ()
+    destination: str = "amplitude"
 
     def start_in(self, segment_id: int) -> int | None:
         """The first ``ingested_at`` in a segment that counts, in µs since the epoch; None if all of it does."""
@@ -409,4 +411,5 @@ def _from_row(row: Any, rereads: Sequence[Any]) -> Integration:
             for one in rereads
             if one.app_id == row.app_id and one.integration_id > row.id
         ),
+        destination=row.destination,
     )
