@@ -92,7 +92,7 @@ class GuardedSocket:
             try:
                 if not self._can_look:
                     self._inner.settimeout(exchange.left())
-                sent = self._inner.send(piece)
+                sent = int(self._inner.send(piece))
             except BlockingIOError:
                 return 0
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -206,7 +206,7 @@ class GuardedSocket:
 
     def fileno(self) -> int:
         """The number of the connection."""
-        return self._inner.fileno()
+        return int(self._inner.fileno())
 
     def close(self) -> None:
         """Closes it once nobody reads from it: `http.client` closes before it has read an answer that ends with it."""

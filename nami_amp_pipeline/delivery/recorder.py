@@ -118,7 +118,7 @@ class Recorder:
             try:
                 if tried.commits is not None and context.store.commits(tried.commits[0]) == tried.commits[1]:
                     return (
-                        tried  # it ended in an error and went through all the same: the connection was lost just then
+                        tried  # it went through all the same: the connection was lost just then
                     )
                 tried = _Written(begun=context.monotonic())
                 with context.store.begin() as tx:

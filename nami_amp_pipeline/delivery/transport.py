@@ -117,7 +117,10 @@ class HttpTransport:
             going = prepared(request.url, request.headers, request.body, request.method)
             response = adapter.send(going, stream=True, timeout=self._timeout)
             content = _read(response.raw, request.method)
-            exchange.finish()
+            if request.method == "HEAD":
+                exchange.abort()  # some servers send a body all the same
+            else:
+                exchange.finish()
             return HttpAnswer(response.status_code, content, {k.lower(): v for k, v in response.headers.items()})
         except NoAnswer:
             exchange.abort()

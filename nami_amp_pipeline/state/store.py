@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from nami_amp_pipeline.clock import Clock, micros
-from nami_amp_pipeline.errors import Busy, LostLease, Misconfigured, StoreUnavailable
+from nami_amp_pipeline.errors import LostLease, Misconfigured, StoreUnavailable
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.owners import has_ended, lease_seconds_of, new_owner
 
@@ -386,6 +386,3 @@ def _one_line(error: sa.exc.DBAPIError) -> str:
     if "locked" in text or "busy" in text or "lock timeout" in text:
         return "it is locked by another process; the next run tries again"
     return text[:300]
-
-
-__all__ = ["Busy", "Lease", "Store", "Transaction"]
