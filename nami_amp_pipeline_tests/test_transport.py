@@ -5,84 +5,14 @@ from __future__ import annotations
 import gzip
 import socket
 import struct
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from nami_amp_pipeline.delivery.request_threads import ThreadedWire
 from nami_amp_pipeline.delivery.transport import HttpAnswer, HttpTransport, NoAnswer, Request
 from nami_amp_pipeline.sandbox import Fault, Sandbox, SandboxServer
-
-_GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n" + b'{"code":200}'
-Behaviour = Callable[[socket.socket, int], None]
-
-
-@contextmanager
-def _server(behave: Behaviour) -> Iterator[tuple[str, list[bytes]]]:
-    """A server that reads each request whole, then does as told with the connection; the bodies come out."""
-    bodies: list[bytes] = []
-    listener = socket.create_server(("127.0.0.1", 0))
-    open_sockets: list[socket.socket] = []
-
-    def serve(connection: socket.socket) -> None:
-        try:
-            while body := _read_request(connection):
-                bodies.append(body)
-                behave(connection, len(bodies))
-        except (OSError, ValueError):
-            pass
-        finally:
-            connection.close()
-
-    def accept() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            open_sockets.append(connection)
-            threading.Thread(target=serve, args=(connection,), daemon=True).start()
-
-    thread = threading.Thread(target=accept, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/2/httpapi", bodies
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        for connection in open_sockets:
-            connection.close()
-        thread.join()
-
-
-def _read_request(connection: socket.socket) -> bytes:
-    data = b""
-    while b"\r\n\r\n" not in data:
-        chunk = connection.recv(65_536)
-        if not chunk:
-            return b""
-        data += chunk
-    head, _, body = data.partition(b"\r\n\r\n")
-    length = int(
-        next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")).split(b":")[1]
-    )
-    while len(body) < length:
-        body += connection.recv(65_536)
-    return head + b"\r\n\r\n" + body
-
-
-def _send(*parts: bytes, pause: float = 0.0, close: bool = True) -> Behaviour:
-    def behave(connection: socket.socket, _number: int) -> None:
-        for part in parts:
-            connection.sendall(part)
-            time.sleep(pause)
-        if close:
-            connection.shutdown(socket.SHUT_RDWR)
-
-    return behave
+from nami_amp_pipeline_tests.support.raw_server import GOOD, Behaviour, raw_server, send
 
 
 def _reset(connection: socket.socket, _number: int) -> None:
@@ -98,23 +28,23 @@ def _sleep(connection: socket.socket, _number: int) -> None:
     ("behave", "kind"),
     [
         (_reset, "reset"),
-        (_send(), "reset"),
-        (_send(b"HTTP/1.1 200 OK\r\n"), "truncated"),
-        (_send(b"HTTP/1.1 200 OK\r\nContent-Le"), "truncated"),
-        (_send(b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\n"), "truncated"),
-        (_send(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n"), "truncated"),
-        (_send(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n" + b'{"code"'), "truncated"),
-        (_send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nc\r\n" + b'{"code"'), "truncated"),
-        (_send(b"SSH-2.0-OpenSSH\r\n"), "truncated"),
+        (send(), "reset"),
+        (send(b"HTTP/1.1 200 OK\r\n"), "truncated"),
+        (send(b"HTTP/1.1 200 OK\r\nContent-Le"), "truncated"),
+        (send(b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\n"), "truncated"),
+        (send(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n"), "truncated"),
+        (send(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n" + b'{"code"'), "truncated"),
+        (send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nc\r\n" + b'{"code"'), "truncated"),
+        (send(b"SSH-2.0-OpenSSH\r\n"), "truncated"),
         (_sleep, "timeout"),
-        (_send(*[b"H"] * 50, pause=0.05), "timeout"),
-        (_send(b"HTTP/1.1 200 OK\r\n", *[b"A: b\r\n"] * 50, pause=0.05), "timeout"),
-        (_send(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n", *[b"x"] * 50, pause=0.05), "timeout"),
-        (_send(b"HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 9_000_000), "truncated"),
+        (send(*[b"H"] * 50, pause=0.05), "timeout"),
+        (send(b"HTTP/1.1 200 OK\r\n", *[b"A: b\r\n"] * 50, pause=0.05), "timeout"),
+        (send(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n", *[b"x"] * 50, pause=0.05), "timeout"),
+        (send(b"HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 9_000_000), "truncated"),
     ],
 )
 def test_no_answer(behave: Behaviour, kind: str) -> None:
-    with _server(behave) as (url, bodies):
+    with raw_server(behave) as (url, bodies):
         transport = HttpTransport(0.6)
         begun = time.monotonic()
         with pytest.raises(NoAnswer) as caught:
@@ -134,7 +64,7 @@ def test_refused() -> None:
 
 
 def test_tls_with_a_server_that_does_not_speak_it() -> None:
-    with _server(_send(_GOOD)) as (url, bodies), pytest.raises(NoAnswer) as caught:
+    with raw_server(send(GOOD)) as (url, bodies), pytest.raises(NoAnswer) as caught:
         HttpTransport(1.0).post(Request(url.replace("http:", "https:"), b"{}"))
     assert not caught.value.maybe_stored
     assert bodies == []
@@ -150,9 +80,9 @@ def test_addresses_that_cannot_be(url: str) -> None:
 
 
 def test_redirects_are_not_followed() -> None:
-    with _server(_send(_GOOD)) as (other, others):
+    with raw_server(send(GOOD)) as (other, others):
         answer = f"HTTP/1.1 307 Temporary Redirect\r\nLocation: {other}\r\nContent-Length: 0\r\n\r\n".encode()
-        with _server(_send(answer)) as (url, _):
+        with raw_server(send(answer)) as (url, _):
             transport = HttpTransport(2.0)
             assert transport.post(Request(url, b"{}")).status == 307
             transport.close()
@@ -161,7 +91,7 @@ def test_redirects_are_not_followed() -> None:
 
 def test_an_answer_that_ends_with_its_connection() -> None:
     answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + b'{"code":200}'
-    with _server(_send(answer)) as (url, bodies):
+    with raw_server(send(answer)) as (url, bodies):
         transport = HttpTransport(2.0)
         for _ in range(2):
             assert transport.post(Request(url, b"{}")).body == b'{"code":200}'
@@ -171,11 +101,11 @@ def test_an_answer_that_ends_with_its_connection() -> None:
 
 def test_connections_are_kept_and_a_closed_one_is_not_used() -> None:
     def behave(connection: socket.socket, number: int) -> None:
-        connection.sendall(_GOOD)
+        connection.sendall(GOOD)
         if number == 2:  # without saying so
             connection.shutdown(socket.SHUT_RDWR)
 
-    with _server(behave) as (url, bodies):
+    with raw_server(behave) as (url, bodies):
         transport = HttpTransport(2.0)
         for _ in range(2):
             assert transport.post(Request(url, b"{}")).status == 200
@@ -186,7 +116,7 @@ def test_connections_are_kept_and_a_closed_one_is_not_used() -> None:
 
 
 def test_compressed_bodies_are_the_same_bytes() -> None:
-    with _server(_send(_GOOD)) as (url, bodies):
+    with raw_server(send(GOOD)) as (url, bodies):
         transport = HttpTransport(2.0, compress=True)
         transport.post(Request(url, b'{"a":1}' * 100))
         transport.close()

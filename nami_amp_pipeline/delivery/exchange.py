@@ -125,6 +125,11 @@ def exchanging(exchange: Exchange) -> Iterator[None]:
         _current.exchange = None
 
 
+def is_exchanging() -> bool:
+    """Whether this thread is within an exchange."""
+    return getattr(_current, "exchange", None) is not None
+
+
 def current() -> Exchange:
     """The exchange of this thread.
 

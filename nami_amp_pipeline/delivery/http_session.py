@@ -7,6 +7,7 @@ they mean to `requests`. ``.netrc`` is never read, no cookie is kept, no redirec
 from __future__ import annotations
 
 import http.client
+import logging
 import os
 import socket
 import ssl
@@ -25,8 +26,12 @@ from requests.utils import get_environ_proxies, select_proxy
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, Retry
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from nami_amp_pipeline.delivery.exchange import Exchange, current
+from nami_amp_pipeline.delivery.exchange import Exchange, current, is_exchanging
 from nami_amp_pipeline.delivery.guarded_socket import GuardedSocket
+
+for _name in ("urllib3.connection", "urllib3.connectionpool", "urllib3.util.retry"):
+    # They log addresses, and the address of a webhook is a secret.
+    logging.getLogger(_name).addFilter(lambda _record: not is_exchanging())
 
 CONNECT_SECONDS = 10.0
 _MOST_INTERIM = 100

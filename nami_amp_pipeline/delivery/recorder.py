@@ -117,9 +117,7 @@ class Recorder:
             context.step("deliver.commit")
             try:
                 if tried.commits is not None and context.store.commits(tried.commits[0]) == tried.commits[1]:
-                    return (
-                        tried  # it went through all the same: the connection was lost just then
-                    )
+                    return tried  # it went through all the same: the connection was lost just then
                 tried = _Written(begun=context.monotonic())
                 with context.store.begin() as tx:
                     of = {self._leases[channel.id]: channel for channel in changed}
