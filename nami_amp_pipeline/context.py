@@ -31,6 +31,7 @@ class Context:
         warehouse: the events table.
         cipher: of the API keys.
         clock: what time it is.
+        monotonic: the clock that nobody sets, in seconds; leases give the right to send by it.
         run_id: Dagster's run id, or another name for this run.
         sleep: waits so many seconds.
         step: called with the name of each step just before it takes effect; a simulation or a kill test ends the
@@ -45,6 +46,7 @@ class Context:
     cipher: Cipher
     clock: Clock = system_clock
     run_id: str = "none"
+    monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     step: Callable[[str], None] = _nothing
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("nami_amp_pipeline"))

@@ -6,10 +6,8 @@
     - OutOfMemory: a segment is too large for the compute engine, at least beside others.
     - WarehouseUnavailable: the next run reads again from where this one stopped.
     - StoreUnavailable: nothing was committed; the next run does the same again.
-    - IntegrationHalted: one integration stops; no event is spent, the others go on.
     - Unexpected: a bug met one partition; the others go on, and the next run tries again.
-  - Retriable: the same again, later, in the same run.
-    - Busy: somebody else holds the lease or the lock.
+  - Busy: somebody else holds the lease or the lock; the same later.
   - LostLease: somebody else works on this partition now; leave without writing anything more.
 
 Anything else that is raised is a bug.
@@ -42,20 +40,12 @@ class StoreUnavailable(Halted):
     """The state store cannot be read or written as it stands."""
 
 
-class IntegrationHalted(Halted):
-    """One integration cannot go on, for instance because its API key is refused."""
-
-
 class Unexpected(Halted):
     """An error that nobody expected, in the work for one partition."""
 
 
-class Retriable(NamiAmpError):
-    """The same again may succeed."""
-
-
-class Busy(Retriable):
-    """Another process holds the lease or the lock."""
+class Busy(NamiAmpError):
+    """Another process holds the lease or the lock; the same may succeed later."""
 
 
 class LostLease(NamiAmpError):

@@ -9,8 +9,9 @@ from typing import Any
 import orjson
 import pytest
 
-from nami_amp_pipeline.amplitude.answers import Outcome, Verdict, judge
-from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
+from nami_amp_pipeline.amplitude.answers import judge
+from nami_amp_pipeline.delivery.destination import Outcome, Verdict
+from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer
 
 CASES = json.loads((Path(__file__).parent / "cases" / "amplitude_responses.json").read_text("utf-8"))["cases"]
 TRANSPORT = {

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nami_amp_pipeline.amplitude.transport import HttpAnswer
 from nami_amp_pipeline.delivery.bisection import Bisection, narrowed
 from nami_amp_pipeline.delivery.request_record import RequestRecord
+from nami_amp_pipeline.delivery.transport import HttpAnswer
 from nami_amp_pipeline_tests.simulation.scripted_answers import Bench, Posted, event
 from nami_amp_pipeline_tests.tools.bisection_cost import REFUSED, TAKEN, worst
 

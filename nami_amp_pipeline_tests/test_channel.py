@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from email.utils import formatdate
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+import sqlalchemy as sa
 
-from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
-from nami_amp_pipeline_tests.simulation.scripted_answers import API_KEY, LATENCY, OK, Bench, event
+from nami_amp_pipeline.amplitude.answers import NONE_INGESTED
+from nami_amp_pipeline.delivery.channel import DOUBTED_TIMES
+from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer
+from nami_amp_pipeline.state import integrations as registry
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline_tests.simulation.scripted_answers import API_KEY, LATENCY, OK, Bench, Posted, event
 
 _TABLE: list[dict[str, Any]] = json.loads((Path(__file__).parent / "cases" / "amplitude_responses.json").read_text())[
     "cases"
@@ -23,6 +29,8 @@ _TRANSPORT = {
     "truncated_body": NoAnswer("truncated", maybe_stored=True),
 }
 _SAME_USER = {"throttled_order": {0: "u1", 2: "u1"}}
+_EACH_TIME = {"too_large_single"}
+"""Answers that are believed only when they are given again and again."""
 
 
 def _case(name: str, batch: int, status: int, body: object, expect: dict[str, Any], **headers: str) -> dict[str, Any]:
@@ -192,7 +200,7 @@ def test_answer(case: dict[str, Any], tmp_path: Path) -> None:
     users = _users(case)
     devices = _DEVICES.get(case["id"], {})
     bench.prepare([event(number, users.get(number), devices.get(number)) for number in range(case["batch"])])
-    bench.answer = lambda posted: OK if posted.number else _answer(case)
+    bench.answer = lambda posted: OK if posted.number and case["id"] not in _EACH_TIME else _answer(case)
     bench.deliver()
     expect = case["expect"]
     first, *rest = bench.posted
@@ -318,7 +326,7 @@ def test_a_refused_event_is_found_by_halving(place: int, status: int, tmp_path: 
     assert list(bench.exceptions("dead")) == [f"e{place}"]
     assert bench.status().delivered == 999
     # The halving, the event alone, and the rest of what was refused at first.
-    assert len(bench.posted) <= 1 + 10 + 1 + 1
+    assert len(bench.posted) <= 1 + 10 + 1 + 1 + (DOUBTED_TIMES if status == 413 else 0)
 
 
 def test_several_refused_events_are_all_found(tmp_path: Path) -> None:
@@ -354,3 +362,73 @@ def test_the_api_key_is_in_no_record(tmp_path: Path) -> None:
     bench.context.store.close()
     for path in tmp_path.rglob("*.db*"):
         assert API_KEY[:16].encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize("times", [1, 2, DOUBTED_TIMES])
+def test_that_one_small_event_is_too_large_is_not_believed_at_once(times: int, tmp_path: Path) -> None:
+    bench = Bench(tmp_path, run_retry_seconds=0.0)
+    bench.prepare([event(0), event(1)])
+    bench.answer = lambda posted: HttpAnswer(413, b"{}") if posted.number <= times else OK
+    bench.deliver()
+    assert bench.status().delivered == 2
+    assert not bench.exceptions("dead")
+    singles = [posted for posted in bench.posted if posted.ids == ("e0",)]
+    waits = [later.at - earlier.at for earlier, later in pairwise(singles)]
+    assert len(waits) == times
+    assert all(wait >= 0.1 for wait in waits), "it is asked again with back-off"
+    assert len({posted.events for posted in singles}) == 1
+
+
+@pytest.mark.parametrize("waiting", [False, True], ids=["lane", "waiting"])
+def test_one_small_event_that_is_always_too_large_is_a_dead_letter_in_the_end(waiting: bool, tmp_path: Path) -> None:
+    bench = Bench(tmp_path, run_retry_seconds=60.0)
+    bench.prepare([event(0, "a"), event(1, "b")])
+
+    def answer(posted: Posted) -> HttpAnswer:
+        if waiting and posted.number == 0:
+            return HttpAnswer(429, b'{"throttled_users":{"a":31},"throttled_events":[0]}')
+        return HttpAnswer(413, b"{}") if "e0" in posted.ids else OK
+
+    bench.answer = answer
+    bench.deliver()
+    assert {one: row.reason for one, row in bench.exceptions("dead").items()} == {"e0": "too_large"}
+    assert bench.status().delivered == 1
+    assert len([posted for posted in bench.posted[1:] if posted.ids == ("e0",)]) == 1 + DOUBTED_TIMES
+
+
+def test_one_event_that_is_nearly_as_large_as_a_request_may_be_is_believed_to_be_too_large(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.prepare([event(0, size=600_000)])
+    bench.answer = lambda _posted: HttpAnswer(413, b"{}")
+    bench.deliver()
+    assert len(bench.posted) == 1
+    assert bench.status().dead_letters == {"too_large": 1}
+
+
+def test_a_200_that_says_that_nothing_was_ingested_is_delivered_with_a_warning(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.prepare([event(0)])
+    bench.answer = lambda _posted: HttpAnswer(200, b'{"code":200,"events_ingested":0}')
+    done = bench.deliver()[bench.ids[0]]
+    assert bench.status().delivered == 1
+    assert done.error is None
+    assert dict(done.warnings) == {NONE_INGESTED: 1}
+    with bench.context.store.begin() as tx:
+        (row,) = tx.execute(sa.select(tables.requests.c.outcome, tables.requests.c.answer))
+    assert tuple(row) == ("delivered", NONE_INGESTED)
+
+
+def test_a_key_that_is_echoed_never_reaches_the_store_however_the_text_is_cut(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.prepare([event(0)])
+    for room in range(170, 330, 7):
+        text = "x" * room + API_KEY
+        refusal = HttpAnswer(400, orjson.dumps({"missing_field": "e", "error": text}))
+        bench.answer = lambda _posted, refusal=refusal: refusal  # type: ignore[misc]
+        bench.deliver()
+        halted = bench.reason_of_halt() or ""
+        with bench.context.store.begin() as tx:
+            rows = tx.execute(sa.select(tables.requests.c.outcome, tables.requests.c.answer)).all()
+        kept = " ".join([halted, *(f"{row.outcome} {row.answer}" for row in rows)])
+        assert not any(API_KEY[:length] in kept for length in range(8, len(API_KEY) + 1))
+        registry.set_enabled(bench.context.store, "app/i0", enabled=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
 from nami_amp_pipeline.delivery import channel_loader as channels
 from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS, OutboxBatch, OutboxCache
+from nami_amp_pipeline.delivery.recorder import STORE_PATIENCE_SECONDS
+from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer
 from nami_amp_pipeline.errors import StoreUnavailable
-from nami_amp_pipeline.stages import deliver as delivery
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.simulation.scripted_answers import OK, Bench, Posted, event
@@ -270,7 +270,7 @@ def test_a_store_that_stays_away_ends_the_run_and_the_next_sends_the_same_again(
     monkeypatch.setattr(store, "begin", begin)
     with pytest.raises(StoreUnavailable):
         bench.deliver()
-    assert bench.time.true - bench.start < delivery.STORE_PATIENCE_SECONDS + 10
+    assert bench.time.true - bench.start < STORE_PATIENCE_SECONDS + 10
     monkeypatch.setattr(store, "begin", real)
     bench.deliver()
     assert bench.status().delivered == 50

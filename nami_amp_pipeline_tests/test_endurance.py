@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nami_amp_pipeline.amplitude.transport import HttpAnswer
+from nami_amp_pipeline.delivery.transport import HttpAnswer
 from nami_amp_pipeline_tests.endurance import day, fairness, faults, outage
 from nami_amp_pipeline_tests.endurance.report import Report
 from nami_amp_pipeline_tests.simulation.scripted_answers import OK, Bench, event

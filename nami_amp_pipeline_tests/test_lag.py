@@ -12,8 +12,8 @@ import pytest
 import sqlalchemy as sa
 
 from nami_amp_pipeline.alerts.conditions import conditions
-from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
 from nami_amp_pipeline.defs.checks import lag_result
+from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer
 from nami_amp_pipeline.operations import dead_letters
 from nami_amp_pipeline.operations.backlog import due
 from nami_amp_pipeline.pipeline import capture_apps

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 
-from nami_amp_pipeline.amplitude.transport import HttpAnswer
 from nami_amp_pipeline.delivery import outbox as outbox_module
+from nami_amp_pipeline.delivery.transport import HttpAnswer
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.simulation.scripted_answers import OK, Bench, Posted, event
 

@@ -5,84 +5,14 @@ from __future__ import annotations
 import gzip
 import socket
 import struct
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 
-from nami_amp_pipeline.amplitude.transport import HttpAnswer, HttpTransport, NoAnswer
 from nami_amp_pipeline.delivery.request_threads import ThreadedWire
+from nami_amp_pipeline.delivery.transport import HttpAnswer, HttpTransport, NoAnswer, Request
 from nami_amp_pipeline.sandbox import Fault, Sandbox, SandboxServer
-
-_GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n" + b'{"code":200}'
-Behaviour = Callable[[socket.socket, int], None]
-
-
-@contextmanager
-def _server(behave: Behaviour) -> Iterator[tuple[str, list[bytes]]]:
-    """A server that reads each request whole, then does as told with the connection; the bodies come out."""
-    bodies: list[bytes] = []
-    listener = socket.create_server(("127.0.0.1", 0))
-    open_sockets: list[socket.socket] = []
-
-    def serve(connection: socket.socket) -> None:
-        try:
-            while body := _read_request(connection):
-                bodies.append(body)
-                behave(connection, len(bodies))
-        except (OSError, ValueError):
-            pass
-        finally:
-            connection.close()
-
-    def accept() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            open_sockets.append(connection)
-            threading.Thread(target=serve, args=(connection,), daemon=True).start()
-
-    thread = threading.Thread(target=accept, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/2/httpapi", bodies
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        for connection in open_sockets:
-            connection.close()
-        thread.join()
-
-
-def _read_request(connection: socket.socket) -> bytes:
-    data = b""
-    while b"\r\n\r\n" not in data:
-        chunk = connection.recv(65_536)
-        if not chunk:
-            return b""
-        data += chunk
-    head, _, body = data.partition(b"\r\n\r\n")
-    length = int(
-        next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")).split(b":")[1]
-    )
-    while len(body) < length:
-        body += connection.recv(65_536)
-    return head + b"\r\n\r\n" + body
-
-
-def _send(*parts: bytes, pause: float = 0.0, close: bool = True) -> Behaviour:
-    def behave(connection: socket.socket, _number: int) -> None:
-        for part in parts:
-            connection.sendall(part)
-            time.sleep(pause)
-        if close:
-            connection.shutdown(socket.SHUT_RDWR)
-
-    return behave
+from nami_amp_pipeline_tests.support.raw_server import GOOD, Behaviour, raw_server, send
 
 
 def _reset(connection: socket.socket, _number: int) -> None:
@@ -98,27 +28,27 @@ def _sleep(connection: socket.socket, _number: int) -> None:
     ("behave", "kind"),
     [
         (_reset, "reset"),
-        (_send(), "reset"),
-        (_send(b"HTTP/1.1 200 OK\r\n"), "truncated"),
-        (_send(b"HTTP/1.1 200 OK\r\nContent-Le"), "truncated"),
-        (_send(b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\n"), "truncated"),
-        (_send(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n"), "truncated"),
-        (_send(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n" + b'{"code"'), "truncated"),
-        (_send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nc\r\n" + b'{"code"'), "truncated"),
-        (_send(b"SSH-2.0-OpenSSH\r\n"), "truncated"),
+        (send(), "reset"),
+        (send(b"HTTP/1.1 200 OK\r\n"), "truncated"),
+        (send(b"HTTP/1.1 200 OK\r\nContent-Le"), "truncated"),
+        (send(b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\n"), "truncated"),
+        (send(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n"), "truncated"),
+        (send(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n" + b'{"code"'), "truncated"),
+        (send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nc\r\n" + b'{"code"'), "truncated"),
+        (send(b"SSH-2.0-OpenSSH\r\n"), "truncated"),
         (_sleep, "timeout"),
-        (_send(*[b"H"] * 50, pause=0.05), "timeout"),
-        (_send(b"HTTP/1.1 200 OK\r\n", *[b"A: b\r\n"] * 50, pause=0.05), "timeout"),
-        (_send(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n", *[b"x"] * 50, pause=0.05), "timeout"),
-        (_send(b"HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 9_000_000), "truncated"),
+        (send(*[b"H"] * 50, pause=0.05), "timeout"),
+        (send(b"HTTP/1.1 200 OK\r\n", *[b"A: b\r\n"] * 50, pause=0.05), "timeout"),
+        (send(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n", *[b"x"] * 50, pause=0.05), "timeout"),
+        (send(b"HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 9_000_000), "truncated"),
     ],
 )
 def test_no_answer(behave: Behaviour, kind: str) -> None:
-    with _server(behave) as (url, bodies):
+    with raw_server(behave) as (url, bodies):
         transport = HttpTransport(0.6)
         begun = time.monotonic()
         with pytest.raises(NoAnswer) as caught:
-            transport.post(url, b"{}")
+            transport.post(Request(url, b"{}"))
         assert (caught.value.kind, caught.value.maybe_stored) == (kind, True)
         assert time.monotonic() - begun < 1.5
         assert len(bodies) == 1, "a request must never go twice by itself"
@@ -129,13 +59,13 @@ def test_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(NoAnswer) as caught:
-        HttpTransport(2.0).post(f"http://127.0.0.1:{port}/2/httpapi", b"{}")
+        HttpTransport(2.0).post(Request(f"http://127.0.0.1:{port}/2/httpapi", b"{}"))
     assert (caught.value.kind, caught.value.maybe_stored) == ("refused", False)
 
 
 def test_tls_with_a_server_that_does_not_speak_it() -> None:
-    with _server(_send(_GOOD)) as (url, bodies), pytest.raises(NoAnswer) as caught:
-        HttpTransport(1.0).post(url.replace("http:", "https:"), b"{}")
+    with raw_server(send(GOOD)) as (url, bodies), pytest.raises(NoAnswer) as caught:
+        HttpTransport(1.0).post(Request(url.replace("http:", "https:"), b"{}"))
     assert not caught.value.maybe_stored
     assert bodies == []
 
@@ -145,50 +75,50 @@ def test_tls_with_a_server_that_does_not_speak_it() -> None:
 )
 def test_addresses_that_cannot_be(url: str) -> None:
     with pytest.raises(NoAnswer) as caught:
-        HttpTransport(1.0).post(url, b"{}")
+        HttpTransport(1.0).post(Request(url, b"{}"))
     assert not caught.value.maybe_stored
 
 
 def test_redirects_are_not_followed() -> None:
-    with _server(_send(_GOOD)) as (other, others):
+    with raw_server(send(GOOD)) as (other, others):
         answer = f"HTTP/1.1 307 Temporary Redirect\r\nLocation: {other}\r\nContent-Length: 0\r\n\r\n".encode()
-        with _server(_send(answer)) as (url, _):
+        with raw_server(send(answer)) as (url, _):
             transport = HttpTransport(2.0)
-            assert transport.post(url, b"{}").status == 307
+            assert transport.post(Request(url, b"{}")).status == 307
             transport.close()
         assert others == []
 
 
 def test_an_answer_that_ends_with_its_connection() -> None:
     answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + b'{"code":200}'
-    with _server(_send(answer)) as (url, bodies):
+    with raw_server(send(answer)) as (url, bodies):
         transport = HttpTransport(2.0)
         for _ in range(2):
-            assert transport.post(url, b"{}").body == b'{"code":200}'
+            assert transport.post(Request(url, b"{}")).body == b'{"code":200}'
         transport.close()
     assert len(bodies) == 2
 
 
 def test_connections_are_kept_and_a_closed_one_is_not_used() -> None:
     def behave(connection: socket.socket, number: int) -> None:
-        connection.sendall(_GOOD)
+        connection.sendall(GOOD)
         if number == 2:  # without saying so
             connection.shutdown(socket.SHUT_RDWR)
 
-    with _server(behave) as (url, bodies):
+    with raw_server(behave) as (url, bodies):
         transport = HttpTransport(2.0)
         for _ in range(2):
-            assert transport.post(url, b"{}").status == 200
+            assert transport.post(Request(url, b"{}")).status == 200
         time.sleep(0.05)
-        assert transport.post(url, b"{}") == HttpAnswer(200, b'{"code":200}', {"content-length": "12"})
+        assert transport.post(Request(url, b"{}")) == HttpAnswer(200, b'{"code":200}', {"content-length": "12"})
         assert len(bodies) == 3
         transport.close()
 
 
 def test_compressed_bodies_are_the_same_bytes() -> None:
-    with _server(_send(_GOOD)) as (url, bodies):
+    with raw_server(send(GOOD)) as (url, bodies):
         transport = HttpTransport(2.0, compress=True)
-        transport.post(url, b'{"a":1}' * 100)
+        transport.post(Request(url, b'{"a":1}' * 100))
         transport.close()
     head, _, body = bodies[0].partition(b"\r\n\r\n")
     assert b"Content-Encoding: gzip" in head
@@ -216,7 +146,8 @@ def test_faults_of_the_sandbox(kind: str, expected: int | str) -> None:
     with SandboxServer(sandbox) as server:
         transport = HttpTransport(0.5)
         try:
-            got: int | str = transport.post(server.endpoint, b'{"api_key":"k","events":[' + event + b"]}").status
+            body = b'{"api_key":"k","events":[' + event + b"]}"
+            got: int | str = transport.post(Request(server.endpoint, body)).status
         except NoAnswer as error:
             got = error.kind
         transport.close()
@@ -227,7 +158,8 @@ class _Slow:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
-    def post(self, url: str, body: bytes) -> HttpAnswer:
+    def post(self, request: Request) -> HttpAnswer:
+        body = request.body
         if body == b"bug":
             raise RuntimeError("a bug")
         if body == b"no":
@@ -243,7 +175,7 @@ def test_wire_gives_each_answer_once_and_survives_a_bug() -> None:
     wire = ThreadedWire(_Slow(0.01), 4)
     bodies = [b"bug", b"no", *(b"%d" % number for number in range(20))]
     for number, body in enumerate(bodies):
-        wire.start(number, "http://x", body)
+        wire.start(number, Request("http://x", body))
     came: dict[int, HttpAnswer | NoAnswer] = {}
     while len(came) < len(bodies):
         for number, answer in wire.wait(5.0):
@@ -257,7 +189,7 @@ def test_wire_gives_each_answer_once_and_survives_a_bug() -> None:
 def test_wire_stops_waiting_when_told_and_does_not_hang_at_the_end() -> None:
     told = False
     wire = ThreadedWire(_Slow(5.0), 2, stop=lambda: told)
-    wire.start(1, "http://x", b"")
+    wire.start(1, Request("http://x", b""))
     begun = time.monotonic()
     assert wire.wait(0.1) == []
     told = True

@@ -7,62 +7,20 @@ Amplitude's own SDKs for what those leave open.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from enum import Enum
 from typing import Any
 
 import orjson
 
-from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
+from nami_amp_pipeline.delivery.destination import FORBIDDEN, REJECTED, TOO_LARGE, Outcome, Verdict
+from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer
 
 USER_PAUSE_SECONDS = 30.0
 QUOTA_PAUSE_SECONDS = 3600.0
 PROJECT_PAUSE_SECONDS = 60.0
 MOST_RETRY_AFTER_SECONDS = 3600.0
+NONE_INGESTED = "Amplitude answered 200 and said that it ingested none of the events (events_ingested 0)"
 _LISTS = ("events_with_missing_fields", "events_with_invalid_fields", "events_with_invalid_id_lengths")
-
-
-class Outcome(Enum):
-    """What happens next to a request's events.
-
-    DELIVERED: all of them are Amplitude's.
-    REFUSED_SOME: those in ``dead`` are dead letters, the identities in ``pauses`` wait, the others go again at once.
-    REFUSED_ONE_OF: one of them is not to be had, unknown which: bisect.
-    AGAIN: the same again after ``delay``.
-    HALT: the integration stops; no event is spent.
-    """
-
-    DELIVERED = "delivered"
-    REFUSED_SOME = "refused_some"
-    REFUSED_ONE_OF = "refused_one_of"
-    AGAIN = "again"
-    HALT = "halt"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What an answer means.
-
-    Attributes:
-        outcome: what happens next.
-        reason: in a word, for receipts and people; of a dead letter when a bisection ends.
-        maybe_stored: whether the events may have been ingested all the same.
-        dead: index in the request to reason.
-        pauses: identity (``u:`` user id, ``d:`` device id) to (reason, seconds).
-        paused: indexes of the request that wait with them.
-        delay: seconds to wait; None leaves it to the back-off.
-        whole_project: whether all of the integration waits, not this request alone.
-    """
-
-    outcome: Outcome
-    reason: str = ""
-    maybe_stored: bool = False
-    dead: Mapping[int, str] = field(default_factory=dict)
-    pauses: Mapping[str, tuple[str, float]] = field(default_factory=dict)
-    paused: frozenset[int] = frozenset()
-    delay: float | None = None
-    whole_project: bool = False
 
 
 def judge(answer: HttpAnswer | NoAnswer, identities: Sequence[tuple[str, ...]], *, now: float = 0.0) -> Verdict:
@@ -80,7 +38,7 @@ def judge(answer: HttpAnswer | NoAnswer, identities: Sequence[tuple[str, ...]], 
     delay = _retry_after(answer.headers, now)
     if status == 200:
         if (is_json and body.get("code", 200) == 200) or not answer.body.strip():
-            return Verdict(Outcome.DELIVERED, "delivered")
+            return Verdict(Outcome.DELIVERED, "delivered", warning=_none_ingested(body))
         return _again("not_json" if not is_json else "not_accepted", delay, maybe_stored=True)
     if 300 <= status < 400:
         return Verdict(Outcome.HALT, f"redirect ({status}): the endpoint is not Amplitude's HTTP API")
@@ -89,14 +47,20 @@ def judge(answer: HttpAnswer | NoAnswer, identities: Sequence[tuple[str, ...]], 
     if status == 429:
         return _throttled(body, identities, delay)
     if status == 413:
-        return Verdict(Outcome.REFUSED_ONE_OF, "too_large")
+        return Verdict(Outcome.REFUSED_ONE_OF, TOO_LARGE)
     if status == 400:
         return _bad_request(answer, body, is_json, identities, delay)
     if status == 403:
-        return Verdict(Outcome.REFUSED_ONE_OF, "forbidden")
+        return Verdict(Outcome.REFUSED_ONE_OF, FORBIDDEN)
     if 400 < status < 500:
         return Verdict(Outcome.HALT, f"http_{status}: the endpoint or the API key is not accepted")
     return _again(f"http_{status}", delay, maybe_stored=True)
+
+
+def _none_ingested(body: Mapping[str, Any]) -> str:
+    """A warning where Amplitude took a request and stored nothing; repeats may count as ingested or not."""
+    number = body.get("events_ingested")
+    return NONE_INGESTED if number == 0 and not isinstance(number, bool) else ""
 
 
 def _again(reason: str, delay: float | None, *, maybe_stored: bool) -> Verdict:
@@ -120,21 +84,21 @@ def _bad_request(
     if folded.startswith("invalid api key") or missing == "api_key":
         return Verdict(Outcome.HALT, "invalid_api_key: Amplitude does not know the API key at this endpoint")
     if missing or folded.startswith(("invalid request path", "missing request body")):
-        return Verdict(Outcome.HALT, f"bad_request: {error[:200]}")
+        return Verdict(Outcome.HALT, f"bad_request: {error}")
     named: set[int] = set()
     for key in _LISTS:
         named |= _indexes(body.get(key))
     silenced = _indexes(body.get("silenced_events"))
     events = len(identities)
-    dead = {index: "rejected" if named else "silenced" for index in sorted(named | silenced) if 0 <= index < events}
+    dead = {index: REJECTED if named else "silenced" for index in sorted(named | silenced) if 0 <= index < events}
     throttled = _throttled(body, identities, delay) if _has_throttled(body) else Verdict(Outcome.REFUSED_SOME)
     if not dead and not throttled.paused:
         if events == 1 and (named or silenced):  # the lists are of another request, but there is one event only
-            return Verdict(Outcome.REFUSED_SOME, "rejected", dead={0: "rejected" if named else "silenced"})
-        return Verdict(Outcome.REFUSED_ONE_OF, "rejected")
+            return Verdict(Outcome.REFUSED_SOME, REJECTED, dead={0: REJECTED if named else "silenced"})
+        return Verdict(Outcome.REFUSED_ONE_OF, REJECTED)
     return Verdict(
         Outcome.REFUSED_SOME,
-        "rejected" if named else "silenced" if silenced else "throttled",
+        REJECTED if named else "silenced" if silenced else "throttled",
         dead=dead,
         pauses=throttled.pauses,
         paused=throttled.paused - dead.keys(),

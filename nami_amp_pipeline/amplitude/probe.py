@@ -1,57 +1,67 @@
-"""Whether an endpoint can be reached, without posting anything."""
+"""Whether an endpoint can be reached and takes a key, with requests that cannot store anything."""
 
 from __future__ import annotations
 
-import http.client
-import ssl
-from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
-import certifi
+import orjson
+
+from nami_amp_pipeline.delivery.destination import Outcome, Probe
+from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer, Request, Transport
+from nami_amp_pipeline.secrets import Secret
+
+if TYPE_CHECKING:
+    from nami_amp_pipeline.amplitude.target import Amplitude
+
+_NO_ANSWER = {
+    "refused": "nothing listens there, or the name is unknown",
+    "proxy": "the proxy does not let it through",
+    "timeout": "no answer in time",
+    "tls": "no secure connection",
+    "reset": "the connection broke",
+    "truncated": "the answer broke off, or is not HTTP",
+    "out_of_step": "what answers there is not an HTTP server that keeps its answers in order",
+    "bad_address": "the address cannot be one",
+}
 
 
-@dataclass(frozen=True)
-class Reached:
-    """What came of it.
+def probe(amplitude: Amplitude, endpoint: str, api_key: Secret | None, transport: Transport) -> Probe:
+    """Asks an endpoint for its headers, or for what it makes of a key.
 
-    Attributes:
-        problem: why it cannot be reached, in a few words; None if it can.
-        date: what the other side's clock says, in seconds since the epoch, to the second; None if it did not say.
+    Amplitude looks at the key before it looks at the events, and refuses an event without ``event_type``: so a
+    refusal of the event is the good answer.
     """
-
-    problem: str | None
-    date: float | None = None
-
-
-def reach(url: str, timeout_seconds: float) -> Reached:
-    """Connects to an endpoint (with TLS where it is https) and asks for its address, which posts no event."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
+    headers = amplitude.headers(api_key) if api_key is not None else {"User-Agent": "nami-amp-pipeline"}
+    request = Request(endpoint, b"", headers, method="HEAD")
+    if api_key is not None:
+        request = Request(endpoint, orjson.dumps({"api_key": api_key.reveal(), "events": [{}]}), headers)
     try:
-        connection: http.client.HTTPConnection
-        if parts.scheme == "https":
-            context = ssl.create_default_context(cafile=certifi.where())
-            connection = http.client.HTTPSConnection(host, parts.port, timeout=timeout_seconds, context=context)
-        else:
-            connection = http.client.HTTPConnection(host, parts.port, timeout=timeout_seconds)
-        try:
-            connection.connect()
-            connection.request("HEAD", parts.path or "/", headers={"User-Agent": "nami-amp-pipeline"})
-            return Reached(None, _seconds(connection.getresponse().getheader("Date")))
-        finally:
-            connection.close()
-    except ssl.SSLError as error:
-        return Reached(
-            f"no secure connection: {getattr(error, 'verify_message', None) or error.reason or 'TLS failed'}"
-        )
-    except TimeoutError:
-        return Reached(f"no answer in {timeout_seconds:g} s")
-    except OSError as error:
-        return Reached(error.strerror or "the connection broke")
-    except (http.client.HTTPException, ValueError):
-        return Reached("the host answered, but not with HTTP")
+        answer = transport.post(request)
+    except NoAnswer as error:
+        why = _NO_ANSWER.get(error.kind, error.kind) + (f": {error.detail}" if error.detail else "")
+        return Probe(False, f"cannot reach {endpoint}: {why}")
+    date = _seconds(answer.headers.get("date"))
+    if api_key is None:
+        return Probe(True, f"{endpoint} can be reached", date)
+    ok, message = _classify(amplitude, endpoint, answer)
+    return Probe(ok, amplitude.redact(message, api_key), date)
+
+
+def _classify(amplitude: Amplitude, endpoint: str, answer: HttpAnswer) -> tuple[bool, str]:
+    verdict = amplitude.judge(answer, [("",)], now=0.0)
+    if verdict.outcome is Outcome.HALT:
+        if verdict.reason.startswith("invalid_api_key"):
+            return False, f"{endpoint} does not know the API key: is it of this project, and of this region?"
+        return False, f"{endpoint}: {verdict.reason}"
+    if answer.status == 200 or (answer.status == 400 and verdict.outcome is not Outcome.AGAIN):
+        return True, f"ok: {endpoint} takes the API key"
+    if answer.status == 429:
+        return False, f"{endpoint} is throttled right now (429), so it did not say whether it takes the key: try again"
+    if answer.status == 403:
+        return False, f"{endpoint} refuses this sender (403): a firewall, or the region"
+    return False, f"{endpoint} answered {answer.status}: not an answer of Amplitude's HTTP API, try again later"
 
 
 def _seconds(date: str | None) -> float | None:

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import orjson
+if TYPE_CHECKING:
+    from nami_amp_pipeline.delivery.source import Source
 
-from nami_amp_pipeline import contract
-from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
-from nami_amp_pipeline.delivery.held_queue import HeldEvent
-from nami_amp_pipeline.delivery.lane import Lane, Plan
-from nami_amp_pipeline.delivery.outbox import OutboxBatch
-from nami_amp_pipeline.redaction import Redactor
-from nami_amp_pipeline.secrets import Secret
-
-V2_EVENTS_PER_SECOND = 30
-BATCH_EVENTS_PER_SECOND = 1_000
-
-_ANSWER_CHARACTERS = 2_000
+_SUCCESSES_TO_GROW = 64
 
 
 @dataclass(frozen=True)
@@ -38,102 +27,53 @@ class Limits:
     lanes: int
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where requests go, and what stands around their events.
+class RequestSize:
+    """How many bytes the events of a request may take: less, once larger requests were refused for their size alone.
 
-    Attributes:
-        endpoint: the URL.
-        api_key: goes into each body.
+    Args:
+        size: as set.
+        most: that the destination takes; a single event over it is too large for certain.
     """
 
-    endpoint: str
-    api_key: Secret
+    def __init__(self, size: int, most: int) -> None:
+        self.most = most
+        self._size = size
+        self._smaller: int | None = None
+        self._successes = 0
 
     @property
-    def head(self) -> bytes:
-        """What a body begins with."""
-        return b'{"api_key":' + orjson.dumps(self.api_key.reveal()) + b',"events":['
+    def room(self) -> int:
+        """Bytes for the events of a request of more than one."""
+        return self._size if self._smaller is None else min(self._size, self._smaller)
 
-    @property
-    def tail(self) -> bytes:
-        """What a body ends with."""
-        return b'],"options":{"min_id_length":1}}'
+    def only_together(self, refused: int) -> None:
+        """The events of a request that was refused for its size were each taken by itself."""
+        self._smaller = max(refused // 2, 1)
 
-    @property
-    def is_batch(self) -> bool:
-        """Whether it is the Batch Event Upload API, which takes more."""
-        return self.endpoint.endswith("/batch")
-
-    @property
-    def events_per_second(self) -> int:
-        """Of one user or device, as an average over 30 s."""
-        return BATCH_EVENTS_PER_SECOND if self.is_batch else V2_EVENTS_PER_SECOND
-
-    @property
-    def most_bytes(self) -> int:
-        """Bytes that Amplitude takes in one request."""
-        return contract.MAX_BATCH_REQUEST_BYTES if self.is_batch else contract.MAX_REQUEST_BYTES
-
-    def shown(self, answer: HttpAnswer | NoAnswer) -> str | None:
-        """An answer for the records: short, and without the key that Amplitude repeats in it; None for a 200."""
-        if isinstance(answer, NoAnswer):
-            return answer.kind
-        if answer.status == 200:
-            return None
-        return self.without_key(answer.body.decode(errors="replace"))[:_ANSWER_CHARACTERS]
-
-    def without_key(self, text: str) -> str:
-        """A text without the key or a piece of it, and without what a database cannot hold."""
-        return _redactor(self.api_key.reveal()).clean(text).replace("\x00", "")
-
-
-@lru_cache(64)
-def _redactor(key: str) -> Redactor:
-    return Redactor([key])
+    def delivered(self) -> None:
+        """A request got through; after many, larger ones are tried again."""
+        self._successes += 1
+        if self._smaller is not None and self._successes % _SUCCESSES_TO_GROW == 0:
+            self._smaller += self._smaller // 4
 
 
 @dataclass(frozen=True, eq=False)
-class LaneAttempt:
-    """A request of a lane.
+class Attempt:
+    """A request under way.
 
     Attributes:
         body: the JSON, byte for byte.
         events: how many.
         started_at: in µs since the epoch.
-        lane: whose it is; its first row is still the lane's next.
-        batch: the record batch of the rows.
-        plan: the rows.
-        before: the lane's (attempt_end, unknown_since) when the request started.
+        source: whose events they are.
+        place: of a lane, its id and its rows (first, end) that the request looked at; None of events that waited.
     """
 
     body: bytes
     events: int
     started_at: int
-    lane: Lane
-    batch: OutboxBatch
-    plan: Plan
-    before: tuple[int, int | None]
-
-
-@dataclass(frozen=True, eq=False)
-class HeldAttempt:
-    """A request of events that waited in the store.
-
-    Attributes:
-        body: the JSON, byte for byte.
-        events: how many.
-        started_at: in µs since the epoch.
-        held: the events.
-    """
-
-    body: bytes
-    events: int
-    started_at: int
-    held: Sequence[HeldEvent]
-
-
-Attempt = LaneAttempt | HeldAttempt
+    source: Source
+    place: tuple[int, int, int] | None
 
 
 @dataclass
@@ -141,10 +81,11 @@ class Delivered:
     """What one run delivered for one integration.
 
     Attributes:
-        delivered: events that Amplitude acknowledged.
+        delivered: events that the destination acknowledged.
         dead: dead letters, by reason.
         requests: by what came of them.
         bytes: of all request bodies.
+        warnings: what a person should know although events were delivered, by text.
         error: why the run ended with events pending, or None.
     """
 
@@ -152,4 +93,5 @@ class Delivered:
     dead: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     requests: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     bytes: int = 0
+    warnings: Counter[str] = field(default_factory=Counter)
     error: str | None = None

@@ -1,4 +1,4 @@
-"""The search for a refused event that Amplitude does not name: by halving, in posting order."""
+"""The search for a refused event that no answer names: by halving, in posting order."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Bisection:
 
     The event that is left at the end of a search is not asked for again where that would tell nothing new: two requests
     with it were refused, one within the other, and everything else of the smaller one has been accepted since. A single
-    refusal does not count as much: it may have been a bad moment of Amplitude's. With that, finding a refused event
+    refusal does not count as much: it may have been a bad moment of the receiver's. With that, finding a refused event
     costs no more than log2 of the batch, rounded up, and one more request.
 
     Attributes:
         suspects: the events by number, in posting order, without those that were accepted since.
         reason: why the request was refused.
         size: bytes of the smallest request that was refused.
-        answer: Amplitude's, to the smallest request that was refused.
+        answer: the one to the smallest request that was refused.
         request: the record of that one.
         refusals: requests that were refused, each within the one before.
     """

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import pyarrow as pa
 import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.delivery.attempt import Limits, Target
+from nami_amp_pipeline.delivery.attempt import Limits
 from nami_amp_pipeline.delivery.channel import FORBIDDEN_IN_A_ROW, Channel
+from nami_amp_pipeline.delivery.destination import FORBIDDEN, Destination, Target
 from nami_amp_pipeline.delivery.held_queue import HeldEvent
 from nami_amp_pipeline.delivery.lane import Lane
 from nami_amp_pipeline.delivery.outbox import OutboxCache
-from nami_amp_pipeline.errors import Halted
+from nami_amp_pipeline.errors import Halted, Misconfigured
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline.state.store import Transaction
 
-_LONGEST_PAUSE = 86_400_000_000
-"""A pause that seems longer than this was noted before the clock was set back."""
+_LONGEST_PAUSE = 2 * 3_600_000_000
+"""A pause that seems longer than this was noted by a clock that was ahead: nobody waits for it."""
 
 
 class ChannelLoader:
@@ -30,10 +31,12 @@ class ChannelLoader:
     Args:
         context: the process at work.
         rng: for the jitter of the channels.
+        destinations: whoever can receive events, by name.
     """
 
-    def __init__(self, context: Context, rng: random.Random) -> None:
+    def __init__(self, context: Context, rng: random.Random, destinations: Mapping[str, Destination]) -> None:
         self._context = context
+        self._destinations = destinations
         self._rng = rng
         self.shelf = OutboxCache(partial(context.folder.open_ipc, mapped=False))
         self._last: dict[int, int] = {}
@@ -51,12 +54,15 @@ class ChannelLoader:
         """The channel of an integration, with what waits already.
 
         Raises:
-            Misconfigured: its API key cannot be decrypted.
+            Misconfigured: its API key cannot be decrypted, or its destination is none of this program's.
         """
         context = self._context
+        destination = self._destinations.get(one.destination)
+        if destination is None:
+            raise Misconfigured(f"{one.key}: this program knows no destination {one.destination!r}")
         channel = Channel(
             one.id,
-            Target(one.endpoint, context.cipher.decrypt(one.api_key)),
+            Target(destination, one.endpoint, context.cipher.decrypt(one.api_key)),
             self.shelf,
             lambda identity, most: self._held(one.id, identity, most),
             limits=Limits(context.settings.batch_events, context.settings.batch_bytes, context.settings.max_lanes),
@@ -156,7 +162,7 @@ def _refused_alone(tx: Transaction, integration_id: int) -> list[tuple[int | Non
     table, requests = tables.exceptions, tables.requests
     rows = tx.execute(
         sa.select(table.c.id, table.c.request_id)
-        .where(table.c.integration_id == integration_id, table.c.state == "dead", table.c.reason == "forbidden")
+        .where(table.c.integration_id == integration_id, table.c.state == "dead", table.c.reason == FORBIDDEN)
         .order_by(table.c.id.desc())
         .limit(FORBIDDEN_IN_A_ROW - 1)
     ).all()
@@ -171,4 +177,4 @@ def _refused_alone(tx: Transaction, integration_id: int) -> list[tuple[int | Non
 
 
 def _sane(until: int, now: int) -> int:
-    return min(until, now + _LONGEST_PAUSE)
+    return until if until <= now + _LONGEST_PAUSE else now

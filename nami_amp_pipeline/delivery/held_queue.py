@@ -1,4 +1,4 @@
-"""The events that wait alone: those of users that Amplitude throttles, in order, without the others noticing."""
+"""The events that wait alone: those of users that are throttled, in order, without the others noticing."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from nami_amp_pipeline.amplitude.rate_limit import RateLimiter
 from nami_amp_pipeline.delivery.bisection import Bisection
+from nami_amp_pipeline.delivery.rate_limit import RateLimiter
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class HeldQueue(Collection[str]):
         self.search: Bisection | None = None
         self.ready_at = 0
         self.failures = 0
+        self.doubts = 0
         self.busy = False
 
     def __contains__(self, identity: object) -> bool:

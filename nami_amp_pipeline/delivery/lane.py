@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from nami_amp_pipeline.amplitude.rate_limit import RateLimiter
 from nami_amp_pipeline.delivery.bisection import Bisection
 from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS, OutboxBatch, runs_without
+from nami_amp_pipeline.delivery.rate_limit import RateLimiter
 
 
 @dataclass
@@ -24,6 +24,7 @@ class Lane:
         search: for a refused event; its suspects are rows of the lane.
         ready_at: not before, in µs since the epoch.
         failures: answers in a row that brought nothing.
+        doubts: how often an answer in a row was not believed.
         busy: a request is under way.
     """
 
@@ -37,6 +38,7 @@ class Lane:
     search: Bisection | None = None
     ready_at: int = 0
     failures: int = 0
+    doubts: int = 0
     busy: bool = False
 
     @property

@@ -104,13 +104,13 @@ class OutboxBatch:
         return found
 
     def identities(self, rows: Sequence[int]) -> list[tuple[str, ...]]:
-        """What Amplitude may throttle each of these events by; see :func:`identities_of`."""
+        """What each of these events may be throttled by; see :func:`identities_of`."""
         lane = self.rows["identity"].take(pa.array(rows, pa.int64())).to_pylist()
         return [identities_of(own, body) for own, body in zip(lane, self.bodies(rows), strict=True)]
 
 
 def identities_of(own: str, body: bytes) -> tuple[str, ...]:
-    """What Amplitude may throttle an event by: its lane's identity first, then its device."""
+    """What an event may be throttled by: its lane's identity first, then its device."""
     device = orjson.loads(body).get("device_id")
     return (own,) if device is None or own == f"d:{device}" else (own, f"d:{device}")
 

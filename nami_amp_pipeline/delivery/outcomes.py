@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from nami_amp_pipeline.amplitude.answers import Verdict
-from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
-from nami_amp_pipeline.delivery.attempt import Attempt, Delivered, LaneAttempt, Target
+from nami_amp_pipeline.delivery.attempt import Attempt, Delivered
+from nami_amp_pipeline.delivery.destination import Target, Verdict
 from nami_amp_pipeline.delivery.lane import Lane
 from nami_amp_pipeline.delivery.outbox import OutboxBatch
 from nami_amp_pipeline.delivery.request_record import RequestRecord
 from nami_amp_pipeline.delivery.store_changes import StoreChanges, exception_rows
+from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer
 
 
 class OutcomeRecorder:
@@ -41,10 +41,9 @@ class OutcomeRecorder:
         """Notes a request and its answer."""
         self.done.requests[verdict.reason.split(":")[0]] += 1
         self.done.bytes += len(attempt.body)
-        place = (attempt.lane.id, attempt.lane.next_row, attempt.lane.base + attempt.plan.end) if isinstance(
-            attempt, LaneAttempt
-        ) else (None, None, None)  # fmt: skip
-        lane_id, first_row, end_row = place
+        if verdict.warning:
+            self.done.warnings[verdict.warning] += 1
+        lane_id, first_row, end_row = attempt.place or (None, None, None)
         record = RequestRecord(
             {
                 "integration_id": self._integration_id,
@@ -54,8 +53,8 @@ class OutcomeRecorder:
                 "events": attempt.events,
                 "bytes": len(attempt.body),
                 "status": answer.status if isinstance(answer, HttpAnswer) else 0,
-                "outcome": target.without_key(verdict.reason),
-                "answer": target.shown(answer),
+                "outcome": target.reason(verdict),
+                "answer": verdict.warning or target.shown(answer),
                 "sent_at": attempt.started_at,
                 "answered_at": now,
                 "run_id": self._run_id,

@@ -80,7 +80,7 @@ def finish_outbox(context: Context, outbox_id: int, lease: Lease) -> None:
         raise Halted(f"the receipts of {box.file} cannot be written: {type(error).__name__}") from None
     context.step("receipts.commit")
     with context.store.begin() as tx:
-        # Until when the lease holds tells whoever posts whether a transaction was committed: that stays as it is.
+        # Only looked at: whoever posts counts the transactions that prolong it, and tells by them what was committed.
         context.store.check(tx, lease)
         tx.execute(sa.update(boxes).where(boxes.c.id == outbox_id).values(done_at=context.now(), receipts_file=name))
         open_boxes = tx.execute(

@@ -9,13 +9,11 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer, Transport
+from nami_amp_pipeline.delivery.send_alarm import alarm
+from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer, Request, Transport
 
 MAX_REQUESTS = 64
 """Requests under way at most, over all integrations."""
-
-LATE_SECONDS = 5.0
-"""A request that could not leave for so long is not posted any more: the process was stopped meanwhile."""
 
 _POLL_SECONDS = 0.2
 
@@ -23,8 +21,8 @@ _POLL_SECONDS = 0.2
 class Wire(Protocol):
     """Where requests go, and where their answers come from."""
 
-    def start(self, number: int, url: str, body: bytes) -> None:
-        """Posts a request in the background."""
+    def start(self, number: int, request: Request) -> None:
+        """Posts a request in the background, if it can leave while it may still be sent."""
 
     def wait(self, seconds: float) -> list[tuple[int, HttpAnswer | NoAnswer]]:
         """The answers that came, by the requests' numbers; waits for the first at most so long, or shorter."""
@@ -51,33 +49,32 @@ class ThreadedWire:
         self._stopped = False
         self._threads: list[threading.Thread] = []
         self._under_way = 0
-        self._jobs: queue.SimpleQueue[tuple[int, str, bytes, float] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[int, Request] | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[int, HttpAnswer | NoAnswer]] = queue.SimpleQueue()
+        alarm.enable()
 
-    def start(self, number: int, url: str, body: bytes) -> None:
+    def start(self, number: int, request: Request) -> None:
         """See :class:`Wire`."""
         self._under_way += 1
         if len(self._threads) < min(self._under_way, self._most):
-            thread = threading.Thread(target=self._work, name=f"amplitude-{len(self._threads)}", daemon=True)
+            thread = threading.Thread(target=self._work, name=f"request-{len(self._threads)}", daemon=True)
             self._threads.append(thread)
             thread.start()
-        self._jobs.put((number, url, body, time.monotonic()))
+        self._jobs.put((number, request))
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            number, url, body, put_at = job
+            number, request = job
             del job
             answer: HttpAnswer | NoAnswer
-            if time.monotonic() - put_at > LATE_SECONDS:
-                answer = NoAnswer("late", maybe_stored=False)
-            else:
-                try:
-                    answer = self._transport.post(url, body)
-                except NoAnswer as error:
-                    answer = error
-                except Exception as error:  # noqa: BLE001 - one request's trouble must not end the thread or the run
-                    logging.getLogger("nami_amp_pipeline").error("a request failed: %s", type(error).__name__)
-                    answer = NoAnswer("failed", maybe_stored=True)
+            try:
+                answer = self._transport.post(request)
+            except NoAnswer as error:
+                answer = error
+            except Exception as error:  # noqa: BLE001 - one request's trouble must not end the thread or the run
+                logging.getLogger("nami_amp_pipeline").error("a request failed: %s", type(error).__name__)
+                answer = NoAnswer("failed", maybe_stored=True)
+            del request
             self._answers.put((number, answer))
 
     def wait(self, seconds: float) -> list[tuple[int, HttpAnswer | NoAnswer]]:
@@ -108,3 +105,4 @@ class ThreadedWire:
         for _ in self._threads:
             self._jobs.put(None)
         self._transport.close()
+        alarm.disable()

@@ -58,6 +58,7 @@ class StoreChanges:
         requests: records of requests; they get their ids when they are written.
         counts: events to add, by (state, reason).
         steps: everything else, in order.
+        touches_held: whether events that wait in the store change.
     """
 
     integration_id: int
@@ -65,6 +66,7 @@ class StoreChanges:
     requests: list[RequestRecord] = field(default_factory=list)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     steps: list[Step] = field(default_factory=list)
+    touches_held: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.lanes or self.requests or self.counts or self.steps)
@@ -75,6 +77,7 @@ class StoreChanges:
         self.requests.clear()
         self.counts.clear()
         self.steps.clear()
+        self.touches_held = False
 
     def write(self, store: Store, tx: Transaction) -> None:
         """Writes them."""
@@ -107,12 +110,13 @@ class StoreChanges:
             written.tx.execute(sa.insert(tables.exceptions), [{**row, "request_id": request_id} for row in rows])
 
         if rows:
+            self.touches_held |= any(row["state"] == "held" for row in rows)
             self.steps.append(step)
 
     def update_exceptions(
         self, ids: Sequence[int], values: Mapping[str, Any], request: RequestRecord | None = None
     ) -> None:
-        """StoreChanges exceptions by id."""
+        """Changes exceptions by id; all of them wait, waited, or will wait."""
 
         def step(written: Written) -> None:
             table = tables.exceptions
@@ -123,6 +127,7 @@ class StoreChanges:
                 )
 
         if ids:
+            self.touches_held = True
             self.steps.append(step)
 
     def take_back(self, lane_id: int, lane_row: int) -> None:
@@ -136,6 +141,7 @@ class StoreChanges:
                 .values(state="held", reason="forbidden")
             )
 
+        self.touches_held = True
         self.steps.append(step)
 
     def pause(self, identity: str, reason: str, until: int) -> None:

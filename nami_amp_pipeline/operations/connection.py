@@ -1,27 +1,16 @@
-"""Asks an endpoint whether it takes an API key, with a request that cannot store anything."""
+"""Does an endpoint know a key? A request that cannot store anything tells."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import orjson
-
-from nami_amp_pipeline.amplitude.answers import Outcome, judge
-from nami_amp_pipeline.amplitude.transport import HttpAnswer, HttpTransport, NoAnswer
-from nami_amp_pipeline.redaction import Redactor
+from nami_amp_pipeline.delivery.transport import HttpTransport
+from nami_amp_pipeline.destinations import DESTINATIONS
 
 if TYPE_CHECKING:
     from nami_amp_pipeline.secrets import Secret
     from nami_amp_pipeline.settings import Settings
-
-_NO_ANSWER = {
-    "refused": "nothing listens there, or the name is unknown",
-    "timeout": "no answer in time",
-    "tls": "no secure connection: the certificate is not accepted",
-    "reset": "the connection broke",
-    "truncated": "the answer broke off",
-}
 
 
 @dataclass(frozen=True)
@@ -39,34 +28,13 @@ class Tested:
     result: str
 
 
-def check_connection(endpoint: str, api_key: Secret, settings: Settings) -> tuple[bool, str]:
-    """Whether an endpoint takes a key, and what it said in a few words.
-
-    Amplitude looks at the key before it looks at the events, and refuses an event without ``event_type``: so a
-    refusal of the event is the good answer.
-    """
-    body = orjson.dumps({"api_key": api_key.reveal(), "events": [{}]})
+def check_connection(
+    endpoint: str, api_key: Secret, settings: Settings, destination: str = "amplitude"
+) -> tuple[bool, str]:
+    """Whether an endpoint takes a key, and what it said in a few words."""
     transport = HttpTransport(settings.http_timeout_seconds)
     try:
-        answer = transport.post(endpoint, body)
-    except NoAnswer as error:
-        return False, f"cannot reach {endpoint}: {_NO_ANSWER.get(error.kind, error.kind)}"
+        found = DESTINATIONS[destination].probe(endpoint, api_key, transport)
     finally:
         transport.close()
-    ok, said = _classify(endpoint, answer)
-    return ok, Redactor([api_key]).clean(said)  # servers repeat it
-
-
-def _classify(endpoint: str, answer: HttpAnswer) -> tuple[bool, str]:
-    verdict = judge(answer, [("",)])
-    if verdict.outcome is Outcome.HALT:
-        if verdict.reason.startswith("invalid_api_key"):
-            return False, f"{endpoint} does not know the API key: is it of this project, and of this region?"
-        return False, f"{endpoint}: {verdict.reason}"
-    if answer.status == 200 or (answer.status == 400 and verdict.outcome is not Outcome.AGAIN):
-        return True, f"ok: {endpoint} takes the API key"
-    if answer.status == 429:
-        return False, f"{endpoint} is throttled right now (429), so it did not say whether it takes the key: try again"
-    if answer.status == 403:
-        return False, f"{endpoint} refuses this sender (403): a firewall, or the region"
-    return False, f"{endpoint} answered {answer.status}: not an answer of Amplitude's HTTP API, try again later"
+    return found.ok, found.message

@@ -14,10 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import certifi
 import sqlalchemy as sa
 
-from nami_amp_pipeline.amplitude.probe import Reached, reach
 from nami_amp_pipeline.clock import Clock, system_clock
+from nami_amp_pipeline.delivery.destination import Probe
+from nami_amp_pipeline.delivery.http_session import ca_bundle, proxy_of, without_password
+from nami_amp_pipeline.delivery.transport import HttpTransport
+from nami_amp_pipeline.destinations import DESTINATIONS
 from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.secrets import Cipher
 from nami_amp_pipeline.settings import Settings
@@ -184,7 +188,7 @@ def check_endpoints(settings: Settings, clock: Clock = system_clock) -> list[Fin
     findings: list[Finding] = []
     if _up_to_date(settings):
         with _opened(settings) as store:
-            endpoints = sorted({one.endpoint for one in all_integrations(store) if one.enabled})
+            endpoints = sorted({(one.destination, one.endpoint) for one in all_integrations(store) if one.enabled})
             if not store.is_sqlite:
                 ahead["the store's server"] = _ahead_of(store, clock)
         findings += _reach_all(endpoints, ahead, clock)
@@ -193,31 +197,44 @@ def check_endpoints(settings: Settings, clock: Clock = system_clock) -> list[Fin
     return [*findings, _judge_clock(ahead, settings)]
 
 
-def _reach_all(endpoints: Sequence[str], ahead: dict[str, float], clock: Clock) -> list[Finding]:
-    def ask(endpoint: str) -> tuple[Reached, float]:
-        return reach(endpoint, REACH_SECONDS), clock()
+def _reach_all(endpoints: Sequence[tuple[str, str]], ahead: dict[str, float], clock: Clock) -> list[Finding]:
+    transport = HttpTransport(REACH_SECONDS)
+
+    def ask(target: tuple[str, str]) -> tuple[Probe, float]:
+        return DESTINATIONS[target[0]].probe(target[1], None, transport), clock()
 
     if not endpoints:
         return [Finding("endpoints", "ok", "skipped: no integration is on")]
     findings = []
     with ThreadPoolExecutor(max_workers=8) as pool:
-        for endpoint, (found, now) in zip(endpoints, pool.map(ask, endpoints), strict=True):
-            if found.problem is not None:
+        for (_, endpoint), (found, now) in zip(endpoints, pool.map(ask, endpoints), strict=True):
+            way = _way_to(endpoint)
+            if not found.ok:
                 findings.append(
                     Finding(
                         "endpoint",
                         "error",
-                        f"cannot reach {endpoint}: {found.problem}",
-                        "check name, firewall and certificates; events wait until it is back",
+                        f"{found.message}{way}",
+                        "check name, proxy, firewall and certificates; events wait until it is back",
                     )
                 )
                 continue
-            findings.append(Finding("endpoint", "ok", f"{endpoint} can be reached"))
+            findings.append(Finding("endpoint", "ok", f"{found.message}{way}"))
             if found.date is not None and abs(now - found.date) > CLOCK_SECONDS:
                 ahead[endpoint] = now - found.date
             elif found.date is not None:
                 ahead.setdefault(endpoint, 0.0)  # it says whole seconds only
+    transport.close()
     return findings
+
+
+def _way_to(endpoint: str) -> str:
+    """The proxy and the certificates in use, where the environment names any."""
+    proxy = proxy_of(endpoint)
+    bundle = ca_bundle()
+    through = f" through the proxy {without_password(proxy)}" if proxy else ""
+    own = endpoint.startswith("https:") and bundle != certifi.where()
+    return through + (f" with the certificates of {bundle}" if own else "")
 
 
 def _ahead_of(store: Store, clock: Clock) -> float:

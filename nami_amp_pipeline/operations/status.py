@@ -41,6 +41,7 @@ class IntegrationStatus:
             (throttled, over a quota, or a dead letter since it was retried) or waiting_for_login.
         error: why it stands still, or None.
         halted_at: since when it is halted, in µs since the epoch.
+        destination: the name of whoever receives its events.
     """
 
     integration: str
@@ -55,6 +56,7 @@ class IntegrationStatus:
     lag_by: dict[str, float] = field(default_factory=dict)
     error: str | None = None
     halted_at: int | None = None
+    destination: str = "amplitude"
 
     @property
     def is_halted(self) -> bool:
@@ -130,6 +132,7 @@ def status(context: Context, integrations: Sequence[Integration]) -> list[Integr
                 lag_by={why: max(0.0, (now - at) / 1e6) for why, at in since.items()},
                 error=one.halted_reason or one.last_error,
                 halted_at=one.halted_at if one.halted_reason else None,
+                destination=one.destination,
             )
         )
     return found

@@ -15,7 +15,7 @@ from nami_amp_pipeline import contract
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.delivery.receipts import RECEIPT_SCHEMA
 from nami_amp_pipeline.stages.capture import capture
-from nami_amp_pipeline.stages.deliver import deliver
+from nami_amp_pipeline.stages.deliver import Means, deliver
 from nami_amp_pipeline.stages.facts import (
     describe_captured,
     describe_delivered,
@@ -54,12 +54,12 @@ def _prepare(
 
 
 def delivering(**options: Any) -> Run:
-    """Stage 4 with some arguments of :func:`nami_amp_pipeline.stages.deliver.deliver`, such as its wire."""
+    """Stage 4 with some :class:`nami_amp_pipeline.stages.deliver.Means` of its own, such as its wire."""
 
     def run(
         context: Context, some: Sequence[Integration], leases: Mapping[int, Lease], window: Window | None, stop: Stop
     ) -> Mapping[int, Any]:
-        return deliver(context, some, leases, stop=stop, window=window, **options)
+        return deliver(context, some, leases, Means(stop=stop, **options), window=window)
 
     return run
 

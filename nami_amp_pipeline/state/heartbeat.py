@@ -67,6 +67,7 @@ def lost_runs(store: Store) -> list[str]:
     table = tables.leases
     with store.begin() as tx:
         rows = tx.execute(sa.select(table).where(table.c.name.startswith(_PREFIX, autoescape=True))).all()
+        store.cap(tx, rows)
     now = micros(store.clock)
     return [row.name.removeprefix(_PREFIX) for row in rows if row.expires_at < now or has_ended(row.owner)]
 

@@ -7,17 +7,33 @@ import socket
 import uuid
 from pathlib import Path
 
+LONGEST_LEASE_SECONDS = 3_600.0
+"""Longer leases than this cannot be set."""
 
-def new_owner() -> str:
-    """A name for this process, by which others of the same machine can tell whether it still runs."""
+
+def new_owner(lease_seconds: float = LONGEST_LEASE_SECONDS) -> str:
+    """A name for this process, by which others of the same machine can tell whether it still runs.
+
+    Args:
+        lease_seconds: how long its leases last; whoever finds one that lasts for longer knows that a clock is wrong.
+    """
     pid = os.getpid()
-    return f"{_machine()}|{pid}|{_started(pid) or ''}|{uuid.uuid4().hex[:8]}"
+    return f"{_machine()}|{pid}|{_started(pid) or ''}|{uuid.uuid4().hex[:8]}|{lease_seconds:g}"
+
+
+def lease_seconds_of(owner: str) -> float:
+    """How long the leases of a process last, or the longest there can be where its name does not say."""
+    text = owner.split("|")[4:5]
+    try:
+        return min(float(text[0]), LONGEST_LEASE_SECONDS) if text else LONGEST_LEASE_SECONDS
+    except ValueError:
+        return LONGEST_LEASE_SECONDS
 
 
 def has_ended(owner: str) -> bool:
     """Whether the process of that name has ended for certain: a process of another machine never has."""
     parts = owner.split("|")
-    if len(parts) != 4 or parts[0] != _machine() or not parts[1].isdigit() or not parts[2]:
+    if len(parts) not in (4, 5) or parts[0] != _machine() or not parts[1].isdigit() or not parts[2]:
         return False
     return _started(int(parts[1])) != parts[2]
 

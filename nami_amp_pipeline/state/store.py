@@ -16,14 +16,15 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from nami_amp_pipeline.clock import Clock, micros
-from nami_amp_pipeline.errors import Busy, LostLease, Misconfigured, StoreUnavailable
+from nami_amp_pipeline.errors import LostLease, Misconfigured, StoreUnavailable
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.owners import has_ended, new_owner
+from nami_amp_pipeline.state.owners import has_ended, lease_seconds_of, new_owner
 
 T = TypeVar("T")
 
 _LEASES_AT_A_TIME = 500
 _LOCK_SECONDS = 30
+_CLOCK_MARGIN = 30_000_000
 _INSUFFICIENT_PRIVILEGE = "42501"
 
 # Statements that are part of nearly every transaction: making them would cost more than what they do.
@@ -31,9 +32,15 @@ _MINE = sa.and_(
     tables.leases.c.owner == sa.bindparam("me"), tables.leases.c.name.in_(sa.bindparam("names", expanding=True))
 )
 _OURS = (
-    sa.select(tables.leases.c.name, tables.leases.c.fence).where(_MINE).order_by(tables.leases.c.name).with_for_update()
+    sa.select(tables.leases.c.name, tables.leases.c.fence, tables.leases.c.commits)
+    .where(_MINE)
+    .order_by(tables.leases.c.name)
+    .with_for_update()
 )
-_PROLONGED = sa.update(tables.leases).where(_MINE).values(expires_at=sa.bindparam("until"))
+_PROLONGED = (
+    sa.update(tables.leases).where(_MINE).values(expires_at=sa.bindparam("until"), commits=tables.leases.c.commits + 1)
+)
+_GIVEN_BACK = sa.update(tables.leases).where(_MINE).values(expires_at=0)
 Transaction = Connection
 """A SQLAlchemy connection inside a transaction that commits when its ``with`` block ends well."""
 
@@ -51,6 +58,19 @@ class Lease:
     fence: int
 
 
+@dataclass(frozen=True)
+class Prolonged:
+    """What came of prolonging leases in a transaction.
+
+    Attributes:
+        lost: those that are somebody else's by now.
+        commits: of each of the others, how many transactions have prolonged it, this one included.
+    """
+
+    lost: list[Lease]
+    commits: dict[Lease, int]
+
+
 @dataclass
 class Store:
     """The state store.
@@ -64,9 +84,10 @@ class Store:
     url: str = field(repr=False)
     clock: Clock
     lease_seconds: float = 120.0
-    owner: str = field(default_factory=new_owner)
+    owner: str = ""
 
     def __post_init__(self) -> None:
+        self.owner = self.owner or new_owner(self.lease_seconds)
         self.is_sqlite = self.url.startswith("sqlite")
         if self.is_sqlite:
             path = Path(self.url.removeprefix("sqlite:///"))
@@ -142,44 +163,40 @@ class Store:
         Raises:
             LostLease: it is somebody else's by now.
         """
-        found = dict(tx.execute(_OURS, {"me": self.owner, "names": [lease.name]}).tuples().all())
-        if found.get(lease.name) != lease.fence:
+        if lease not in self._still_ours(tx, [lease]):
             raise _lost(lease)
 
-    def lost(self, tx: Transaction, under: Sequence[Lease], *, expires_at: int | None = None) -> list[Lease]:
-        """Prolongs those leases that are still ours inside a transaction, and returns the others.
+    def lost(self, tx: Transaction, under: Sequence[Lease]) -> list[Lease]:
+        """Prolongs those leases that are still ours inside a transaction, and returns the others."""
+        return self.prolong(tx, under).lost
 
-        Args:
-            tx: the transaction.
-            under: the leases.
-            expires_at: 0 gives them back instead; an odd number can be told later, so that it is known whether this
-                very transaction was committed.
+    def prolong(self, tx: Transaction, under: Sequence[Lease]) -> Prolonged:
+        """Prolongs those leases that are still ours inside a transaction, and counts it.
+
+        A transaction that seemed to fail was committed all the same if :meth:`commits` is what this returned.
         """
-        if expires_at is None:
-            expires_at = self._expiry()
-        gone: list[Lease] = []
+        expires_at = micros(self.clock) + int(self.lease_seconds * 1e6)
+        done = Prolonged([], {})
         for some in _portions(under):
-            mine = {"me": self.owner, "names": [lease.name for lease in some]}
-            ours = dict(tx.execute(_OURS, mine).tuples().all())
-            kept = [lease.name for lease in some if ours.get(lease.name) == lease.fence]
-            gone += [lease for lease in some if ours.get(lease.name) != lease.fence]
-            if kept:
-                tx.execute(_PROLONGED, {"me": self.owner, "names": kept, "until": expires_at})
-        return gone
+            ours = self._still_ours(tx, some)
+            done.lost.extend(lease for lease in some if lease not in ours)
+            done.commits.update({lease: commits + 1 for lease, commits in ours.items()})
+            if ours:
+                tx.execute(
+                    _PROLONGED, {"me": self.owner, "names": [lease.name for lease in ours], "until": expires_at}
+                )  # fmt: skip
+        return done
 
-    def expiry(self, lease: Lease) -> int | None:
-        """Until when a lease of ours holds; None where it is somebody else's."""
-        table = tables.leases
+    def commits(self, lease: Lease) -> int | None:
+        """How many transactions have prolonged a lease of ours; None where it is somebody else's."""
         with self.begin() as tx:
-            found: int | None = tx.execute(
-                sa.select(table.c.expires_at).where(
-                    table.c.name == lease.name, table.c.owner == self.owner, table.c.fence == lease.fence
-                )
-            ).scalar()
-        return found
+            return self._still_ours(tx, [lease]).get(lease)
 
-    def _expiry(self) -> int:
-        return micros(self.clock) + int(self.lease_seconds * 1e6) & ~1
+    def _still_ours(self, tx: Transaction, under: Sequence[Lease]) -> dict[Lease, int]:
+        """Those leases that are ours, locked for the rest of the transaction, with their commits."""
+        mine = {"me": self.owner, "names": [lease.name for lease in under]}
+        found = {Lease(row.name, row.fence): int(row.commits) for row in tx.execute(_OURS, mine)}
+        return {lease: found[lease] for lease in under if lease in found}
 
     def acquire(self, names: Sequence[str]) -> dict[str, Lease]:
         """Takes the leases that are free, in one transaction; those that others hold are left out.
@@ -187,6 +204,7 @@ class Store:
         Free is also what a process of this machine held that has ended without giving it back.
         """
         now = micros(self.clock)
+        until = now + int(self.lease_seconds * 1e6)
         taken: dict[str, Lease] = {}
         table = tables.leases
         with self.begin() as tx:
@@ -198,17 +216,32 @@ class Store:
             self.upsert(tx, table, [{"name": name, "owner": "", "fence": 0, "expires_at": 0} for name in new], ["name"])
             for some in _portions(sorted(names)):
                 query = sa.select(table).where(table.c.name.in_(some)).order_by(table.c.name).with_for_update()
-                free = [
-                    row
-                    for row in tx.execute(query)
-                    if row.owner == self.owner or row.expires_at <= now or has_ended(row.owner)
-                ]
+                rows = tx.execute(query).all()
+                free = [row for row in rows if row.owner == self.owner or row.expires_at <= now or has_ended(row.owner)]
+                self.cap(tx, rows)
                 if not free:
                     continue
                 mine = sa.update(table).where(table.c.name.in_([row.name for row in free]))
-                tx.execute(mine.values(owner=self.owner, fence=table.c.fence + 1, expires_at=self._expiry()))
+                tx.execute(mine.values(owner=self.owner, fence=table.c.fence + 1, expires_at=until, commits=0))
                 taken.update({row.name: Lease(row.name, row.fence + 1) for row in free})
         return taken
+
+    def cap(self, tx: Transaction, rows: Iterable[Any]) -> None:
+        """Shortens leases that end later than a lease can: a clock was ahead when they were written.
+
+        From now on such a lease lasts for as long as its owner's leases do. An owner that lives prolongs it in time,
+        wherever its clock stands; one that has died keeps nobody waiting for longer than that.
+
+        Args:
+            tx: the transaction.
+            rows: of the table of leases, as they stand.
+        """
+        now, table = micros(self.clock), tables.leases
+        for row in rows:
+            longest = int(lease_seconds_of(row.owner) * 1e6)
+            if row.expires_at > now + longest + _CLOCK_MARGIN:
+                same = sa.and_(table.c.name == row.name, table.c.fence == row.fence)
+                tx.execute(sa.update(table).where(same).values(expires_at=now + longest))
 
     def renew(self, leases: Iterable[Lease]) -> None:
         """Prolongs leases.
@@ -222,7 +255,10 @@ class Store:
     def release(self, leases: Iterable[Lease]) -> None:
         """Gives leases back; those lost already are left alone."""
         with self.begin() as tx:
-            self.lost(tx, list(leases), expires_at=0)
+            for some in _portions(list(leases)):
+                ours = self._still_ours(tx, some)
+                if ours:
+                    tx.execute(_GIVEN_BACK, {"me": self.owner, "names": [lease.name for lease in ours]})
 
     def upsert(
         self,
@@ -350,6 +386,3 @@ def _one_line(error: sa.exc.DBAPIError) -> str:
     if "locked" in text or "busy" in text or "lock timeout" in text:
         return "it is locked by another process; the next run tries again"
     return text[:300]
-
-
-__all__ = ["Busy", "Lease", "Store", "Transaction"]

@@ -94,7 +94,7 @@ class Scene:
             "NAMI_AMP_SEGMENT_ROWS": "150",
             "NAMI_AMP_RUN_RETRY_SECONDS": "20",
             "NAMI_AMP_LEASE_SECONDS": str(LEASE_SECONDS),
-            "NAMI_AMP_HTTP_TIMEOUT_SECONDS": str(LEASE_SECONDS / 2),
+            "NAMI_AMP_HTTP_TIMEOUT_SECONDS": "2",
             "NAMI_AMP_DUCKDB_THREADS": "1",
             **(environ or {}),
         }

@@ -14,8 +14,8 @@ from pathlib import Path
 import duckdb
 
 from nami_amp_pipeline import contract
-from nami_amp_pipeline.amplitude.transport import HttpAnswer, HttpTransport
 from nami_amp_pipeline.delivery.request_threads import ThreadedWire
+from nami_amp_pipeline.delivery.transport import HttpAnswer, HttpTransport, Request
 from nami_amp_pipeline.sandbox.settings import V2_PATH
 from nami_amp_pipeline.storage.duckdb_engine import literal, sql
 from nami_amp_pipeline_tests.endurance.amplitude import OwnProcess
@@ -95,12 +95,12 @@ class Watched:
         self._lock = threading.Lock()
         self.done_at: float | None = None
 
-    def post(self, url: str, body: bytes) -> HttpAnswer:
-        answer = self._inner.post(url, body)
-        key = body[_KEY_AT : _KEY_AT + 32].decode()
+    def post(self, request: Request) -> HttpAnswer:
+        answer = self._inner.post(request)
+        key = request.body[_KEY_AT : _KEY_AT + 32].decode()
         if answer.status == 200 and key not in (key_of(LAST), _WRONG_KEY):
             with self._lock:
-                self._left -= body.count(b'"insert_id"')
+                self._left -= request.body.count(b'"insert_id"')
                 if self._left == 0:
                     self.done_at = time.perf_counter()
         return answer

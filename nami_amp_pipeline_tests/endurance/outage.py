@@ -12,7 +12,7 @@ from pathlib import Path
 
 import duckdb
 
-from nami_amp_pipeline.amplitude.transport import HttpAnswer, HttpTransport, NoAnswer
+from nami_amp_pipeline.delivery.transport import HttpAnswer, HttpTransport, NoAnswer, Request
 from nami_amp_pipeline.storage.duckdb_engine import literal
 from nami_amp_pipeline_tests.endurance.amplitude import OwnProcess
 from nami_amp_pipeline_tests.endurance.report import Report
@@ -44,10 +44,10 @@ class Away:
         self._answers: list[tuple[int, int]] = []
         self.requests = 0
 
-    def start(self, number: int, url: str, body: bytes) -> None:
+    def start(self, number: int, request: Request) -> None:
         self.requests += 1
         if self._transport is not None and self._rng.random() < 0.5:
-            self._transport.post(url, body)
+            self._transport.post(request)
         heapq.heappush(self._answers, (number, 500))
 
     def wait(self, seconds: float) -> list[tuple[int, HttpAnswer | NoAnswer]]:

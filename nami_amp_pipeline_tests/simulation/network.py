@@ -10,7 +10,7 @@ from heapq import heappop, heappush
 from itertools import count
 from urllib.parse import urlsplit
 
-from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
+from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer, Request
 from nami_amp_pipeline.sandbox import Sandbox
 
 TIMEOUT_SECONDS = 30.0
@@ -224,9 +224,12 @@ class SimulatedWire:
         self._network.unheard += sum(self.unrecorded.values())
         self.unrecorded.clear()
 
-    def start(self, number: int, url: str, body: bytes) -> None:
-        self.unrecorded[number] = body.count(b'"insert_id"')
-        self._network.carry(self, number, url, body)
+    def start(self, number: int, request: Request) -> None:
+        if self._network.time.true > request.send_until:
+            self.came.append((number, NoAnswer("late", maybe_stored=False)))
+            return
+        self.unrecorded[number] = request.body.count(b'"insert_id"')
+        self._network.carry(self, number, request.url, request.body)
 
     def wait(self, seconds: float) -> list[tuple[int, HttpAnswer | NoAnswer]]:
         self._network.advance(self._network.time.true + seconds + 1e-6, lambda: bool(self.came))

@@ -12,10 +12,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from nami_amp_pipeline import pipeline
-from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.delivery.attempt import Delivered
 from nami_amp_pipeline.delivery.outbox_finisher import Background
+from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer, Request
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.settings import Settings
@@ -93,6 +93,7 @@ class Bench:
         """A process as it starts."""
         context = Context.open(self.settings, clock=self.time.clock, run_id="run")
         context.sleep = self._sleep
+        context.monotonic = lambda: self.time.true
         return context
 
     def _sleep(self, seconds: float) -> None:
@@ -143,14 +144,17 @@ class _Wire:
         self._open: list[tuple[float, int, HttpAnswer | NoAnswer]] = []
         self._stopped = False
 
-    def start(self, number: int, url: str, body: bytes) -> None:
-        bench = self._bench
+    def start(self, number: int, request: Request) -> None:
+        bench, body = self._bench, request.body
+        if bench.time.true > request.send_until:
+            self._open.append((bench.time.true, number, NoAnswer("late", maybe_stored=False)))
+            return
         assert body.startswith(b'{"api_key":"' + API_KEY.encode() + b'","events":[{')
         assert body.endswith(b'}],"options":{"min_id_length":1}}')
         events = tuple(re.findall(r'\{"event_type".*?\}\}', body.decode()))
         ids = tuple(re.findall(r'"insert_id":"([^"]*)"', body.decode()))
         assert len(ids) == len(events)
-        posted = Posted(len(bench.posted), bench.time.true - bench.start, url, ids, events)
+        posted = Posted(len(bench.posted), bench.time.true - bench.start, request.url, ids, events)
         bench.posted.append(posted)
         answer = bench.answer(posted)
         self._open.append((bench.time.true + bench.latency, number, answer))

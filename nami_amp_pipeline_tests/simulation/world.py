@@ -101,6 +101,7 @@ class World:
             cipher=self._key,
             clock=self.time.clock,
             run_id=f"run {self._processes}",
+            monotonic=lambda: self.time.true,
             sleep=lambda seconds: self.network.advance(self.time.true + seconds),
             step=store.step,
         )

@@ -13,9 +13,9 @@ import duckdb
 import pyarrow as pa
 
 from nami_amp_pipeline import pipeline
-from nami_amp_pipeline.amplitude.transport import HttpAnswer, NoAnswer
 from nami_amp_pipeline.clock import from_datetime
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer, Request
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.settings import Settings
@@ -50,9 +50,9 @@ class Agreeing:
         self.bodies: list[bytes] = []
         self._answers: list[int] = []
 
-    def start(self, number: int, url: str, body: bytes) -> None:
-        assert url.startswith("https://")
-        self.bodies.append(body)
+    def start(self, number: int, request: Request) -> None:
+        assert request.url.startswith("https://")
+        self.bodies.append(request.body)
         heapq.heappush(self._answers, number)
 
     def wait(self, seconds: float) -> list[tuple[int, HttpAnswer | NoAnswer]]:

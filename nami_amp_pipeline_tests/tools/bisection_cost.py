@@ -20,20 +20,22 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from nami_amp_pipeline.amplitude.transport import HttpAnswer
-from nami_amp_pipeline.delivery.attempt import Limits, Target
+from nami_amp_pipeline.amplitude.target import AMPLITUDE
+from nami_amp_pipeline.delivery.attempt import Limits
 from nami_amp_pipeline.delivery.channel import Channel
+from nami_amp_pipeline.delivery.destination import Target
 from nami_amp_pipeline.delivery.held_queue import HeldEvent, ReadHeld
 from nami_amp_pipeline.delivery.lane import Lane
 from nami_amp_pipeline.delivery.outbox import OutboxCache
 from nami_amp_pipeline.delivery.request_record import RequestRecord
 from nami_amp_pipeline.delivery.store_changes import StoreChanges
+from nami_amp_pipeline.delivery.transport import HttpAnswer
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.stages.prepare import OUTBOX_SCHEMA
 
 TAKEN = HttpAnswer(200, b'{"code":200}')
 REFUSED = HttpAnswer(400, b'{"code":400,"error":"Invalid event JSON"}')
-_TARGET = Target("http://127.0.0.1/2/httpapi", Secret("0" * 32))
+_TARGET = Target(AMPLITUDE, "http://127.0.0.1/2/httpapi", Secret("0" * 32))
 _START = 1_790_000_000_000_000
 
 
@@ -119,7 +121,6 @@ class Asking:
 
     def _written(self) -> None:
         self.changes.clear()
-        self.channel.waits_for_commit = False
 
 
 @cache

@@ -8,26 +8,17 @@ from typing import Any, Final
 import dagster as dg
 
 from nami_amp_pipeline.clock import to_datetime
+from nami_amp_pipeline.destinations import DESTINATIONS
 from nami_amp_pipeline.operations.status import IntegrationStatus
 
 DELIVERIES: Final = dg.AssetKey("amplitude_deliveries")
 
-_UPDATE: Final = "'nami-amp integrations update APP/NAME"
-_ADDRESS: Final = f"Give it the address of Amplitude's HTTP API with {_UPDATE} --endpoint us' (or eu)"
-_REPAIRS: Final = {
-    "invalid_api_key": f"Give it the key of the right project, or the endpoint of its region, with {_UPDATE} …'",
-    "forbidden": "A firewall or the region refuses this sender: ask Amplitude's support",
-    "redirect": _ADDRESS,
-    "http_404": _ADDRESS,
-}
-_ANY_REPAIR: Final = f"Give it another key or endpoint with {_UPDATE} …'"
-
 
 def how_to_resume(one: IntegrationStatus) -> str:
     """What to repair, and the commands after that."""
-    kind = (one.error or "").partition(":")[0].partition(" ")[0]
     return (
-        f"{_REPAIRS.get(kind, _ANY_REPAIR)}; see that 'nami-amp integrations test APP/NAME' succeeds; then "
+        f"{DESTINATIONS[one.destination].repair(one.error or '')}; see that 'nami-amp integrations test APP/NAME' "
+        "succeeds; then "
         "'nami-amp integrations enable APP/NAME': it goes on where it stopped."
     ).replace("APP/NAME", one.integration)
 

@@ -1,21 +1,21 @@
-"""How many events of one user or device may go now, so that Amplitude does not throttle it."""
+"""How many events of one user or device may go now, so that the destination does not throttle it."""
 
 from __future__ import annotations
 
 from collections import deque
 
 WINDOW_SECONDS = 31
-"""Amplitude averages over 30 s; one more covers what was under way."""
+"""Rates are averages over 30 s; one more covers what was under way."""
 
 SHARE = 0.95
-"""Of Amplitude's limit: others may send for the same user too."""
+"""Of the destination's limit: others may send for the same user too."""
 
 
 class RateLimiter:
     """Counts the events of the identities that are told of, over a sliding window.
 
     Args:
-        per_second: Amplitude's limit per user and per device.
+        per_second: the destination's limit per user and per device.
     """
 
     def __init__(self, per_second: int) -> None:
@@ -36,7 +36,7 @@ class RateLimiter:
         return max(0, self.most - self._totals[identity])
 
     def note(self, identity: str, events: int, now: int) -> None:
-        """So many events of an identity may have reached Amplitude by now."""
+        """So many events of an identity may have reached the destination by now."""
         self._sent.setdefault(identity, deque()).append((now, events))
         self._totals[identity] = self._totals.get(identity, 0) + events
 

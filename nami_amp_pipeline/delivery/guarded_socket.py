@@ -1,0 +1,290 @@
+"""A connection's socket: nothing is sent too late, nothing waits for too long, and every byte that comes is counted.
+
+What has been received and not been read yet lies in one place, :attr:`GuardedSocket.buffer`. A request starts only
+where nothing lies there, and a connection is used again only where nothing came after an answer: so an answer is that
+of the request before it, or of none.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import select
+import socket
+import ssl
+import time
+from contextlib import suppress
+from typing import Any
+
+from urllib3.util.ssltransport import SSLTransport
+
+from nami_amp_pipeline.delivery.exchange import Exchange, current
+from nami_amp_pipeline.delivery.send_alarm import alarm
+
+IDLE_SECONDS = 5.0
+"""A connection that was idle for longer is not used again: the other side may be about to close it."""
+
+_RECEIVED_AT_ONCE = 65_536
+_SENT_AT_ONCE = 1_048_576
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)\d\d[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n")
+_BEGINNINGS = (b"HTTP/1.1 1", b"HTTP/1.0 1")
+
+
+class GuardedSocket:
+    """What `http.client` takes for a socket; it obeys the exchange of the thread that uses it.
+
+    Args:
+        inner: the connection, TLS included.
+        for_proxy: whether only a proxy is spoken to, so that no byte is of a request yet.
+
+    Attributes:
+        buffer: what came and has not been read.
+        ended: whether the other side has closed.
+        broke_off: whether a line was to be read and the end came instead.
+        answers: how many whole answers it has brought.
+        early: whether a final answer began before the request was sent whole.
+    """
+
+    def __init__(self, inner: socket.socket | SSLTransport, *, for_proxy: bool = False) -> None:
+        self.buffer = bytearray()
+        self.ended = False
+        self.broke_off = False
+        self.answers = 0
+        self.early = False
+        self._inner: Any = inner
+        self._for_proxy = for_proxy
+        # TLS within TLS (an https proxy) cannot be asked without waiting: such a connection carries one request.
+        self._can_look = not isinstance(inner, SSLTransport)
+        if self._can_look:
+            inner.settimeout(0.0)
+        self._used_at = time.monotonic()
+        self._readers = 0
+        self._closing = False
+
+    # -- sending ---------------------------------------------------------------------------------------------------
+
+    def sendall(self, data: Any) -> None:
+        """Sends all, looking before each piece whether it may still go and whether something came unasked.
+
+        Raises:
+            LateError: the right to send has run out.
+            TimeoutError: the exchange has.
+            OutOfStepError: bytes came that belong to no request.
+            OSError: the connection broke.
+        """
+        exchange = current()
+        exchange.socket = self
+        rest = memoryview(data)
+        while rest:
+            self.look()
+            self._check_early(exchange)
+            exchange.left()
+            sent = self._send(exchange, rest[:_SENT_AT_ONCE])
+            rest = rest[sent:]
+            if not sent:
+                events = select.POLLOUT if self.buffer else select.POLLOUT | select.POLLIN
+                self._wait(events, exchange, sending=True)
+
+    def _send(self, exchange: Exchange, piece: memoryview) -> int:
+        with alarm.until(exchange.send_until):
+            exchange.check_may_send()
+            try:
+                if not self._can_look:
+                    self._inner.settimeout(exchange.left())
+                sent = int(self._inner.send(piece))
+            except BlockingIOError:
+                return 0
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                exchange.begun = exchange.begun or not self._for_proxy
+                return 0
+            except OSError:
+                exchange.begun = exchange.begun or not self._for_proxy
+                exchange.note("reset")
+                raise
+        exchange.begun = exchange.begun or not self._for_proxy
+        return sent
+
+    def _check_early(self, exchange: Exchange) -> None:
+        """Looks whether something came before the request was sent whole; interim answers may."""
+        if not self.buffer:
+            if self.ended and not exchange.begun:
+                exchange.note("reset")
+                raise ConnectionResetError("the other side has closed")
+            return
+        if self._for_proxy or not exchange.begun:
+            raise exchange.out_of_step()
+        if not _is_interim(bytes(self.buffer)):
+            if self.answers:  # it may be a second answer to the request before
+                raise exchange.out_of_step()
+            self.early = True
+
+    # -- receiving -------------------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Takes in what has come, without waiting."""
+        if not self._can_look or self.ended:
+            return
+        try:
+            data = self._inner.recv(_RECEIVED_AT_ONCE)
+        except _WOULD_BLOCK:
+            return
+        except OSError:
+            data = b""
+        self.buffer += data
+        self.ended = not data
+
+    def receive(self) -> bool:
+        """Waits for more; False at the end.
+
+        Raises:
+            TimeoutError: nothing came in time.
+            OSError: the connection broke.
+        """
+        exchange = current()
+        while not self.ended:
+            left = exchange.left()
+            try:
+                if not self._can_look:
+                    self._inner.settimeout(left)
+                data = self._inner.recv(_RECEIVED_AT_ONCE)
+            except ssl.SSLWantWriteError:
+                self._wait(select.POLLOUT, exchange)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                self._wait(select.POLLIN, exchange)
+            except TimeoutError:
+                exchange.note("timeout")
+                raise
+            except ssl.SSLEOFError:
+                self.ended = True
+            except OSError:
+                exchange.note("reset")
+                raise
+            else:
+                self.ended = not data
+                self.buffer += data
+                return bool(data)
+        return False
+
+    def _wait(self, events: int, exchange: Exchange, *, sending: bool = False) -> None:
+        left = exchange.left()
+        if sending:
+            left = min(left, max(0.0, exchange.send_until - time.monotonic()))
+        poll = select.poll()
+        poll.register(self._inner.fileno(), events)
+        poll.poll(left * 1_000 + 1)
+
+    def answered(self) -> None:
+        """A whole answer has been read.
+
+        Raises:
+            OutOfStepError: something came behind it.
+        """
+        self.look()
+        if self.buffer:
+            raise current().out_of_step()
+        self.answers += 1
+        self.early = False
+        self._used_at = time.monotonic()
+
+    def is_usable(self) -> bool:
+        """Whether another request may go over it: it is fresh, still there, and nothing came that nobody asked for."""
+        if self._closing or not self._can_look or time.monotonic() - self._used_at > IDLE_SECONDS:
+            return False
+        self.look()
+        return not self.ended and not self.buffer
+
+    # -- what http.client wants of a socket ------------------------------------------------------------------------
+
+    def makefile(self, _mode: str = "rb", *_args: Any, **_kwargs: Any) -> io.BufferedIOBase:
+        """What an answer is read from."""
+        self._readers += 1
+        return _AnswerReader(self)
+
+    def settimeout(self, _seconds: float | None) -> None:
+        """Nothing: the exchange has a deadline, and the socket obeys that."""
+
+    def fileno(self) -> int:
+        """The number of the connection."""
+        return int(self._inner.fileno())
+
+    def close(self) -> None:
+        """Closes it once nobody reads from it: `http.client` closes before it has read an answer that ends with it."""
+        self._closing = True
+        if self._readers == 0:
+            self._inner.close()
+
+    def reader_closed(self) -> None:
+        """One that read from it has finished."""
+        self._readers -= 1
+        if self._closing and self._readers <= 0:
+            self._inner.close()
+
+    def kill(self) -> None:
+        """Closes it at once, whoever uses it."""
+        self._closing = True
+        with suppress(OSError, ValueError, AttributeError):
+            self._inner.shutdown(socket.SHUT_RDWR)
+        self._inner.close()
+
+
+class _AnswerReader(io.BufferedIOBase):
+    """Reads from a guarded socket's buffer, and nowhere else."""
+
+    def __init__(self, guard: GuardedSocket) -> None:
+        self._guard = guard
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        buffer = self._guard.buffer
+        while size is None or size < 0 or len(buffer) < size:
+            if not self._guard.receive():
+                break
+        return self._take(len(buffer) if size is None or size < 0 else size)
+
+    def read1(self, size: int = -1, /) -> bytes:
+        buffer = self._guard.buffer
+        if not buffer:
+            self._guard.receive()
+        return self._take(len(buffer) if size < 0 else size)
+
+    def readinto(self, into: Any, /) -> int:
+        data = self.read(len(into))
+        into[: len(data)] = data
+        return len(data)
+
+    def peek(self, _size: int = 0, /) -> bytes:
+        if not self._guard.buffer:
+            self._guard.receive()
+        return bytes(self._guard.buffer)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        buffer = self._guard.buffer
+        most = size if size is not None and size >= 0 else 2**31
+        seen = 0
+        while (end := buffer.find(b"\n", seen)) < 0 and len(buffer) < most:
+            seen = len(buffer)
+            if not self._guard.receive():
+                self._guard.broke_off = True
+                return self._take(most)
+        return self._take(min(most, end + 1 if end >= 0 else most))
+
+    def _take(self, size: int) -> bytes:
+        buffer = self._guard.buffer
+        taken = bytes(buffer[:size])
+        del buffer[:size]
+        return taken
+
+    def close(self) -> None:
+        if not self.closed:
+            self._guard.reader_closed()
+        super().close()
+
+
+def _is_interim(text: bytes) -> bool:
+    """Whether what came is interim answers only, the last of them perhaps not whole yet."""
+    while found := _INTERIM.match(text):
+        text = text[found.end() :]
+    return any(text.startswith(beginning[: len(text)]) for beginning in _BEGINNINGS)

@@ -1,0 +1,65 @@
+"""Turns channels from an outbox that is done to the next one, also while the store is away for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+
+from nami_amp_pipeline.delivery.channel import Channel
+from nami_amp_pipeline.delivery.outbox_finisher import TRY_AGAIN_MICROS, OutboxFinisher
+from nami_amp_pipeline.errors import StoreUnavailable
+
+
+class LoadNext(Protocol):
+    """Gives a channel its next outbox; False if there is none."""
+
+    def __call__(self, channel: Channel) -> bool:
+        """See the class."""
+
+
+class OutboxTurner:
+    """See the module's docstring.
+
+    Args:
+        load_next: gives a channel its next outbox.
+        finishing: where outboxes that are done are finished.
+        patience: for how long it is tried while the store is away, in µs.
+    """
+
+    def __init__(self, load_next: LoadNext, finishing: OutboxFinisher, patience: int) -> None:
+        self._load_next = load_next
+        self._finishing = finishing
+        self._patience = patience
+        self._again_at: dict[int, int] = {}
+        self._away_since: dict[int, int] = {}
+
+    def is_due(self, channel: Channel) -> bool:
+        """Whether its outbox is done, or could not be exchanged because the store was away."""
+        return channel.outbox_done or channel.id in self._again_at
+
+    def overdue(self, now: int) -> list[int]:
+        """The channels that are to be tried again by now."""
+        return [channel_id for channel_id, at in self._again_at.items() if at <= now]
+
+    def next_at(self, channels: Collection[int]) -> int | None:
+        """When one of these channels is to be tried again, in µs since the epoch."""
+        return min((at for channel_id, at in self._again_at.items() if channel_id in channels), default=None)
+
+    def turn(self, channel: Channel, now: int) -> None:
+        """Has the receipts of outboxes that are done written, and turns the channel to the next one.
+
+        Raises:
+            NamiAmpError: that cannot be done; while the store is away it is tried again for a while.
+        """
+        self._again_at.pop(channel.id, None)
+        try:
+            while channel.outbox_id is None or channel.outbox_done:
+                if channel.outbox_id is not None:
+                    self._finishing.start(channel.id, channel.outbox_id, now)
+                if not self._load_next(channel):
+                    return
+        except StoreUnavailable:
+            if now - self._away_since.setdefault(channel.id, now) < self._patience:
+                self._again_at[channel.id] = now + TRY_AGAIN_MICROS
+        else:
+            self._away_since.pop(channel.id, None)

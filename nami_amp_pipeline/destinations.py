@@ -1,0 +1,8 @@
+"""The destinations that there are, by the name that the store knows each by."""
+
+from __future__ import annotations
+
+from nami_amp_pipeline.amplitude.target import AMPLITUDE
+from nami_amp_pipeline.delivery.destination import Destination
+
+DESTINATIONS: dict[str, Destination] = {AMPLITUDE.name: AMPLITUDE}
