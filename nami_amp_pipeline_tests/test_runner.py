@@ -145,6 +145,7 @@ def test_unknown_integration_is_said_before_anything_runs(stage: Scene) -> None:
 
 
 @pytest.mark.parametrize("spoil", ["gone", "no table", "wrong type", "locked"])
+@pytest.mark.slow
 def test_warehouse_that_cannot_be_read_is_reported_and_stops_nothing_else(
     stage: Scene, spoil: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
