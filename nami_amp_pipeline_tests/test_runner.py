@@ -130,7 +130,7 @@ def test_interrupt_is_one_for_the_caller_too(stage: Scene, monkeypatch: pytest.M
     stage.load(apps=("radio",))
     stage.add("radio")
 
-    def interrupt(*_: object, **__: object) -> None:
+    def interrupt(*_: object) -> None:
         raise dg.DagsterExecutionInterruptedError
 
     monkeypatch.setattr("nami_amp_pipeline.micro_batch.snapshot_apps", interrupt)
@@ -189,7 +189,7 @@ def test_store_that_cannot_be_written_is_raised_as_it_is(stage: Scene, monkeypat
     stage.load(apps=("radio",))
     stage.add("radio")
 
-    def fail(*_: object, **__: object) -> None:
+    def fail(*_: object) -> None:
         raise StoreUnavailable("state store: it is gone")
 
     monkeypatch.setattr("nami_amp_pipeline.micro_batch.prepare_integrations", fail)
@@ -202,7 +202,7 @@ def test_bug_is_not_hidden(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> Non
     stage.load(apps=("radio",))
     stage.add("radio")
 
-    def fail(*_: object, **__: object) -> None:
+    def fail(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr("nami_amp_pipeline.micro_batch.snapshot_apps", fail)

@@ -51,7 +51,7 @@ def reach(url: str, timeout_seconds: float) -> Reached:
     except OSError as error:
         return Reached(error.strerror or "the connection broke")
     except (http.client.HTTPException, ValueError):
-        return Reached("the host answered, but not with HTTP")
+        return Reached("what answers there is no HTTP server")
 
 
 def _seconds(date: str | None) -> float | None:

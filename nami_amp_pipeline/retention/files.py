@@ -45,16 +45,16 @@ def size_of(context: Context, names: Iterable[str]) -> list[int]:
 
 
 def sweep(context: Context, report: RetentionReport) -> None:
-    """Removes files that have been unused for the time of the setting and that no row refers to.
+    """Removes from the disk the files that have been unused for the setting's time, and that no row refers to.
 
-    A file that is written but not registered yet looks the same. So the time is long, and a process that was stopped
-    for half of it loses its leases first: it cannot register such a file when it wakes up.
+    A file that is written but does not count yet looks the same. So the time is long, and whoever stood still for half
+    of it loses its leases first: it cannot make such a file count when it wakes up.
     """
     unused = context.now() - int(context.settings.unused_file_retention_days * DAY)
     if not report.dry_run:
         _end_sleepers(context, context.now() - int(context.settings.unused_file_retention_days * DAY / 2))
     for kind in ("segments", "ledger", "snapshots", "outboxes", "receipts"):
-        # In this order: a file that is registered after it was listed is found among the registered ones.
+        # In this order: what is listed and made to count after that is found among what counts.
         for paths in _in_parts(sorted(_older(context.folder.root / kind, unused))):
             needed = _referred_to(context, kind, paths)
             _remove([path for path in paths if f"{kind}/{path.name}" not in needed], report)
@@ -87,7 +87,7 @@ def _in_parts(paths: list[Path]) -> Iterator[list[Path]]:
 
 
 def _referred_to(context: Context, kind: str, paths: Iterable[Path]) -> set[str]:
-    """The files that a row of the store names and needs."""
+    """Those of the files that a row of the store names, and needs."""
     names = [f"{kind}/{path.name}" for path in paths]
     with context.store.begin() as tx:
         return set(tx.execute(_named(kind, names)).scalars())

@@ -27,9 +27,9 @@ class RetentionReport:
     """The removals of a retention run, or of a dry run.
 
     Attributes:
-        dry_run: whether nothing was removed.
+        dry_run: whether it only looked.
         removed: by kind; ``segments``, ``snapshots``, ``captured_ids``, ``receipts``, ``requests``, ``settled_events``,
-            ``dead_letters``, ``pauses`` and ``leases`` lost their rows, ``unused_files`` were removed.
+            ``dead_letters``, ``pauses`` and ``leases`` stopped counting, ``unused_files`` left the disk.
         held_back: segments that are past their retention but still needed, by ``<app_id>/<name>`` of the integration
             that needs them.
         runs: runs removed from Dagster's history; None if it was not checked.
