@@ -46,6 +46,7 @@ def stored(store: Store) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("more", [0, MANY], ids=["few", "many"])
+@pytest.mark.slow
 def test_every_text_comes_back_as_it_was(store: Store, more: int) -> None:
     users: dict[str, dict[str, Any]] = {
         f"{number}{text}": {"external_id": text, "external_id_date": number, "external_id_event": text or None}

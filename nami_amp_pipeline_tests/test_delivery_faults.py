@@ -109,6 +109,7 @@ def test_answers_that_tell_nothing_are_asked_for_again(kind: Any, delivery: Deli
 
 @pytest.mark.parametrize("indexes", ["all", "first", "none"])
 @pytest.mark.contract("5.3.1", "5.5.2")
+@pytest.mark.slow
 def test_poison_becomes_dead_letters_exactly(indexes: Any, delivery: Delivery) -> None:
     delivery.sandbox.faults.add(Fault("poison", share=0.02, seed=5, indexes=indexes))
     numbers = delivery.run()

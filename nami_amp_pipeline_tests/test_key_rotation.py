@@ -138,6 +138,7 @@ rotation.rotate(Store(sys.argv[1], lambda: 0.0), Cipher(None, Path(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_it_loses_nothing_and_goes_on(state_url: str, tmp_path: Path) -> None:
     file = tmp_path / "key"
     with opened(state_url) as store:

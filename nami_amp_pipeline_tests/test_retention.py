@@ -103,6 +103,7 @@ def ids(pipe: Pipeline, one: registry.Integration) -> list[str]:
     return sorted(event["insert_id"] for event in pipe.sent(one))
 
 
+@pytest.mark.slow
 def test_what_is_delivered_goes_after_its_time_and_the_numbers_stay(each_pipe: Pipeline) -> None:
     pipe = each_pipe
     one = pipe.add("app")

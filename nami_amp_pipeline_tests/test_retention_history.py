@@ -19,7 +19,7 @@ from nami_amp_pipeline_tests.support.command_line import invoke
 from nami_amp_pipeline_tests.support.postgres import Postgres
 from nami_amp_pipeline_tests.support.scene import WARNINGS, Scene, scene
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(WARNINGS)]
 
 ASSET = dg.AssetKey("nami_events")
 MOVING = Ours(JOB_TAG, {"moving"}, {ASSET})
@@ -76,7 +76,6 @@ def rows(instance: dg.DagsterInstance, table: str, run_id: str) -> int:
         return int(connection.execute(query).scalar_one())
 
 
-@pytest.mark.slow
 def test_each_partition_keeps_its_newest_materialization(instance: dg.DagsterInstance) -> None:
     first = run(instance, "a", "b")
     second = run(instance, "a")
@@ -130,7 +129,6 @@ def test_what_was_cut_short_goes_on_with_the_next(
     assert not list(Path(instance.root_directory).rglob(f"{run_id}*"))
 
 
-@pytest.mark.slow
 def test_long_histories_are_cleared_by_and_by(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "MOST_RUNS", 2)
     runs = [run(instance) for _ in range(3)]

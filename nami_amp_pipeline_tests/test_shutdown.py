@@ -137,6 +137,7 @@ def test_answers_that_do_not_come_are_not_waited_for(stage: Scene) -> None:
     assert stage.sandbox.audit.accepted == one.delivered  # repeats were recognised by their insert_id
 
 
+@pytest.mark.slow
 def test_run_leaves_signals_as_they_were(stage: Scene) -> None:
     """What comes while the command says what the run did ends it as it would have before."""
     before = {number: lambda *_: None for number in (signal.SIGTERM, signal.SIGINT)}

@@ -15,7 +15,7 @@ from nami_amp_pipeline_tests.simulation.network import KINDS
 
 _DELIVERIES, _WHOLES = 300, 100
 _SIMULATE: dict[str, Callable[[int], Any]] = {"delivery": delivery.simulate, "whole": whole.simulate}
-_BLOCK = 10
+_BLOCK = 5
 """Seeds in one test."""
 
 STEPS = {

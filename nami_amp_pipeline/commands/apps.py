@@ -9,7 +9,7 @@ from nami_amp_pipeline.commands.base import Invocation, json_option
 
 @click.group()
 def apps() -> None:
-    """The Nami apps that are known here, and their plans."""
+    """Show the known Nami apps and their plans, or change a plan."""
 
 
 @apps.command(name="list")
@@ -37,7 +37,7 @@ def list_apps(invocation: Invocation, as_json: bool) -> None:
 @click.argument("plan", type=click.Choice(["paid", "free"]))
 @click.pass_obj
 def plan(invocation: Invocation, app: str, plan: str) -> None:
-    """Say which plan the organisation of APP is on.
+    """Set the plan of the organisation of APP.
 
     An app on the free plan cannot switch an integration on; those that are on stay on. An app that was never named here
     counts as paid.

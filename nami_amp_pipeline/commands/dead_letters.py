@@ -17,16 +17,28 @@ if TYPE_CHECKING:
 def dead_letters() -> None:
     """Look at the events that could not be delivered, and send them again.
 
-    A dead letter is an event that Amplitude refused, or that could not be made into one of Amplitude's.
+    A dead letter is an event that Amplitude refused, or that could not become an Amplitude event.
     """
 
 
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--until", metavar="TIME", help="… and before then."),
+        click.option("--until", metavar="TIME", help="Those that became dead letters before this time."),
         click.option("--since", metavar="TIME", help="Those that became dead letters at or after this time."),
-        click.option("--reason", "reasons", multiple=True, metavar="REASON", help="Only of this reason."),
-        click.option("--integration", "integrations", multiple=True, metavar="APP/NAME", help="Only of this one."),
+        click.option(
+            "--reason",
+            "reasons",
+            multiple=True,
+            metavar="REASON",
+            help="Only with this reason; may be given several times.",
+        ),
+        click.option(
+            "--integration",
+            "integrations",
+            multiple=True,
+            metavar="APP/NAME",
+            help="Only of this integration; may be given several times.",
+        ),
     ):
         command = option(command)
     return command

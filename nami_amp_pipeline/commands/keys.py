@@ -9,7 +9,7 @@ from nami_amp_pipeline.commands.base import Invocation
 
 @click.group()
 def keys() -> None:
-    """The keys that the stored API keys are encrypted with.
+    """Manage the keys that encrypt the stored API keys.
 
     They are those of NAMI_AMP_ENCRYPTION_KEY (several separated by commas, the newest first) or, without that, those of
     a file in NAMI_AMP_HOME (one a line). The newest encrypts, all decrypt.
@@ -18,7 +18,7 @@ def keys() -> None:
 
 @keys.command()
 def generate() -> None:
-    """Print a new key for NAMI_AMP_ENCRYPTION_KEY; nothing keeps it."""
+    """Print a new key for NAMI_AMP_ENCRYPTION_KEY; it is not stored."""
     from cryptography.fernet import Fernet
 
     click.echo(Fernet.generate_key().decode())

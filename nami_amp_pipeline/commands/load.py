@@ -19,8 +19,8 @@ _SHOWN = 20
 def load(invocation: Invocation, files: tuple[Path, ...], app: str, as_json: bool) -> int:
     """Load files of Nami events into the embedded warehouse.
 
-    A file holds one event a line, as Nami's webhook sends them (NDJSON), plain or gzipped. Lines that are no events are
-    named and left out; a file that cannot be read to its end is left out whole.
+    A file holds one event a line, as Nami's webhook sends them (NDJSON), plain or gzipped. Lines that are not events
+    are reported and left out; a file that cannot be read to its end is left out as a whole.
     """
     import time
 

@@ -13,8 +13,8 @@ from nami_amp_pipeline.commands.base import Invocation, json_option
 def migrate(invocation: Invocation, as_json: bool) -> None:
     """Bring the state store up to date with this program.
 
-    What is safe is done by itself whenever the program starts; this is for the rest, which a message then asks for.
-    Make a backup first, and stop what else works with the store. It is all done or not at all.
+    Safe migrations happen whenever the program starts. This command does the others, when a message asks for it. First
+    make a backup and stop everything else that uses the store. It migrates completely or not at all.
     """
     before, now = invocation.operations.migrate()
     if as_json:

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Only report what would be removed.")
 @json_option
 @click.pass_obj
 def retention(invocation: Invocation, dry_run: bool, as_json: bool) -> None:
-    """Remove what is past its retention and not needed any more.
+    """Remove data that is past its retention and that nothing needs.
 
     Segments, receipts, dead letters and other rows of the state store, files that nothing refers to, and runs of
     Dagster's history. The job 'retention' does this every hour; how long things are kept is set by

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_obj
 def run(invocation: Invocation, integrations: tuple[str, ...], as_json: bool) -> int:
-    """Read what is new, and deliver it.
+    """Read new rows, and deliver their events.
 
-    One micro-batch: what a schedule would do, once. The run shows in Dagster's UI. Ends with 1 if something could not
-    be delivered; that stays pending, and the next run goes on with it.
+    One micro-batch: what a schedule would do, once. The run shows in Dagster's UI. Exit status 1 if some events
+    could not be delivered; they stay pending, and the next run continues with them.
     """
     from nami_amp_pipeline.commands import output as screen
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_obj
 def status(invocation: Invocation, as_json: bool) -> None:
-    """Show per integration what was captured and delivered, and what waits.
+    """Show per integration how many events were captured, delivered and skipped, and how many are pending.
 
-    Captured is always the sum of delivered, skipped, dead letters and pending. Lag is how long the oldest event that is
-    still to be posted has been in the warehouse. Events that wait for the login of their user are pending, but no lag:
-    how long they have been waiting is told below the table.
+    Captured is always the sum of delivered, skipped, dead letters and pending. Lag is how long the oldest pending event
+    has been in the warehouse. Events that wait for the login of their user are pending, but cause no lag: a line below
+    the table says how long they have been waiting.
     """
     operations = invocation.operations
     found, run_id = operations.status(), operations.last_run()

@@ -26,8 +26,8 @@ def trace(invocation: Invocation, event_id: str, whole_table: bool, as_json: boo
 
     EVENT_ID is Nami's event id, which is the insert id in Amplitude too. Exit status 1 if the event is not found.
 
-    A large table without an index on id is searched for the captured row, and among what is new; other rows with this
-    id are found with --whole-table.
+    In a large table without an index on id, this command searches the captured row and the newest rows only;
+    --whole-table finds other rows with this id.
     """
     found = invocation.operations.trace(event_id, whole_table=whole_table)
     if as_json:

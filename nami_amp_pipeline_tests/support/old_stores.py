@@ -34,7 +34,7 @@ def upgrade() -> None:
 
 @contextmanager
 def opened(url: str) -> Iterator[Store]:
-    store = Store(url, lambda: 1.0)  # by then the leases that tests write are over
+    store = Store(url, lambda: 1.0)  # by then the leases that a test fills in are over
     try:
         yield store
     finally:
