@@ -101,7 +101,7 @@ def test_troubles_are_of_their_run_and_go_when_that_is_old(stage: Scene) -> None
     stage.context.run_id = "another"
     other = MicroBatch.begin(stage.context)
     other.run(DELIVER)
-    assert other.troubles == other.problems() == []
+    assert (other.troubles, other.problems()) == ([], [])
     assert "run_troubles" not in retain(stage.context).removed
     later = (datetime.now(UTC) + timedelta(days=15)).timestamp()
     stage.context.clock = lambda: later
