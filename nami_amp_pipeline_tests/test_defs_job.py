@@ -21,7 +21,7 @@ from nami_amp_pipeline.errors import WarehouseUnavailable
 from nami_amp_pipeline.micro_batch import LEFT_TO_ANOTHER, MicroBatch
 from nami_amp_pipeline.operations.status import IntegrationStatus
 from nami_amp_pipeline.secrets import Secret
-from nami_amp_pipeline.stages import table
+from nami_amp_pipeline.stages.deliver import deliver
 from nami_amp_pipeline.stages.table import CAPTURE, DELIVER, PREPARE, SNAPSHOTS
 from nami_amp_pipeline.state.integrations import set_enabled, update
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
@@ -276,7 +276,7 @@ def another_process(stage: Scene) -> Iterator[Context]:
 def test_signal_lets_requests_under_way_finish(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.load(apps=("radio",), users=200)
     one = stage.add("radio")
-    delivered = table.deliver
+    delivered = deliver
 
     def interrupted(*args: Any, **more: Any) -> Any:
         stop = more["stop"]
