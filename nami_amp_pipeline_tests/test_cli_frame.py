@@ -117,7 +117,7 @@ def test_run_and_status_have_their_keys_also_when_they_fail(tmp_path: Path) -> N
         assert orjson.loads(done.stdout) == {
             "run_id": None,
             "integrations": [],
-            "error": "NAMI_AMP_TICK_MINUTES must be a whole number from 1 to 59",
+            "error": "NAMI_AMP_TICK_MINUTES must be a whole number of minutes from 1 to 59",
         }
 
 

@@ -128,7 +128,7 @@ def test_what_a_micro_batch_got_no_further_with_is_left_to_the_schedule(
     stage.add("radio")
     stage.load(apps=("radio",))
     assert isinstance(look(), dg.RunRequest)
-    assert "got no further with rows of radio" in str(look())
+    assert "made no progress on rows of radio" in str(look())
     stage.add("fit")
     stage.load(apps=("fit",), seed=8)  # another app's lag is news
     assert isinstance(look(), dg.RunRequest)

@@ -34,6 +34,13 @@ dagster.Definitions.validate_loadable(nami_amp_pipeline.definitions.defs())
 """
 
 
+_SHOW = """
+repository = nami_amp_pipeline.definitions.defs().get_repository_def()
+schedule = repository.get_schedule_def("micro_batch_every_5_minutes")
+print(schedule.cron_schedule, repository.get_sensor_def("early_micro_batch").minimum_interval_seconds)
+"""
+
+
 @pytest.fixture(scope="module")
 def repository() -> dg.RepositoryDefinition:
     return defs().get_repository_def()
@@ -140,6 +147,29 @@ def test_loading_touches_no_disk_no_database_and_no_network(tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("TICK_MINUTES", "0"), ("SENSOR_SECONDS", "often"), ("STATE_URL", "mysql://u:hush@h/d"), ("LEASE_SECONDS", "5")],
+)
+@pytest.mark.parametrize("place", ["environment", ".env"])
+def test_a_setting_that_cannot_be_used_does_not_keep_the_code_from_loading(
+    tmp_path: Path, name: str, value: str, place: str
+) -> None:
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    if place == ".env":
+        (tmp_path / ".env").write_text(f"NAMI_AMP_{name}={value}\n")
+    else:
+        environ[f"NAMI_AMP_{name}"] = value
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD + _SHOW], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "*/5 * * * * 30\n"
+    assert f"NAMI_AMP_{name} must be " in done.stderr
+    assert "hush" not in done.stderr
 
 
 def test_home_of_the_command_line_is_set_up_like_the_clone() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shlex
 import shutil
@@ -105,7 +104,7 @@ def test_commands_exist_with_these_options(command: list[str], tmp_path: Path) -
 
 
 def test_every_variable_exists_and_is_documented() -> None:
-    ours = {f"NAMI_AMP_{field.name.upper()}" for field in dataclasses.fields(Settings)} | {"NAMI_AMP_IMAGE"}
+    ours = {f"NAMI_AMP_{name.upper()}" for name in Settings.model_fields} | {"NAMI_AMP_IMAGE"}
     documented = (ROOT / "docs" / "settings.md").read_text()
     for path in TEXTS:
         for name in re.findall(r"\b(?:NAMI_AMP|DAGSTER)_[A-Z_]+\b", path.read_text()):

@@ -9,10 +9,13 @@ from typing import Any
 import dagster as dg
 import pytest
 import sqlalchemy as sa
+from dagster._core.definitions.reconstruct import ReconstructableRepository
 
+from nami_amp_pipeline import definitions
 from nami_amp_pipeline.dagster_support import run_history as history
 from nami_amp_pipeline.dagster_support.run_history import Cleared, Ours, clear_history
-from nami_amp_pipeline.defs.ours import JOB_TAG
+from nami_amp_pipeline.defs.ours import JOB_TAG, OURS
+from nami_amp_pipeline.defs.partitions import nami_apps
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.defs.retention_job import retention, retention_hourly
 from nami_amp_pipeline_tests.support.command_line import invoke
@@ -21,6 +24,7 @@ from nami_amp_pipeline_tests.support.scene import WARNINGS, Scene, scene
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(WARNINGS)]
 
+REPOSITORY_TAG = ".dagster/repository"
 ASSET = dg.AssetKey("nami_events")
 MOVING = Ours(JOB_TAG, {"moving"}, {ASSET})
 LATER = timedelta(days=15)
@@ -153,7 +157,9 @@ def orphan(stage: Scene) -> Path:
 def test_run_shows_what_it_removed(stage: Scene) -> None:
     path = orphan(stage)
     with dg.DagsterInstance.ephemeral() as instance:
-        old = run(instance)
+        old = instance.create_run_for_job(
+            retention, status=dg.DagsterRunStatus.SUCCESS, tags={JOB_TAG: "retention"}
+        ).run_id
         with instance.run_storage.connect() as connection:  # type: ignore[attr-defined]
             connection.execute(sa.text("UPDATE runs SET create_timestamp = '2026-01-01 00:00:00'"))
         pipeline = PipelineSession(stage.settings, run_id="a-run")
@@ -180,6 +186,70 @@ def test_run_shows_what_it_removed(stage: Scene) -> None:
         }
         assert not path.exists()
         assert old not in left(instance)
+
+
+@dg.asset(partitions_def=nami_apps)
+def churn_scores() -> None:
+    """Somebody else's, in the same Dagster."""
+
+
+@dg.job(name="micro_batch", executor_def=dg.in_process_executor)
+def micro_batch_of_others() -> None:
+    """A job of the same name, of another code location."""
+    move()
+
+
+def merged() -> dg.Definitions:
+    return dg.Definitions.merge(definitions.defs(), dg.Definitions(assets=[churn_scores]))
+
+
+def test_retention_takes_runs_of_ours_only_whatever_the_code_location_is_called(
+    stage: Scene, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NAMI_AMP_HOME", str(stage.home))
+    stage.load(apps=("fit",))
+    stage.add("fit")
+    pointer = ReconstructableRepository.for_module(__name__, "merged", str(stage.home))
+    # As a daemon labels the runs of a code location with another name: in the table of tags, and nowhere else.
+    label = {REPOSITORY_TAG: "__repository__@my_project"}
+
+    def launch(job: str, asset: str | None = None, **more: Any) -> str:
+        selection = [dg.AssetKey(asset)] if asset else None
+        tags = {**label, **({"dagster/partition": "fit"} if asset else {})}
+        result = dg.execute_job(
+            pointer.get_reconstructable_job(job),
+            instance,
+            tags=tags,
+            asset_selection=selection,
+            raise_on_error=True,
+            **more,
+        )
+        assert result.success, [event for event in result.all_events if event.is_failure]
+        return result.run_id
+
+    quiet: Any = {"run_config": {"console_log_level": "CRITICAL"}}
+    first = launch("micro_batch", **quiet)
+    assets = [launch("__ASSET_JOB", "nami_events", run_config=QUIET) for _ in range(2)]
+    theirs = [launch("__ASSET_JOB", "churn_scores", run_config=QUIET) for _ in range(2)]
+    both = dg.execute_job(
+        pointer.get_reconstructable_job("__ASSET_JOB"), instance, tags={**label, "dagster/partition": "fit"},
+        asset_selection=[dg.AssetKey("churn_scores"), dg.AssetKey("nami_events")], run_config=QUIET,
+    )  # fmt: skip
+    namesake = micro_batch_of_others.execute_in_process(
+        instance=instance, run_config={"ops": {"move": {"config": {"partitions": [], "checked": []}}}, **QUIET}
+    )
+    stage.load(apps=("fit",), users=20, seed=9)
+    second = launch("micro_batch", **quiet)
+    launch("micro_batch", **quiet)  # moves nothing
+    before = {key: instance.get_materialized_partitions(key) for key in (*OURS.assets, dg.AssetKey("churn_scores"))}
+    assert before[dg.AssetKey("churn_scores")] == {"fit"}
+    with instance.run_storage.connect() as connection:  # type: ignore[attr-defined]
+        connection.execute(sa.text("UPDATE runs SET create_timestamp = '2026-01-01 00:00:00'"))
+    last = launch("retention", run_config=QUIET)
+    assert left(instance) == {second, *theirs, both.run_id, namesake.run_id, last}
+    assert not {first, *assets} & left(instance)
+    after = {key: instance.get_materialized_partitions(key) for key in before}
+    assert after == before
 
 
 def test_schedule_starts_one_at_a_time() -> None:

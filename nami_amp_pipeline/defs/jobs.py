@@ -102,7 +102,7 @@ def build_op(stage: Stage, *, is_first: bool, is_last: bool) -> dg.OpDefinition:
     Args:
         stage: which one.
         is_first: whether it begins a run; it adds partitions that are missing.
-        is_last: whether it ends a run; it evaluates the checks, and fails if anything of the run could not be done.
+        is_last: whether it ends a run; it fails if anything of the run could not be done.
     """
 
     def work(context: dg.OpExecutionContext, pipeline: dg.ResourceParam[PipelineSession]) -> None:
@@ -114,13 +114,14 @@ def build_op(stage: Stage, *, is_first: bool, is_last: bool) -> dg.OpDefinition:
                 done = tick.run(stage, stop)
                 facts = metadata_of(tick.context, stage, tick.subjects(stage), tick.describe(stage, done))
                 _materialized(context, stage.asset, facts, stop)
-                halted = _evaluate(context, tick, set(facts), stop) if is_last else []
+                if stage.finishes_events:
+                    _evaluate(context, tick, set(facts), stop)
             if is_last:
                 problems = tick.problems()
                 for line in problems:
                     context.log.error(line)
                 if problems:
-                    raise incomplete(problems, halted)
+                    raise incomplete(problems, tick.halted())
 
     decorate: Callable[..., dg.OpDefinition] = dg.op(
         name=stage.op,
@@ -133,8 +134,8 @@ def build_op(stage: Stage, *, is_first: bool, is_last: bool) -> dg.OpDefinition:
     return decorate(work)
 
 
-def _evaluate(context: dg.OpExecutionContext, tick: MicroBatch, moved: set[str], stop: Stop) -> list[IntegrationStatus]:
-    """Logs the checks of what moved, and the integrations that are newly halted; returns all that are halted."""
+def _evaluate(context: dg.OpExecutionContext, tick: MicroBatch, moved: set[str], stop: Stop) -> None:
+    """Logs the integrations that are newly halted, and the checks of what moved."""
     halted = tick.halted()
     known = {key for key, was in tick.before.items() if was.is_halted}
     with keep_sqlite_log_open(context.instance, context.run_id):
@@ -142,7 +143,6 @@ def _evaluate(context: dg.OpExecutionContext, tick: MicroBatch, moved: set[str],
             context.log_event(observation)
         for evaluation in () if stop() else evaluations(context.instance, tick, moved):
             context.log_event(cast("dg.AssetMaterialization", evaluation))  # which it takes, says its code
-    return halted
 
 
 def incomplete(problems: Iterable[str], halted: Iterable[IntegrationStatus]) -> dg.Failure:

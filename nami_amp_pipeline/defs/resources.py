@@ -125,4 +125,4 @@ class PipelineResource(dg.ConfigurableResource[PipelineSession]):
 
     def create_resource(self, context: dg.InitResourceContext) -> PipelineSession:
         """A way to the pipeline for the run that is about to start."""
-        return PipelineSession(run_id=context.run_id or NO_RUN)
+        return PipelineSession(run_id=context.run.run_id if context.run is not None else NO_RUN)
