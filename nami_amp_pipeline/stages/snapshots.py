@@ -174,9 +174,8 @@ def _parse(
         app_ids: of the rows that are wanted.
         careful: whether to go on with few rows at a time where all of them take too much memory.
     """
-    connection.execute("CREATE TEMP TABLE carried_by_event AS FROM carried('segment') LIMIT 0")
     try:
-        connection.execute("INSERT INTO carried_by_event FROM carried('segment')")
+        connection.execute("CREATE TEMP TABLE carried_by_event AS FROM carried('segment')")
         return
     except duckdb.IOException:
         raise
@@ -185,6 +184,7 @@ def _parse(
             raise
     except duckdb.Error as error:
         context.log.warning("snapshots: %s; reading a few rows at a time", type(error).__name__)
+    connection.execute("CREATE TEMP TABLE carried_by_event AS FROM carried('segment') LIMIT 0")
     first = 0
     with pq.ParquetFile(context.folder.path(file)) as source:
         for number in range(source.num_row_groups):
