@@ -137,7 +137,7 @@ def test_it_is_finished_exactly(opened: tuple[Pipeline, list[str]]) -> None:
     assert current_snapshots(pipeline.context.store) == {user: one.properties for user, one in plain.current.items()}, (
         "the current snapshots are those of all that was ever read"
     )
-    traced = trace(pipeline.context, "app-0001")
+    traced = trace(pipeline.context, "app-0008")
     assert traced.captures[0]["snapshot"] is not None
     assert {one["state"] for one in traced.integrations} <= {"delivered", "skipped", "waiting_for_login"}
 

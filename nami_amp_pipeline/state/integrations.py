@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.clock import micros
-from nami_amp_pipeline.contract import AnonymousPolicy, UserIdKind
+from nami_amp_pipeline.contract import AnonymousPolicy, UserIdKind, select_events
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.secrets import Cipher, Secret
 from nami_amp_pipeline.state import tables
@@ -381,8 +381,8 @@ def _rereads(tx: Transaction) -> list[Any]:
 
 @lru_cache(64)
 def _events(text: str) -> tuple[str, ...]:
-    """Event types from their JSON text; few texts are shared by all integrations."""
-    return tuple(orjson.loads(text))
+    """Event types of a selection, from their JSON text; few texts are shared by all integrations."""
+    return select_events(orjson.loads(text))
 
 
 def _from_row(row: Any, rereads: Sequence[Any]) -> Integration:

@@ -1,6 +1,6 @@
 """Makes a home that is in the middle of everything, with the code of the version that it is run with.
 
-In a checkout of that version: ``python …/nami_amp_pipeline_tests/homes/make_home.py FOLDER NAME`` writes ``NAME.tar.gz``
+In a checkout of that version, ``python make_home.py FOLDER NAME`` (by its whole path) writes ``NAME.tar.gz``
 (the home) and ``NAME.json`` (what its Amplitude had accepted by then) to FOLDER. Uses nothing but the package itself.
 """
 
