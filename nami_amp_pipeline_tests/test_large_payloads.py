@@ -18,6 +18,7 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.contract import ARRAY_CHARACTERS
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.stages import snapshots
+from nami_amp_pipeline.stages.snapshot_sql import snapshot_sql
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 
 NORMAL = {"active_entitlements": [{"entitlement_ref_id": "gold", "sku_ref_id": "gold-monthly"}], "devices": []}
@@ -173,7 +174,7 @@ def test_a_row_that_cannot_be_parsed_costs_itself_alone(
     pipeline = Pipeline(tmp_path)
     pipeline.add("app", start_from=None, user_id_kind="nami_user_id")
     pipeline.insert([row(f"n-{n}", {**NORMAL, "marked": n in (7, 12)}) for n in range(20)])
-    real = snapshots.snapshot_sql
+    real = snapshot_sql
 
     def breaking(name: str) -> str:
         fails = (

@@ -145,7 +145,10 @@ def test_it_is_finished_exactly(opened: tuple[Pipeline, list[str]]) -> None:
 def warehouse_rows(pipeline: Pipeline) -> list[dict[str, Any]]:
     with duckdb.connect(str(pipeline.warehouse)) as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        return connection.sql("FROM nami_events ORDER BY ingested_at").to_arrow_table().to_pylist()
+        rows: list[dict[str, Any]] = (
+            connection.sql("FROM nami_events ORDER BY ingested_at").to_arrow_table().to_pylist()
+        )
+    return rows
 
 
 def check_order(rows: list[dict[str, Any]], sent: list[tuple[int, str]]) -> None:

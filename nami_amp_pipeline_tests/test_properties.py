@@ -30,14 +30,14 @@ PLATFORMS = Property(
 PAUSED = Property("namiml_in_pause", "journey", "customer_journey_state.in_pause", "flag", "is paused")
 
 
-def load(pipeline: Pipeline, ident: str, minutes: int, user_id: str = "u", **payload: object) -> None:
+def load(pipeline: Pipeline, ident: str, minutes: int, **payload: Any) -> None:
     pipeline.insert(
         [
             {
                 "id": ident,
                 "app_id": "app",
                 "event_type": "user.subscription.renewed",
-                "user_id": user_id,
+                "user_id": "u",
                 "created_date": START + timedelta(minutes=minutes),
                 "ingested_at": START.fromtimestamp(pipeline.clock.now, START.tzinfo),
                 "payload": json.dumps(payload),
@@ -46,13 +46,13 @@ def load(pipeline: Pipeline, ident: str, minutes: int, user_id: str = "u", **pay
     )
 
 
-def bought(name: str, platform: str) -> dict[str, object]:
+def bought(name: str, platform: str) -> dict[str, Any]:
     return {"active_entitlements": [{"entitlement_ref_id": name, "sku_ref_id": name, "purchase_platform": platform}]}
 
 
 def sent(pipeline: Pipeline) -> dict[str, dict[str, Any]]:
     events = [event for wire in pipeline.wires.values() for event in wire.events]
-    return {event["insert_id"]: event.get("user_properties") for event in events}
+    return {event["insert_id"]: event["user_properties"] for event in events}
 
 
 def declare(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +197,7 @@ def test_files_of_any_mixture_of_layouts_are_read(pipeline: Pipeline, tmp_path: 
         ("namiml_x", "journey", "customer_journey_state", "flag"),
     ],
 )
-def test_a_declaration_that_cannot_be_is_refused(wrong: tuple[Any, ...]) -> None:
+def test_a_declaration_that_cannot_be_is_refused(wrong: tuple[str, str, str, Any]) -> None:
     with pytest.raises(ValueError, match="is no property"):
         Property(*wrong, "no meaning")
 
