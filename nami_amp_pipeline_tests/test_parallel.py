@@ -109,12 +109,12 @@ def test_segments_that_do_not_fit_beside_each_other_are_done_one_at_a_time(
     real = getattr(module, step)
     tight: list[bool] = []
 
-    def measured(context: Context, *arguments: Any) -> Any:
+    def measured(context: Context, *arguments: Any, **options: Any) -> Any:
         beside = threading.current_thread() is not threading.main_thread()
         tight.append(beside)
         if beside and len(tight) > 1:
             raise OutOfMemory("the compute engine ran out of memory")
-        return real(context, *arguments)
+        return real(context, *arguments, **options)
 
     caplog.set_level("INFO", logger="nami_amp_pipeline")
     monkeypatch.setattr(module, step, measured)

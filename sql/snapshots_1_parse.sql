@@ -111,3 +111,11 @@ SELECT
     stripped(replace(external_id, chr(0), '')) AS external_id,
     truncated_arrays
 FROM cuts;
+
+-- The same of events whose payload cannot be read: they tell nothing of their user.
+CREATE TEMP MACRO carried_nothing(source) AS TABLE
+SELECT
+    row, app_id, id, user_id, created_date, true AS is_user, false AS has_entitlements, false AS has_devices,
+    false AS has_journey, false AS has_scalar_group, 0 AS truncated_arrays
+FROM query_table(source)
+WHERE carries_state(event_type);

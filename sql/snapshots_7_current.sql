@@ -18,20 +18,22 @@ newest AS (
     GROUP BY app_id, user_id
 ),
 written AS (
+    -- What the texts are made of, without the lists.
     SELECT
         row, id, created_date, external_id,
-        {{ entitlements_text }} AS entitlements,
-        {{ devices_text }} AS devices,
-        {{ journey_text }} AS journey
+        {{ written }}
     FROM carried_by_event
 )
 SELECT
     n.app_id, n.user_id,
     x.external_id, epoch_us(x.created_date) AS external_id_date, x.id AS external_id_event,
     epoch_us(a.created_date) AS as_of_date, a.id AS as_of_event,
-    e.entitlements, epoch_us(e.created_date) AS entitlements_date, e.id AS entitlements_event,
-    d.devices, epoch_us(d.created_date) AS devices_date, d.id AS devices_event,
-    j.journey, epoch_us(j.created_date) AS journey_date, j.id AS journey_event
+    {{ entitlements_text }} AS entitlements,
+    epoch_us(e.created_date) AS entitlements_date, e.id AS entitlements_event,
+    {{ devices_text }} AS devices,
+    epoch_us(d.created_date) AS devices_date, d.id AS devices_event,
+    {{ journey_text }} AS journey,
+    epoch_us(j.created_date) AS journey_date, j.id AS journey_event
 FROM newest n
 LEFT JOIN written a ON a.row = n.as_of_row
 LEFT JOIN written x ON x.row = n.x_row

@@ -84,6 +84,7 @@ def _parts(properties: Sequence[Property]) -> dict[str, str]:
     texts = [one for one in properties if one.kind == "texts"]
     first = {group: ".".join(map(_quoted, members[group][0].steps[:1])) for group in GROUPS}
     flags = [_value_in_payload(one) for one in members["journey"]]
+    beside = [f"{group}.{name} AS {name}" for group, of in members.items() for name in _beside(group, of)]
     parts = {
         "array_characters": str(ARRAY_CHARACTERS),
         "payload_structure": _payload_structure(members),
@@ -95,7 +96,8 @@ def _parts(properties: Sequence[Property]) -> dict[str, str]:
         "cuts": ", ".join(f"cut({one.name}, {one.name}_lengths) AS {one.name}" for one in texts),
         "truncated": " + ".join(f"({one.name}_lengths IS NOT NULL)::INTEGER" for one in texts),
         "properties": ", ".join(map(_column, properties)),
-        "columns": ", ".join([*map(_column, properties), *_kept_beside(properties)]),
+        "columns": ", ".join([*map(_column, properties), *beside]),
+        "written": ", ".join([*(f"{group}.text AS {group}_text" for group in GROUPS), *beside]),
         "user_properties": ", ".join(_sent(group, of) for group, of in members.items()),
     }
     for group, of in members.items():
@@ -161,11 +163,6 @@ def _column(one: Property) -> str:
     return f"{value} AS {one.name}"
 
 
-def _kept_beside(properties: Sequence[Property]) -> list[str]:
-    beside = [f"{one.group}.{one.carried} AS {one.carried}" for one in properties if one.unless_active]
-    return [*beside, f"entitlements.{HAS_ACTIVE} AS {HAS_ACTIVE}"]
-
-
 def _sent(group: str, of: Sequence[Property]) -> str:
     """The members of the JSON object that a group adds to what is sent."""
     derived = [_member(one.name, f"{one.name}::VARCHAR") for one in of if one.unless_active]
@@ -180,10 +177,15 @@ def _stored_structure(group: str, of: Sequence[Property]) -> str:
 
 
 def _stored_text(group: str, of: Sequence[Property]) -> str:
-    """A group as the store keeps it; read again by :func:`_stored_structure`."""
-    beside = [one.carried for one in of if one.unless_active] + ([HAS_ACTIVE] if group == "entitlements" else [])
-    members = [f"{group}.text", *(_member(name, f"{group}.{name}::VARCHAR") for name in beside)]
-    return f"concat('{{', concat_ws(',', {', '.join(members)}), '}}')"
+    """A group as the store keeps it, NULL for none; read again by :func:`_stored_structure`."""
+    chosen = group[0]  # the alias in the join
+    members = [f"{chosen}.{group}_text", *(_member(name, f"{chosen}.{name}::VARCHAR") for name in _beside(group, of))]
+    return f"CASE WHEN {chosen}.row IS NOT NULL THEN concat('{{', concat_ws(',', {', '.join(members)}), '}}') END"
+
+
+def _beside(group: str, of: Sequence[Property]) -> list[str]:
+    """What the store keeps of a group that is not sent as it is."""
+    return [one.carried for one in of if one.unless_active] + ([HAS_ACTIVE] if group == "entitlements" else [])
 
 
 def _member(name: str, text: str) -> str:

@@ -177,9 +177,8 @@ def _parse(
         app_ids: of the rows that are wanted.
         careful: whether to go on with few rows at a time where all of them take too much memory.
     """
-    connection.execute("CREATE TEMP TABLE carried_by_event AS FROM carried('segment') LIMIT 0")
     try:
-        connection.execute("INSERT INTO carried_by_event FROM carried('segment')")
+        connection.execute("CREATE TEMP TABLE carried_by_event AS FROM carried('segment')")
         return
     except duckdb.IOException:
         raise
@@ -188,39 +187,35 @@ def _parse(
             raise
     except duckdb.Error as error:
         context.log.warning("snapshots: %s; reading a few rows at a time", type(error).__name__)
+    connection.execute("CREATE TEMP TABLE carried_by_event AS FROM carried('segment') LIMIT 0")
     first = 0
     with pq.ParquetFile(context.folder.path(file)) as source:
         for number in range(source.num_row_groups):
             rows = source.read_row_group(number)
             rows = rows.append_column("row", pa.array(range(first, first + rows.num_rows), pa.int64()))
             first += rows.num_rows
-            _parse_some(context, connection, rows.filter(pc.is_in(rows["app_id"], pa.array(app_ids, pa.string()))))
+            _parse_few(context, connection, rows.filter(pc.is_in(rows["app_id"], pa.array(app_ids, pa.string()))))
 
 
-def _parse_some(context: Context, connection: duckdb.DuckDBPyConnection, rows: pa.Table) -> None:
+def _parse_few(context: Context, connection: duckdb.DuckDBPyConnection, rows: pa.Table) -> None:
     """Adds rows to ``carried_by_event``; a row that cannot be read carries nothing, whatever the others are."""
-    connection.register("some", rows)
+    connection.register("few_rows", rows)
     try:
-        connection.execute("INSERT INTO carried_by_event FROM carried('some')")
+        connection.execute("INSERT INTO carried_by_event FROM carried('few_rows')")
     except duckdb.IOException:
         raise
     except duckdb.Error as error:
         if rows.num_rows > 1:
             half = rows.num_rows // 2
-            _parse_some(context, connection, rows.slice(0, half))
-            _parse_some(context, connection, rows.slice(half))
+            _parse_few(context, connection, rows.slice(0, half))
+            _parse_few(context, connection, rows.slice(half))
             return
         (row,) = rows.select(["app_id", "id"]).to_pylist()
         context.log.warning(
             "event %s of app %s: its payload cannot be read (%s), so it tells nothing of its user",
             row["id"], row["app_id"], type(error).__name__,
         )  # fmt: skip
-        connection.execute(
-            "INSERT INTO carried_by_event BY NAME "
-            "SELECT row, app_id, id, user_id, created_date, true AS is_user, false AS has_entitlements, "
-            "false AS has_devices, false AS has_journey, false AS has_scalar_group, 0 AS truncated_arrays "
-            "FROM some WHERE carries_state(event_type)"
-        )
+        connection.execute("INSERT INTO carried_by_event BY NAME FROM carried_nothing('few_rows')")
 
 
 def _create_earlier(context: Context, connection: duckdb.DuckDBPyConnection) -> None:

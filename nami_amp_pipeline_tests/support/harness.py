@@ -75,19 +75,24 @@ class Pipeline:
         home: everything lives here.
         environ: more settings, as environment variables.
         postgres: the events table, if it is there already and the settings name a PostgreSQL.
+        open_at: what time it is.
     """
 
     def __init__(
-        self, home: Path, environ: Mapping[str, str] | None = None, postgres: PostgresEvents | None = None
+        self,
+        home: Path,
+        environ: Mapping[str, str] | None = None,
+        postgres: PostgresEvents | None = None,
+        open_at: datetime = START,
     ) -> None:
-        self.clock = Time()
+        self.clock = Time(open_at)
         self.settings = Settings.load({"NAMI_AMP_HOME": str(home), **(environ or {})})
         self.warehouse = home / "warehouse.duckdb"
         home.mkdir(parents=True, exist_ok=True)
         self.postgres = postgres
         if self.settings.warehouse_url.startswith("postgresql"):
             self.postgres = postgres or PostgresEvents(self.settings.warehouse_url)
-        else:
+        elif not self.warehouse.exists():
             with duckdb.connect(str(self.warehouse)) as connection:
                 connection.execute(sql("nami_events"))
         self.context = Context.open(self.settings, run_id="test", clock=self.clock)

@@ -1,0 +1,1 @@
+"""Homes that older versions of the program left behind, and how to make one."""
