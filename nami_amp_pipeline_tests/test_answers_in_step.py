@@ -286,10 +286,10 @@ def test_with_early_hints_a_whole_run_says_what_the_server_has(tmp_path: Path) -
     bench.prepare([event(number) for number in range(200)], lanes=4)
     taken: set[bytes] = set()
     rng = random.Random(3)
-    asked: list[bytes]
+    asked: list[list[bytes]] = []
 
     def behave(connection: socket.socket, number: int) -> None:
-        body = asked[number - 1]
+        body = asked[0][number - 1]
         interim = rng.choice((HINTS, PROCESSING * 2, b""))
         if b'"e7"' in body or b'"e111"' in body:
             connection.sendall(interim + answer(400, b'{"code":400,"error":"Invalid event JSON"}'))
@@ -299,9 +299,10 @@ def test_with_early_hints_a_whole_run_says_what_the_server_has(tmp_path: Path) -
             taken.update(part.split(b'"')[0] for part in body.split(b'"insert_id":"')[1:])
             connection.sendall(interim + GOOD + rng.choice((b"", b"", REFUSED)))
 
-    with raw_server(behave) as (url, asked), bench.context.store.begin() as tx:
-        tx.execute(sa.update(tables.integrations).values(endpoint=url))
-        tx.commit()
+    with raw_server(behave) as (url, requests):
+        asked.append(requests)
+        with bench.context.store.begin() as tx:
+            tx.execute(sa.update(tables.integrations).values(endpoint=url))
         integrations = registry.all_integrations(bench.context.store)
         bench.context.clock = time.time
         bench.context.monotonic = time.monotonic

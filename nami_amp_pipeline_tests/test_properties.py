@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from nami_amp_pipeline.defs.asset_pages.previews import snapshot_preview
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.contract import Property, properties_table
 from nami_amp_pipeline.defs.asset_pages.columns import column_schema
 from nami_amp_pipeline.operations.current_snapshots import current_snapshots
 from nami_amp_pipeline.operations.trace import trace
+from nami_amp_pipeline.stages.previews import snapshot_preview
 from nami_amp_pipeline.stages.snapshot_sql import snapshot_schema
 from nami_amp_pipeline.storage.duckdb_engine import compute, read_files
 from nami_amp_pipeline_tests.support.harness import START, Pipeline

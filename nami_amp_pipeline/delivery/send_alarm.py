@@ -43,8 +43,11 @@ class SendAlarm:
 
     @contextmanager
     def until(self, moment: float) -> Iterator[None]:
-        """Ends the process if it is still within the block at a moment of the monotonic clock, in seconds."""
-        if not self.enabled or math.isinf(moment):
+        """Ends the process if it is still within the block at a moment of the monotonic clock, in seconds.
+
+        A moment that is over already is left to whoever looks at the clock within the block.
+        """
+        if not self.enabled or math.isinf(moment) or moment <= time.monotonic():
             yield
             return
         with self._lock:

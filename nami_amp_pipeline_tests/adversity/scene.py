@@ -231,6 +231,10 @@ class Scene:
             text = re.sub(r"(/[\w.-]+)+", "PATH", re.sub(r"[0-9a-f]{8}[0-9a-f-]{24,28}", "ID", line))
             self.said[re.sub(r"\d[\d,.]*", "N", text)[:200]] += 1
         assert "Traceback" not in outcome.err + outcome.out, outcome.err
+        if outcome.status == -signal.SIGALRM:  # it woke up too late between its last look and a send
+            self.facts["ended by its alarm"] += 1
+            self.facts["runs"] += 1
+            return
         assert outcome.status in (0, 1), outcome
         assert all(line.startswith("nami-amp: ") for line in lines), outcome.err
         assert not any("this is a bug" in line for line in lines), outcome.err

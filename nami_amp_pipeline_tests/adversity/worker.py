@@ -27,13 +27,17 @@ import nami_amp_pipeline.runner  # noqa: F401 - what the command would import wh
 from nami_amp_pipeline import cli
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.state.store import Lease, Store, Transaction
+from nami_amp_pipeline_tests.support import stopping
 
 IN_TRANSACTION = "transaction"
 """A step of this module: all of a transaction is done but its commit, so that the store is locked."""
 
 
 def stop_at(name: str, time_of_many: int) -> None:
-    """Makes this process stop (SIGSTOP) at a step."""
+    """Makes this process stop (SIGSTOP) at a step, or at a place on the way to the socket."""
+    if name in stopping.PLACES:
+        stopping.stop_at(name, time_of_many)
+        return
     seen: Counter[str] = Counter()
 
     def step(at: str) -> None:

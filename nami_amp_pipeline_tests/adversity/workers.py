@@ -7,13 +7,16 @@ from pathlib import Path
 
 from nami_amp_pipeline_tests.adversity.scene import LEASE_SECONDS, Process, Scene
 from nami_amp_pipeline_tests.adversity.worker import IN_TRANSACTION
+from nami_amp_pipeline_tests.support.stopping import PLACES
 
 NAMED = (
     "capture.commit", "snapshot.commit", "prepare.commit", "prepare.committed", "deliver.post", "deliver.post",
     "deliver.commit", "deliver.committed", "deliver.answered", "deliver.answered", "receipts.commit",
 )  # fmt: skip
-KINDS = ("two at once", "stopped at a step", "stopped at a moment", "stopped in a transaction")
-_WEIGHTS = (20, 40, 30, 10)
+KINDS = (
+    "two at once", "stopped at a step", "stopped at a moment", "stopped in a transaction", "stopped at the send"
+)  # fmt: skip
+_WEIGHTS = (20, 30, 20, 10, 20)
 
 
 class Workers:
@@ -29,8 +32,8 @@ class Workers:
         self.scene = Scene(folder, seed, environ)
         self._rng = self.scene.rng
 
-    def round(self, kind: str | None = None) -> None:
-        """Loads rows, and lets workers at them."""
+    def round(self, kind: str | None = None, place: str | None = None) -> None:
+        """Loads rows, and lets workers at them; ``place`` is where one is stopped at the send."""
         scene, rng = self.scene, self._rng
         scene.load(rng.choice((60, 200, 400)))
         kind = kind or rng.choices(KINDS, _WEIGHTS)[0]
@@ -40,11 +43,11 @@ class Workers:
                 scene.wait(process)
             stopped = 0
         else:
-            stopped = self._with_a_sleeper(kind)
+            stopped = self._with_a_sleeper(kind, place)
         self._settle()
         scene.check(broken_off=stopped)
 
-    def _with_a_sleeper(self, kind: str) -> int:
+    def _with_a_sleeper(self, kind: str, place: str | None) -> int:
         scene, rng = self.scene, self._rng
         stop = None
         if kind == "stopped at a step":
@@ -52,6 +55,8 @@ class Workers:
             stop = (name, rng.randint(1, 8) if name.startswith("deliver.") else rng.randint(1, 2))
         elif kind == "stopped in a transaction":
             stop = (IN_TRANSACTION, rng.randint(1, 40))
+        elif kind == "stopped at the send":
+            stop = (place or rng.choice(list(PLACES)), rng.randint(1, 6) if place is None else 2)
         sleeper = scene.start(stop=stop)
         beside = scene.start() if rng.random() < 0.4 else None
         if stop is None:
