@@ -14,6 +14,7 @@ from nami_amp_pipeline.commands.integrations import integrations
 from nami_amp_pipeline.commands.keys import keys
 from nami_amp_pipeline.commands.load import load
 from nami_amp_pipeline.commands.migrate import migrate
+from nami_amp_pipeline.commands.repair import repair
 from nami_amp_pipeline.commands.retention import retention
 from nami_amp_pipeline.commands.run import run
 from nami_amp_pipeline.commands.status import status
@@ -55,6 +56,7 @@ for command in (
     migrate,
     keys,
     doctor,
+    repair,
     sandbox,
 ):
     cli.add_command(command)

@@ -120,7 +120,9 @@ class ChannelLoader:
             if any(row.next_row < row.rows for row in rows):
                 self.shelf.batch(box.file, rows[0].batch)
         except (OSError, pa.ArrowException) as error:
-            raise Halted(f"outbox {box.file} cannot be read: {type(error).__name__}") from None
+            raise Halted(
+                f"outbox {box.file} cannot be read: {type(error).__name__}; 'nami-amp repair' makes a lost one again"
+            ) from None
         self._last[channel.id] = box.id
         channel.load(
             box.id,

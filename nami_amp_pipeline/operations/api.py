@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nami_amp_pipeline.operations.apps import App
     from nami_amp_pipeline.operations.connection import Tested
     from nami_amp_pipeline.operations.dead_letters import DeadLetter, Filter, Retried
+    from nami_amp_pipeline.operations.repair import LostFile
     from nami_amp_pipeline.operations.status import IntegrationStatus
     from nami_amp_pipeline.operations.trace import Trace
     from nami_amp_pipeline.secrets import Cipher
@@ -181,6 +182,21 @@ class Operations:
         from nami_amp_pipeline.operations.trace import trace
 
         return trace(self._whole(), event_id, whole_table=whole_table)
+
+    # Lost files
+
+    def lost_files(self) -> list[LostFile]:
+        """The files that the store needs and that are gone from the data folder."""
+        from nami_amp_pipeline.operations.repair import lost_files
+
+        context = self._whole()
+        return lost_files(context.store, context.folder.root)
+
+    def repair(self, lost: Sequence[LostFile], *, resend: bool = False) -> list[tuple[LostFile, str | None]]:
+        """Mends lost files; see :func:`nami_amp_pipeline.operations.repair.repair`."""
+        from nami_amp_pipeline.operations.repair import repair
+
+        return repair(self._whole(), lost, resend=resend)
 
     # Dead letters
 

@@ -23,6 +23,7 @@ from nami_amp_pipeline.delivery.http_session import ca_bundle, proxy_of, without
 from nami_amp_pipeline.delivery.transport import HttpTransport
 from nami_amp_pipeline.destinations import DESTINATIONS
 from nami_amp_pipeline.errors import NamiAmpError
+from nami_amp_pipeline.operations.repair import lost_files
 from nami_amp_pipeline.secrets import Cipher
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import Store, migrate, rotation, tables
@@ -146,6 +147,25 @@ def check_shared_keys(settings: Settings) -> list[Finding]:
             f"let them select different events, or remove one: 'nami-amp integrations update {other.key} --events …'",
         )
         for one, other in pairs[:_PAIRS]
+    ]
+
+
+def check_files(settings: Settings) -> list[Finding]:
+    """Whether every file is there that the store refers to."""
+    if not _up_to_date(settings):
+        return []
+    with _opened(settings) as store:
+        lost = lost_files(store, settings.data_dir)
+    if not lost:
+        return [Finding("data files", "ok", "every file that the store refers to is there")]
+    some = ", ".join(one.file for one in lost[:_PAIRS])
+    return [
+        Finding(
+            "data files",
+            "error",
+            f"{_count(len(lost), 'file')} missing in {settings.data_dir}: {some}; this stops: {lost[0].stops}",
+            "restore them, or see what 'nami-amp repair --dry-run' would do",
+        )
     ]
 
 
@@ -324,6 +344,7 @@ CHECKS: Sequence[tuple[str, Check]] = (
     ("migrations", check_migrations),
     ("encryption key", check_keys),
     ("shared key", check_shared_keys),
+    ("data files", check_files),
     ("data folder", check_folder),
     ("endpoints", check_endpoints),
 )

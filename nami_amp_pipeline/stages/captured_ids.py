@@ -92,7 +92,10 @@ class Ledger:
                 time.sleep(0.05)
             except (OSError, pa.ArrowException) as error:
                 raise Halted(f"the ledger of captured ids cannot be read: {type(error).__name__}") from None
-        raise Halted(f"a file of the ledger of captured ids is missing in {context.folder.root}/ledger")
+        raise Halted(
+            f"a file of the ledger of captured ids is missing in {context.folder.root}/ledger: restore it, or run "
+            "'nami-amp repair'"
+        )
 
     def forget_known(self, connection: duckdb.DuckDBPyConnection, table: str) -> None:
         """Deletes the rows of a table that are in the ledger.

@@ -102,8 +102,8 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class _Segment:
-    """A segment, and the integrations that lack it."""
+class PreparedSegment:
+    """A segment, and the integrations that it is prepared for."""
 
     id: int
     file: str
@@ -112,26 +112,28 @@ class _Segment:
 
 
 @dataclass(frozen=True)
-class _Begun:
+class BegunSegment:
     """A segment in an engine that has the bodies of its events, who has logged in, and who wants which body."""
 
-    segment: _Segment
+    segment: PreparedSegment
     connection: duckdb.DuckDBPyConnection
     logged_in: Mapping[str, set[str]]
     variants: Variants
 
 
 @dataclass
-class _Lane:
+class LanePart:
+    """Where the rows of a lane are in an outbox file: its first record batch, and how many."""
+
     batch: int
     rows: int
 
 
 @dataclass
-class _Part:
+class OutboxPart:
     """One integration's share of an outbox file."""
 
-    lanes: list[_Lane] = field(default_factory=list)
+    lanes: list[LanePart] = field(default_factory=list)
     others_batch: int | None = None
     rows: int = 0
     exceptions: list[dict[str, object]] = field(default_factory=list)
@@ -160,7 +162,7 @@ def prepare(
     refuse(window, "amplitude_events")
     done: dict[int, Prepared] = {}
 
-    def finish(_: _Segment, begun: _Begun) -> None:
+    def finish(_: PreparedSegment, begun: BegunSegment) -> None:
         for integration_id, part in _one(context, leases, begun).items():
             done.setdefault(integration_id, Prepared()).add(part)
 
@@ -170,13 +172,15 @@ def prepare(
     if is_parallel(context.settings):
         try:
             with engine(context.settings) as shared:
-                with_next_ahead(lambda segment: _begin(context, segment, shared), finish, segments, shared.divide)
+                with_next_ahead(
+                    lambda segment: begin_segment(context, segment, shared), finish, segments, shared.divide
+                )
             return done
         except OutOfMemory as error:
             context.log.info("%s; going on with one segment at a time", error)
     with engine(context.settings) as alone:
         for segment in _pending(context, _targets(context, integrations, leases)):
-            with _begin(context, segment, alone) as begun:
+            with begin_segment(context, segment, alone) as begun:
                 finish(segment, begun)
     return done
 
@@ -190,7 +194,7 @@ def _targets(
     return {one.id: one for one in current if one.id in leases and one.enabled and not one.halted_reason}
 
 
-def _pending(context: Context, targets: Mapping[int, Integration]) -> list[_Segment]:
+def _pending(context: Context, targets: Mapping[int, Integration]) -> list[PreparedSegment]:
     """The segments that one of the integrations lacks, oldest first."""
     by_app: dict[str, list[Integration]] = defaultdict(list)
     for one in targets.values():
@@ -222,13 +226,13 @@ def _pending(context: Context, targets: Mapping[int, Integration]) -> list[_Segm
             entry[1].add(snapshot_file)
             entry[2].append(one.id)
     return [
-        _Segment(segment_id, file, sorted(snapshot_files), [targets[integration_id] for integration_id in ids])
+        PreparedSegment(segment_id, file, sorted(snapshot_files), [targets[integration_id] for integration_id in ids])
         for segment_id, (file, snapshot_files, ids) in pending.items()
     ]
 
 
 @contextmanager
-def _begin(context: Context, segment: _Segment, shared: Engine) -> Iterator[_Begun]:
+def begin_segment(context: Context, segment: PreparedSegment, shared: Engine) -> Iterator[BegunSegment]:
     """A connection with the larger half of what does not depend on what the segments before this one come to."""
     with shared.connection() as connection:
         variants = variants_of(segment.integrations, context.cipher)
@@ -237,7 +241,7 @@ def _begin(context: Context, segment: _Segment, shared: Engine) -> Iterator[_Beg
         )
         _create_bodies(connection, variants)
         logged_in = register_identities(context, connection, segment.integrations)
-        yield _Begun(segment, connection, logged_in, variants)
+        yield BegunSegment(segment, connection, logged_in, variants)
 
 
 def _create_bodies(connection: duckdb.DuckDBPyConnection, variants: Variants) -> None:
@@ -257,7 +261,7 @@ def _create_bodies(connection: duckdb.DuckDBPyConnection, variants: Variants) ->
     connection.execute("CREATE TEMP VIEW bodies AS " + " UNION ALL ".join(parts))
 
 
-def _one(context: Context, leases: Mapping[int, Lease], begun: _Begun) -> dict[int, Prepared]:
+def _one(context: Context, leases: Mapping[int, Lease], begun: BegunSegment) -> dict[int, Prepared]:
     name = context.folder.new_name("outboxes", "arrow")
     connection, segment_id, integrations = begun.connection, begun.segment.id, begun.segment.integrations
     run(connection, "prepare_2_decide")
@@ -265,11 +269,11 @@ def _one(context: Context, leases: Mapping[int, Lease], begun: _Begun) -> dict[i
         run(connection, "prepare_3_release_logins")
     register_sent(context, connection)
     run(connection, "prepare_4_lanes")
-    parts = _write(context, connection, name)
+    parts = write_outbox(context, connection, name)
     sent = connection.sql(sql("prepare_6_sent_states")).to_arrow_table()
     _add_payloads(connection, parts, begun.variants)
     for one in integrations:
-        parts.setdefault(one.id, _Part())
+        parts.setdefault(one.id, OutboxPart())
     written = any(part.rows for part in parts.values())
     context.step("prepare.commit")
     with context.store.begin(under=[leases[one.id] for one in integrations]) as tx:
@@ -287,13 +291,13 @@ def _one(context: Context, leases: Mapping[int, Lease], begun: _Begun) -> dict[i
     return {integration_id: part.done for integration_id, part in parts.items()}
 
 
-def _write(context: Context, connection: duckdb.DuckDBPyConnection, name: str) -> dict[int, _Part]:
+def write_outbox(context: Context, connection: duckdb.DuckDBPyConnection, name: str) -> dict[int, OutboxPart]:
     """Writes the outbox file; returns by integration where its lanes are and what is not to be posted."""
-    parts: dict[int, _Part] = {}
+    parts: dict[int, OutboxPart] = {}
     batches = 0
     with context.folder.ipc(name, OUTBOX_SCHEMA, compression=None) as writer:  # read soon, and gone soon after
         for integration_id, lane, rows in _lanes(connection):
-            part = parts.setdefault(integration_id, _Part())
+            part = parts.setdefault(integration_id, OutboxPart())
             first = batches
             for batch in rows:
                 writer.write_batch(batch.select(OUTBOX_SCHEMA.names))
@@ -336,7 +340,7 @@ def _portions(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
         yield lanes.slice(start, end - start)
 
 
-def _tally(part: _Part, rows: pa.RecordBatch, first: int, *, is_posted: bool) -> None:
+def _tally(part: OutboxPart, rows: pa.RecordBatch, first: int, *, is_posted: bool) -> None:
     """Adds some rows of a lane, which begins with the record batch ``first``, to an integration's share."""
     done = part.done
     back = rows["exception_id"].drop_null().to_pylist()
@@ -344,7 +348,7 @@ def _tally(part: _Part, rows: pa.RecordBatch, first: int, *, is_posted: bool) ->
     done.captured += rows.num_rows - len(back)
     if is_posted:
         if not part.lanes or part.lanes[-1].batch != first:
-            part.lanes.append(_Lane(first, 0))
+            part.lanes.append(LanePart(first, 0))
         part.lanes[-1].rows += rows.num_rows
         done.sendable += rows.num_rows
         done.bytes += rows["body"].nbytes
@@ -365,7 +369,7 @@ def _tally(part: _Part, rows: pa.RecordBatch, first: int, *, is_posted: bool) ->
     ]
 
 
-def _add_payloads(connection: duckdb.DuckDBPyConnection, parts: Mapping[int, _Part], variants: Variants) -> None:
+def _add_payloads(connection: duckdb.DuckDBPyConnection, parts: Mapping[int, OutboxPart], variants: Variants) -> None:
     """Gives dead letters the payload that they are about, as far as the integration may show it."""
     numbers = [row["row"] for part in parts.values() for row in part.exceptions if row["state"] == "dead"]
     if not numbers:
@@ -379,28 +383,36 @@ def _add_payloads(connection: duckdb.DuckDBPyConnection, parts: Mapping[int, _Pa
                 row["payload"] = text and text.replace("\0", "")  # which PostgreSQL cannot hold
 
 
-def _commit(context: Context, tx: Transaction, integration_id: int, segment_id: int, name: str, part: _Part) -> None:
+def add_outbox(
+    context: Context, tx: Transaction, integration_id: int, segment_id: int, name: str, part: OutboxPart
+) -> None:
+    """Makes an integration's share of an outbox file count."""
+    if not part.rows:
+        return
+    outbox_id = tx.execute(
+        sa.insert(tables.outboxes).values(
+            integration_id=integration_id,
+            segment_id=segment_id,
+            file=name,
+            others_batch=part.others_batch,
+            rows=part.rows,
+            prepared_at=context.now(),
+            run_id=context.run_id,
+        )
+    ).inserted_primary_key[0]  # type: ignore[index]
+    lanes = [
+        {"outbox_id": outbox_id, "batch": lane.batch, "rows": lane.rows, "next_row": 0, "attempt_end": 0}
+        for lane in part.lanes
+    ]
+    if lanes:
+        tx.execute(sa.insert(tables.lanes), lanes)
+
+
+def _commit(
+    context: Context, tx: Transaction, integration_id: int, segment_id: int, name: str, part: OutboxPart
+) -> None:
     now = context.now()
-    if part.rows:
-        outbox_id = tx.execute(
-            sa.insert(tables.outboxes).values(
-                integration_id=integration_id,
-                segment_id=segment_id,
-                file=name,
-                others_batch=part.others_batch,
-                rows=part.rows,
-                prepared_at=now,
-                run_id=context.run_id,
-            )
-        ).inserted_primary_key[0]  # type: ignore[index]
-        if part.lanes:
-            tx.execute(
-                sa.insert(tables.lanes),
-                [
-                    {"outbox_id": outbox_id, "batch": lane.batch, "rows": lane.rows, "next_row": 0, "attempt_end": 0}
-                    for lane in part.lanes
-                ],
-            )
+    add_outbox(context, tx, integration_id, segment_id, name, part)
     if part.exceptions:
         same = {"integration_id": integration_id, "segment_id": segment_id, "run_id": context.run_id, "at": now}
         bulk.insert(context.store, tx, tables.exceptions, _exception_rows(part.exceptions, same))

@@ -1,0 +1,217 @@
+"""Files that the store refers to and that are gone from the data folder: which, what that stops, and how it is mended.
+
+A lost file is never mended by itself: somebody may be about to restore it. Each mend is one transaction under the
+lease of whoever works with such files, so a process at work is never in the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.errors import Busy, Halted, NamiAmpError
+from nami_amp_pipeline.stages import captured_ids
+from nami_amp_pipeline.stages.rebuild import rebuild_outbox
+from nami_amp_pipeline.state import Store, tables
+from nami_amp_pipeline.state.store import Lease, Transaction
+
+_DAY: Final = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class LostFile:
+    """A file of the data folder that is gone.
+
+    Attributes:
+        file: its name in the data folder.
+        kind: ``segment``, ``ledger``, ``snapshots``, ``outbox`` or ``receipts``.
+        stops: what it keeps from going on, for people.
+        mend: what mending it does, for people.
+    """
+
+    file: str
+    kind: str
+    stops: str
+    mend: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``repair --json`` shows it."""
+        return asdict(self)
+
+
+_TEXTS: Final[Mapping[str, tuple[str, str]]] = {
+    "segment": (
+        "its events cannot be prepared",
+        "reads its rows from the warehouse again; where every integration has prepared it, only forgets it",
+    ),
+    "ledger": (
+        "nothing can be captured: which rows were captured before is not known",
+        "makes the ledger again from the segments that are kept; ids of older rows are forgotten",
+    ),
+    "snapshots": ("stage 3 of its apps, and late events", "computes the snapshots again from the segment"),
+    "outbox": (
+        "its integration's events, from this outbox on",
+        "prepares the segment again; events with the same insert ids are sent again, which Amplitude recognises within "
+        "7 days",
+    ),
+    "receipts": ("nothing; trace lacks the details of its events", "forgets that there were receipts"),
+}
+
+
+def lost_files(store: Store, folder: Path) -> list[LostFile]:
+    """The files that the store needs and that are gone, those that stop most first.
+
+    Args:
+        store: the state store.
+        folder: the data folder.
+
+    Raises:
+        StoreUnavailable: the store cannot be read.
+    """
+    with store.reading() as tx:
+        named = {kind: sorted({str(name) for name in tx.execute(query).scalars()}) for kind, query in _needed().items()}
+    return [
+        LostFile(name, kind, *_TEXTS[kind])
+        for kind, names in named.items()
+        for name in names
+        if not (folder / name).exists()
+    ]
+
+
+def repair(context: Context, lost: Iterable[LostFile], *, resend: bool = False) -> list[tuple[LostFile, str | None]]:
+    """Mends what can be mended, one file after the other.
+
+    Args:
+        context: the process at work.
+        lost: what :func:`lost_files` found.
+        resend: sends events again even if Amplitude may not recognise the repeat any more.
+
+    Returns:
+        Each file with why it could not be mended, or None.
+    """
+    found: list[tuple[LostFile, str | None]] = []
+    for one in lost:
+        try:
+            _MENDS[one.kind](context, one.file, resend)
+        except NamiAmpError as error:
+            found.append((one, str(error)))
+        else:
+            found.append((one, None))
+    return found
+
+
+def _needed() -> dict[str, sa.Select[tuple[str | None]]]:
+    parts, boxes = tables.segment_apps, tables.outboxes
+    return {
+        "ledger": sa.select(tables.captured_ids.c.file),
+        "segment": sa.select(tables.segments.c.file),
+        "snapshots": sa.select(parts.c.snapshot_file).where(parts.c.snapshot_file.is_not(None)),
+        "outbox": sa.select(boxes.c.file).where(boxes.c.done_at.is_(None)),
+        "receipts": sa.select(boxes.c.receipts_file).where(boxes.c.receipts_file.is_not(None)),
+    }
+
+
+@contextmanager
+def _under(context: Context, names: Iterable[str]) -> Iterator[list[Lease]]:
+    wanted = sorted(set(names))
+    leases = context.store.acquire(wanted)
+    try:
+        if len(leases) < len(wanted):
+            raise Busy(f"{sorted(set(wanted) - leases.keys())[0]} is worked on by another process: try again after it")
+        yield list(leases.values())
+    finally:
+        with suppress(NamiAmpError):  # a lease that is not given back runs out by itself
+            context.store.release(leases.values())
+
+
+def _mend_ledger(context: Context, file: str, _resend: bool) -> None:
+    with _under(context, [captured_ids.LEASE]) as leases, context.store.begin(under=leases) as tx:
+        _forget_run(tx, tables.captured_ids.c.file == file)
+
+
+def _forget_run(tx: Transaction, which: sa.ColumnElement[bool]) -> None:
+    """Lets runs of the ledger go; the segments that they index are read themselves until the next fold."""
+    runs, segments = tables.captured_ids, tables.segments
+    for run in tx.execute(sa.select(runs).where(which)).all():
+        tx.execute(
+            sa.update(segments)
+            .where(segments.c.captured_at >= run.oldest, segments.c.captured_at <= run.newest)
+            .values(in_ledger=False)
+        )
+        tx.execute(sa.delete(runs).where(runs.c.id == run.id))
+
+
+def _mend_snapshots(context: Context, file: str, _resend: bool) -> None:
+    parts = tables.segment_apps
+    with context.store.reading() as tx:
+        app_ids = list(tx.execute(sa.select(parts.c.app_id).where(parts.c.snapshot_file == file)).scalars())
+    with _under(context, [f"app:{app_id}" for app_id in app_ids]) as leases, context.store.begin(under=leases) as tx:
+        tx.execute(sa.update(parts).where(parts.c.snapshot_file == file).values(snapshot_file=None))
+
+
+def _mend_receipts(context: Context, file: str, _resend: bool) -> None:
+    boxes = tables.outboxes
+    with context.store.begin() as tx:
+        tx.execute(sa.update(boxes).where(boxes.c.receipts_file == file).values(receipts_file=None))
+
+
+def _mend_segment(context: Context, file: str, _resend: bool) -> None:
+    segments, parts, integrations = tables.segments, tables.segment_apps, tables.integrations
+    with context.store.reading() as tx:
+        segment_id = tx.execute(sa.select(segments.c.id).where(segments.c.file == file)).scalar_one()
+        apps = tx.execute(sa.select(parts).where(parts.c.segment_id == segment_id)).all()
+    names = [captured_ids.LEASE, *(f"app:{part.app_id}" for part in apps)]
+    with _under(context, names) as leases, context.store.begin(under=leases) as tx:
+        captured_at = tx.execute(sa.select(segments.c.captured_at).where(segments.c.id == segment_id)).scalar_one()
+        rereading = False
+        for part in apps:
+            through = tx.execute(
+                sa.select(integrations.c.prepared_through).where(integrations.c.app_id == part.app_id)
+            ).scalars()
+            lacks = [segment_id > number for number in through]
+            if not any(lacks):
+                continue
+            if not all(lacks):
+                raise Halted(
+                    f"segment {file}: some integrations of {part.app_id} have prepared it and some have not: restore "
+                    "the file from a backup, or remove the integrations that lack it"
+                )
+            rereading = True
+            first = part.min_ingested_at
+            tx.execute(
+                sa.update(tables.apps)
+                .where(
+                    tables.apps.c.app_id == part.app_id,
+                    sa.or_(tables.apps.c.frontier.is_(None), tables.apps.c.frontier > first),
+                )
+                .values(frontier=first)
+            )
+        if rereading:
+            runs = tables.captured_ids
+            _forget_run(tx, sa.and_(runs.c.oldest <= captured_at, runs.c.newest >= captured_at))
+        tx.execute(sa.delete(parts).where(parts.c.segment_id == segment_id))
+        tx.execute(sa.delete(segments).where(segments.c.id == segment_id))
+
+
+def _mend_outbox(context: Context, file: str, resend: bool) -> None:
+    boxes = tables.outboxes
+    with context.store.reading() as tx:
+        rows = tx.execute(sa.select(boxes).where(boxes.c.file == file, boxes.c.done_at.is_(None))).all()
+    for box in rows:
+        with _under(context, [f"integration:{box.integration_id}"]) as leases:
+            rebuild_outbox(context, box.id, leases[0], resend=resend)
+
+
+_MENDS: Final[Mapping[str, Callable[[Context, str, bool], None]]] = {
+    "segment": _mend_segment,
+    "ledger": _mend_ledger,
+    "snapshots": _mend_snapshots,
+    "outbox": _mend_outbox,
+    "receipts": _mend_receipts,
+}
