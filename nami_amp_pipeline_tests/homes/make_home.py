@@ -4,7 +4,8 @@ In a checkout of that version, ``python make_home.py FOLDER NAME`` (by its whole
 (the home) and ``NAME.json`` (what its Amplitude had accepted by then) to FOLDER. Uses nothing but the package itself.
 """
 
-# mypy: ignore-errors - it is for the interfaces of another version
+# It is for the interfaces of another version.
+# mypy: ignore-errors
 
 from __future__ import annotations
 
