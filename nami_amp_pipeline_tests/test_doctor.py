@@ -38,6 +38,7 @@ from nami_amp_pipeline_tests.support.command_line import add, event, invoke, loa
 from nami_amp_pipeline_tests.support.old_stores import later, make_first_version, opened
 from nami_amp_pipeline_tests.support.postgres import Postgres
 from nami_amp_pipeline_tests.support.scene import WARNINGS
+from nami_amp_pipeline_tests.test_migrations import at_work, later, make_first_version, opened
 
 __all__ = ["later"]
 
@@ -185,6 +186,8 @@ def test_a_store_of_another_version(state_url: str, tmp_path: Path, later: Any) 
         create_or_upgrade(store)
         assert only(doctor.check_migrations(chosen), "ok")
         later(safe=False)
+        assert "brings it up to date" in (only(doctor.check_migrations(chosen), "warning").fix or "")
+        at_work(store, True)
         assert "nami-amp migrate" in (only(doctor.check_migrations(chosen), "error").fix or "")
         migrate.migrate(store, beside_others=True)
         with store.begin() as tx:

@@ -102,7 +102,7 @@ def check_migrations(settings: Settings) -> list[Finding]:
                 )
             ]
         behind = f"the store has schema version {version}, this program needs {tables.SCHEMA_VERSION}"
-        if migrate.is_safe(tx, version):
+        if migrate.is_safe(tx, version) or not migrate.others_at_work(store, tx):
             return [Finding("migrations", "warning", behind, "nothing: the next command brings it up to date")]
         return [Finding("migrations", "error", behind, "stop the pipeline, make a backup, and run 'nami-amp migrate'")]
 

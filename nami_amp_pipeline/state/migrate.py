@@ -122,14 +122,19 @@ def _refuse_beside_others(store: Store, tx: Transaction, version: int) -> None:
     """
     if not store.is_sqlite:  # on SQLite no other transaction can write now
         tx.exec_driver_sql("LOCK TABLE leases IN SHARE ROW EXCLUSIVE MODE")
-    leases = sa.table("leases", sa.column("owner"), sa.column("expires_at"))
-    live = sa.select(leases.c.owner).where(leases.c.expires_at > micros(store.clock), leases.c.owner != store.owner)
-    if any(not has_ended(owner) for owner in tx.execute(live.distinct()).scalars()):
+    if others_at_work(store, tx):
         raise Misconfigured(
             f"the state store has schema version {version}, this program needs {tables.SCHEMA_VERSION}, and a process "
             "is at work on it: when none is, the next command or run brings it up to date; or stop what works with it, "
             "make a backup, and run 'nami-amp migrate'"
         )
+
+
+def others_at_work(store: Store, tx: Transaction) -> bool:
+    """Whether a process but this one holds a lease; of one that has ended on this machine no lease counts."""
+    leases = sa.table("leases", sa.column("owner"), sa.column("expires_at"))
+    live = sa.select(leases.c.owner).where(leases.c.expires_at > micros(store.clock), leases.c.owner != store.owner)
+    return any(not has_ended(owner) for owner in tx.execute(live.distinct()).scalars())
 
 
 def _upgrade(tx: Transaction, version: int) -> None:

@@ -4,6 +4,7 @@ In a checkout of that version, ``python make_home.py FOLDER NAME`` (by its whole
 (the home) and ``NAME.json`` (what its Amplitude had accepted by then) to FOLDER. Uses nothing but the package itself.
 """
 
+# It is for the interfaces of another version.
 # mypy: ignore-errors
 
 from __future__ import annotations
