@@ -152,6 +152,9 @@ class _Guarded:
             exchange.note("proxy", refusal and refusal.removeprefix("Tunnel connection failed: ")[:80])
             guard.kill()
             raise
+        if guard.broke_off:
+            exchange.note("proxy")
+            raise OSError("the proxy's answer broke off")
         if guard.buffer:
             raise exchange.out_of_step()
         self_.sock = plain

@@ -58,7 +58,7 @@ class Workers:
         elif kind == "stopped at the send":
             stop = (place or rng.choice(list(PLACES)), rng.randint(1, 6) if place is None else 2)
         sleeper = scene.start(stop=stop)
-        beside = scene.start() if rng.random() < 0.4 else None
+        beside = scene.start() if place is None and rng.random() < 0.4 else None
         if stop is None:
             time.sleep(rng.uniform(0.3, 2.5))
             scene.facts["signals"] += 1
