@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from nami_amp_pipeline import redaction
 from nami_amp_pipeline.clock import Clock, micros, system_clock
 from nami_amp_pipeline.secrets import Cipher
 from nami_amp_pipeline.settings import Settings
@@ -49,7 +50,7 @@ class Context:
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     step: Callable[[str], None] = _nothing
-    log: logging.Logger = field(default_factory=lambda: logging.getLogger("nami_amp_pipeline"))
+    log: logging.Logger = field(default_factory=lambda: redaction.guarded_logger("nami_amp_pipeline"))
 
     @staticmethod
     def open(settings: Settings, *, run_id: str = "none", clock: Clock = system_clock) -> Context:
@@ -60,6 +61,7 @@ class Context:
             StoreUnavailable: the store cannot be reached.
             Halted: the data folder cannot be written.
         """
+        redaction.add_settings(settings)
         store = Store(settings.state_url, clock, settings.lease_seconds)
         create_or_upgrade(store)
         return Context(

@@ -15,9 +15,18 @@ Anything else that is raised is a bug.
 
 from __future__ import annotations
 
+from nami_amp_pipeline import redaction
+
 
 class NamiAmpError(Exception):
-    """Base of all errors that this package raises on purpose; the message is one line for a person."""
+    """Base of all errors that this package raises on purpose; the message is one line for a person, without secrets.
+
+    Args:
+        message: what went wrong, and what to do about it; what a driver or a server said may stand in it.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(redaction.clean(str(message)))
 
 
 class Misconfigured(NamiAmpError):

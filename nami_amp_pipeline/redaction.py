@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import re
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
-from nami_amp_pipeline.secrets import Secret
+if TYPE_CHECKING:
+    from nami_amp_pipeline.secrets import Secret
+    from nami_amp_pipeline.settings import Settings
 
 HIDDEN: Final = "…"
 
@@ -156,8 +159,36 @@ def clean(text: str) -> str:
     return SHARED.clean(text)
 
 
+def add_settings(settings: Settings) -> None:
+    """Registers what is secret of the settings."""
+    add(*(settings.encryption_key or "").split(","), settings.alert_webhook_url)
+    add_url(settings.state_url)
+    add_url(settings.warehouse_url)
+
+
+class _LogFilter(logging.Filter):
+    """Takes secrets out of what is logged, tracebacks included."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = clean(record.getMessage()), ()
+        if record.exc_info:
+            record.exc_text = clean(logging.Formatter().formatException(record.exc_info))
+            record.exc_info = None
+        return True
+
+
+_FILTER = _LogFilter()
+
+
+def guarded_logger(name: str) -> logging.Logger:
+    """The logger of this name, which logs no secret."""
+    logger = logging.getLogger(name)
+    logger.addFilter(_FILTER)  # once, however often
+    return logger
+
+
 def _text(secret: str | Secret) -> str:
-    return secret.reveal() if isinstance(secret, Secret) else secret
+    return secret if isinstance(secret, str) else secret.reveal()
 
 
 def _forms(secret: str) -> set[str]:

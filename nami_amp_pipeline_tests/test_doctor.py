@@ -35,10 +35,9 @@ from nami_amp_pipeline.state.migrate import create_or_upgrade
 from nami_amp_pipeline.warehouse import Finding
 from nami_amp_pipeline_tests.adversity.disk import NoMount, small_disk
 from nami_amp_pipeline_tests.support.command_line import add, event, invoke, load_events
-from nami_amp_pipeline_tests.support.old_stores import later, make_first_version, opened
+from nami_amp_pipeline_tests.support.old_stores import at_work, later, make_first_version, opened
 from nami_amp_pipeline_tests.support.postgres import Postgres
 from nami_amp_pipeline_tests.support.scene import WARNINGS
-from nami_amp_pipeline_tests.test_migrations import at_work, later, make_first_version, opened
 
 __all__ = ["later"]
 

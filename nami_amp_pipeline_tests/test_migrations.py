@@ -22,7 +22,7 @@ from nami_amp_pipeline.errors import Misconfigured, StoreUnavailable
 from nami_amp_pipeline.state import Store, Transaction, migrate, tables
 from nami_amp_pipeline.state.migrate import create_or_upgrade
 from nami_amp_pipeline_tests.support.command_line import invoke, nami_amp, one_line
-from nami_amp_pipeline_tests.support.old_stores import later, make_first_version, opened
+from nami_amp_pipeline_tests.support.old_stores import at_work, later, make_first_version, opened
 from nami_amp_pipeline_tests.support.postgres import Postgres
 
 __all__ = ["later"]
@@ -212,13 +212,6 @@ def test_an_older_program_leaves_a_newer_store_alone(state_url: str, tmp_path: P
             assert f"schema version {tables.SCHEMA_VERSION + 1}" in one_line(refused.stderr)
         with store.begin() as tx:
             assert described(tx) == before
-
-
-def at_work(store: Store, is_at_work: bool) -> None:
-    """Has a process of another machine hold a lease."""
-    with store.begin() as tx:
-        row = {"name": "app:radio", "owner": "elsewhere", "fence": 1, "expires_at": 2**60 if is_at_work else 0}
-        store.upsert(tx, tables.leases, [row], ["name"], update=["owner", "expires_at"])
 
 
 def columns_of(metadata: sa.MetaData, table: str) -> set[str]:

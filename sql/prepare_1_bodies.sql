@@ -2,16 +2,18 @@
 -- JSON text behind its event_type and user_id.
 -- Given: properties (row, id, event_type, created_date, properties; device_id, amount, currency, quantity, sku,
 -- purchase_env, event_platform as JSON texts), snapshots (row, user_properties), the macros of prepare_0_macros, those
--- of the contract (carries_device, is_revenue_type, is_reserved), and those of the settings (shown_device,
--- shown_user_properties, price_of, gross_of).
+-- of the contract (carries_device, is_revenue_type, is_reserved), and those of the settings (environment_of,
+-- shown_device, shown_user_properties, price_of, gross_of).
 WITH events AS (
     SELECT
         *,
-        is_revenue_type(event_type)
-            AND is_number(amount)
-            AND lower(stripped(as_text(purchase_env))) IS DISTINCT FROM 'sandbox' AS is_revenue,
+        -- CASE, as AND would compute both of all events.
+        CASE WHEN is_revenue_type(event_type) AND is_number(amount)
+            THEN lower(stripped(as_text(purchase_env))) IS DISTINCT FROM 'sandbox'
+            ELSE false
+        END AS is_revenue,
         -- Posted, a reserved id would refuse the whole request.
-        device_id IS NOT NULL AND is_reserved(stripped(device_id)) AS has_reserved_device
+        CASE WHEN device_id IS NOT NULL THEN is_reserved(stripped(device_id)) ELSE false END AS has_reserved_device
     FROM (
         SELECT * REPLACE (CASE WHEN stripped(device_id) <> '' THEN device_id END AS device_id)
         FROM (
@@ -24,7 +26,7 @@ shown AS (
     SELECT * REPLACE (CASE WHEN NOT has_reserved_device THEN shown_device(device_id) END AS device_id) FROM events
 )
 SELECT
-    row, device_id, has_reserved_device, lower(stripped(as_text(purchase_env))) AS environment,
+    row, device_id, has_reserved_device, environment_of(purchase_env) AS environment,
     concat(
         ',"time":', whole_ms(e.created_date),
         ',"insert_id":', to_json(e.id),

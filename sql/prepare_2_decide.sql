@@ -1,7 +1,7 @@
 -- What each integration does with each selected event of a segment.
--- Given: segment, bodies (variant, row, device_id, has_reserved_device, environment, rest), targets (integration_id,
+-- Given: segment, bodies (body, device_id, has_reserved_device, environment, rest), targets (integration_id,
 -- app_id, user_id_kind, anonymous, sandbox, variant, start_from in µs or NULL), selected (integration_id, event_type,
--- name), identities (app_id, user_id, external_id), the macros of the contract (carries_state, is_reserved).
+-- name), identities (app_id, user_id, external_id), the macros of the contract (carries_state, is_reserved), body_of.
 CREATE TEMP MACRO judged(source) AS TABLE
 WITH named AS (
     SELECT
@@ -29,7 +29,7 @@ found AS (
     FROM named n
 )
 SELECT
-    integration_id, variant, row, exception_id, id, event_type, name, user_id, created_date, amplitude_user_id,
+    integration_id, body, row, exception_id, id, event_type, name, user_id, created_date, amplitude_user_id,
     carries_state(event_type) AS is_user,
     CASE
         WHEN unwanted IS NOT NULL THEN 'skipped'
@@ -44,13 +44,14 @@ FROM found;
 
 CREATE TEMP VIEW chosen AS
 SELECT
-    t.integration_id, t.user_id_kind, t.anonymous, t.sandbox, t.variant, s.app_id, s.row, NULL::BIGINT AS exception_id,
+    t.integration_id, t.user_id_kind, t.anonymous, t.sandbox, body_of(s.row, t.variant) AS body,
+    s.app_id, s.row, NULL::BIGINT AS exception_id,
     s.id, s.event_type, c.name, s.user_id, s.created_date, s.well_formed, b.device_id,
     b.has_reserved_device, b.environment
 FROM segment s
 JOIN targets t ON t.app_id = s.app_id
 JOIN selected c ON c.integration_id = t.integration_id AND c.event_type = s.event_type
-LEFT JOIN bodies b ON b.row = s.row AND b.variant = t.variant
+LEFT JOIN bodies b ON b.body = body_of(s.row, t.variant)
 WHERE t.start_from IS NULL OR epoch_us(s.ingested_at) >= t.start_from;
 
 CREATE TEMP TABLE decided AS FROM judged('chosen');

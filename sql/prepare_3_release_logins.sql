@@ -3,8 +3,9 @@
 -- created_date, rest).
 CREATE TEMP VIEW chosen_released AS
 SELECT
-    t.integration_id, t.user_id_kind, t.anonymous, t.sandbox, t.variant, t.app_id, NULL::BIGINT AS row, r.exception_id,
-    r.id, r.event_type, coalesce(c.name, r.event_type) AS name, r.user_id, r.created_date, true AS well_formed, NULL::VARCHAR AS device_id,
+    t.integration_id, t.user_id_kind, t.anonymous, t.sandbox, NULL::BIGINT AS body, t.app_id,
+    NULL::BIGINT AS row, r.exception_id, r.id, r.event_type, coalesce(c.name, r.event_type) AS name, r.user_id, r.created_date,
+    true AS well_formed, NULL::VARCHAR AS device_id,
     false AS has_reserved_device, NULL::VARCHAR AS environment
 FROM released r
 JOIN targets t ON t.integration_id = r.integration_id

@@ -17,5 +17,5 @@ FROM placed p
 SEMI JOIN wanted w ON w.integration_id = p.integration_id AND w.lane = p.lane
 JOIN decided d ON d.rowid = p.number
 LEFT JOIN history h ON h.number = p.number
-LEFT JOIN bodies b ON b.row = d.row AND b.variant = d.variant
+LEFT JOIN bodies b ON b.body = d.body
 LEFT JOIN released r ON r.exception_id = d.exception_id;

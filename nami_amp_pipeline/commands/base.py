@@ -52,13 +52,7 @@ class Invocation:
             from nami_amp_pipeline.settings import Settings
 
             self._settings = Settings.load()
-            if self._settings.encryption_key:
-                from nami_amp_pipeline.secrets import split_keys
-
-                self.secrets.add(*split_keys(self._settings.encryption_key))
-            self.secrets.add(self._settings.alert_webhook_url)
-            self.secrets.add_url(self._settings.state_url)
-            self.secrets.add_url(self._settings.warehouse_url)
+            redaction.add_settings(self._settings)
         return self._settings
 
     @property

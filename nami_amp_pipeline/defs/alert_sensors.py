@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
-import re
 from collections.abc import Mapping
 from typing import Final
 
 import dagster as dg
 
+from nami_amp_pipeline import redaction
 from nami_amp_pipeline.alerts import Alert, FailedRun, Kind, note_failed_run, tell, watch
 from nami_amp_pipeline.alerts.message import log_line
 from nami_amp_pipeline.clock import micros, system_clock, to_datetime
@@ -18,12 +17,10 @@ from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.defs.schedules import SENSOR_SECONDS
 from nami_amp_pipeline.errors import NamiAmpError, StoreUnavailable
 
-LOG: Final = logging.getLogger("nami_amp_pipeline.alerts")
+LOG: Final = redaction.guarded_logger("nami_amp_pipeline.alerts")
 """Goes to the console of the code server, whatever Dagster does with a sensor's own log."""
 
 _RECENT: Final = 100
-
-_PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
 
 
 @dg.sensor(
@@ -124,4 +121,4 @@ def _problems(context: dg.RunFailureSensorContext) -> list[str]:
 
 
 def _clean(line: str) -> str:
-    return _PASSWORD.sub("…@", line)[:300]
+    return redaction.clean(line)[:300]

@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nami_amp_pipeline import redaction
 from nami_amp_pipeline.errors import Busy
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Operations:
     """
 
     def __init__(self, settings: Settings, *, by: str = "", clock: Clock | None = None) -> None:
+        redaction.add_settings(settings)
         self._settings = settings
         self._by = by
         self._clock = clock

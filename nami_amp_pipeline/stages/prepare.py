@@ -247,6 +247,12 @@ def begin_segment(context: Context, segment: PreparedSegment, shared: Engine) ->
 def _create_bodies(connection: duckdb.DuckDBPyConnection, variants: Variants) -> None:
     """Creates the view ``bodies``: what integrations that want the same of a body share is computed once."""
     run(connection, "prepare_0_macros")
+    several = len(variants.distinct)
+    # One number names a body, as joining on two takes longer; mostly it is the row's own.
+    number_of = "row" if several == 1 else f"row * {several} + variant"
+    connection.execute(f"CREATE TEMP MACRO body_of(row, variant) AS {number_of}")
+    environment = "lower(stripped(as_text(value)))" if variants.reads_environment else "NULL::VARCHAR"
+    connection.execute(f"CREATE TEMP MACRO environment_of(value) AS {environment}")
     parts = []
     for number, variant in enumerate(variants.distinct):
         connection.execute(
@@ -257,7 +263,7 @@ def _create_bodies(connection: duckdb.DuckDBPyConnection, variants: Variants) ->
         variant.create_macros(connection)
         create_properties(connection, variant, with_environment=variants.reads_environment)
         connection.execute(f"CREATE TEMP TABLE bodies_{number} AS {sql('prepare_1_bodies')}")
-        parts.append(f"SELECT {number} AS variant, * FROM bodies_{number}")  # noqa: S608
+        parts.append(f"SELECT *, body_of(row, {number}) AS body FROM bodies_{number}")  # noqa: S608
     connection.execute("CREATE TEMP VIEW bodies AS " + " UNION ALL ".join(parts))
 
 

@@ -133,7 +133,7 @@ def sql(name: str) -> str:
     """The text of ``sql/<name>.sql``, from the wheel or the repository."""
     beside = Path(__file__).parents[1] / "sql"
     folder = beside if beside.is_dir() else Path(__file__).parents[2] / "sql"
-    return (folder / f"{name}.sql").read_text()
+    return (folder / f"{name}.sql").read_text("utf-8")
 
 
 def run(connection: duckdb.DuckDBPyConnection, name: str) -> None:

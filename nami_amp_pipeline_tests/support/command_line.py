@@ -26,7 +26,8 @@ PROGRAM = Path(sys.executable).with_name("nami-amp")
 
 def environment(folder: Path, **settings: str) -> dict[str, str]:
     """An environment of which nothing is left but what the program needs."""
-    return {"PATH": os.environ["PATH"], "HOME": str(folder), "KEY": API_KEY, **settings}
+    here = str(Path(__file__).parents[2])  # the program is that of these tests, wherever it is installed from
+    return {"PATH": os.environ["PATH"], "HOME": str(folder), "KEY": API_KEY, "PYTHONPATH": here, **settings}
 
 
 def nami_amp(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:

@@ -63,3 +63,10 @@ def later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         return before + 1
 
     return write
+
+
+def at_work(store: Store, is_at_work: bool) -> None:
+    """Has a process of another machine hold a lease."""
+    with store.begin() as tx:
+        row = {"name": "app:radio", "owner": "elsewhere", "fence": 1, "expires_at": 2**60 if is_at_work else 0}
+        store.upsert(tx, tables.leases, [row], ["name"], update=["owner", "expires_at"])

@@ -1,0 +1,317 @@
+"""Data frames for notebooks: current snapshots, events with their outcome, dead letters, requests.
+
+Arrow tables underneath; pandas is imported only where a data frame is asked for, and is the extra ``notebooks``. See
+docs/notebooks.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+import sqlalchemy as sa
+
+from nami_amp_pipeline.clock import from_datetime
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS
+from nami_amp_pipeline.errors import Misconfigured
+from nami_amp_pipeline.operations.current_snapshots import current_snapshots
+from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.integrations import Integration, all_integrations
+from nami_amp_pipeline.storage.duckdb_engine import compute, files
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_TIME: Final = pa.timestamp("us", tz="UTC")
+
+EVENTS: Final = pa.schema(
+    [
+        ("integration", pa.string()),
+        ("event_id", pa.string()),
+        ("event_type", pa.string()),
+        ("user_id", pa.string()),
+        ("identity", pa.string()),
+        ("created_date", _TIME),
+        ("state", pa.string()),
+        ("reason", pa.string()),
+        ("request_id", pa.int64()),
+        ("prepared_at", _TIME),
+        ("run_id", pa.string()),
+    ]
+)
+"""``user_id`` is Nami's, ``identity`` Amplitude's (``u:`` user id or ``d:`` device id). ``state`` is delivered,
+skipped, dead_letter, held, waiting_for_login or pending. ``run_id`` prepared it."""
+
+DEAD_LETTERS: Final = pa.schema(
+    [
+        ("integration", pa.string()),
+        ("id", pa.int64()),
+        ("event_id", pa.string()),
+        ("event_type", pa.string()),
+        ("user_id", pa.string()),
+        ("created_date", _TIME),
+        ("reason", pa.string()),
+        ("at", _TIME),
+        ("answer", pa.string()),
+        ("body", pa.string()),
+        ("payload", pa.string()),
+        ("run_id", pa.string()),
+    ]
+)
+"""``body`` is the Amplitude event as it was posted, ``payload`` Nami's of what was never posted."""
+
+REQUESTS: Final = pa.schema(
+    [
+        ("integration", pa.string()),
+        ("id", pa.int64()),
+        ("events", pa.int64()),
+        ("bytes", pa.int64()),
+        ("status", pa.int64()),
+        ("outcome", pa.string()),
+        ("answer", pa.string()),
+        ("sent_at", _TIME),
+        ("answered_at", _TIME),
+        ("run_id", pa.string()),
+    ]
+)
+"""``status`` is 0 where no answer came."""
+
+_WORDS: Final = {"dead": "dead_letter", "waiting": "waiting_for_login", "send": "pending"}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A table, in the form that is asked for.
+
+    Args:
+        table: the data.
+    """
+
+    table: pa.Table
+
+    def to_arrow(self) -> pa.Table:
+        """An Arrow table, which DuckDB and Polars take too."""
+        return self.table
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A data frame; numbers and booleans that may be missing stay numbers and booleans.
+
+        Raises:
+            Misconfigured: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise Misconfigured("pandas is not installed: pip install 'nami-amp-pipeline[notebooks]'") from None
+        kinds = {pa.bool_(): pd.BooleanDtype(), pa.int64(): pd.Int64Dtype()}
+        return self.table.to_pandas(types_mapper=kinds.get)
+
+
+class Frames:
+    """What the pipeline knows, as tables. Use it as a context manager, or close it.
+
+    Args:
+        settings: where the state store and the data folder are; those of the environment where not given.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._context = Context.open(settings or Settings.load())
+
+    def __enter__(self) -> Frames:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the state store."""
+        self._context.store.close()
+
+    def current_snapshots(self, app_id: str) -> Frame:
+        """One row per user of an app: the newest state, with the External ID."""
+        return Frame(current_snapshots(self._context.settings, app_id))
+
+    def events(
+        self,
+        *,
+        integration: str | None = None,
+        app_id: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Frame:
+        """One row per event and integration with its outcome, as far back as receipts are kept; see :data:`EVENTS`.
+
+        Args:
+            integration: ``<app_id>/<name>``; all without it.
+            app_id: only integrations of this app.
+            since: events that Nami created at or after this time.
+            until: and before this one.
+
+        Raises:
+            Misconfigured: there is no such integration, or a time has no zone.
+        """
+        chosen = self._chosen(integration, app_id)
+        with compute(self._context.settings) as connection:
+            connection.register("known", _events(self._context, chosen))
+            connection.register("excepted", self._excepted(chosen))
+            found = connection.sql(
+                """
+                SELECT
+                    k.integration, k.event_id, k.event_type, k.user_id, coalesce(nullif(e.identity, ''), k.identity),
+                    k.created_date,
+                    -- Who waited and is in the store no more was given up.
+                    CASE WHEN e.state IS NOT NULL THEN e.state WHEN k.state = 'waiting_for_login' THEN 'skipped'
+                        ELSE k.state END AS state,
+                    CASE WHEN e.state = 'delivered' THEN NULL WHEN e.state IS NOT NULL THEN e.reason
+                        WHEN k.state = 'waiting_for_login' THEN 'no_external_id' ELSE k.reason END,
+                    coalesce(e.request_id, k.request_id), k.prepared_at, k.run_id
+                FROM known k
+                LEFT JOIN excepted e ON e.integration_id = k.integration_id AND e.event_id = k.event_id
+                WHERE k.created_date >= coalesce($since, '-infinity'::TIMESTAMPTZ)
+                    AND k.created_date < coalesce($until, 'infinity'::TIMESTAMPTZ)
+                -- An event that waited for a login stands in two outboxes: the later one says how it ended.
+                QUALIFY row_number() OVER (PARTITION BY k.integration_id, k.event_id ORDER BY k.outbox_id DESC) = 1
+                ORDER BY k.integration, k.created_date, k.event_id
+                """,
+                params={"since": _checked(since), "until": _checked(until)},
+            ).to_arrow_table()
+        return Frame(found.rename_columns(EVENTS.names).cast(EVENTS))
+
+    def dead_letters(
+        self,
+        *,
+        integration: str | None = None,
+        app_id: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Frame:
+        """The dead letters that became so in a window, the oldest first; see :data:`DEAD_LETTERS`."""
+        table = tables.exceptions
+        query = sa.select(table).where(table.c.state == "dead").order_by(table.c.id)
+        rows = self._rows(query, table, table.c.at, integration, app_id, since, until)
+        for row in rows:
+            row["body"] = row["body"] and row["body"].removeprefix(",")
+        return Frame(pa.Table.from_pylist(rows, schema=DEAD_LETTERS))
+
+    def requests(
+        self,
+        *,
+        integration: str | None = None,
+        app_id: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Frame:
+        """The requests sent in a window, the oldest first; see :data:`REQUESTS`."""
+        table = tables.requests
+        query = sa.select(table).order_by(table.c.id)
+        rows = self._rows(query, table, table.c.sent_at, integration, app_id, since, until)
+        return Frame(pa.Table.from_pylist(rows, schema=REQUESTS))
+
+    def _chosen(self, integration: str | None, app_id: str | None) -> list[Integration]:
+        found = all_integrations(self._context.store, None if integration is None else [integration])
+        return [one for one in found if app_id in (None, one.app_id)]
+
+    def _rows(
+        self,
+        query: sa.Select[Any],
+        table: sa.Table,
+        at: sa.Column[int],
+        integration: str | None,
+        app_id: str | None,
+        since: datetime | None,
+        until: datetime | None,
+    ) -> list[dict[str, Any]]:
+        keys = {one.id: one.key for one in self._chosen(integration, app_id)}
+        query = query.where(table.c.integration_id.in_(keys))
+        if since is not None:
+            query = query.where(at >= from_datetime(_checked(since)))
+        if until is not None:
+            query = query.where(at < from_datetime(_checked(until)))
+        with self._context.store.reading() as tx:
+            rows = [dict(row) for row in tx.execute(query).mappings()]
+        return [{**row, "integration": keys[row["integration_id"]]} for row in rows]
+
+    def _excepted(self, chosen: Sequence[Integration]) -> pa.Table:
+        """What the store says of single events wins over files."""
+        table = tables.exceptions
+        names = ("integration_id", "event_id", "identity", "state", "reason", "request_id")
+        query = sa.select(*(table.c[name] for name in names)).where(table.c.integration_id.in_([o.id for o in chosen]))
+        with self._context.store.reading() as tx:
+            rows = [dict(row) for row in tx.execute(query).mappings()]
+        return pa.Table.from_pylist(
+            [{**row, "state": _WORDS.get(row["state"], row["state"])} for row in rows],
+            schema=pa.schema(
+                [(name, pa.int64() if name.endswith("n_id") or name == "request_id" else pa.string()) for name in names]
+            ),
+        )
+
+
+_KNOWN: Final = pa.schema([("integration_id", pa.int64()), ("outbox_id", pa.int64()), *EVENTS])
+
+
+def _events(context: Context, chosen: Sequence[Integration]) -> pa.Table:
+    """The events of all outboxes of some integrations, from receipts or, where an outbox is not done, from itself."""
+    boxes = tables.outboxes
+    keys = {one.id: one.key for one in chosen}
+    with context.store.reading() as tx:
+        rows = tx.execute(sa.select(boxes).where(boxes.c.integration_id.in_(keys)).order_by(boxes.c.id)).all()
+        lanes = tx.execute(sa.select(tables.lanes).order_by(tables.lanes.c.id)).all()
+    parts = []
+    for box in rows:
+        path = context.folder.path(box.receipts_file or box.file)
+        if not path.exists():  # past its retention
+            continue
+        if box.receipts_file:
+            with compute(context.settings) as connection:
+                part = connection.sql(f"FROM read_parquet({files([path])})").to_arrow_table()
+        else:
+            part = _open_outbox(path, box, [lane for lane in lanes if lane.outbox_id == box.id])
+        parts.append(_placed(part, box, keys[box.integration_id]))
+    return pa.concat_tables(parts) if parts else _KNOWN.empty_table()
+
+
+def _open_outbox(path: Any, box: Any, lanes: Sequence[Any]) -> pa.Table:
+    """The share of one integration of an outbox that is being posted."""
+    names = ["id", "event_type", "user_id", "identity", "created_date", "state", "reason"]
+    parts: list[pa.Table] = []
+    with pa.memory_map(str(path)) as source:
+        reader = pa.ipc.open_file(source)
+        left = box.rows - sum(lane.rows for lane in lanes)
+        for lane in lanes:
+            batches = [reader.get_batch(lane.batch + number) for number in range(-(-lane.rows // LANE_BATCH_ROWS))]
+            rows = pa.Table.from_batches(batches).select(names)
+            states = ["delivered"] * lane.next_row + ["send"] * (lane.rows - lane.next_row)
+            parts.append(rows.set_column(names.index("state"), "state", pa.array(states, pa.string())))
+        number = box.others_batch
+        while number is not None and left > 0:
+            batch = reader.get_batch(number)
+            parts.append(pa.Table.from_batches([batch]).select(names))
+            left, number = left - batch.num_rows, number + 1
+        table = pa.concat_tables(parts)
+        return table.append_column("request_id", pa.nulls(table.num_rows, pa.int64())).combine_chunks()
+
+
+def _placed(rows: pa.Table, box: Any, key: str) -> pa.Table:
+    states = [_WORDS.get(state, state) for state in rows["state"].to_pylist()]
+    columns: dict[str, Any] = {
+        "integration_id": pa.repeat(pa.scalar(box.integration_id, pa.int64()), rows.num_rows),
+        "outbox_id": pa.repeat(pa.scalar(box.id, pa.int64()), rows.num_rows),
+        "integration": pa.repeat(key, rows.num_rows),
+        "event_id": rows["id"],
+        **{name: rows[name] for name in ("event_type", "user_id", "identity", "created_date", "reason", "request_id")},
+        "state": pa.array(states, pa.string()),
+        "prepared_at": pa.repeat(pa.scalar(box.prepared_at, pa.int64()).cast(_TIME), rows.num_rows),
+        "run_id": pa.repeat(box.run_id, rows.num_rows),
+    }
+    return pa.table([columns[name] for name in _KNOWN.names], names=_KNOWN.names).cast(_KNOWN)
+
+
+def _checked(moment: datetime | None) -> Any:
+    if moment is not None and moment.tzinfo is None:
+        raise Misconfigured(f"{moment} has no time zone: write datetime(…, tzinfo=UTC)")
+    return moment
