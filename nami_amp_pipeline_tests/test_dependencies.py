@@ -31,15 +31,21 @@ def _imported() -> dict[str, set[str]]:
     return found
 
 
+def _names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0].lower() for line in requirements}
+
+
 def test_every_import_is_a_declared_dependency() -> None:
     """A package that only another one brings along is gone on the day that one no longer needs it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    declared = {re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0].lower() for line in project["dependencies"]}
+    declared = _names(project["dependencies"])
+    extras = {"nami_amp_pipeline/operations/frames.py": _names(project["optional-dependencies"]["notebooks"])}
     distributions = packages_distributions()
     missing = {
         module: sorted(files)
         for module, files in _imported().items()
         if BY_WAY_OF.get(module, "") not in declared
-        and not {name.lower() for name in distributions.get(module, [])} & declared
+        and not {name.lower() for name in distributions.get(module, [])}
+        & declared.union(*(extras.get(file, set()) for file in (files if len(files) == 1 else ())))
     }
     assert missing == {}

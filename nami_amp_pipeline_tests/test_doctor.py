@@ -80,9 +80,10 @@ def test_nothing_is_wrong(tmp_path: Path, server: SandboxServer) -> None:
     assert status == 0, checks
     assert {name: one["result"] for name, one in checks.items()} == {
         **dict.fromkeys(
-            ("settings", "warehouse columns", "store", "migrations", "encryption key", "data folder", "disk"), "ok"
+            ("settings", "warehouse columns", "store", "migrations", "encryption key", "data files", "data folder"),
+            "ok",
         ),
-        **dict.fromkeys(("endpoint", "clock", "dagster"), "ok"),
+        **dict.fromkeys(("disk", "endpoint", "clock", "dagster"), "ok"),
         "daemon": "warning",
     }  # fmt: skip
     assert server.endpoint in checks["endpoint"]["message"]

@@ -102,7 +102,11 @@ def _segment(context: Context, tx: Transaction, box: Any) -> PreparedSegment:
         .join(integrations, integrations.c.app_id == parts.c.app_id)
         .where(segments.c.id == box.segment_id, integrations.c.id == box.integration_id)
     ).one_or_none()
-    if row is None or row.snapshot_file is None or not context.folder.path(row.file).exists():
+    if row is not None and row.snapshot_file is None:
+        raise Halted(
+            f"outbox {box.file} needs snapshots that the next run computes: run 'nami-amp run', then 'repair' again"
+        )
+    if row is None or not context.folder.path(row.file).exists():
         raise Halted(f"outbox {box.file} cannot be made again: its segment is gone too; restore a backup")
     (integration,) = all_integrations(context.store, [f"{row.app_id}/{row.name}"])
     return PreparedSegment(box.segment_id, row.file, [row.snapshot_file], [integration])
