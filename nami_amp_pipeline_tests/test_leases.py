@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from nami_amp_pipeline.delivery.transport import NoAnswer
 from nami_amp_pipeline.errors import LostLease
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.heartbeat import lost_runs
 from nami_amp_pipeline.state.migrate import create_or_upgrade
-from nami_amp_pipeline.state.owners import has_ended, new_owner
+from nami_amp_pipeline.state.owners import LONGEST_LEASE_SECONDS, has_ended, new_owner
 from nami_amp_pipeline.state.store import Store
 from nami_amp_pipeline_tests.simulation.network import Time
 from nami_amp_pipeline_tests.simulation.scripted_answers import OK, Bench, Posted, event
@@ -124,3 +129,136 @@ def test_a_second_process_meanwhile_does_nothing(tmp_path: Path) -> None:
     bench.deliver()
     assert nested == [{}]
     assert bench.order == [f"e{number}" for number in range(20)]
+
+
+PAUSE = {"identity": "", "reason": "throttled"}
+YEAR = 365 * 86_400.0
+
+
+def _clocks(url: str) -> tuple[Time, Store, Time, Store]:
+    """A machine whose clock is a year ahead, and one whose clock is right; both see the same time pass."""
+    wrong, right = Time(error=YEAR), Time()
+    ahead = Store(url, wrong.clock, 120.0, "ahead:boot:|1|1|abc|120")
+    create_or_upgrade(ahead)
+    return wrong, ahead, right, Store(url, right.clock, 60.0, "right:boot:|1|1|abc|60")
+
+
+def test_a_machine_a_year_ahead_that_dies_keeps_nobody_waiting_for_a_year(state_url: str) -> None:
+    _, ahead, right, other = _clocks(state_url)
+    ahead.acquire(["a", "b"])
+    assert other.acquire(["a", "b"]) == {}, "it may be alive"
+    right.true += 119
+    assert other.acquire(["a", "b"]) == {}, "its own leases last so long"
+    right.true += 2
+    assert other.acquire(["a", "b"]).keys() == {"a", "b"}
+
+
+def test_a_machine_a_year_ahead_that_lives_is_left_alone(state_url: str) -> None:
+    wrong, ahead, right, other = _clocks(state_url)
+    mine = ahead.acquire(["a"])
+    for _ in range(20):
+        for clock in (wrong, right):
+            clock.true += 30
+        ahead.renew(mine.values())
+        for _ in range(3):
+            assert other.acquire(["a"]) == {}
+    ahead.release(mine.values())
+    assert other.acquire(["a"]).keys() == {"a"}
+
+
+def test_leases_of_other_lengths_are_not_taken_for_those_of_a_wrong_clock(state_url: str) -> None:
+    time = Time()
+    long = Store(state_url, time.clock, 600.0, new_owner(600.0).replace("|", "x|", 1))
+    short = Store(state_url, time.clock, 10.0, "short:boot:|1|1|abc|10")
+    create_or_upgrade(long)
+    mine = long.acquire(["a"])
+    for _ in range(5):
+        assert short.acquire(["a"]) == {}
+        time.true += 110
+    long.renew(mine.values())
+    time.true += 601
+    assert short.acquire(["a"]).keys() == {"a"}
+
+
+def test_an_owner_of_an_older_version_says_not_how_long_its_leases_last(state_url: str) -> None:
+    wrong, right = Time(error=YEAR), Time()
+    ahead = Store(state_url, wrong.clock, 120.0, "ahead:boot:|1|1|abc")
+    create_or_upgrade(ahead)
+    ahead.acquire(["a"])
+    other = Store(state_url, right.clock, 60.0, "right")
+    assert other.acquire(["a"]) == {}
+    right.true += LONGEST_LEASE_SECONDS - 1
+    assert other.acquire(["a"]) == {}
+    right.true += 2
+    assert other.acquire(["a"]).keys() == {"a"}
+
+
+def test_a_clock_that_is_a_little_ahead_is_nothing(state_url: str) -> None:
+    first, second = Time(error=20.0), Time()
+    ahead = Store(state_url, first.clock, 60.0, "ahead:boot:|1|1|abc|60")
+    create_or_upgrade(ahead)
+    ahead.acquire(["a"])
+    other = Store(state_url, second.clock, 60.0, "other")
+    second.true += 79
+    assert other.acquire(["a"]) == {}
+    second.true += 2
+    assert other.acquire(["a"]).keys() == {"a"}
+
+
+def test_a_run_of_a_machine_a_year_ahead_is_missed_in_time(state_url: str) -> None:
+    _, ahead, right, other = _clocks(state_url)
+    ahead.acquire(["run:abc"])
+    assert lost_runs(other) == []
+    right.true += 121
+    assert lost_runs(other) == ["abc"]
+
+
+def test_whether_a_commit_went_through_is_a_number_of_its_own(state_url: str) -> None:
+    time, first, second = _stores(state_url)
+    lease = first.acquire(["a"])["a"]
+    assert first.commits(lease) == 0
+    with first.begin() as tx:
+        assert first.prolong(tx, [lease]).commits == {lease: 1}
+    assert first.commits(lease) == 1
+    with first.begin() as tx:
+        first.check(tx, lease)
+    assert first.commits(lease) == 1, "only looking counts nothing"
+    with suppress(RuntimeError), first.begin() as tx:
+        assert first.prolong(tx, [lease]).commits == {lease: 2}
+        raise RuntimeError
+    assert first.commits(lease) == 1
+    time.true += 61
+    second.acquire(["a"])
+    assert first.commits(lease) is None
+
+
+def test_a_pause_that_a_wrong_clock_noted_keeps_nobody_waiting(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, integrations=2, run_retry_seconds=0.0)
+    bench.prepare([event(0)])
+    with bench.context.store.begin() as tx:
+        until = int((bench.time.true + YEAR) * 1e6)
+        rows = [
+            {**PAUSE, "integration_id": bench.ids[0], "until": until},
+            {**PAUSE, "integration_id": bench.ids[1], "until": int((bench.time.true + 3_000) * 1e6)},
+        ]
+        tx.execute(sa.insert(tables.pauses), rows)
+    bench.deliver()
+    assert [bench.status(number).delivered for number in (0, 1)] == [1, 0]
+    bench.time.true += 3_001
+    bench.deliver()
+    assert bench.status(1).delivered == 1
+
+
+def test_what_was_posted_at_a_time_that_is_to_come_is_not_sent_again_by_itself(tmp_path: Path) -> None:
+    """Its clock was ahead: nobody knows whether that was more than seven days ago."""
+    bench = Bench(tmp_path, run_retry_seconds=0.0)
+    bench.prepare([event(0)])
+    bench.time.error = YEAR
+    bench.answer = lambda _posted: NoAnswer("timeout", maybe_stored=True)
+    bench.deliver()
+    bench.time.error = 0.0
+    bench.time.true += 3_600
+    bench.answer = lambda _posted: OK
+    bench.deliver()
+    assert bench.status().dead_letters == {"outcome_unknown": 1}
+    assert len(bench.posted) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -72,6 +73,7 @@ def ensure_integrations(context: Context, endpoint: str) -> list[Integration]:
     Raises:
         Misconfigured: an integration of the demo's name goes somewhere else.
     """
+    _past_proxies()
     known = {integration.key: integration for integration in all_integrations(context.store)}
     for app_id, user_id_kind in APPS.items():
         there = known.get(f"{app_id}/{NAME}")
@@ -88,6 +90,13 @@ def ensure_integrations(context: Context, endpoint: str) -> list[Integration]:
         elif there.endpoint != endpoint:
             _move(context, there, endpoint)
     return all_integrations(context.store, demo_keys())
+
+
+def _past_proxies() -> None:
+    """No proxy leads to the local Amplitude: it is on this machine."""
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if "127.0.0.1" not in known:
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, (known, "127.0.0.1", "localhost")))
 
 
 def demo_keys() -> list[str]:

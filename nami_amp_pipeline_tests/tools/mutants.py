@@ -40,41 +40,51 @@ class Mutant:
     new: str
 
 
-_CHANNEL = "nami_amp_pipeline/delivery/channel.py"
+_LANE_SOURCE = "nami_amp_pipeline/delivery/lane_source.py"
+_RECORDER = "nami_amp_pipeline/delivery/recorder.py"
 _ENDS = "nami_amp_pipeline/delivery/outcomes.py"
 _HISTORY = "nami_amp_pipeline/stages/history.py"
 
 MUTANTS = (
     Mutant(
-        "an event of each answered request is passed over", "delivery", _CHANNEL,
-        "            self._advance(lane, base + chosen.end)\n            row = None",
-        "            self._advance(lane, min(lane.rows, base + chosen.end + 1))\n            row = None",
+        "an event of each answered request is passed over", "delivery", _LANE_SOURCE,
+        "        self._advance(end)\n        row = None",
+        "        self._advance(min(lane.rows, end + 1))\n        row = None",
     ),
     Mutant(
         "who is set aside is forgotten", "delivery", _ENDS,
         "        self.changes.insert_exceptions(held)\n", "        self.changes.insert_exceptions(held[1:])\n",
     ),
     Mutant(
-        "what is sent again has other bytes", "delivery", _CHANNEL,
-        "            body = batch.text(self.target.head, chosen.runs, self.target.tail)\n",
-        "            body = batch.text(self.target.head, chosen.runs, self.target.tail)\n"
-        "            body = body.replace(b'\"text\":', b'\"again\":1,\"text\":') if before[1] else body\n",
+        "what is sent again has other bytes", "delivery", _LANE_SOURCE,
+        "        body = batch.text(frame.head, chosen.runs, frame.tail)\n",
+        "        body = batch.text(frame.head, chosen.runs, frame.tail)\n"
+        "        again = self._under_way.before[1]\n"
+        "        body = body.replace(b'\"text\":', b'\"again\":1,\"text\":') if again else body\n",
     ),
     Mutant(
-        "what is older than seven days is sent again", "delivery", _CHANNEL,
-        "now - unknown_since > UNKNOWN_MICROS", "now - unknown_since > 10**18",
+        "what is older than seven days is sent again", "delivery", "nami_amp_pipeline/delivery/source.py",
+        "<= window - _CLOCK_MARGIN", "<= 10**18",
     ),
     Mutant(
-        "a lost lease is not noticed", "delivery", "nami_amp_pipeline/stages/deliver.py",
-        "lost = {leases[lease].id for lease in gone}", "lost = set()",
+        "a lost lease is not noticed", "delivery", _RECORDER,
+        "tried.lost = {of[lease].id for lease in renewed.lost}", "tried.lost = set()",
+    ),
+    Mutant(
+        "the right to send does not run out", "delivery", _RECORDER,
+        "channel.send_until = written.begun + self._right_seconds", "channel.send_until = written.begun + 10**9",
+    ),
+    Mutant(
+        "a transaction that only seemed to fail is written again", "delivery", _RECORDER,
+        "if tried.commits is not None and", "if tried.commits is None and",
     ),
     Mutant(
         "events that waited are delivered and not counted", "delivery", _ENDS,
         '        self.changes.counts["delivered", ""] += len(ids)\n', "",
     ),
     Mutant(
-        "the wrong event of a list becomes the dead letter", "delivery", _CHANNEL,
-        "dead = {chosen.rows[index]: reason for index", "dead = {chosen.rows[index - 1]: reason for index",
+        "the wrong event of a list becomes the dead letter", "delivery", _LANE_SOURCE,
+        "by_row = {chosen.rows[index]: reason for index", "by_row = {chosen.rows[index - 1]: reason for index",
     ),
     Mutant(
         "a search ends one event too early", "delivery", "nami_amp_pipeline/delivery/bisection.py",
