@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import orjson
 import pytest
 import sqlalchemy as sa
 
+import nami_amp_pipeline.commands
+from nami_amp_pipeline.operations.doctor import check_shared_keys
 from nami_amp_pipeline.sandbox import Fault, FaultKind, Options, Sandbox, SandboxServer
+from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import Store, tables
 from nami_amp_pipeline_tests.support.command_line import API_KEY, add, event, invoke, load_events, one_line, tick
 
@@ -247,3 +251,105 @@ def test_old_dead_letters_go_only_by_force(tmp_path: Path, server: SandboxServer
     assert "more than 7 days ago" in one_line(refused.stderr)
     assert invoke(tmp_path, "dead-letters", "retry", "event-1", "--force").exit_code == 0
     assert tick(tmp_path, "second")[0].delivered == 1
+
+
+class TestUpdate:
+    def shown(self, folder: Path) -> dict[str, object]:
+        found: dict[str, object] = orjson.loads(invoke(folder, "integrations", "show", "radio/prod", "--json").stdout)
+        return found
+
+    def test_takes_every_option_of_add(self, tmp_path: Path) -> None:
+        assert invoke(tmp_path, *ADD).exit_code == 0
+        done = invoke(
+            tmp_path, "integrations", "update", "radio/prod", "--endpoint", "eu", "--user-id", "nami_user_id",
+            "--anonymous", "device_id", "--events", "device.*", "--start-from", "2030-01-01T00:00:00Z",
+            "--rename", "device.impression=Seen", "--sandbox", "skip", "--exclude", "a", "--exclude", "b,c",
+            "--hash", "d", "--revenue", "net", "--store-fee", "apple=0.15", "--store-fee", "Google=.2", "--disabled",
+            "--if-version", "1", settings={"NAMI_AMP_ACTOR": "ann"},
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        assert done.stdout.endswith("changed, version 2.\n")
+        shown = self.shown(tmp_path)
+        assert shown | {"created_at": ""} == {
+            "integration": "radio/prod", "state": "disabled", "error": None, "version": 2, "created_at": "",
+            "endpoint": "https://api.eu.amplitude.com/2/httpapi", "api_key": "set", "secret_key": "not set",
+            "user_id": "nami_user_id", "anonymous": "device_id", "selection": ["device.*"],
+            "events": ["device.impression", "device.transaction"], "rename": {"device.impression": "Seen"},
+            "sandbox": "skip", "exclude": ["a", "b,c"], "hash": ["d"], "revenue": "net",
+            "store_fees": {"apple": 0.15, "google": 0.2}, "start_from": "2030-01-01T00:00:00Z",
+        }  # fmt: skip
+        told = invoke(tmp_path, "integrations", "history", "radio/prod", "--json")
+        added, changed = orjson.loads(told.stdout)["changes"]
+        assert (added["version"], added["what"]) == (1, {"added": [False, True]})
+        assert (changed["version"], changed["by"], changed["what"]["sandbox"]) == (2, "ann", ["send", "skip"])
+        assert "sandbox: send -> skip" in invoke(tmp_path, "integrations", "history", "radio", "prod").stdout
+
+    def test_lists_can_be_cleared_and_keys_forgotten(self, tmp_path: Path) -> None:
+        more = ("--exclude", "a", "--hash", "b", "--rename", "device.impression=Seen", "--store-fee", "apple=0.1")
+        assert invoke(tmp_path, *ADD, "--secret-key-env", "SECRET", *more, settings={"SECRET": "s3cr3t"}).exit_code == 0
+        clear = ("--no-exclude", "--no-hash", "--no-rename", "--no-store-fees", "--no-secret-key")
+        done = invoke(tmp_path, "integrations", "update", "radio/prod", *clear)
+        assert done.exit_code == 0, done.output
+        shown = self.shown(tmp_path)
+        assert [shown[name] for name in ("exclude", "hash", "rename", "store_fees", "secret_key")] == [
+            [], [], {}, {}, "not set",
+        ]  # fmt: skip
+
+    def test_an_older_version_is_refused_in_one_line(self, tmp_path: Path) -> None:
+        invoke(tmp_path, *ADD)
+        update = ("integrations", "update", "radio/prod", "--if-version", "1")
+        assert invoke(tmp_path, *update, "--sandbox", "skip", settings={"NAMI_AMP_ACTOR": "ann"}).exit_code == 0
+        refused = invoke(tmp_path, *update, "--sandbox", "only")
+        assert refused.exit_code == 2
+        assert "version 2, not 1 (version 2 by ann" in one_line(refused.stderr)
+        assert self.shown(tmp_path)["sandbox"] == "skip"
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((), "nothing to change"),
+            (("--if-version", "1"), "nothing to change"),
+            (("--exclude", "a", "--no-exclude"), "not both"),
+            (("--secret-key-env", "KEY", "--no-secret-key"), "not both"),
+            (("--store-fee", "apple"), "PLATFORM=SHARE"),
+            (("--store-fee", "apple=much"), "PLATFORM=SHARE"),
+            (("--store-fee", "apple=2"), "share from 0 to 1"),
+            (("--hash", "user_id"), "cannot be excluded or hashed"),
+            (("--sandbox", "perhaps"), "'--sandbox'"),
+            (("--start-from", "beginning"), ""),
+            (("--endpoint", "https://a..b/", "--allow-custom-endpoint"), "empty or too long"),
+            (("--endpoint", "https://a/\nb", "--allow-custom-endpoint"), "line ends"),
+        ],
+    )
+    def test_what_cannot_be_used(self, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+        invoke(tmp_path, *ADD)
+        done = invoke(tmp_path, "integrations", "update", "radio/prod", *arguments)
+        if not message:  # nothing was captured yet, so it may begin earlier
+            assert done.exit_code == 0
+            return
+        assert done.exit_code == 2
+        assert message in one_line(done.stderr)
+        assert self.shown(tmp_path)["version"] == 1
+
+
+def test_a_shared_key_is_refused_and_doctor_warns_of_it(tmp_path: Path) -> None:
+    assert invoke(tmp_path, *ADD).exit_code == 0
+    second = ("integrations", "add", "radio", "again", *ADD[4:])
+    refused = invoke(tmp_path, *second)
+    assert refused.exit_code == 2
+    assert "--allow-shared-key" in one_line(refused.stderr)
+    assert invoke(tmp_path, *second, "--disabled", "--allow-shared-key").exit_code == 0
+    found = check_shared_keys(Settings.load({"NAMI_AMP_HOME": str(tmp_path / ".nami-amp")}, tmp_path / "none"))
+    assert [one.level for one in found] == ["warning"]
+    assert "radio/again and radio/prod have the same API key" in found[0].message
+
+
+def test_commands_see_no_table() -> None:
+    """The command line is a front on the operations: it imports neither tables nor SQL."""
+    folder = Path(nami_amp_pipeline.commands.__file__).parent
+    for file in folder.glob("*.py"):
+        for line in file.read_text("utf-8").splitlines():
+            if re.match(r"\s*(from|import) ", line):
+                assert not re.search(
+                    r"sqlalchemy|nami_amp_pipeline\.(state|stages|delivery|storage|amplitude)\b", line
+                ), f"{file.name}: {line}"

@@ -23,7 +23,8 @@ from nami_amp_pipeline.operations.status import IntegrationStatus
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.stages.deliver import deliver
 from nami_amp_pipeline.stages.table import CAPTURE, DELIVER, PREPARE, SNAPSHOTS
-from nami_amp_pipeline.state.integrations import IntegrationChange, change, set_enabled
+from nami_amp_pipeline.state.integration_changes import IntegrationChange, change
+from nami_amp_pipeline.state.integrations import set_enabled
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)

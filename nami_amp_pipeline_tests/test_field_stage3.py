@@ -17,7 +17,8 @@ from nami_amp_pipeline.stages.stage import called
 from nami_amp_pipeline.stages.table import PREPARE
 from nami_amp_pipeline.state import integrations as state
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.integrations import Integration, IntegrationChange
+from nami_amp_pipeline.state.integration_changes import IntegrationChange, change
+from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 
 SECRET = "Anna Karenina, 1877"
@@ -320,7 +321,7 @@ class TestChangesHoldForWhatIsInNoOutbox:
         store, cipher = pipeline.context.store, pipeline.context.cipher
         one = pipeline.add("shop")
         tick(pipeline, bought("e1", name=SECRET))
-        state.change(store, cipher, one.key, IntegrationChange(exclude=["name"], rename={"device.impression": "Seen"}))
+        change(store, cipher, one.key, IntegrationChange(exclude=["name"], rename={"device.impression": "Seen"}))
         tick(pipeline, bought("e2", 90, name=SECRET), row("e3", "device.impression", 91), hours=2)
         events = sent(pipeline, one)
         assert events["e1"]["event_properties"]["name"] == SECRET
@@ -332,7 +333,7 @@ class TestChangesHoldForWhatIsInNoOutbox:
         one = pipeline.add("shop", anonymous="wait_for_login")
         tick(pipeline, paid("e1"))
         assert pipeline.status(one).pending == 1
-        state.change(store, cipher, one.key, IntegrationChange(anonymous="skip"))
+        change(store, cipher, one.key, IntegrationChange(anonymous="skip"))
         tick(pipeline, row("e2", "device.impression", 90, user="u2"), hours=2)
         assert (pipeline.status(one).pending, pipeline.status(one).skipped) == (1, {"no_external_id": 1})
         tick(pipeline, bought("e3", 150), hours=3)

@@ -19,7 +19,10 @@ from nami_amp_pipeline.retention.report import RetentionReport
 from nami_amp_pipeline.retention.segments import _needed
 from nami_amp_pipeline.secrets import Cipher, Secret
 from nami_amp_pipeline.state import Store, integrations, tables
-from nami_amp_pipeline.state.integrations import Integration, IntegrationChange, NewIntegration, check_endpoint
+from nami_amp_pipeline.state.integration_changes import IntegrationChange, change
+from nami_amp_pipeline.state.integration_history import history
+from nami_amp_pipeline.state.integration_keys import sharing_a_key
+from nami_amp_pipeline.state.integrations import Integration, NewIntegration, check_endpoint
 from nami_amp_pipeline.state.migrate import create_or_upgrade
 
 KEY = Secret("the-clear-key")
@@ -314,7 +317,7 @@ class TestFromWhenRowsCount:
 class TestChange:
     def change(self, store: Store, tmp_path: Path, key: str = "radio/prod", **wanted: Any) -> Integration:
         more = {name: wanted.pop(name) for name in ("by", "if_version") if name in wanted}
-        return integrations.change(store, Cipher(None, tmp_path / "key"), key, IntegrationChange(**wanted), **more)
+        return change(store, Cipher(None, tmp_path / "key"), key, IntegrationChange(**wanted), **more)
 
     def test_every_setting_and_what_is_recorded(self, store: Store, tmp_path: Path) -> None:
         added(store, tmp_path, start_from=1_000)
@@ -336,7 +339,7 @@ class TestChange:
         assert now.hash_salt is not None
         cipher = Cipher(None, tmp_path / "key")
         assert cipher.decrypt(now.api_key).reveal() == "the-new-key"
-        first, second = integrations.history(store, now.key)
+        first, second = history(store, now.key)
         assert (first.version, first.what) == (1, {"added": (False, True)})
         assert (second.version, second.by, second.at) == (2, "ann", 1_000_000_000)
         assert dict(second.what) == {
@@ -363,7 +366,7 @@ class TestChange:
     def test_what_is_as_wanted_already_is_no_change(self, store: Store, tmp_path: Path) -> None:
         one = added(store, tmp_path, exclude=["sku"])
         assert self.change(store, tmp_path, exclude=["sku"], events=["all"], endpoint="us", enabled=True) == one
-        assert len(integrations.history(store, one.key)) == 1
+        assert len(history(store, one.key)) == 1
 
     @pytest.mark.parametrize(
         ("wanted", "message"),
@@ -393,7 +396,7 @@ class TestChange:
         with pytest.raises(Misconfigured, match=message):
             self.change(store, tmp_path, anonymous="device_id", **wanted)
         assert integrations.get(store, one.key) == one
-        assert len(integrations.history(store, one.key)) == 1
+        assert len(history(store, one.key)) == 1
 
     def test_a_change_made_for_an_older_version_is_refused_naming_who_changed_what(
         self, store: Store, tmp_path: Path
@@ -413,8 +416,8 @@ class TestChange:
         wanted = [IntegrationChange(exclude=[f"field{number}"]) for number in range(12)]
         cipher = Cipher(None, tmp_path / "key")
         with ThreadPoolExecutor(6) as pool:
-            list(pool.map(lambda one: integrations.change(store, cipher, "radio/prod", one), wanted))
-        records = integrations.history(store, "radio/prod")
+            list(pool.map(lambda one: change(store, cipher, "radio/prod", one), wanted))
+        records = history(store, "radio/prod")
         assert [record.version for record in records] == list(range(1, 14))
         chain = [record.what["exclude"] for record in records[1:]]
         assert all(before[1] == after[0] for before, after in pairwise(chain))
@@ -423,7 +426,7 @@ class TestChange:
     def test_a_removed_one_leaves_its_history(self, store: Store, tmp_path: Path) -> None:
         added(store, tmp_path)
         integrations.remove(store, "radio/prod", by="ann")
-        assert [dict(record.what) for record in integrations.history(store, "radio/prod")] == [
+        assert [dict(record.what) for record in history(store, "radio/prod")] == [
             {"added": (False, True)},
             {"removed": (False, True)},
         ]
@@ -431,8 +434,8 @@ class TestChange:
 
 class TestAnEarlierStart:
     def moved(self, store: Store, tmp_path: Path, start: int | None) -> Integration:
-        change = IntegrationChange(start_from=start)
-        return integrations.change(store, Cipher(None, tmp_path / "key"), "radio/prod", change)
+        wanted = IntegrationChange(start_from=start)
+        return change(store, Cipher(None, tmp_path / "key"), "radio/prod", wanted)
 
     def test_before_anything_came_is_as_if_it_were_added_so(self, store: Store, tmp_path: Path) -> None:
         one = added(store, tmp_path, start_from=100)
@@ -487,9 +490,9 @@ class TestSharedKeys:
         second = {"api_key": Secret("the-other-key")} if "api_key" in wanted else {"events": ["user.*"]}
         added(store, tmp_path, name="b", **second)
         with pytest.raises(Misconfigured, match="same API key"):
-            integrations.change(store, cipher, "radio/b", IntegrationChange(**wanted))
-        integrations.change(store, cipher, "radio/b", IntegrationChange(**wanted, allow_shared_key=True))
-        (pair,) = integrations.sharing_a_key(integrations.all_integrations(store), cipher)
+            change(store, cipher, "radio/b", IntegrationChange(**wanted))
+        change(store, cipher, "radio/b", IntegrationChange(**wanted, allow_shared_key=True))
+        (pair,) = sharing_a_key(integrations.all_integrations(store), cipher)
         assert {one.name for one in pair} == {"prod", "b"}
 
     def test_a_key_that_cannot_be_read_hinders_nobody(self, store: Store, tmp_path: Path) -> None:
@@ -497,4 +500,4 @@ class TestSharedKeys:
         with store.begin() as tx:
             tx.execute(sa.update(tables.integrations).values(api_key="no token"))
         added(store, tmp_path, name="b", allow_shared_key=False)
-        assert integrations.sharing_a_key(integrations.all_integrations(store), Cipher(None, tmp_path / "key")) == []
+        assert sharing_a_key(integrations.all_integrations(store), Cipher(None, tmp_path / "key")) == []

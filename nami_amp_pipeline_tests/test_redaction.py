@@ -157,10 +157,10 @@ class TestCommands:
             done = invoke(tmp_path, *arguments, settings=told)
             check_hidden(done.output, password)
         told = {"NAMI_AMP_WAREHOUSE_URL": address.format(password), "NAMI_AMP_RUN_RETRY_SECONDS": "0"}
-        for arguments in (("doctor",), ("trace", "x")):
-            check_hidden(invoke(tmp_path, *arguments, settings=told).output, password)
-        done = nami_amp(tmp_path, "run", **told)
-        check_hidden(done.stdout + done.stderr, password)
+        for command in ("doctor", "trace x"):
+            check_hidden(invoke(tmp_path, *command.split(), settings=told).output, password)
+        ran = nami_amp(tmp_path, "run", **told)
+        check_hidden(ran.stdout + ran.stderr, password)
         for file in tmp_path.rglob("*"):  # Dagster's history too
             if file.is_file():
                 check_hidden(file.read_bytes().decode("latin-1"), password)

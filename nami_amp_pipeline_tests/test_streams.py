@@ -29,6 +29,7 @@ def shell(folder: Path, command: str, **settings: str) -> subprocess.CompletedPr
         env=environment(folder, NAMI=str(PROGRAM), NAMI_AMP_RUN_RETRY_SECONDS="0", **settings),
         capture_output=True,
         text=True,
+        errors="replace",
         timeout=120,
         check=False,
         stdin=subprocess.DEVNULL,

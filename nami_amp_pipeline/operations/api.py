@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from nami_amp_pipeline.secrets import Cipher
     from nami_amp_pipeline.settings import Settings
     from nami_amp_pipeline.state import Store
-    from nami_amp_pipeline.state.integrations import ChangeRecord, Integration, IntegrationChange, NewIntegration
+    from nami_amp_pipeline.state.integration_changes import IntegrationChange
+    from nami_amp_pipeline.state.integration_history import ChangeRecord
+    from nami_amp_pipeline.state.integrations import Integration, NewIntegration
     from nami_amp_pipeline.state.rotation import Rotated
 
 ACTOR = "NAMI_AMP_ACTOR"
@@ -102,15 +104,17 @@ class Operations:
             Misconfigured: a value cannot be used, or somebody else changed it since that version.
             Busy: its start is to move back while a run works for it.
         """
-        from nami_amp_pipeline.state import integrations
+        from nami_amp_pipeline.state import integration_changes
 
-        return integrations.change(self._opened(), self._cipher(), key, change, by=self._by, if_version=if_version)
+        return integration_changes.change(
+            self._opened(), self._cipher(), key, change, by=self._by, if_version=if_version
+        )
 
     def history(self, key: str) -> list[ChangeRecord]:
         """Who changed what of an integration, the oldest change first."""
-        from nami_amp_pipeline.state import integrations
+        from nami_amp_pipeline.state import integration_history
 
-        return integrations.history(self._opened(), key)
+        return integration_history.history(self._opened(), key)
 
     def enable(self, key: str) -> Integration:
         """Switches an integration on: it goes on where it stopped, and a halt is forgotten."""

@@ -27,7 +27,8 @@ from nami_amp_pipeline.operations.repair import lost_files
 from nami_amp_pipeline.secrets import Cipher
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import Store, migrate, rotation, tables
-from nami_amp_pipeline.state.integrations import all_integrations, sharing_a_key
+from nami_amp_pipeline.state.integration_keys import sharing_a_key
+from nami_amp_pipeline.state.integrations import all_integrations
 from nami_amp_pipeline.warehouse import Finding, open_warehouse
 
 LEAST_FREE_BYTES = 200_000_000

@@ -109,7 +109,8 @@ class Frame:
         except ImportError:
             raise Misconfigured("pandas is not installed: pip install 'nami-amp-pipeline[notebooks]'") from None
         kinds = {pa.bool_(): pd.BooleanDtype(), pa.int64(): pd.Int64Dtype()}
-        return self.table.to_pandas(types_mapper=kinds.get)
+        frame: pd.DataFrame = self.table.to_pandas(types_mapper=kinds.get)
+        return frame
 
 
 class Frames:

@@ -7,14 +7,9 @@ from urllib.parse import urlsplit
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.clock import to_text
-from nami_amp_pipeline.state.integrations import (
-    UNCHANGED,
-    ChangeRecord,
-    Integration,
-    IntegrationChange,
-    NewIntegration,
-    Unchanged,
-)
+from nami_amp_pipeline.state.integration_changes import UNCHANGED, IntegrationChange, Unchanged
+from nami_amp_pipeline.state.integration_history import ChangeRecord
+from nami_amp_pipeline.state.integrations import Integration, NewIntegration
 
 __all__ = [
     "UNCHANGED",

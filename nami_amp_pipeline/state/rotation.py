@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.secrets import Cipher
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.integrations import hold_keys
+from nami_amp_pipeline.state.integration_keys import hold_keys
 from nami_amp_pipeline.state.store import Store, Transaction
 
 _COLUMNS = ("api_key", "secret_key", "hash_salt")

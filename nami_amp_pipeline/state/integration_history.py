@@ -1,0 +1,56 @@
+"""Who changed what of an integration, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+
+from nami_amp_pipeline.clock import micros
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.store import Store, Transaction
+
+
+@dataclass(frozen=True)
+class ChangeRecord:
+    """One change of an integration.
+
+    Attributes:
+        version: that the integration had from then on.
+        at: when, in µs since the epoch.
+        by: who.
+        what: by field, the value before and after; of keys only that they were set or changed.
+    """
+
+    version: int
+    at: int
+    by: str
+    what: Mapping[str, tuple[Any, Any]]
+
+
+def history(store: Store, key: str) -> list[ChangeRecord]:
+    """The changes of an integration, the oldest first; those of one that was removed stay."""
+    with store.begin() as tx:
+        return records_of(tx, key)
+
+
+def records_of(tx: Transaction, key: str) -> list[ChangeRecord]:
+    """The changes of an integration, in a transaction that is open already."""
+    table = tables.integration_changes
+    rows = tx.execute(sa.select(table).where(table.c.integration == key).order_by(table.c.id))
+    return [
+        ChangeRecord(row.version, row.at, row.by, {name: tuple(pair) for name, pair in orjson.loads(row.what).items()})
+        for row in rows
+    ]
+
+
+def note(store: Store, tx: Transaction, key: str, version: int, by: str, what: Mapping[str, tuple[Any, Any]]) -> None:
+    """Records a change, in the transaction that makes it."""
+    tx.execute(
+        sa.insert(tables.integration_changes).values(
+            integration=key, version=version, at=micros(store.clock), by=by, what=orjson.dumps(dict(what)).decode()
+        )
+    )

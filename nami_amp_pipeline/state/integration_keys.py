@@ -1,0 +1,77 @@
+"""The keys of integrations: encrypted, not rotated while somebody encrypts, and not shared without a word."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from nami_amp_pipeline import contract
+from nami_amp_pipeline.errors import Misconfigured
+from nami_amp_pipeline.secrets import Cipher, Secret
+from nami_amp_pipeline.state.integration_rows import Integration, read_all
+from nami_amp_pipeline.state.store import Store, Transaction
+
+_ENCRYPTING = 7_263_104_286  # any number that is ours alone
+_SALT_BYTES = 32
+
+
+def hold_keys(store: Store, tx: Transaction, *, alone: bool = False) -> None:
+    """Keeps the encryption keys from being rotated until the transaction ends; on SQLite writing alone does that.
+
+    Args:
+        store: for its kind.
+        tx: the transaction.
+        alone: to rotate them: waits for all who encrypt, and keeps others from it.
+    """
+    if not store.is_sqlite:
+        lock = sa.func.pg_advisory_xact_lock if alone else sa.func.pg_advisory_xact_lock_shared
+        tx.execute(sa.select(lock(_ENCRYPTING)))
+
+
+def new_salt(cipher: Cipher) -> str:
+    """A random salt for hashes, encrypted."""
+    return cipher.encrypt(Secret(secrets.token_hex(_SALT_BYTES)))
+
+
+def sharing_a_key(integrations: Sequence[Integration], cipher: Cipher) -> list[tuple[Integration, Integration]]:
+    """Pairs of integrations of one app with one API key and event types in common.
+
+    Amplitude knows an event by its ``insert_id`` in a project: of the two copies it drops the second, after a 200.
+    Integrations of which the key cannot be decrypted are left aside.
+    """
+    seen: dict[tuple[str, str], list[Integration]] = {}
+    pairs = []
+    for one in integrations:
+        try:
+            key = cipher.decrypt(one.api_key).reveal()
+        except Misconfigured:
+            continue
+        others = seen.setdefault((one.app_id, key), [])
+        pairs += [(other, one) for other in others if set(other.events) & set(one.events)]
+        others.append(one)
+    return pairs
+
+
+def refuse_shared(
+    tx: Transaction, cipher: Cipher, app_id: str, name: str, api_key: Secret, patterns: Sequence[str]
+) -> None:
+    """Sees to it that no other integration of an app has this key and event types in common.
+
+    Raises:
+        Misconfigured: one has.
+    """
+    events = {one.name for one in contract.select_events(patterns)}
+    for other in read_all(tx):
+        if other.app_id != app_id or other.name == name or not events & set(other.events):
+            continue
+        try:
+            same = cipher.decrypt(other.api_key).reveal() == api_key.reveal().strip()
+        except Misconfigured:
+            continue
+        if same:
+            raise Misconfigured(
+                f"{other.key} has the same API key and event types in common with it: Amplitude would keep one of two "
+                "copies of an event; select other events, or give --allow-shared-key"
+            )
