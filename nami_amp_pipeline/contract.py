@@ -65,6 +65,13 @@ MAX_REQUEST_EVENTS: Final = 2_000
 MAX_REQUEST_BYTES: Final = 1_000_000
 MAX_BATCH_REQUEST_BYTES: Final = 20_000_000
 
+MAX_ID_BYTES: Final = 1_024
+"""No event id, user id or device id is longer: Amplitude cuts longer ones, and no index holds them."""
+
+FIRST_MOMENT: Final = "0001-01-01 00:00:00+00"
+LAST_MOMENT: Final = "9999-12-31 23:59:59.999999+00"
+"""The times that a row can have; what is before or after, or infinite, is no time of an event."""
+
 ENDPOINTS: Final[Mapping[str, str]] = {
     "us": "https://api2.amplitude.com/2/httpapi",
     "eu": "https://api.eu.amplitude.com/2/httpapi",

@@ -14,6 +14,7 @@ from dotenv import dotenv_values
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.errors import Misconfigured
+from nami_amp_pipeline.warehouse import schemes
 
 T = TypeVar("T")
 
@@ -21,8 +22,6 @@ _DAYS = "a number of days over 0, at most 36500"
 
 SECRETS = ("WAREHOUSE_URL", "STATE_URL", "ENCRYPTION_KEY", "ALERT_WEBHOOK_URL")
 """Settings that may also be given as the content of a file, which ``NAMI_AMP_<NAME>_FILE`` names."""
-
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class Settings:
         dagster_retention_days: how long a run stays in Dagster's history, if it is not a partition's newest.
         unused_file_retention_days: how long a file that nothing refers to stays on the disk.
         segment_rows: rows of one segment; memory grows with it, not with the backlog.
+        max_payload_bytes: a larger payload is not read further; its event becomes a dead letter, ``too_large``.
         max_rows_per_tick: rows captured by one run at most, over all apps.
         batch_events: events of one request at most.
         batch_bytes: bytes of one request at most, before compression.
@@ -81,6 +81,7 @@ class Settings:
     dagster_retention_days: float = 14
     unused_file_retention_days: float = 1
     segment_rows: int = 100_000
+    max_payload_bytes: int = 1_000_000
     max_rows_per_tick: int = 10_000_000
     batch_events: int = 1_000
     batch_bytes: int = 950_000
@@ -128,11 +129,11 @@ class Settings:
         tick_minutes = read("TICK_MINUTES", _whole(1, 59), base.tick_minutes, "a whole number from 1 to 59")
         return Settings(
             home=home,
-            warehouse_url=read("WAREHOUSE_URL", _url("duckdb", "postgresql"), f"duckdb:///{home}/warehouse.duckdb",
+            warehouse_url=read("WAREHOUSE_URL", _url(*schemes()), f"duckdb:///{home}/warehouse.duckdb",
                                "duckdb:///PATH or postgresql://USER@HOST/DATABASE"),
             warehouse_schema=read("WAREHOUSE_SCHEMA", _identifier, "", "the name of a schema"),
             warehouse_table=read("WAREHOUSE_TABLE", _identifier, base.warehouse_table, "the name of a table"),
-            state_url=read("STATE_URL", _url("sqlite", "postgresql"), f"sqlite:///{home}/state.db",
+            state_url=read("STATE_URL", _url("sqlite", "postgresql", "postgres"), f"sqlite:///{home}/state.db",
                            "sqlite:///PATH or postgresql://USER@HOST/DATABASE"),
             data_dir=read("DATA_DIR", Path, home / "data", "a folder"),
             encryption_key=read("ENCRYPTION_KEY", str, None, "a Fernet key"),
@@ -146,6 +147,8 @@ class Settings:
             unused_file_retention_days=read("UNUSED_FILE_RETENTION_DAYS", _days, base.unused_file_retention_days,
                                             _DAYS),
             segment_rows=read("SEGMENT_ROWS", _whole(1), base.segment_rows, "a whole number of rows"),
+            max_payload_bytes=read("MAX_PAYLOAD_BYTES", _whole(1_000, 16_000_000), base.max_payload_bytes,
+                                   "a whole number from 1000 to 16000000"),
             max_rows_per_tick=read("MAX_ROWS_PER_TICK", _whole(1), base.max_rows_per_tick, "a whole number of rows"),
             batch_events=read("BATCH_EVENTS", _whole(1, contract.MAX_REQUEST_EVENTS), base.batch_events,
                               f"a whole number from 1 to {contract.MAX_REQUEST_EVENTS}"),
@@ -181,7 +184,7 @@ def _url(*schemes: str) -> Callable[[str], str]:
         scheme, sep, rest = text.partition("://")
         if not sep or scheme not in schemes or not rest.strip("/"):
             raise ValueError(text)
-        return text
+        return f"postgresql://{rest}" if scheme == "postgres" else text
 
     return parse
 
@@ -208,7 +211,7 @@ def _web_address(text: str) -> str:
 
 
 def _identifier(text: str) -> str:
-    if not _IDENTIFIER.fullmatch(text):
+    if "\0" in text:  # any other name is quoted
         raise ValueError(text)
     return text
 

@@ -3,6 +3,8 @@
 -- purchase_env as JSON texts), snapshots (row, user_properties).
 CREATE TEMP MACRO is_text(value) AS starts_with(value, '"');
 CREATE TEMP MACRO is_number(value) AS regexp_full_match(value, '-?[0-9].*');
+-- A number that no double holds is none that can be sent.
+CREATE TEMP MACRO is_amount(value) AS is_number(value) AND coalesce(isfinite(try_cast(value AS DOUBLE)), false);
 CREATE TEMP MACRO as_text(value) AS CASE
     WHEN is_text(value) THEN CASE WHEN contains(value, chr(92)) THEN value ->> '$' ELSE value[2:-2] END
     WHEN is_number(value) THEN value
@@ -15,7 +17,7 @@ WITH events AS (
     SELECT
         * REPLACE (CASE WHEN stripped(device_id) <> '' THEN device_id END AS device_id),
         event_type = 'device.transaction'
-            AND is_number(amount)
+            AND is_amount(amount)
             AND purchase_env IS DISTINCT FROM '"sandbox"' AS is_revenue
     FROM (
         SELECT * REPLACE (CASE WHEN starts_with(event_type, 'device.') THEN as_text(device_id) END AS device_id)

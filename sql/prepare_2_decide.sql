@@ -16,8 +16,9 @@ found AS (
     SELECT
         n.*,
         CASE
-            WHEN NOT well_formed THEN 'malformed_payload'
+            WHEN NOT well_formed THEN coalesce(problem, 'malformed_payload')
             WHEN lower(amplitude_user_id) IN (SELECT id FROM reserved) THEN 'reserved_user_id'
+            WHEN strlen(coalesce(amplitude_user_id, device_id)) > 1024 THEN 'long_user_id'
         END AS dead,
         amplitude_user_id IS NULL AND NOT (anonymous = 'device_id' AND device_id IS NOT NULL) AS nobody
     FROM named n
@@ -32,13 +33,16 @@ SELECT
         ELSE 'send'
     END AS state,
     coalesce(dead, CASE WHEN nobody THEN 'no_external_id' END) AS reason,
-    coalesce('u:' || amplitude_user_id, 'd:' || device_id) AS identity
+    -- What no index of a store can hold is not kept as one.
+    CASE WHEN strlen(coalesce(amplitude_user_id, device_id)) <= 1024
+        THEN coalesce('u:' || amplitude_user_id, 'd:' || device_id)
+    END AS identity
 FROM found;
 
 CREATE TEMP VIEW chosen AS
 SELECT
     t.integration_id, t.user_id_kind, t.anonymous, s.app_id, s.row, NULL::BIGINT AS exception_id, s.id, s.event_type,
-    c.name, s.user_id, s.created_date, s.well_formed, b.device_id
+    c.name, s.user_id, s.created_date, s.well_formed, s.problem, b.device_id
 FROM segment s
 JOIN targets t ON t.app_id = s.app_id
 JOIN selected c ON c.integration_id = t.integration_id AND c.event_type = s.event_type

@@ -4,7 +4,8 @@
 CREATE TEMP VIEW chosen_released AS
 SELECT
     t.integration_id, t.user_id_kind, t.anonymous, t.app_id, NULL::BIGINT AS row, r.exception_id, r.id, r.event_type,
-    coalesce(c.name, r.event_type) AS name, r.user_id, r.created_date, true AS well_formed, NULL::VARCHAR AS device_id
+    coalesce(c.name, r.event_type) AS name, r.user_id, r.created_date, true AS well_formed, NULL::VARCHAR AS problem,
+    NULL::VARCHAR AS device_id
 FROM released r
 JOIN targets t ON t.integration_id = r.integration_id
 LEFT JOIN selected c ON c.integration_id = t.integration_id AND c.event_type = r.event_type;

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import duckdb
 import orjson
 import pyarrow as pa
 
+from nami_amp_pipeline.json_text import is_finite, top_level
 from nami_amp_pipeline.storage.duckdb_engine import literal
 
 NOT_PROPERTIES = ("id", "event_type", "created_date", "user_id", "device_id", "external_id")
@@ -112,10 +112,13 @@ def _fast(category: str, columns: Sequence[str], *, without_slow: bool) -> str:
     wanted = [field for field in columns if field not in NOT_PROPERTIES and field not in ADDED[category]]
     needed = NEEDED if category == "device" else ()
     structure = orjson.dumps(dict.fromkeys([*wanted, *needed] or ["event_type"], "JSON")).decode()
-    # A scalar is what begins neither as an object or array nor as null; the payload is known to be strict JSON.
+    # A scalar is what begins neither as an object or array nor as null; the payload is known to be strict JSON. A number
+    # that no double holds, which has five characters at least, is none that can be sent.
     texts = ", ".join(
-        f"CASE WHEN ascii({_field(field)}) NOT IN (91, 110, 123) "
-        f"THEN {literal(orjson.dumps(field).decode() + ':')} || {_field(field)} END"
+        f"CASE WHEN ascii({_field(field)}) IN (91, 110, 123) "
+        f"OR (ascii({_field(field)}) < 58 AND ascii({_field(field)}) <> 34 AND strlen({_field(field)}) > 4 "
+        f"AND NOT isfinite(try_cast({_field(field)} AS DOUBLE))) THEN NULL "
+        f"ELSE {literal(orjson.dumps(field).decode() + ':')} || {_field(field)} END"
         for field in wanted
     )
     others = ", ".join(f"{_field(field) if field in needed else 'NULL::VARCHAR'} AS {field}" for field in NEEDED)
@@ -152,11 +155,11 @@ def _read_slow(connection: duckdb.DuckDBPyConnection) -> pa.Table:
         ).fetchall()
     texts: dict[str, list[str | int | None]] = {"row": [], "properties": [], **{field: [] for field in NEEDED}}
     for row, category, payload in rows:
-        fields = json.loads(payload)
+        fields = {orjson.loads(name): value for name, value in top_level(payload)}  # of a name twice the last counts
         texts["row"].append(row)
-        texts["properties"].append(_properties(fields.items(), ADDED[category]))
+        texts["properties"].append(_properties(fields, ADDED[category]))
         for field in NEEDED:
-            texts[field].append(_text(fields[field]) if field in fields else None)
+            texts[field].append(fields.get(field))
     schema = pa.schema([(name, pa.int64() if name == "row" else pa.string()) for name in texts])
     return pa.table(texts, schema=schema)
 
@@ -165,16 +168,14 @@ def _is_any(connection: duckdb.DuckDBPyConnection, source: str) -> bool:
     return connection.execute(f"SELECT 1 FROM {source} LIMIT 1").fetchone() is not None  # noqa: S608
 
 
-def _properties(fields: Iterable[tuple[str, object]], added: Sequence[str]) -> str:
-    kept = {
-        name: value for name, value in fields if name not in NOT_PROPERTIES and name not in added and _is_scalar(value)
-    }
-    return _text(kept)[1:-1]
+def _properties(fields: Mapping[str, str], added: Sequence[str]) -> str:
+    """The scalars among fields (name to JSON text) as JSON text, as they stand in the payload."""
+    return ",".join(
+        f"{json.dumps(name, ensure_ascii=False)}:{value}"
+        for name, value in fields.items()
+        if name not in NOT_PROPERTIES and name not in added and _is_scalar(value)
+    )
 
 
-def _is_scalar(value: object) -> bool:
-    return isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _text(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+def _is_scalar(value: str) -> bool:
+    return value[0] not in "[{n" and (value[0] in '"tf' or is_finite(value))

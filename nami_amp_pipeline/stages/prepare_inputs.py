@@ -74,7 +74,9 @@ def register_segment(
     connection.register("reserved", pa.table({"id": list(contract.RESERVED_IDS)}))
     connection.execute(
         f"CREATE TEMP VIEW segment AS SELECT * RENAME (file_row_number AS row) "  # noqa: S608
-        f"FROM read_parquet({path}, file_row_number=true) SEMI JOIN targets USING (app_id)"
+        f"FROM (FROM read_parquet({path}, file_row_number=true) "
+        "UNION ALL BY NAME SELECT NULL::VARCHAR AS problem WHERE false) "  # files of before it was there lack it
+        "SEMI JOIN targets USING (app_id)"
     )
     connection.execute(f"CREATE TEMP VIEW snapshots AS FROM read_parquet({snapshots})")
 
