@@ -2,8 +2,8 @@
 
 A payload is a JSON object as RFC 8259 has it, with one liberty: half a surrogate pair, which the grammar allows as an
 escape and no UTF-8 text can hold, is read as U+FFFD. DuckDB reads somewhat more than JSON (trailing commas, NaN,
-Infinity) and no half pairs, so what it cannot read or what looks doubtful is looked at here, one text at a time. Nothing
-here recurses and nothing turns digits into numbers: neither depth nor length of a text can break it.
+Infinity) and no half pairs, so what it cannot read or what looks doubtful is looked at here, one text at a time.
+Nothing here recurses and nothing turns digits into whole numbers: neither depth nor length of a text can break it.
 """
 
 from __future__ import annotations
@@ -89,8 +89,9 @@ def with_whole_characters(text: str) -> tuple[str, int]:
 
 
 def top_level(text: str) -> Iterator[tuple[str, str]]:
-    """The fields of a JSON object as (name as JSON text, value as JSON text), as they stand; of a container only ``[``
-    or ``{``.
+    """The fields of a JSON object as (name as JSON text, value as JSON text), as they stand.
+
+    Of an array or object there is only its first character.
 
     Args:
         text: strict JSON, an object.

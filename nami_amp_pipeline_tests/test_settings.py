@@ -41,8 +41,8 @@ def test_an_empty_value_is_the_default() -> None:
     [
         ("WAREHOUSE_URL", "mysql://u:pass-word@h/d"),
         ("WAREHOUSE_URL", "duckdb:///"),
-        ("WAREHOUSE_SCHEMA", 'a"b'),
-        ("WAREHOUSE_TABLE", "a b"),
+        ("WAREHOUSE_SCHEMA", "a\0b"),
+        ("MAX_PAYLOAD_BYTES", "999"),
         ("STATE_URL", "pass-word"),
         ("LATE_COMMIT_WINDOW_SECONDS", "-1"),
         ("LEDGER_RETENTION_DAYS", "0"),
@@ -99,3 +99,17 @@ def test_secrets_may_be_files(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match="NAMI_AMP_ALERT_WEBHOOK_URL must be") as error:
         Settings.load({"NAMI_AMP_ALERT_WEBHOOK_URL_FILE": str(file)})
     assert "hush" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["raw-events", "a b", 'a"b', "Événements", "select"])
+def test_any_name_is_taken_as_that_of_a_schema_or_table(name: str) -> None:
+    settings = Settings.load({"NAMI_AMP_WAREHOUSE_SCHEMA": name, "NAMI_AMP_WAREHOUSE_TABLE": name})
+    assert (settings.warehouse_schema, settings.warehouse_table) == (name, name)
+
+
+def test_postgres_is_another_word_for_postgresql() -> None:
+    settings = Settings.load(
+        {"NAMI_AMP_WAREHOUSE_URL": "postgres://u@h/a", "NAMI_AMP_STATE_URL": "postgres://u@h/b?sslmode=require"}
+    )
+    assert settings.warehouse_url == "postgresql://u@h/a"
+    assert settings.state_url == "postgresql://u@h/b?sslmode=require"

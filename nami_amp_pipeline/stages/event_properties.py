@@ -112,8 +112,8 @@ def _fast(category: str, columns: Sequence[str], *, without_slow: bool) -> str:
     wanted = [field for field in columns if field not in NOT_PROPERTIES and field not in ADDED[category]]
     needed = NEEDED if category == "device" else ()
     structure = orjson.dumps(dict.fromkeys([*wanted, *needed] or ["event_type"], "JSON")).decode()
-    # A scalar is what begins neither as an object or array nor as null; the payload is known to be strict JSON. A number
-    # that no double holds, which has five characters at least, is none that can be sent.
+    # A scalar is what begins neither as an object or array nor as null; the payload is known to be strict JSON. Numbers
+    # that no double holds, which have five characters at least, cannot be sent.
     texts = ", ".join(
         f"CASE WHEN ascii({_field(field)}) IN (91, 110, 123) "
         f"OR (ascii({_field(field)}) < 58 AND ascii({_field(field)}) <> 34 AND strlen({_field(field)}) > 4 "

@@ -92,8 +92,9 @@ def set_aside(
             return
         connection.execute("DELETE FROM fresh")
         connection.execute(
-            "INSERT INTO fresh SELECT * FROM all_fresh WHERE rid IN "
-            f"(SELECT rid FROM numbered WHERE number >= {first} AND number < {end})"
+            "INSERT INTO fresh SELECT * FROM all_fresh "
+            "WHERE rid IN (SELECT rid FROM numbered WHERE number >= ? AND number < ?)",
+            [first, end],
         )
         try:
             for _ in read():

@@ -8,18 +8,9 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from nami_amp_pipeline import contract
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Store, Transaction
-
-REASONS: Final = {
-    "no_app_id": "have no app_id",
-    "no_ingested_at": "have no ingested_at",
-    "bad_ingested_at": "have an ingested_at that is infinite, or not of the years 1 to 9999",
-    "no_id": "have no id",
-    "long_id": "have an id of more than 1,024 bytes",
-    "odd_row": "cannot be read",
-}
-"""Why a row cannot be captured, as a part of a sentence."""
 
 PLACED: Final = ("no_id", "long_id", "odd_row")
 """Reasons of rows whose place is known: those before an app's frontier are counted once, the others by each reading."""
@@ -34,7 +25,7 @@ class Unreadable:
 
     Attributes:
         app_id: empty where the rows name no app.
-        reason: one of :data:`REASONS`.
+        reason: one of :data:`~nami_amp_pipeline.contract.UNREADABLE`.
         rows: how many.
         example: names one of them.
         first_at, last_at: when the first was seen, and when their number last changed; in µs since the epoch.
@@ -48,12 +39,7 @@ class Unreadable:
     last_at: int = 0
 
     def __str__(self) -> str:
-        whose = f"of app {self.app_id} " if self.app_id else ""
-        why = REASONS.get(self.reason, self.reason)
-        if self.rows == 1:
-            why = why.replace("have ", "has ", 1)
-        rows = "1 row" if self.rows == 1 else f"{self.rows:,} rows"
-        return f"{rows} {whose}in the warehouse {why} and cannot be delivered (such as: {self.example})"
+        return contract.unreadable_text(self.app_id, self.reason, self.rows, self.example)
 
 
 def unreadable(store: Store) -> list[Unreadable]:

@@ -173,32 +173,34 @@ class AdbcWarehouse(ABC):
 
     def oldest(self, connection: duckdb.DuckDBPyConnection, app_ids: Sequence[str], after: int) -> dict[str, int]:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
-        query = (
-            f"SELECT {self.selected(['app_id'])}, min(ingested_at) AS ingested_at FROM {self.table} "  # noqa: S608
-            f"WHERE {self.among('app_id', app_ids)} AND ingested_at > {self.time(after)} AND ingested_at <= {self.time(_LAST)} GROUP BY app_id"
-        )
         local = "SELECT app_id, epoch_us(ingested_at) FROM warehouse_stream"
         with self._session() as session:
             self.begin(session)
-            return dict(_answered(session, connection, [query], ("app_id", "ingested_at"), local))
+            query = (
+                f"SELECT {self.selected(['app_id'])}, min(ingested_at) AS ingested_at FROM {self.table} "  # noqa: S608
+                f"WHERE {self.among('app_id', app_ids)} AND ingested_at > {self.time(after)} "
+                f"AND ingested_at <= {self.time(_LAST)} GROUP BY app_id"
+            )
+            return dict(_answered(session, connection, [query], _schema("app_id", "ingested_at"), local))
 
     def find(self, connection: duckdb.DuckDBPyConnection, event_id: str, places: Places | None = None) -> Lookup:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
         columns = tuple(column for column in COLUMNS if column != "payload")
-        query = (
-            f"SELECT {self.selected(columns)} FROM {self.table} WHERE {self.among('id', [event_id])} "  # noqa: S608
-            f"AND ingested_at BETWEEN {self.time(_FIRST)} AND {self.time(_LAST)} AND app_id IS NOT NULL"
-        )
         local = (
-            "SELECT app_id, coalesce(event_type, ''), coalesce(user_id, ''), epoch_us(coalesce(created_date, ingested_at)), "
-            "epoch_us(ingested_at) FROM warehouse_stream ORDER BY ingested_at"
+            "SELECT app_id, coalesce(event_type, ''), coalesce(user_id, ''), "
+            "epoch_us(coalesce(created_date, ingested_at)), epoch_us(ingested_at) "
+            "FROM warehouse_stream WHERE app_id IS NOT NULL ORDER BY ingested_at"
         )
         with self._session() as session:
             self.begin(session)
+            query = (
+                f"SELECT {self.selected(columns)} FROM {self.table} WHERE {self.among('id', [event_id])} "  # noqa: S608
+                f"AND ingested_at BETWEEN {self.time(_FIRST)} AND {self.time(_LAST)}"
+            )
             queries = [query]
             if places is not None and self.takes_long(session, query):
                 queries = [f"{query} AND {condition}" for condition in self._conditions(places)]
-            rows = _answered(session, connection, queries, columns, local)
+            rows = _answered(session, connection, queries, _schema(*columns), local)
         return Lookup([EventRow(*row) for row in rows], is_whole=queries == [query])
 
     def _conditions(self, places: Places) -> Iterator[str]:
@@ -249,8 +251,9 @@ class AdbcWarehouse(ABC):
         return True
 
     def selected(self, columns: Iterable[str]) -> str:
-        """What to put behind ``SELECT`` for some of :data:`COLUMNS`; a ``created_date`` that no calendar has comes as
-        the last moment of year 9999.
+        """What to put behind ``SELECT`` for some of :data:`COLUMNS`.
+
+        A ``created_date`` that no calendar has comes as the last moment of year 9999.
         """
         spelled = []
         for column in columns:
@@ -268,10 +271,17 @@ class AdbcWarehouse(ABC):
         return ", ".join(spelled)
 
     def unplaced(
-        self, session: Session, connection: duckdb.DuckDBPyConnection, app_ids: Sequence[str]
+        self, session: Session, connection: duckdb.DuckDBPyConnection, app_ids: Sequence[str] | None
     ) -> list[Unplaced]:
-        """The rows of these apps that no position can be said of; not where looking for them would take long."""
-        mine = self.among("app_id", app_ids)
+        """The rows that no position can be said of; not where looking for them would take long.
+
+        Args:
+            session: under way.
+            connection: where the answers are read into.
+            app_ids: whose rows; None for all, and those without an id too.
+        """
+        mine = self.among("app_id", app_ids) if app_ids is not None else "app_id IS NOT NULL"
+        placed = f"ingested_at BETWEEN {self.time(_FIRST)} AND {self.time(_LAST)}"
         conditions = [
             ("bad_ingested_at", f"{mine} AND ingested_at > {self.time(_LAST)}"),
             ("bad_ingested_at", f"{mine} AND ingested_at < {self.time(_FIRST)}"),
@@ -280,6 +290,8 @@ class AdbcWarehouse(ABC):
             conditions.append(("no_ingested_at", f"{mine} AND ingested_at IS NULL"))
         if self.may_be_null("app_id"):
             conditions.append(("no_app_id", "app_id IS NULL"))
+        if app_ids is None and self.may_be_null("id"):
+            conditions.append(("no_id", f"{mine} AND {placed} AND id IS NULL"))
         found: dict[tuple[str, str], Unplaced] = {}
         for reason, condition in conditions:
             query = (
@@ -288,7 +300,7 @@ class AdbcWarehouse(ABC):
             )
             if self.takes_long(session, query):
                 continue
-            schema = pa.schema([*(_ROWS.field(name) for name in ("app_id", "id")), ("rows", pa.int64())])
+            schema = _schema("app_id", "id").append(pa.field("rows", pa.int64()))
             for app_id, event_id, rows in _answered(session, connection, [query], schema, "FROM warehouse_stream"):
                 old = found.get((app_id or "", reason))
                 found[app_id or "", reason] = Unplaced(
@@ -411,15 +423,14 @@ class _Reading:
             self._duck.unregister("warehouse_stream")
 
 
+def _schema(*columns: str) -> pa.Schema:
+    return pa.schema([_ROWS.field(column) for column in columns])
+
+
 def _answered(
-    session: Session,
-    duck: duckdb.DuckDBPyConnection,
-    queries: Sequence[str],
-    columns: Sequence[str] | pa.Schema,
-    local: str,
+    session: Session, duck: duckdb.DuckDBPyConnection, queries: Sequence[str], schema: pa.Schema, local: str
 ) -> list[tuple[Any, ...]]:
     """Queries over there whose answers are the table ``warehouse_stream`` of a query here."""
-    schema = columns if isinstance(columns, pa.Schema) else pa.schema([_ROWS.field(column) for column in columns])
     duck.register("warehouse_stream", session.stream(queries, schema))
     try:
         return duck.execute(local).fetchall()
@@ -443,20 +454,22 @@ def _parts(positions: Mapping[str, int | None]) -> list[tuple[int | None, list[s
 
 
 def _in_utf8(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Texts as UTF-8: what is none becomes U+FFFD in a payload, and its bytes as ``\\xfc`` in what names things, so that
-    two names never become one.
+    r"""Texts as UTF-8, in those rows where they are not.
+
+    A byte that belongs to no character becomes U+FFFD in a payload, and ``\\xfc`` in what names things: two names never
+    become one.
     """
     columns = []
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        is_large = pa.types.is_large_string(column.type)
+        if is_large or pa.types.is_string(column.type):
             try:
                 column.validate(full=True)
             except pa.ArrowInvalid:
                 errors = "replace" if name == "payload" else "backslashreplace"
-                binary = pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()
-                texts = [
-                    None if value is None else value.decode(errors=errors) for value in column.cast(binary).to_pylist()
-                ]
-                column = pa.array(texts, column.type)
+                values = column.cast(pa.large_binary() if is_large else pa.binary()).to_pylist()
+                texts = [None if value is None else value.decode(errors=errors) for value in values]
+                columns.append(pa.array(texts, column.type))
+                continue
         columns.append(column)
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
+from nami_amp_pipeline import contract
 from nami_amp_pipeline.errors import WarehouseUnavailable
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Unplaced(NamedTuple):
 
     Attributes:
         app_id: empty where they name no app.
-        reason: ``no_app_id``, ``no_ingested_at`` or ``bad_ingested_at``.
+        reason: one of :data:`~nami_amp_pipeline.contract.UNREADABLE`.
         rows: how many there are.
         example: names one of them.
     """
@@ -48,6 +49,16 @@ class Unplaced(NamedTuple):
     reason: str
     rows: int
     example: str
+
+    @property
+    def finding(self) -> Finding:
+        """For a person who asks what is wrong."""
+        return Finding(
+            "rows",
+            "warning",
+            contract.unreadable_text(*self),
+            "load them again with the value that is missing or wrong, and NOT NULL on the columns",
+        )
 
 
 @dataclass(frozen=True)

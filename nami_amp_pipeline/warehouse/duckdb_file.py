@@ -37,13 +37,17 @@ FROM (
     SELECT app_id, id, ingested_at, CASE
         WHEN app_id IS NULL THEN 'no_app_id'
         WHEN ingested_at IS NULL THEN 'no_ingested_at'
+        WHEN {_PLACED} THEN 'no_id'
         ELSE 'bad_ingested_at'
     END AS reason
     FROM {{table}}
-    WHERE (app_id IS NULL OR ingested_at IS NULL OR NOT {_PLACED}) {{only}}
+    WHERE (app_id IS NULL OR ingested_at IS NULL OR NOT {_PLACED} {{also}}) {{only}}
 )
 GROUP BY ALL
 """  # noqa: S608
+
+_NAMED = 20
+"""Findings of rows that cannot be captured, at most."""
 
 # What a row or a file of the warehouse can be to blame for; everything else is this program's.
 _FAULTS = (
@@ -92,7 +96,7 @@ class DuckDBWarehouse:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`; what is not wanted is left out by DuckDB itself."""
         with self._table(connection) as table:
             only = f"AND (app_id IS NULL OR app_id IN ({', '.join(map(_text, positions))}))"
-            unplaced = self._asked(connection, _UNPLACED.format(table=table.relation, only=only))
+            unplaced = self._asked(connection, _UNPLACED.format(table=table.relation, only=only, also=""))
             if table.rows is not None:
                 placed = f"(FROM {table.rows} WHERE {_PLACED})"
                 ((head,),) = self._asked(connection, f"SELECT epoch_us(max(ingested_at)) FROM {placed}")  # noqa: S608
@@ -150,11 +154,11 @@ class DuckDBWarehouse:
 
     def find(self, connection: duckdb.DuckDBPyConnection, event_id: str, places: Places | None = None) -> Lookup:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`; a column of a file is quickly read."""
+        created = f"CASE WHEN created_date BETWEEN {_FIRST} AND {_LAST} THEN created_date ELSE ingested_at END"
         with self._table(connection) as table:
             rows = self._asked(
                 connection,
-                "SELECT app_id, coalesce(event_type, ''), coalesce(user_id, ''), "
-                f"epoch_us(CASE WHEN created_date BETWEEN {_FIRST} AND {_LAST} THEN created_date ELSE ingested_at END), "
+                f"SELECT app_id, coalesce(event_type, ''), coalesce(user_id, ''), epoch_us({created}), "  # noqa: S608
                 f"epoch_us(ingested_at) FROM {table.relation} WHERE id = ? AND {_PLACED} AND app_id IS NOT NULL "
                 "ORDER BY ingested_at",
                 [event_id],
@@ -166,9 +170,12 @@ class DuckDBWarehouse:
         try:
             with duckdb.connect(":memory:") as connection, self._table(connection) as table:
                 connection.execute("SET TimeZone = 'UTC'")
-                ok = Finding("columns", "ok", f"{self.name} has all columns")
-                self._asked(connection, f"SELECT app_id, id FROM {table.relation} LIMIT 1")  # noqa: S608
-                return [ok]
+                query = _UNPLACED.format(table=table.relation, only="", also="OR id IS NULL OR id = ''")
+                rows = self._asked(connection, f"{query} ORDER BY ALL LIMIT {_NAMED}")
+                return [
+                    Finding("columns", "ok", f"{self.name} has all columns"),
+                    *(Unplaced(*row).finding for row in rows),
+                ]
         except WarehouseUnavailable as error:
             return [Finding("columns", "error", str(error))]
 

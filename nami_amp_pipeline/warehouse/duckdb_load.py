@@ -10,7 +10,7 @@ import gzip
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from nami_amp_pipeline.errors import Misconfigured, WarehouseUnavailable
 from nami_amp_pipeline.json_text import DOUBTFUL, SURROGATE, is_json, with_whole_characters
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.storage.duckdb_engine import compute, sql
-from nami_amp_pipeline.warehouse.base import check_columns
+from nami_amp_pipeline.warehouse.base import DUCKDB_TYPES, Kind, check_columns
 from nami_amp_pipeline.warehouse.duckdb_attach import attach, quoted
 
 BLOCK_BYTES = 16 * 2**20
@@ -40,6 +40,9 @@ MAX_BAD_LINES = 1_000
 """Bad lines that are named; further ones are only counted."""
 
 _BOM = b"\xef\xbb\xbf"
+
+_TYPES: Mapping[Kind, tuple[str, ...]] = {**DUCKDB_TYPES, "text": ("VARCHAR",)}
+"""What columns may be to be filled by whatever texts the events have."""
 
 _PARSE = r"""
 CREATE OR REPLACE TEMP TABLE parsed AS
@@ -207,7 +210,7 @@ def _opened(connection: duckdb.DuckDBPyConnection, settings: Settings, sleep: Ca
             "WHERE database_name = 'warehouse' AND schema_name = ? AND table_name = ?",
             [schema, name],
         ).fetchall()
-        check_columns(dict(found), name)
+        check_columns(dict(found), name, _TYPES)
         connection.execute("USE memory.main")
         yield f"warehouse.{quoted(schema)}.{quoted(name)}"
         connection.execute("DETACH warehouse")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote
 
+import duckdb
+
 from nami_amp_pipeline.errors import Misconfigured, WarehouseUnavailable
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.warehouse.adbc import AdbcWarehouse, Session
@@ -314,6 +316,8 @@ class PostgresWarehouse(AdbcWarehouse):
                 findings.append(Finding("columns", "ok", f"{self._called} has all columns and may be read"))
                 findings.append(self._check_index(session, relkind))
                 findings += self._check_policies(session)
+                with duckdb.connect(":memory:") as connection:
+                    findings += [one.finding for one in self.unplaced(session, connection, None)]
         except WarehouseUnavailable as error:
             findings.append(Finding("columns" if findings else "connection", "error", str(error)))
         return findings
