@@ -14,9 +14,14 @@ CREATE TEMP MACRO tidy(items) AS CASE
 END;
 
 -- Amplitude cuts an array over 1,024 characters of JSON text: keep the longest sorted prefix that fits.
+-- (Lengths are added up, of no more items than could fit: texts of each prefix would take memory that grows with the
+-- square of the array.)
+CREATE TEMP MACRO lengths(items) AS list_transform(items[:400], lambda item: length(to_json(item)::VARCHAR) + 1);
 CREATE TEMP MACRO cut(items, as_text) AS CASE
     WHEN length(as_text) <= 1024 THEN items
-    ELSE list_filter(items, lambda item, position: length(to_json(items[:position])::VARCHAR) <= 1024)
+    ELSE list_transform(
+        [lengths(items)], lambda each: list_filter(items[:400], lambda item, place: list_sum(each[:place]) + 1 <= 1024)
+    )[1]
 END;
 CREATE TEMP MACRO cut_text(items, as_text) AS CASE
     WHEN length(as_text) <= 1024 THEN as_text
