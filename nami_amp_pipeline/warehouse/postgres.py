@@ -215,7 +215,9 @@ class PostgresWarehouse(AdbcWarehouse):
         session.execute("SET LOCAL client_encoding TO 'UTF8'")
         session.execute("SET LOCAL standard_conforming_strings TO on")
         ((encoding,),) = session.rows("SELECT current_setting('server_encoding')::text")
-        session.any_bytes = encoding == "SQL_ASCII"  # such a database takes whatever bytes it is given
+        if encoding == "SQL_ASCII":  # such a database takes whatever bytes it is given, and gives them if it is told to
+            session.execute("SET LOCAL client_encoding TO 'SQL_ASCII'")
+            session.any_bytes = True
 
     def _check_table(self, session: Session) -> str:
         """Compares the columns with the contract; returns what kind of relation it is."""
