@@ -17,6 +17,7 @@ from nami_amp_pipeline.warehouse import open_warehouse, schemes
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 from nami_amp_pipeline_tests.support.postgres import Postgres
 from nami_amp_pipeline_tests.support.warehouses import PostgresEvents
+from nami_amp_pipeline_tests.test_warehouse_postgres import role_of
 
 UUIDS = [f"00000000-0000-4000-8000-{number:012d}" for number in range(4)]
 COLUMNS = "id text, app_id text, event_type text, user_id text, created_date timestamptz, ingested_at timestamptz, payload text"
@@ -195,13 +196,10 @@ def test_columns_of_postgresql_may_be_of_other_types(kind: str, postgres: Postgr
 def test_policies_that_hide_rows_are_said(postgres: Postgres, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     url = postgres.fresh_database()
     table = PostgresEvents(url)
-    role = f"reader_{url.rpartition('/')[2].partition('?')[0]}"
-    table.run(f"CREATE ROLE {role} LOGIN")
-    table.run(f"GRANT SELECT ON nami_events TO {role}")
+    reading = role_of(url, "hidden_from", "SELECT ON nami_events")
+    role = reading.partition("://")[2].partition(":")[0]
     table.run("ALTER TABLE nami_events ENABLE ROW LEVEL SECURITY")
     table.run(f"INSERT INTO nami_events VALUES {values('e1', 'app', 'u')}")
-    _, _, rest = url.partition("://")
-    reading = f"postgresql://{role}@{rest.rpartition('@')[2]}"
     scene = Pipeline(tmp_path, {"NAMI_AMP_WAREHOUSE_URL": reading}, table)
     scene.add("app", user_id_kind="nami_user_id")
     scene.tick()

@@ -18,7 +18,9 @@ found AS (
         CASE
             WHEN NOT well_formed THEN coalesce(problem, 'malformed_payload')
             WHEN lower(amplitude_user_id) IN (SELECT id FROM reserved) THEN 'reserved_user_id'
-            WHEN strlen(coalesce(amplitude_user_id, device_id)) > 1024 THEN 'long_user_id'
+            WHEN strlen(amplitude_user_id) > 1024
+                OR (amplitude_user_id IS NULL AND anonymous = 'device_id' AND strlen(device_id) > 1024)
+                THEN 'long_user_id'
         END AS dead,
         amplitude_user_id IS NULL AND NOT (anonymous = 'device_id' AND device_id IS NOT NULL) AS nobody
     FROM named n
