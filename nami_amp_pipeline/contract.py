@@ -219,6 +219,23 @@ MAX_REQUEST_EVENTS: Final = 2_000
 MAX_REQUEST_BYTES: Final = 1_000_000
 MAX_BATCH_REQUEST_BYTES: Final = 20_000_000
 
+MAX_ID_BYTES: Final = 1_024
+"""No event id, user id or device id is longer: Amplitude cuts longer ones, and no index holds them."""
+
+FIRST_MOMENT: Final = "0001-01-01 00:00:00+00"
+LAST_MOMENT: Final = "9999-12-31 23:59:59.999999+00"
+"""The times that a row can have; what is before or after, or infinite, is no time of an event."""
+
+UNREADABLE: Final[Mapping[str, str]] = {
+    "no_app_id": "have no app_id",
+    "no_ingested_at": "have no ingested_at",
+    "bad_ingested_at": "have an ingested_at that is infinite, or not of the years 1 to 9999",
+    "no_id": "have no id",
+    "long_id": f"have an id of more than {MAX_ID_BYTES:,} bytes",
+    "odd_row": "have a value that cannot be read",
+}
+"""Why a row of the warehouse cannot be captured, as a part of a sentence."""
+
 ENDPOINTS: Final[Mapping[str, str]] = {
     "us": "https://api2.amplitude.com/2/httpapi",
     "eu": "https://api.eu.amplitude.com/2/httpapi",
@@ -294,3 +311,12 @@ def check_patterns(patterns: Iterable[str]) -> tuple[str, ...]:
 
 def _covers(pattern: str, name: str) -> bool:
     return pattern in ("all", name) or (pattern.endswith(".*") and name.startswith(pattern[:-1]))
+
+
+def unreadable_text(app_id: str, reason: str, rows: int, example: str) -> str:
+    """Rows that cannot be captured, in one line: whose, how many, why, and one of them."""
+    whose = f" of app {app_id}" if app_id else ""
+    why = UNREADABLE.get(reason, reason)
+    if rows == 1:
+        return f"1 row{whose} in the warehouse cannot be delivered: it {why.replace('have', 'has', 1)} ({example})"
+    return f"{rows:,} rows{whose} in the warehouse cannot be delivered: they {why} (such as {example})"

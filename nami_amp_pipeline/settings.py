@@ -43,8 +43,7 @@ def warehouse_schemes() -> tuple[str, ...]:
     # Imported late: the warehouses know the settings.
     from nami_amp_pipeline import warehouse
 
-    registered: Callable[[], Iterable[str]] | None = getattr(warehouse, "schemes", None)
-    return tuple(registered()) if registered is not None else ("duckdb", "postgresql")
+    return warehouse.schemes()
 
 
 def _database(schemes: Callable[[], Iterable[str]]) -> AfterValidator:
@@ -241,6 +240,9 @@ class Settings(BaseSettings):
     )
     hold_days: Positive = _setting(30, "how long `wait_for_login` holds an event", unit="days")
     segment_rows: Positive = _setting(100_000, "rows of a segment: memory grows with it", unit="rows")
+    max_payload_bytes: Annotated[int, Field(ge=1_000, le=16_000_000)] = _setting(
+        1_000_000, "a larger payload is not read further: its event becomes a dead letter, `too_large`", unit="bytes"
+    )
     max_rows_per_tick: Positive = _setting(10_000_000, "rows that one run captures at most, over all apps", unit="rows")
     batch_events: Annotated[int, Field(ge=1, le=contract.MAX_REQUEST_EVENTS)] = _setting(
         1_000, "events of a request at most (Amplitude: 2,000)", unit="events"

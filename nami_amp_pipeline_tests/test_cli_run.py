@@ -17,7 +17,7 @@ import orjson
 import pytest
 
 from nami_amp_pipeline.sandbox import Sandbox, SandboxServer
-from nami_amp_pipeline.warehouse import duckdb_file
+from nami_amp_pipeline.warehouse import duckdb_attach
 from nami_amp_pipeline_tests.support.command_line import (
     API_KEY,
     PROGRAM,
@@ -145,7 +145,7 @@ def test_waiting_for_a_login_is_no_failure(tmp_path: Path, server: SandboxServer
 @pytest.mark.slow
 def test_a_warehouse_in_the_way(tmp_path: Path, server: SandboxServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Missing, of another shape, locked: one line each, and when it is repaired the next run goes on."""
-    monkeypatch.setattr(duckdb_file, "LOCK_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(duckdb_attach, "LOCK_PATIENCE_SECONDS", 0.5)
     home = tmp_path / ".nami-amp"
     warehouse = home / "warehouse.duckdb"
     add(tmp_path, server.endpoint)

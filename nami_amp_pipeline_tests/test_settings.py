@@ -57,6 +57,7 @@ def test_an_empty_value_is_the_default() -> None:
         ("DAGSTER_URL", "pass-word"),
         ("DAGSTER_URL", "ftp://pass-word"),
         ("ALERT_WEBHOOK_URL", "https://[pass-word"),
+        ("MAX_PAYLOAD_BYTES", "999"),
         ("STATE_URL", "pass-word"),
         ("LATE_COMMIT_WINDOW_SECONDS", "-1"),
         ("LEDGER_RETENTION_DAYS", "0"),

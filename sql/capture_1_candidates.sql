@@ -1,23 +1,30 @@
--- Rows at or after their app's frontier, the first of each id, with what the ledger knows an id by.
+-- Rows at or after their app's frontier, with what the ledger knows an id by; and what cannot be known by an id.
 -- Views given: keys (app_id, id, ingested_at, rid = number of the row), positions (app_id, frontier in µs or NULL for
 -- the beginning).
-CREATE TEMP TABLE fresh AS
-WITH candidates AS (
+CREATE TEMP VIEW reached AS
+SELECT
+    k.app_id,
     -- What PostgreSQL can hold in no text goes, here and in the rows.
-    SELECT app_id, replace(id, chr(0), '') AS id, rid, epoch_us(ingested_at) AS ingested_at
-    FROM keys
-    SEMI JOIN positions USING (app_id)
-    WHERE ingested_at >= (
+    replace(k.id, chr(0), '') AS id,
+    k.rid,
+    epoch_us(k.ingested_at) AS ingested_at
+FROM (
+    SELECT * FROM keys WHERE ingested_at >= (
         SELECT CASE WHEN bool_or(frontier IS NULL) THEN '-infinity'::TIMESTAMPTZ ELSE make_timestamptz(min(frontier)) END
         FROM positions
-      )
-      AND id IS NOT NULL
-),
-reached AS (
-    SELECT candidates.*
-    FROM candidates JOIN positions USING (app_id)
-    WHERE positions.frontier IS NULL OR candidates.ingested_at >= positions.frontier
-)
+    )
+) k JOIN positions p USING (app_id)
+WHERE p.frontier IS NULL OR epoch_us(k.ingested_at) >= p.frontier;
+
+-- The first row of each id.
+CREATE TEMP TABLE fresh AS
 SELECT high, low, arg_min(rid, ingested_at) AS rid, min(ingested_at) AS ingested_at
-FROM (SELECT {key_columns}, rid, ingested_at FROM reached)
+FROM (SELECT {key_columns}, rid, ingested_at FROM reached WHERE strlen(id) BETWEEN 1 AND {max_id_bytes})
 GROUP BY high, low;
+
+CREATE TEMP TABLE nameless AS
+SELECT app_id, CASE WHEN strlen(id) > {max_id_bytes} THEN 'long_id' ELSE 'no_id' END AS reason, ingested_at,
+    concat('ingested_at ', make_timestamptz(ingested_at), CASE WHEN id <> '' THEN concat(', id ', id[:60], '…') END)
+        AS example
+FROM reached
+WHERE id IS NULL OR strlen(id) NOT BETWEEN 1 AND {max_id_bytes};

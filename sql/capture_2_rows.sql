@@ -1,26 +1,50 @@
 -- The rows to capture, whole. Views given: source, fresh (rid), macro bucket_of(app_id, user_id).
+-- ``problem`` is why a row cannot be sent, where that is seen here; ``doubtful`` says that its payload has to be looked at
+-- by itself.
 SELECT
-    * EXCLUDE (fields),
+    app_id, id, event_type, user_id, created_date, ingested_at, bucket,
+    -- What could never be sent is not even kept.
+    CASE WHEN problem IS DISTINCT FROM 'too_large' THEN payload END AS payload,
+    problem,
     -- An object is what begins like one, once it is known to be JSON.
-    fields IS NOT NULL AND starts_with(ltrim(payload, ' ' || chr(9) || chr(10) || chr(13)), '{') AS well_formed,
+    problem IS NULL AND fields IS NOT NULL
+        AND starts_with(ltrim(payload, ' ' || chr(9) || chr(10) || chr(13)), '{{') AS well_formed,
     -- Fields in the order in which they stand.
     hash(fields) AS shape,
     -- DuckDB reads more than JSON is: trailing commas, NaN and Infinity in any case. What looks so is looked at again;
     -- three patterns that begin with a character of their own are found several times faster than one for all.
-    regexp_matches(payload, ',\s*(?:[\]}]|-?(?:[nN][aA]|[iI]))')
-        OR regexp_matches(payload, ':\s*-?(?:[nN][aA]|[iI])')
-        OR regexp_matches(payload, '\[\s*-?(?:[nN][aA]|[iI])') AS suspicious
+    problem IS NULL AND payload IS NOT NULL AND CASE
+        WHEN fields IS NULL THEN true
+        ELSE regexp_matches(payload, ',\s*(?:[\]}}]|-?(?:[nN][aA]|[iI]))')
+            OR regexp_matches(payload, ':\s*-?(?:[nN][aA]|[iI])')
+            OR regexp_matches(payload, '\[\s*-?(?:[nN][aA]|[iI])')
+    END AS doubtful
 FROM (
-    SELECT
-        app_id,
-        replace(id, chr(0), '') AS id,
-        coalesce(event_type, '') AS event_type,
-        replace(coalesce(user_id, ''), chr(0), '') AS user_id,
-        coalesce(created_date, ingested_at) AS created_date,
-        ingested_at,
-        payload::VARCHAR AS payload,
-        try(json_keys(payload::VARCHAR)) AS fields,
-        bucket_of(app_id, replace(coalesce(user_id, ''), chr(0), '')) AS bucket
-    FROM source
-    SEMI JOIN fresh USING (rid)
+    SELECT *, CASE WHEN problem IS NULL THEN try(json_keys(payload)) END AS fields
+    FROM (
+        SELECT
+            app_id,
+            replace(id, chr(0), '') AS id,
+            coalesce(event_type, '')[:{max_type_characters}] AS event_type,
+            CASE WHEN problem = 'long_user_id' THEN user_id[:{max_id_bytes} // 8] ELSE user_id END AS user_id,
+            CASE WHEN created_date >= '{first_moment}'::TIMESTAMPTZ AND created_date < '{last_moment}'::TIMESTAMPTZ
+                THEN created_date ELSE ingested_at END AS created_date,
+            ingested_at,
+            payload,
+            problem,
+            bucket_of(app_id, user_id) AS bucket
+        FROM (
+            SELECT
+                * REPLACE (replace(coalesce(user_id, ''), chr(0), '') AS user_id, payload::VARCHAR AS payload),
+                CASE
+                    WHEN strlen(payload::VARCHAR) > {max_payload_bytes} THEN 'too_large'
+                    WHEN strlen(user_id) > {max_id_bytes} THEN 'long_user_id'
+                    WHEN user_id IS NULL OR user_id = '' THEN 'no_user_id'
+                    WHEN created_date IS NULL OR created_date < '{first_moment}'::TIMESTAMPTZ
+                        OR created_date >= '{last_moment}'::TIMESTAMPTZ THEN 'bad_date'
+                END AS problem
+            FROM source
+            SEMI JOIN fresh USING (rid)
+        )
+    )
 );

@@ -5,6 +5,7 @@ SELECT
     event_type,
     count(*),
     count(*) FILTER (NOT well_formed),
+    count(*) FILTER (problem = 'half_characters'),
     epoch_us(min(ingested_at)),
     epoch_us(max(ingested_at)),
     epoch_us(min(created_date)),

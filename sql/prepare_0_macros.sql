@@ -1,6 +1,8 @@
 -- Words of the other files of stage 3. Each gets a JSON value as its text.
 CREATE TEMP MACRO is_text(value) AS starts_with(value, '"');
 CREATE TEMP MACRO is_number(value) AS regexp_full_match(value, '-?[0-9].*');
+-- A number that no double holds is none that can be sent.
+CREATE TEMP MACRO is_amount(value) AS is_number(value) AND coalesce(isfinite(try_cast(value AS DOUBLE)), false);
 CREATE TEMP MACRO as_text(value) AS CASE
     WHEN is_text(value) THEN CASE WHEN contains(value, chr(92)) THEN value ->> '$' ELSE value[2:-2] END
     WHEN is_number(value) THEN value

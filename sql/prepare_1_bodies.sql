@@ -8,7 +8,7 @@ WITH events AS (
     SELECT
         *,
         -- CASE, as AND would compute both of all events.
-        CASE WHEN is_revenue_type(event_type) AND is_number(amount)
+        CASE WHEN is_revenue_type(event_type) AND is_amount(amount)
             THEN lower(stripped(as_text(purchase_env))) IS DISTINCT FROM 'sandbox'
             ELSE false
         END AS is_revenue,

@@ -21,9 +21,12 @@ found AS (
             WHEN sandbox = 'only' AND environment = 'production' THEN 'production'
         END AS unwanted,
         CASE
-            WHEN NOT well_formed THEN 'malformed_payload'
+            WHEN NOT well_formed THEN coalesce(problem, 'malformed_payload')
             WHEN is_reserved(amplitude_user_id) THEN 'reserved_user_id'
             WHEN amplitude_user_id IS NULL AND anonymous = 'device_id' AND has_reserved_device THEN 'reserved_device_id'
+            WHEN strlen(amplitude_user_id) > 1024
+                OR (amplitude_user_id IS NULL AND anonymous = 'device_id' AND strlen(device_id) > 1024)
+                THEN 'long_user_id'
         END AS dead,
         amplitude_user_id IS NULL AND NOT (anonymous = 'device_id' AND device_id IS NOT NULL) AS nobody
     FROM named n
@@ -39,14 +42,17 @@ SELECT
         ELSE 'send'
     END AS state,
     coalesce(unwanted, dead, CASE WHEN nobody THEN 'no_external_id' END) AS reason,
-    coalesce('u:' || amplitude_user_id, 'd:' || device_id) AS identity
+    -- What no index of a store can hold is not kept as one.
+    CASE WHEN strlen(coalesce(amplitude_user_id, device_id)) <= 1024
+        THEN coalesce('u:' || amplitude_user_id, 'd:' || device_id)
+    END AS identity
 FROM found;
 
 CREATE TEMP VIEW chosen AS
 SELECT
     t.integration_id, t.user_id_kind, t.anonymous, t.sandbox, body_of(s.row, t.variant) AS body,
     s.app_id, s.row, NULL::BIGINT AS exception_id,
-    s.id, s.event_type, c.name, s.user_id, s.created_date, s.well_formed, b.device_id,
+    s.id, s.event_type, c.name, s.user_id, s.created_date, s.well_formed, s.problem, b.device_id,
     b.has_reserved_device, b.environment
 FROM segment s
 JOIN targets t ON t.app_id = s.app_id

@@ -5,7 +5,7 @@ CREATE TEMP VIEW chosen_released AS
 SELECT
     t.integration_id, t.user_id_kind, t.anonymous, t.sandbox, NULL::BIGINT AS body, t.app_id,
     NULL::BIGINT AS row, r.exception_id, r.id, r.event_type, coalesce(c.name, r.event_type) AS name, r.user_id, r.created_date,
-    true AS well_formed, NULL::VARCHAR AS device_id,
+    true AS well_formed, NULL::VARCHAR AS problem, NULL::VARCHAR AS device_id,
     false AS has_reserved_device, NULL::VARCHAR AS environment
 FROM released r
 JOIN targets t ON t.integration_id = r.integration_id

@@ -29,6 +29,7 @@ from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import Store, migrate, rotation, tables
 from nami_amp_pipeline.state.integration_keys import sharing_a_key
 from nami_amp_pipeline.state.integrations import all_integrations
+from nami_amp_pipeline.state.unreadable import unreadable
 from nami_amp_pipeline.warehouse import Finding, open_warehouse
 
 LEAST_FREE_BYTES = 200_000_000
@@ -66,6 +67,18 @@ def examine(settings: Settings, checks: Sequence[tuple[str, Check]]) -> Iterator
 def check_warehouse(settings: Settings) -> list[Finding]:
     """Whether the events table can be reached and read, and has its columns and its index."""
     return [replace(one, subject=f"warehouse {one.subject}") for one in open_warehouse(settings).check()]
+
+
+def check_rows(settings: Settings) -> list[Finding]:
+    """Which rows runs could not read, beside those that the warehouse itself can be asked for."""
+    if not _up_to_date(settings):
+        return []
+    with _opened(settings) as store:
+        return [
+            Finding("warehouse rows", "warning", str(one), "load them again with a value that can be read")
+            for one in unreadable(store)
+            if one.reason in ("long_id", "odd_row")
+        ]
 
 
 def check_store(settings: Settings) -> list[Finding]:
@@ -342,6 +355,7 @@ def _count(number: int, what: str) -> str:
 CHECKS: Sequence[tuple[str, Check]] = (
     ("warehouse", check_warehouse),
     ("store", check_store),
+    ("warehouse rows", check_rows),
     ("migrations", check_migrations),
     ("encryption key", check_keys),
     ("shared key", check_shared_keys),

@@ -12,28 +12,34 @@ order, snapshots and logins are then complete within a segment, and memory is th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import duckdb
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 import sqlalchemy as sa
 
+from nami_amp_pipeline import contract
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import WarehouseUnavailable
 from nami_amp_pipeline.stages.captured_ids import KEY_COLUMNS, JustCaptured, Keys, Ledger, fold
+from nami_amp_pipeline.stages.odd_rows import look_at_doubtful, set_aside
 from nami_amp_pipeline.stages.window import Window, refuse
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease
+from nami_amp_pipeline.state.unreadable import Unreadable, note
 from nami_amp_pipeline.storage.duckdb_engine import compute, read_files, sql
 from nami_amp_pipeline.storage.parallel import is_parallel
 from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA, SegmentWriter
 from nami_amp_pipeline.warehouse import Source
+from nami_amp_pipeline.warehouse.base import one_line
 
 READ_ROWS = 20_000
+
+MAX_TYPE_CHARACTERS = 200
+"""Of an event type, so many characters are kept; none that can be selected is as long."""
 
 
 @dataclass
@@ -43,7 +49,8 @@ class Captured:
     Attributes:
         rows: distinct events.
         types: events by event type.
-        malformed: events whose payload is not a JSON object.
+        malformed: events that cannot be sent as they are, such as those whose payload is not a JSON object.
+        half_characters: events with halves of surrogate pairs, which were replaced.
         segments: ids of the segments that hold them.
         min_ingested_at, max_ingested_at, min_created_date, max_created_date: in µs since the epoch.
     """
@@ -51,6 +58,7 @@ class Captured:
     rows: int = 0
     types: dict[str, int] = field(default_factory=dict)
     malformed: int = 0
+    half_characters: int = 0
     segments: list[int] = field(default_factory=list)
     min_ingested_at: int = 0
     max_ingested_at: int = 0
@@ -86,20 +94,78 @@ def capture(context: Context, leases: Mapping[str, Lease], *, window: Window | N
             for warning in source.warnings:
                 context.log.warning("%s", warning)
             if source.head is None:
+                _note_unplaced(context, leases, source)
                 return {}
             try:
                 upper = _find_fresh(context, ledger, connection, source, frontiers)
                 written = _write(context, connection, source)
             except duckdb.IOException as error:
-                raise WarehouseUnavailable(f"cannot read {context.warehouse.name}: {error}") from None
+                raise WarehouseUnavailable(f"cannot read {context.warehouse.name}: {one_line(error)}") from None
         keys = _keys(connection, sum(written.values()))
         summaries = _summaries(connection, context, written)
-    # What became visible while the warehouse was being opened may not have been seen: the window must be over by then.
-    settled = _settled(context, began, source.head)
-    captured = _commit(context, leases, frontiers, summaries, started, source.head, min(settled, upper))
+        # What became visible while the warehouse was being opened may not have been seen: the window must be over then.
+        reached = _reached(frontiers, min(_settled(context, began, source.head), upper))
+        nameless = _nameless(connection, reached)
+    read = _Read(frontiers, reached, source, nameless, started)
+    captured = _commit(context, leases, read, summaries)
     segments = frozenset(number for part in captured.values() for number in part.segments)
     fold(context, JustCaptured(segments, keys) if keys is not None and segments else None)
     return captured
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What one reading of the warehouse came to, besides rows.
+
+    Attributes:
+        frontiers: where each app was read from.
+        reached: where each app is read from next; None where that is not known yet.
+        source: the events table.
+        nameless: the rows that cannot be captured, as passed by the frontier and as seen again by the next reading.
+        started: when it began, in µs since the epoch.
+    """
+
+    frontiers: Mapping[str, int | None]
+    reached: Mapping[str, int | None]
+    source: Source
+    nameless: tuple[list[Unreadable], list[Unreadable]]
+    started: int
+
+
+def _note_unplaced(context: Context, leases: Mapping[str, Lease], source: Source) -> None:
+    """Notes rows that cannot be captured where there are no others."""
+    with context.store.begin(under=leases.values()) as tx:
+        more = note(context.store, tx, leases, context.now(), unplaced=_unplaced(source, leases), settled=[], recent=[])
+    _warn(context, more)
+
+
+def _unplaced(source: Source, app_ids: Iterable[str]) -> list[Unreadable]:
+    return [Unreadable(*one) for one in source.unplaced if one.app_id in {*app_ids, ""}]
+
+
+def _warn(context: Context, unreadable: Iterable[Unreadable]) -> None:
+    for one in unreadable:
+        context.log.warning("%s", one)
+
+
+def _reached(frontiers: Mapping[str, int | None], settled: int) -> dict[str, int | None]:
+    reached = {app_id: settled if old is None else max(old, settled) for app_id, old in frontiers.items()}
+    return {app_id: at if at > -(2**62) else None for app_id, at in reached.items()}
+
+
+def _nameless(
+    connection: duckdb.DuckDBPyConnection, reached: Mapping[str, int | None]
+) -> tuple[list[Unreadable], list[Unreadable]]:
+    """The rows that cannot be captured, as those that the frontier has passed now and those that it has not."""
+    ends = pa.table({"app_id": pa.array(list(reached), pa.string()), "reached": pa.array(reached.values(), pa.int64())})
+    connection.register("ends", ends)
+    parts: tuple[list[Unreadable], list[Unreadable]] = ([], [])
+    for is_recent, *rest in connection.execute(
+        "SELECT ingested_at >= coalesce(reached, ingested_at), app_id, reason, count(*), min(example) "
+        "FROM nameless JOIN ends USING (app_id) GROUP BY ALL ORDER BY ALL"
+    ).fetchall():
+        parts[is_recent].append(Unreadable(*rest))
+    return parts
 
 
 def _frontiers(context: Context, app_ids: Iterable[str]) -> dict[str, int | None]:
@@ -127,7 +193,10 @@ def _find_fresh(
     source: Source,
     frontiers: Mapping[str, int | None],
 ) -> int:
-    """Fills the table ``fresh`` with the row numbers to capture; returns up to which ingested_at they reach."""
+    """Fills the table ``fresh`` with the row numbers to capture; returns up to which ingested_at they reach.
+
+    The table ``nameless`` gets the rows that cannot be captured, for they have no id that can be used.
+    """
     positions = pa.table(
         {
             "app_id": pa.array(list(frontiers), pa.string()),
@@ -136,7 +205,7 @@ def _find_fresh(
     )
     connection.register("positions", positions)
     connection.execute(f"CREATE TEMP VIEW keys AS SELECT * FROM {source.keys}")  # noqa: S608
-    connection.execute(sql("capture_1_candidates").format(key_columns=KEY_COLUMNS))
+    connection.execute(sql("capture_1_candidates").format(key_columns=KEY_COLUMNS, max_id_bytes=contract.MAX_ID_BYTES))
     ledger.forget_known(connection, "fresh")
     limit = context.settings.max_rows_per_tick
     total = _scalar(connection, "SELECT count(*) FROM fresh")
@@ -154,15 +223,43 @@ def _find_fresh(
 
 
 def _write(context: Context, connection: duckdb.DuckDBPyConnection, source: Source) -> dict[str, int]:
-    """Writes the fresh rows, one file per bucket; returns file name to rows."""
-    connection.execute(f"CREATE TEMP VIEW source AS SELECT * FROM {source.rows()}")  # noqa: S608
+    """Writes the fresh rows, one file per bucket; returns file name to rows.
+
+    A row that breaks the reading of them all, of whatever kind it is, is looked for and set aside.
+    """
+    try:
+        return _write_all(context, connection, source)
+    except (duckdb.DataError, duckdb.NotSupportedError, duckdb.InternalError, pa.ArrowInvalid, ValueError) as error:
+        if source.broke():
+            raise
+        context.log.warning("a row cannot be read with the others and is looked for: %s", one_line(error))
+        if not set_aside(connection, lambda: _read(context, connection, source), one_line, source.broke):
+            raise
+    return _write_all(context, connection, source)
+
+
+def _write_all(context: Context, connection: duckdb.DuckDBPyConnection, source: Source) -> dict[str, int]:
     with ExitStack() as stack:
         # Closed also where a file cannot be written: the warehouse could not be let go otherwise.
-        reader = stack.enter_context(connection.sql(sql("capture_2_rows")).to_arrow_reader(READ_ROWS))
         segments = stack.enter_context(SegmentWriter(context.folder, parallel=is_parallel(context.settings)))
-        for batch in reader:
-            segments.add(_strict(pa.Table.from_batches([batch])))
+        for table in _read(context, connection, source):
+            segments.add(table)
     return segments.rows
+
+
+def _read(context: Context, connection: duckdb.DuckDBPyConnection, source: Source) -> Iterator[pa.Table]:
+    """The fresh rows, as a segment has them, with their bucket."""
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW source AS SELECT * FROM {source.rows()}")  # noqa: S608
+    query = sql("capture_2_rows").format(
+        max_id_bytes=contract.MAX_ID_BYTES,
+        max_type_characters=MAX_TYPE_CHARACTERS,
+        max_payload_bytes=context.settings.max_payload_bytes,
+        first_moment=contract.FIRST_MOMENT,
+        last_moment=contract.LAST_MOMENT,
+    )
+    with connection.sql(query).to_arrow_reader(READ_ROWS) as reader, connection.cursor() as beside:
+        for batch in reader:
+            yield look_at_doubtful(pa.Table.from_batches([batch]), beside)
 
 
 def _keys(connection: duckdb.DuckDBPyConnection, written: int) -> Keys | None:
@@ -171,25 +268,6 @@ def _keys(connection: duckdb.DuckDBPyConnection, written: int) -> Keys | None:
     if fresh.num_rows != written:
         return None
     return fresh["high"].to_numpy(), fresh["low"].to_numpy()
-
-
-def _strict(table: pa.Table) -> pa.Table:
-    """Drops the column ``suspicious``; where it is true, ``well_formed`` means JSON as RFC 8259 has it."""
-    column = table.schema.get_field_index("well_formed")
-    if pc.any(table["suspicious"]).as_py():
-        flags = table["well_formed"].to_pylist()
-        for row in pc.indices_nonzero(table["suspicious"]).to_pylist():
-            flags[row] = flags[row] and _is_json(table["payload"][row].as_py())
-        table = table.set_column(column, "well_formed", pa.array(flags, pa.bool_()))
-    return table.drop_columns(["suspicious"])
-
-
-def _is_json(text: str) -> bool:
-    try:
-        orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return False
-    return True
 
 
 def _summaries(
@@ -202,13 +280,14 @@ def _summaries(
     rows = read_files([context.folder.path(name) for name in written], SEGMENT_SCHEMA, "filename")
     connection.execute(f"CREATE TEMP VIEW segments AS FROM {rows}")
     found: dict[str, dict[str, Captured]] = {name: {} for name in written}
-    for file, app_id, event_type, rows, malformed, first, last, oldest, newest in connection.execute(
+    for file, app_id, event_type, rows, malformed, halves, first, last, oldest, newest in connection.execute(
         sql("capture_3_summary")
     ).fetchall():
-        app = found[names[file]].setdefault(app_id, Captured(0, {}, 0, [], first, last, oldest, newest))
+        app = found[names[file]].setdefault(app_id, Captured(0, {}, 0, 0, [], first, last, oldest, newest))
         app.types[event_type] = rows
         app.rows += rows
         app.malformed += malformed
+        app.half_characters += halves
         app.min_ingested_at = min(app.min_ingested_at, first)
         app.max_ingested_at = max(app.max_ingested_at, last)
         app.min_created_date = min(app.min_created_date, oldest)
@@ -233,13 +312,11 @@ def _settled(context: Context, began: int, head: int) -> int:
 def _commit(
     context: Context,
     leases: Mapping[str, Lease],
-    frontiers: Mapping[str, int | None],
+    read: _Read,
     summaries: Sequence[tuple[str, int, dict[str, Captured]]],
-    started: int,
-    head: int,
-    settled: int,
 ) -> dict[str, Captured]:
     window = context.settings.late_commit_window_seconds * 1_000_000
+    started = read.started
     captured: dict[str, Captured] = {}
     context.step("capture.commit")
     with context.store.begin(under=leases.values()) as tx:
@@ -262,10 +339,15 @@ def _commit(
                     )
                 )
                 _add(captured.setdefault(app_id, Captured()), part, segment_id)
-        _advance(tx, frontiers, captured, settled, started)
+        _advance(tx, read.reached, captured, started)
+        settled, recent = read.nameless
+        more = note(
+            context.store, tx, leases, started,
+            unplaced=_unplaced(read.source, leases), settled=settled, recent=recent,
+        )  # fmt: skip
         observations = tables.observations
         context.store.upsert(
-            tx, observations, [{"observed_at": started, "max_ingested_at": head}], ["observed_at"],
+            tx, observations, [{"observed_at": started, "max_ingested_at": read.source.head}], ["observed_at"],
             update=["max_ingested_at"],
         )  # fmt: skip
         # Of the notes that are old enough only the newest matters from here on.
@@ -274,24 +356,20 @@ def _commit(
         )
         tx.execute(sa.delete(observations).where(observations.c.observed_at < newest.scalar_subquery()))
     context.step("capture.committed")
+    _warn(context, more)
+    halves = sum(part.half_characters for part in captured.values())
+    if halves:
+        context.log.warning("%s", f"{halves:,} events had half a character (of a surrogate pair), now U+FFFD")
     return captured
 
 
 def _advance(
-    tx: sa.Connection,
-    frontiers: Mapping[str, int | None],
-    captured: Mapping[str, Captured],
-    settled: int,
-    started: int,
+    tx: sa.Connection, reached: Mapping[str, int | None], captured: Mapping[str, Captured], started: int
 ) -> None:
     moved = []
-    for app_id, frontier in frontiers.items():
-        reached = settled if frontier is None else max(frontier, settled)
+    for app_id, at in reached.items():
         part = captured.get(app_id)
-        moved.append(
-            {"app": app_id, "reached": reached if reached > -(2**62) else None,
-             "seen": part.max_ingested_at if part else None}
-        )  # fmt: skip
+        moved.append({"app": app_id, "reached": at, "seen": part.max_ingested_at if part else None})
     table = tables.apps
     seen = sa.bindparam("seen", type_=sa.BigInteger)
     tx.execute(
@@ -317,6 +395,7 @@ def _add(total: Captured, part: Captured, segment_id: int) -> None:
     total.segments.append(segment_id)
     total.rows += part.rows
     total.malformed += part.malformed
+    total.half_characters += part.half_characters
     for event_type, rows in part.types.items():
         total.types[event_type] = total.types.get(event_type, 0) + rows
     total.min_ingested_at = part.min_ingested_at if first else min(total.min_ingested_at, part.min_ingested_at)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import orjson
 import pyarrow as pa
 
 from nami_amp_pipeline.contract import CATEGORY, GROSS_AMOUNT, SUBCATEGORY, EventType
+from nami_amp_pipeline.json_text import is_finite, top_level
 from nami_amp_pipeline.stages.body_variants import PLAIN, Variant
 from nami_amp_pipeline.storage.duckdb_engine import literal
 
@@ -166,10 +166,13 @@ def _fast(kind: _Kind, columns: Sequence[str], *, without_slow: bool) -> str:
     hidden = {*NOT_PROPERTIES, *kind.added, *kind.variant.exclude}
     wanted = [field for field in columns if field not in hidden]
     structure = orjson.dumps(dict.fromkeys([*wanted, *kind.needed] or ["event_type"], "JSON")).decode()
-    # A scalar is what begins neither as an object or array nor as null; the payload is known to be strict JSON.
+    # A scalar is what begins neither as an object or array nor as null; the payload is known to be strict JSON. Numbers
+    # that no double holds, which have five characters at least, cannot be sent.
     texts = ", ".join(
-        f"CASE WHEN ascii({_field(field)}) NOT IN (91, 110, 123) "
-        f"THEN {literal(orjson.dumps(field).decode() + ':')} || {_sent(kind.variant, field)} END"
+        f"CASE WHEN ascii({_field(field)}) IN (91, 110, 123) "
+        f"OR (ascii({_field(field)}) < 58 AND ascii({_field(field)}) <> 34 AND strlen({_field(field)}) > 4 "
+        f"AND NOT isfinite(try_cast({_field(field)} AS DOUBLE))) THEN NULL "
+        f"ELSE {literal(orjson.dumps(field).decode() + ':')} || {_sent(kind.variant, field)} END"
         for field in wanted
     )
     others = ", ".join(f"{_needed(kind, field)} AS {field}" for field in NEEDED)
@@ -216,9 +219,10 @@ def _read_slow(connection: duckdb.DuckDBPyConnection, kind_of: Mapping[str, _Kin
         ).fetchall()
     texts: dict[str, list[str | int | None]] = {"row": [], "properties": [], **{field: [] for field in NEEDED}}
     for row, event_type, payload in rows:
-        fields, kind = json.loads(payload), kind_of[event_type]
+        kind = kind_of[event_type]
+        fields = {orjson.loads(name): value for name, value in top_level(payload)}  # of a name twice the last counts
         texts["row"].append(row)
-        texts["properties"].append(_properties(fields.items(), kind))
+        texts["properties"].append(_properties(fields, kind))
         for field in NEEDED:
             is_read = field in kind.needed and field in fields
             texts[field].append(_needed_text(kind.variant, field, fields[field]) if is_read else None)
@@ -226,33 +230,34 @@ def _read_slow(connection: duckdb.DuckDBPyConnection, kind_of: Mapping[str, _Kin
     return pa.table(texts, schema=schema)
 
 
-def _needed_text(variant: Variant, name: str, value: object) -> str | None:
-    """As :func:`_needed` has it."""
+def _needed_text(variant: Variant, name: str, value: str) -> str | None:
+    """As :func:`_needed` has it, of a JSON text."""
     if name in _JUDGED:
-        return _text(value)
+        return value
     shown = variant.column(name, "")
     if shown.startswith("NULL"):
         return None
-    return _text(variant.hash_of(value)) if name in variant.hashed else _text(value)
+    return _hashed(variant, value) if name in variant.hashed else value
 
 
 def _is_any(connection: duckdb.DuckDBPyConnection, source: str) -> bool:
     return connection.execute(f"SELECT 1 FROM {source} LIMIT 1").fetchone() is not None  # noqa: S608
 
 
-def _properties(fields: Iterable[tuple[str, object]], kind: _Kind) -> str:
-    hidden = {*NOT_PROPERTIES, *kind.added, *kind.variant.exclude}
-    kept = {
-        name: kind.variant.hash_of(value) if name in kind.variant.hashed else value
-        for name, value in fields
+def _properties(fields: Mapping[str, str], kind: _Kind) -> str:
+    """The scalars among fields (name to JSON text) as JSON text, as they stand in the payload."""
+    hidden, hashed = {*NOT_PROPERTIES, *kind.added, *kind.variant.exclude}, kind.variant.hashed
+    return ",".join(
+        f"{json.dumps(name, ensure_ascii=False)}:{_hashed(kind.variant, value) if name in hashed else value}"
+        for name, value in fields.items()
         if name not in hidden and _is_scalar(value)
-    }
-    return _text(kept)[1:-1]
+    )
 
 
-def _is_scalar(value: object) -> bool:
-    return isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+def _hashed(variant: Variant, value: str) -> str:
+    """What leaves in place of a JSON text that is to be hashed."""
+    return f'"{variant.hash_of(orjson.loads(value) if value.startswith(chr(34)) else value)}"'
 
 
-def _text(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+def _is_scalar(value: str) -> bool:
+    return value[0] not in "[{n" and (value[0] in '"tf' or is_finite(value))

@@ -26,10 +26,13 @@ SEGMENT_SCHEMA = pa.schema(
         ("payload", pa.string()),
         ("well_formed", pa.bool_()),
         ("shape", pa.uint64()),
+        ("problem", pa.string()),
     ]
 )
 """Columns of a segment file (Parquet). ``well_formed``: the payload is a JSON object. ``shape``: the same for payloads
-of a segment that have the same fields in the same order."""
+of a segment that have the same fields in the same order. ``problem``: why an event cannot be sent, where
+that is not its payload's form; or ``half_characters``, if halves of surrogate pairs were replaced and it can. Older
+files lack it."""
 
 ROW_GROUP_BYTES = 16_000_000
 GATHERED_BYTES = 64_000_000

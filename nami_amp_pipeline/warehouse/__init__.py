@@ -2,11 +2,55 @@
 
 from __future__ import annotations
 
-from nami_amp_pipeline.errors import Misconfigured
-from nami_amp_pipeline.settings import Settings
-from nami_amp_pipeline.warehouse.base import EventRow, Finding, Lookup, Places, Source, Warehouse
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-__all__ = ["EventRow", "Finding", "Lookup", "Places", "Source", "Warehouse", "open_warehouse"]
+from nami_amp_pipeline.errors import Misconfigured
+from nami_amp_pipeline.warehouse.base import EventRow, Finding, Lookup, Places, Source, Unplaced, Warehouse
+
+if TYPE_CHECKING:
+    from nami_amp_pipeline.settings import Settings
+
+__all__ = [
+    "WAREHOUSES",
+    "EventRow",
+    "Finding",
+    "Lookup",
+    "Places",
+    "Source",
+    "Unplaced",
+    "Warehouse",
+    "open_warehouse",
+    "schemes",
+]
+
+
+# Engines and drivers are imported by who reads: most of the time it takes to say how things stand would go there.
+
+
+def _duckdb(settings: Settings) -> Warehouse:
+    from nami_amp_pipeline.warehouse.duckdb_file import DuckDBWarehouse
+
+    return DuckDBWarehouse(settings)
+
+
+def _postgres(settings: Settings) -> Warehouse:
+    from nami_amp_pipeline.warehouse.postgres import PostgresWarehouse
+
+    return PostgresWarehouse(settings)
+
+
+WAREHOUSES: Mapping[str, Callable[[Settings], Warehouse]] = {
+    "duckdb": _duckdb,
+    "postgresql": _postgres,
+    "postgres": _postgres,
+}
+"""How to open a warehouse, by the scheme of its address."""
+
+
+def schemes() -> tuple[str, ...]:
+    """The schemes of the addresses of warehouses that can be read."""
+    return tuple(WAREHOUSES)
 
 
 def open_warehouse(settings: Settings) -> Warehouse:
@@ -15,13 +59,7 @@ def open_warehouse(settings: Settings) -> Warehouse:
     Raises:
         Misconfigured: the address is of a kind that is not supported.
     """
-    # Engines and drivers are imported by who reads: most of the time it takes to say how things stand would go there.
-    if settings.warehouse_url.startswith("duckdb:///"):
-        from nami_amp_pipeline.warehouse.duckdb_file import DuckDBWarehouse
-
-        return DuckDBWarehouse(settings)
-    if settings.warehouse_url.startswith("postgresql://"):
-        from nami_amp_pipeline.warehouse.postgres import PostgresWarehouse
-
-        return PostgresWarehouse(settings)
-    raise Misconfigured("NAMI_AMP_WAREHOUSE_URL must be duckdb:///PATH or postgresql://USER@HOST/DATABASE")
+    scheme, _, rest = settings.warehouse_url.partition("://")
+    if scheme not in WAREHOUSES or (scheme == "duckdb" and not rest.startswith("/")):
+        raise Misconfigured("NAMI_AMP_WAREHOUSE_URL must be duckdb:///PATH or postgresql://USER@HOST/DATABASE")
+    return WAREHOUSES[scheme](settings)

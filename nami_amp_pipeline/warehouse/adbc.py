@@ -19,7 +19,17 @@ import numpy as np
 import pyarrow as pa
 
 from nami_amp_pipeline.errors import WarehouseUnavailable
-from nami_amp_pipeline.warehouse.base import COLUMNS, EventRow, Finding, Kind, Lookup, Places, Source
+from nami_amp_pipeline.warehouse.base import (
+    COLUMNS,
+    EventRow,
+    Finding,
+    Kind,
+    Lookup,
+    Places,
+    Source,
+    Unplaced,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from adbc_driver_manager.dbapi import Connection
@@ -44,10 +54,12 @@ class Session:
 
     Attributes:
         failure: what broke a stream that DuckDB was reading from; of that, DuckDB passes on a text only.
+        any_bytes: whether texts may come that are not UTF-8, to be mended row by row.
     """
 
     def __init__(self, db: Connection) -> None:
         self.failure: Exception | None = None
+        self.any_bytes = False
         self._db = db
         self._streams: list[Generator[pa.RecordBatch]] = []
 
@@ -76,7 +88,7 @@ class Session:
                 with self._db.cursor() as cursor:
                     cursor.execute(query)
                     for batch in cursor.fetch_record_batch():
-                        yield batch.cast(schema)
+                        yield (_in_utf8(batch) if self.any_bytes else batch).cast(schema)
         except Exception as error:
             self.failure = error
             raise
@@ -150,37 +162,45 @@ class AdbcWarehouse(ABC):
             warnings = self.begin(session)
             reading = _Reading(self, session, connection)
             try:
+                unplaced = self.unplaced(session, connection, list(positions))
                 head = reading.read_keys(_parts(positions))
-                yield Source("warehouse_keys", head, reading.rows, warnings)
+                yield Source(
+                    "warehouse_keys", head, reading.rows, warnings, unplaced, lambda: session.failure is not None
+                )
             finally:
                 session.close()
                 reading.close()
 
     def oldest(self, connection: duckdb.DuckDBPyConnection, app_ids: Sequence[str], after: int) -> dict[str, int]:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
-        query = (
-            f"SELECT app_id, min(ingested_at) AS ingested_at FROM {self.table} WHERE {self.among('app_id', app_ids)} "  # noqa: S608
-            f"AND ingested_at > {self.time(after)} AND ingested_at <= {self.time(_LAST)} GROUP BY app_id"
-        )
         local = "SELECT app_id, epoch_us(ingested_at) FROM warehouse_stream"
         with self._session() as session:
             self.begin(session)
-            return dict(_answered(session, connection, [query], ("app_id", "ingested_at"), local))
+            query = (
+                f"SELECT {self.selected(['app_id'])}, min(ingested_at) AS ingested_at FROM {self.table} "  # noqa: S608
+                f"WHERE {self.among('app_id', app_ids)} AND ingested_at > {self.time(after)} "
+                f"AND ingested_at <= {self.time(_LAST)} GROUP BY app_id"
+            )
+            return dict(_answered(session, connection, [query], _schema("app_id", "ingested_at"), local))
 
     def find(self, connection: duckdb.DuckDBPyConnection, event_id: str, places: Places | None = None) -> Lookup:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
         columns = tuple(column for column in COLUMNS if column != "payload")
-        query = f"SELECT {self.selected(columns)} FROM {self.table} WHERE id = {self.text(event_id)}"  # noqa: S608
         local = (
-            "SELECT app_id, event_type, user_id, epoch_us(created_date), epoch_us(ingested_at) "
-            "FROM warehouse_stream ORDER BY ingested_at"
+            "SELECT app_id, coalesce(event_type, ''), coalesce(user_id, ''), "
+            "epoch_us(coalesce(created_date, ingested_at)), epoch_us(ingested_at) "
+            "FROM warehouse_stream WHERE app_id IS NOT NULL ORDER BY ingested_at"
         )
         with self._session() as session:
             self.begin(session)
+            query = (
+                f"SELECT {self.selected(columns)} FROM {self.table} WHERE {self.among('id', [event_id])} "  # noqa: S608
+                f"AND ingested_at BETWEEN {self.time(_FIRST)} AND {self.time(_LAST)}"
+            )
             queries = [query]
             if places is not None and self.takes_long(session, query):
                 queries = [f"{query} AND {condition}" for condition in self._conditions(places)]
-            rows = _answered(session, connection, queries, columns, local)
+            rows = _answered(session, connection, queries, _schema(*columns), local)
         return Lookup([EventRow(*row) for row in rows], is_whole=queries == [query])
 
     def _conditions(self, places: Places) -> Iterator[str]:
@@ -190,7 +210,7 @@ class AdbcWarehouse(ABC):
             yield f"{self.among('app_id', app_ids)} AND ingested_at >= {self.time(_FIRST if since is None else since)}"
         for app_id, at in sorted(set(places.captured)):
             if not any(app_id in app_ids and (since is None or since <= at) for since, app_ids in unread):
-                yield f"app_id = {self.text(app_id)} AND ingested_at = {self.time(at)}"
+                yield f"{self.among('app_id', [app_id])} AND ingested_at = {self.time(at)}"
 
     def takes_long(self, session: Session, query: str) -> bool:
         """Whether a query would keep a person waiting; a database that cannot tell is asked all the same."""
@@ -214,11 +234,27 @@ class AdbcWarehouse(ABC):
             raise
 
     def among(self, column: str, values: Iterable[str]) -> str:
-        """A condition: the column is one of these texts."""
-        return f"{column} IN ({', '.join(map(self.text, values))})"
+        """A condition that an index can answer: the column is one of these texts."""
+        literals = self.literals(column, values)
+        return f"{column} IN ({', '.join(literals)})" if literals else "false"
+
+    def literals(self, column: str, values: Iterable[str]) -> list[str]:
+        """Those of the texts that the column can hold, as it is compared with them."""
+        return [self.text(value) for value in values]
+
+    def column(self, name: str) -> str:
+        """A column as it is selected where it is a text or a time."""
+        return name
+
+    def may_be_null(self, column: str) -> bool:
+        """Whether a column may be null, as far as the database says."""
+        return True
 
     def selected(self, columns: Iterable[str]) -> str:
-        """What to put behind ``SELECT`` for some of :data:`COLUMNS`; times beyond year 9999 come as null."""
+        """What to put behind ``SELECT`` for some of :data:`COLUMNS`.
+
+        A ``created_date`` that no calendar has comes as the last moment of year 9999.
+        """
         spelled = []
         for column in columns:
             if COLUMNS[column] == "json":
@@ -226,11 +262,51 @@ class AdbcWarehouse(ABC):
             elif column == "created_date":
                 spelled.append(
                     f"CASE WHEN created_date BETWEEN {self.time(_FIRST)} AND {self.time(_LAST)} "
-                    "THEN created_date END AS created_date"
+                    f"THEN {self.column(column)} WHEN created_date IS NOT NULL THEN {self.time(_LAST)} END "
+                    "AS created_date"
                 )
             else:
-                spelled.append(column)
+                as_selected = self.column(column)
+                spelled.append(as_selected if as_selected == column else f"{as_selected} AS {column}")
         return ", ".join(spelled)
+
+    def unplaced(
+        self, session: Session, connection: duckdb.DuckDBPyConnection, app_ids: Sequence[str] | None
+    ) -> list[Unplaced]:
+        """The rows that no position can be said of; not where looking for them would take long.
+
+        Args:
+            session: under way.
+            connection: where the answers are read into.
+            app_ids: whose rows; None for all, and those without an id too.
+        """
+        mine = self.among("app_id", app_ids) if app_ids is not None else "app_id IS NOT NULL"
+        placed = f"ingested_at BETWEEN {self.time(_FIRST)} AND {self.time(_LAST)}"
+        conditions = [
+            ("bad_ingested_at", f"{mine} AND ingested_at > {self.time(_LAST)}"),
+            ("bad_ingested_at", f"{mine} AND ingested_at < {self.time(_FIRST)}"),
+        ]
+        if self.may_be_null("ingested_at"):
+            conditions.append(("no_ingested_at", f"{mine} AND ingested_at IS NULL"))
+        if self.may_be_null("app_id"):
+            conditions.append(("no_app_id", "app_id IS NULL"))
+        if app_ids is None and self.may_be_null("id"):
+            conditions.append(("no_id", f"{mine} AND {placed} AND id IS NULL"))
+        found: dict[tuple[str, str], Unplaced] = {}
+        for reason, condition in conditions:
+            query = (
+                f"SELECT min({self.column('app_id')}) AS app_id, min({self.column('id')}) AS id, count(*) AS rows "  # noqa: S608
+                f"FROM {self.table} WHERE {condition} GROUP BY app_id"
+            )
+            if self.takes_long(session, query):
+                continue
+            schema = _schema("app_id", "id").append(pa.field("rows", pa.int64()))
+            for app_id, event_id, rows in _answered(session, connection, [query], schema, "FROM warehouse_stream"):
+                old = found.get((app_id or "", reason))
+                found[app_id or "", reason] = Unplaced(
+                    app_id or "", reason, rows + (old.rows if old else 0), f"id {(event_id or 'null')[:60]}"
+                )
+        return list(found.values())
 
 
 class _Reading:
@@ -248,8 +324,9 @@ class _Reading:
         for number, (position, app_ids) in enumerate(parts):
             since = _FIRST if position is None else position
             queries.append(
-                f"SELECT {number} AS part, app_id, id, ingested_at FROM {table} WHERE {to.among('app_id', app_ids)} "  # noqa: S608
-                f"AND ingested_at >= {to.time(since)} AND ingested_at <= {to.time(_LAST)} AND id IS NOT NULL"
+                f"SELECT {number} AS part, {to.selected(('app_id', 'id', 'ingested_at'))} FROM {table} "  # noqa: S608
+                f"WHERE {to.among('app_id', app_ids)} "
+                f"AND ingested_at >= {to.time(since)} AND ingested_at <= {to.time(_LAST)}"
             )
         self._read(queries, _KEYS)
         self._duck.execute(
@@ -264,7 +341,7 @@ class _Reading:
         # Only a stream's own order of a join is bounded: DuckDB knows nothing of its size, and would keep the payloads.
         self._duck.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
         self._duck.execute(
-            "CREATE TEMP TABLE warehouse_wanted AS FROM warehouse_keys WHERE rid IN (SELECT rid FROM fresh)"
+            "CREATE OR REPLACE TEMP TABLE warehouse_wanted AS FROM warehouse_keys WHERE rid IN (SELECT rid FROM fresh)"
         )
         again = self._read_repeated(columns)
         self._read(self._queries(self._spans()), _ROWS)
@@ -277,7 +354,7 @@ class _Reading:
         """Reads the rows of which there are several with the same app, id and time, and keeps one of each."""
         key = "hash(app_id, id, ingested_at)"
         self._duck.execute(
-            "CREATE TEMP TABLE warehouse_repeats AS FROM warehouse_wanted "  # noqa: S608
+            "CREATE OR REPLACE TEMP TABLE warehouse_repeats AS FROM warehouse_wanted "  # noqa: S608
             f"WHERE {key} IN (SELECT {key} FROM warehouse_keys GROUP BY 1 HAVING count(*) > 1)"
         )
         spans = self._duck.execute(
@@ -289,7 +366,7 @@ class _Reading:
             return False
         self._read(self._queries(spans), _ROWS)
         self._duck.execute(
-            f"CREATE TEMP TABLE warehouse_repeated AS SELECT {columns}, rid "  # noqa: S608
+            f"CREATE OR REPLACE TEMP TABLE warehouse_repeated AS SELECT {columns}, rid "  # noqa: S608
             "FROM warehouse_stream JOIN warehouse_repeats USING (app_id, id, ingested_at) "
             "QUALIFY row_number() OVER (PARTITION BY rid) = 1"
         )
@@ -331,7 +408,8 @@ class _Reading:
             queries.append(
                 f"SELECT {to.selected(COLUMNS)} FROM {to.table} WHERE {to.among('app_id', sorted(app_ids))} "  # noqa: S608
                 f"AND ingested_at BETWEEN {to.time(first)} AND {to.time(last)}"
-                + "".join(f" AND {to.among('id', some)}" for some in ids)
+                # An id that had to be mended is not found by what it was mended to.
+                + "".join(f" AND {to.among('id', some)}" for some in ids if not self._session.any_bytes)
             )
         return queries
 
@@ -345,11 +423,14 @@ class _Reading:
             self._duck.unregister("warehouse_stream")
 
 
+def _schema(*columns: str) -> pa.Schema:
+    return pa.schema([_ROWS.field(column) for column in columns])
+
+
 def _answered(
-    session: Session, duck: duckdb.DuckDBPyConnection, queries: Sequence[str], columns: Sequence[str], local: str
+    session: Session, duck: duckdb.DuckDBPyConnection, queries: Sequence[str], schema: pa.Schema, local: str
 ) -> list[tuple[Any, ...]]:
     """Queries over there whose answers are the table ``warehouse_stream`` of a query here."""
-    schema = pa.schema([_ROWS.field(column) for column in columns])
     duck.register("warehouse_stream", session.stream(queries, schema))
     try:
         return duck.execute(local).fetchall()
@@ -372,6 +453,23 @@ def _parts(positions: Mapping[str, int | None]) -> list[tuple[int | None, list[s
     return parts
 
 
-def one_line(error: Exception) -> str:
-    """What a driver says, in one line."""
-    return " ".join(str(error).split())[:300]
+def _in_utf8(batch: pa.RecordBatch) -> pa.RecordBatch:
+    r"""Texts as UTF-8, in those rows where they are not.
+
+    A byte that belongs to no character becomes U+FFFD in a payload, and ``\\xfc`` in what names things: two names never
+    become one.
+    """
+    columns = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        is_large = pa.types.is_large_string(column.type)
+        if is_large or pa.types.is_string(column.type):
+            try:
+                column.validate(full=True)
+            except pa.ArrowInvalid:
+                errors = "replace" if name == "payload" else "backslashreplace"
+                values = column.cast(pa.large_binary() if is_large else pa.binary()).to_pylist()
+                texts = [None if value is None else value.decode(errors=errors) for value in values]
+                columns.append(pa.array(texts, column.type))
+                continue
+        columns.append(column)
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
+from nami_amp_pipeline import contract
 from nami_amp_pipeline.errors import WarehouseUnavailable
 
 if TYPE_CHECKING:
@@ -25,12 +26,39 @@ COLUMNS: Mapping[str, Kind] = {
 }
 """The columns of the events table, and what each holds."""
 
+_INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
 DUCKDB_TYPES: Mapping[Kind, tuple[str, ...]] = {
-    "text": ("VARCHAR",),
+    "text": ("VARCHAR", "UUID", "ENUM", *_INTEGERS),
     "time": ("TIMESTAMP WITH TIME ZONE",),
     "json": ("VARCHAR", "JSON"),
 }
-"""The types that a column of each kind may have, as DuckDB names them."""
+"""The types that a column of each kind may have, as DuckDB names them; whatever is no text is read as one."""
+
+
+class Unplaced(NamedTuple):
+    """Rows of one app whose place in the reading is not known, so that they cannot be captured.
+
+    Attributes:
+        app_id: empty where they name no app.
+        reason: one of :data:`~nami_amp_pipeline.contract.UNREADABLE`.
+        rows: how many there are.
+        example: names one of them.
+    """
+
+    app_id: str
+    reason: str
+    rows: int
+    example: str
+
+    @property
+    def finding(self) -> Finding:
+        """For a person who asks what is wrong."""
+        return Finding(
+            "rows",
+            "warning",
+            contract.unreadable_text(*self),
+            "load them again with the value that is missing or wrong, and NOT NULL on the columns",
+        )
 
 
 @dataclass(frozen=True)
@@ -38,19 +66,25 @@ class Source:
     """The events table while it is open.
 
     Attributes:
-        keys: what to put behind ``FROM`` for the keys of rows: ``app_id``, ``id``, ``ingested_at`` and ``rid``, a
-            number of the row. Rows of other apps and from before their app's position may be left out, no others.
+        keys: what to put behind ``FROM`` for the keys of rows: ``app_id``, ``id`` (null where a row has none),
+            ``ingested_at`` and ``rid``, a number of the row. Rows of other apps and from before their app's position
+            may be left out; those that are ``unplaced`` are; no others.
         head: the newest ``ingested_at`` that was seen, in microseconds since the epoch; None if there was no row.
-        rows: called once, when the table ``fresh`` has each ``rid`` that is wanted; gives what to put behind ``FROM``
-            for whole rows: :data:`COLUMNS` and ``rid``. It has every ``rid`` of ``fresh`` once and may have others. It
-            can be read once.
+        rows: called when the table ``fresh`` has each ``rid`` that is wanted; gives what to put behind ``FROM`` for
+            whole rows: :data:`COLUMNS` and ``rid``. It has every ``rid`` of ``fresh`` once and may have others. It can
+            be read once; to read again, for the same or others, it is called again. A ``created_date`` that is
+            infinite or not of the years 1 to 9999 may come as any other such.
         warnings: what a person should know, one line each.
+        unplaced: the rows that cannot be read, by app and reason.
+        broke: whether a reading that ended with an error did so because the warehouse failed, not because of a row.
     """
 
     keys: str
     head: int | None
     rows: Callable[[], str]
     warnings: Sequence[str] = ()
+    unplaced: Sequence[Unplaced] = ()
+    broke: Callable[[], bool] = lambda: False
 
 
 class EventRow(NamedTuple):
@@ -164,7 +198,12 @@ def check_columns(found: Mapping[str, str], table: str, types: Mapping[Kind, tup
     for column, kind in COLUMNS.items():
         if column not in found:
             raise WarehouseUnavailable(f"table {table} has no column {column}; sql/nami_events.sql shows what it needs")
-        if found[column] not in types[kind]:
+        if found[column].partition("(")[0] not in types[kind]:
             raise WarehouseUnavailable(
                 f"column {column} of table {table} is {found[column]}, it must be {' or '.join(types[kind])}"
             )
+
+
+def one_line(error: Exception) -> str:
+    """What a driver says, in one line."""
+    return " ".join(str(error).split())[:300]

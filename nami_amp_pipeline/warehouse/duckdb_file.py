@@ -5,21 +5,76 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
+from nami_amp_pipeline import contract
 from nami_amp_pipeline.errors import WarehouseUnavailable
 from nami_amp_pipeline.settings import Settings
-from nami_amp_pipeline.storage.duckdb_engine import literal
-from nami_amp_pipeline.warehouse.base import EventRow, Finding, Lookup, Places, Source, check_columns
+from nami_amp_pipeline.warehouse.base import (
+    COLUMNS,
+    EventRow,
+    Finding,
+    Lookup,
+    Places,
+    Source,
+    Unplaced,
+    check_columns,
+    one_line,
+)
+from nami_amp_pipeline.warehouse.duckdb_attach import attach, quoted
 
-LOCK_PATIENCE_SECONDS = 10.0
+_FIRST, _LAST = (f"'{moment}'::TIMESTAMPTZ" for moment in (contract.FIRST_MOMENT, contract.LAST_MOMENT))
+_PLACED = f"ingested_at BETWEEN {_FIRST} AND {_LAST}"
+
+_UNPLACED = f"""
+SELECT coalesce(app_id, ''), reason, count(*), min(concat('id ', coalesce(id[:60], 'null'),
+    CASE WHEN reason = 'no_app_id' THEN concat(', ingested_at ', ingested_at::VARCHAR) END))
+FROM (
+    SELECT app_id, id, ingested_at, CASE
+        WHEN app_id IS NULL THEN 'no_app_id'
+        WHEN ingested_at IS NULL THEN 'no_ingested_at'
+        WHEN {_PLACED} THEN 'no_id'
+        ELSE 'bad_ingested_at'
+    END AS reason
+    FROM {{table}}
+    WHERE (app_id IS NULL OR ingested_at IS NULL OR NOT {_PLACED} {{also}}) {{only}}
+)
+GROUP BY ALL
+"""  # noqa: S608
+
+_NAMED = 20
+"""Findings of rows that cannot be captured, at most."""
+
+# What a row or a file of the warehouse can be to blame for; everything else is this program's.
+_FAULTS = (
+    duckdb.BinderException,
+    duckdb.CatalogException,
+    duckdb.HTTPException,
+    duckdb.IOException,
+    duckdb.ParserException,
+    duckdb.PermissionException,
+)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The events table while the file is attached.
+
+    Attributes:
+        relation: what to put behind ``FROM``: :data:`COLUMNS`, ids as text, and nothing else.
+        rows: the same with ``rid``, the number of the row; None where the rows of it have none, as a view's.
+    """
+
+    relation: str
+    rows: str | None
 
 
 class DuckDBWarehouse:
-    """A DuckDB file with the events table.
+    """A table or view of a DuckDB file.
 
     DuckDB lets one process write a file and no other open it meanwhile, so the file is opened only while rows are
     copied out, and a lock is waited for.
@@ -40,87 +95,141 @@ class DuckDBWarehouse:
     def open(self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int | None]) -> Iterator[Source]:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`; what is not wanted is left out by DuckDB itself."""
         with self._table(connection) as table:
-            ((head,),) = connection.execute(f"SELECT epoch_us(max(ingested_at)) FROM {table}").fetchall()  # noqa: S608
-            relation = f"(SELECT *, rowid AS rid FROM {table})"  # noqa: S608
-            yield Source(relation, head, lambda: relation)
+            only = f"AND (app_id IS NULL OR app_id IN ({', '.join(map(_text, positions))}))"
+            unplaced = self._asked(connection, _UNPLACED.format(table=table.relation, only=only, also=""))
+            if table.rows is not None:
+                placed = f"(FROM {table.rows} WHERE {_PLACED})"
+                ((head,),) = self._asked(connection, f"SELECT epoch_us(max(ingested_at)) FROM {placed}")  # noqa: S608
+                rows = placed
+                yield Source(placed, head, lambda: rows, unplaced=[Unplaced(*row) for row in unplaced])
+            else:
+                yield self._of_view(connection, table.relation, positions, [Unplaced(*row) for row in unplaced])
+
+    def _of_view(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        relation: str,
+        positions: Mapping[str, int | None],
+        unplaced: Sequence[Unplaced],
+    ) -> Source:
+        """A view has no numbers of rows: keys are copied and numbered, and whole rows are found by them."""
+        since = [at for at in positions.values() if at is not None]
+        self._asked(
+            connection,
+            "CREATE TEMP TABLE warehouse_keys AS SELECT app_id, id, ingested_at, row_number() OVER () AS rid "  # noqa: S608
+            f"FROM {relation} WHERE {_PLACED} AND app_id IN ({', '.join(map(_text, positions))})"
+            + (f" AND ingested_at >= make_timestamptz({min(since)}::BIGINT)" if len(since) == len(positions) else ""),
+        )
+        ((head,),) = connection.execute("SELECT epoch_us(max(ingested_at)) FROM warehouse_keys").fetchall()
+
+        def rows() -> str:
+            connection.execute(
+                "CREATE OR REPLACE TEMP TABLE warehouse_wanted AS FROM warehouse_keys SEMI JOIN fresh USING (rid)"
+            )
+            ((repeats,),) = connection.execute(
+                "SELECT count(*) FROM (SELECT count(*) AS times FROM warehouse_keys "
+                "SEMI JOIN warehouse_wanted USING (app_id, id, ingested_at) GROUP BY app_id, id, ingested_at) "
+                "WHERE times > 1"
+            ).fetchall()
+            columns = ", ".join(f"r.{column}" for column in COLUMNS)
+            once = " QUALIFY row_number() OVER (PARTITION BY rid) = 1" if repeats else ""
+            return (
+                f"(SELECT {columns}, w.rid FROM {relation} r JOIN warehouse_wanted w "  # noqa: S608
+                f"USING (app_id, id, ingested_at) WHERE r.{_PLACED}{once})"
+            )
+
+        return Source("warehouse_keys", head, rows, unplaced=unplaced)
 
     def oldest(self, connection: duckdb.DuckDBPyConnection, app_ids: Sequence[str], after: int) -> dict[str, int]:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
-        rows = self._query(
-            connection,
-            "SELECT app_id, epoch_us(min(ingested_at)) FROM {table} "
-            "WHERE ingested_at > make_timestamptz(?::BIGINT) AND list_contains(?, app_id) GROUP BY app_id",
-            [after, list(app_ids)],
-        )
+        with self._table(connection) as table:
+            rows = self._asked(
+                connection,
+                f"SELECT app_id, epoch_us(min(ingested_at)) FROM {table.relation} "  # noqa: S608
+                f"WHERE ingested_at > make_timestamptz(?::BIGINT) AND {_PLACED} AND list_contains(?, app_id) "
+                "GROUP BY app_id",
+                [after, list(app_ids)],
+            )
         return dict(rows)
 
     def find(self, connection: duckdb.DuckDBPyConnection, event_id: str, places: Places | None = None) -> Lookup:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`; a column of a file is quickly read."""
-        rows = self._query(
-            connection,
-            "SELECT app_id, event_type, user_id, epoch_us(created_date), epoch_us(ingested_at) "
-            "FROM {table} WHERE id = ? ORDER BY ingested_at",
-            [event_id],
-        )
-        return Lookup([EventRow(*row) for row in rows])
-
-    def _query(self, connection: duckdb.DuckDBPyConnection, query: str, given: list[Any]) -> list[tuple[Any, ...]]:
+        created = f"CASE WHEN created_date BETWEEN {_FIRST} AND {_LAST} THEN created_date ELSE ingested_at END"
         with self._table(connection) as table:
-            try:
-                return connection.execute(query.format(table=table), given).fetchall()
-            except duckdb.IOException as error:
-                raise WarehouseUnavailable(f"cannot read {self.name}: {str(error).splitlines()[0]}") from None
+            rows = self._asked(
+                connection,
+                f"SELECT app_id, coalesce(event_type, ''), coalesce(user_id, ''), epoch_us({created}), "  # noqa: S608
+                f"epoch_us(ingested_at) FROM {table.relation} WHERE id = ? AND {_PLACED} AND app_id IS NOT NULL "
+                "ORDER BY ingested_at",
+                [event_id],
+            )
+        return Lookup([EventRow(*row) for row in rows])
 
     def check(self) -> list[Finding]:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
         try:
-            with duckdb.connect(":memory:") as connection, self._table(connection):
-                return [Finding("columns", "ok", f"{self.name} has all columns")]
+            with duckdb.connect(":memory:") as connection, self._table(connection) as table:
+                connection.execute("SET TimeZone = 'UTC'")
+                query = _UNPLACED.format(table=table.relation, only="", also="OR id IS NULL OR id = ''")
+                rows = self._asked(connection, f"{query} ORDER BY ALL LIMIT {_NAMED}")
+                return [
+                    Finding("columns", "ok", f"{self.name} has all columns"),
+                    *(Unplaced(*row).finding for row in rows),
+                ]
         except WarehouseUnavailable as error:
             return [Finding("columns", "error", str(error))]
 
+    def _asked(
+        self, connection: duckdb.DuckDBPyConnection, query: str, given: Sequence[Any] = ()
+    ) -> list[tuple[Any, ...]]:
+        """The answer of a query whose errors are those of the table, as a view's over a file that is gone."""
+        try:
+            return connection.execute(query, list(given)).fetchall()
+        except duckdb.OutOfMemoryException:
+            raise
+        except duckdb.Error as error:
+            raise WarehouseUnavailable(f"cannot read {self.name}: {one_line(error)}") from None
+
     @contextmanager
-    def _table(self, connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
-        """Attaches the file for the length of the block; gives the quoted name of the table."""
+    def _table(self, connection: duckdb.DuckDBPyConnection) -> Iterator[_Table]:
+        """Attaches the file for the length of the block."""
         if not self.path.exists():
             raise WarehouseUnavailable(
                 f"there is no DuckDB file {self.path}: load events with 'nami-amp load', or set NAMI_AMP_WAREHOUSE_URL"
             )
-        self._attach(connection)
+        attach(connection, self.path, self._sleep, read_only=True, locked="; the next run tries again")
         try:
-            found = connection.execute(
+            columns = self._asked(
+                connection,
                 "SELECT column_name, data_type FROM duckdb_columns() "
                 "WHERE database_name = 'warehouse' AND schema_name = ? AND table_name = ?",
                 [self.schema, self.table],
-            ).fetchall()
-            if not found:
+            )
+            if not columns:
                 raise WarehouseUnavailable(f"there is no table {self.schema}.{self.table} in {self.path}")
-            check_columns(dict(found), self.table)
-            yield f'warehouse."{self.schema}"."{self.table}"'
+            types = dict(columns)
+            check_columns(types, self.table)
+            is_view = bool(
+                self._asked(
+                    connection,
+                    "SELECT 1 FROM duckdb_views() WHERE database_name = 'warehouse' AND schema_name = ? "
+                    "AND view_name = ?",
+                    [self.schema, self.table],
+                )
+            )
+            name = f"warehouse.{quoted(self.schema)}.{quoted(self.table)}"
+            selected = ", ".join(
+                column if types[column] == "VARCHAR" or kind == "time" else f"{column}::VARCHAR AS {column}"
+                for column, kind in COLUMNS.items()
+            )
+            rows = None if is_view else f"(SELECT {selected}, rowid AS rid FROM {name})"  # noqa: S608
+            yield _Table(f"(SELECT {selected} FROM {name})", rows)  # noqa: S608
+        except _FAULTS as error:
+            raise WarehouseUnavailable(f"cannot read {self.name}: {one_line(error)}") from None
         finally:
             with suppress(duckdb.Error):  # it must not stand before what went wrong; the connection's end does the same
                 connection.execute("DETACH warehouse")
 
-    def _attach(self, connection: duckdb.DuckDBPyConnection) -> None:
-        waited, pause = 0.0, 0.05
-        while True:
-            try:
-                connection.execute(f"ATTACH {literal(str(self.path))} AS warehouse (READ_ONLY)")
-                return
-            except duckdb.IOException as error:
-                message = str(error)
-                if "lock" not in message.lower():
-                    raise WarehouseUnavailable(
-                        f"cannot open {self.path} as a DuckDB file: {message.splitlines()[0][:200]}"
-                    ) from None
-                if waited >= LOCK_PATIENCE_SECONDS:
-                    raise WarehouseUnavailable(
-                        f"{self.path} is locked by another process; the next run tries again"
-                    ) from None
-                self._sleep(pause)
-                waited += pause
-                pause = min(pause * 2, 1.0)
-            except duckdb.Error as error:
-                raise WarehouseUnavailable(
-                    f"cannot open {self.path} as a DuckDB file: {str(error).splitlines()[0][:200]}"
-                ) from None
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"

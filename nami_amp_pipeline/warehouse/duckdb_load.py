@@ -10,7 +10,7 @@ import gzip
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +18,17 @@ from typing import IO
 
 import duckdb
 import numpy as np
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.clock import Clock, micros, system_clock
 from nami_amp_pipeline.errors import Misconfigured, WarehouseUnavailable
+from nami_amp_pipeline.json_text import DOUBTFUL, SURROGATE, is_json, with_whole_characters
 from nami_amp_pipeline.settings import Settings
-from nami_amp_pipeline.storage.duckdb_engine import compute, literal, sql
-from nami_amp_pipeline.warehouse.base import check_columns
+from nami_amp_pipeline.storage.duckdb_engine import compute, sql
+from nami_amp_pipeline.warehouse.base import DUCKDB_TYPES, Kind, check_columns
+from nami_amp_pipeline.warehouse.duckdb_attach import attach, quoted
 
 BLOCK_BYTES = 16 * 2**20
 """Read at once; memory is a few times this."""
@@ -38,27 +39,24 @@ MAX_LINE_BYTES = 16 * 2**20
 MAX_BAD_LINES = 1_000
 """Bad lines that are named; further ones are only counted."""
 
-LOCK_PATIENCE_SECONDS = 10.0
-
 _BOM = b"\xef\xbb\xbf"
 
-# DuckDB's parser takes trailing commas, NaN, Infinity and numbers that no double can hold. Lines that may have any of
-# them are parsed again by a strict parser.
-_LENIENT = r",\s*[\]}]|[:,\[]\s*-?(?:[nN][aA]|[iI]|[0-9.]+[eE])"
+_TYPES: Mapping[Kind, tuple[str, ...]] = {**DUCKDB_TYPES, "text": ("VARCHAR",)}
+"""What columns may be to be filled by whatever texts the events have."""
 
 _PARSE = r"""
 CREATE OR REPLACE TEMP TABLE parsed AS
 WITH checked AS (
-    SELECT *, CASE WHEN json_valid(payload) THEN payload END AS json FROM lines
+    SELECT *, CASE WHEN json_valid(whole) THEN whole END AS json FROM lines
 ),
 extracted AS (
-    SELECT number, payload, is_doubtful, json IS NOT NULL AS is_json,
+    SELECT number, payload, whole, is_doubtful, json IS NOT NULL AS is_json,
         json_extract(json, ['$.id', '$.event_type', '$.user_id', '$.created_date']) AS found
     FROM checked
 ),
 named AS (
     SELECT
-        number, payload, is_doubtful, is_json, found,
+        number, payload, whole, is_doubtful, is_json, found,
         CASE WHEN starts_with(found[1], '"') THEN trim(found[1]->>'$') END AS id,
         CASE WHEN starts_with(found[2], '"') THEN trim(found[2]->>'$') END AS event_type,
         CASE WHEN starts_with(found[3], '"') THEN found[3]->>'$' END AS user_id,
@@ -73,7 +71,7 @@ timed AS (
     FROM named
 )
 SELECT
-    number, payload, is_doubtful, id, event_type, user_id, created_date,
+    number, payload, whole, is_doubtful, id, event_type, user_id, created_date,
     CASE
         WHEN NOT is_json THEN 'not JSON'
         WHEN NOT starts_with(payload, '{') THEN 'not a JSON object'
@@ -202,41 +200,20 @@ def _opened(connection: duckdb.DuckDBPyConnection, settings: Settings, sleep: Ca
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WarehouseUnavailable(f"cannot create the folder of {path}: {error.strerror}") from None
-    _attach(connection, path, sleep)
+    attach(connection, path, sleep, read_only=False, locked=": end it, or load again once it is done")
     with _writing(path):
-        connection.execute(f'CREATE SCHEMA IF NOT EXISTS warehouse."{schema}"')
-        connection.execute(f'USE warehouse."{schema}"')
-        connection.execute(sql("nami_events").replace("nami_events", f'"{name}"'))
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS warehouse.{quoted(schema)}")
+        connection.execute(f"USE warehouse.{quoted(schema)}")
+        connection.execute(sql("nami_events").replace("nami_events", quoted(name)))
         found = connection.execute(
             "SELECT column_name, data_type FROM duckdb_columns() "
             "WHERE database_name = 'warehouse' AND schema_name = ? AND table_name = ?",
             [schema, name],
         ).fetchall()
-        check_columns(dict(found), name)
+        check_columns(dict(found), name, _TYPES)
         connection.execute("USE memory.main")
-        yield f'warehouse."{schema}"."{name}"'
+        yield f"warehouse.{quoted(schema)}.{quoted(name)}"
         connection.execute("DETACH warehouse")
-
-
-def _attach(connection: duckdb.DuckDBPyConnection, path: Path, sleep: Callable[[float], None]) -> None:
-    waited, pause = 0.0, 0.05
-    while True:
-        try:
-            connection.execute(f"ATTACH {literal(str(path))} AS warehouse")
-            return
-        except duckdb.Error as error:
-            message = str(error)
-            if "lock" not in message.lower():
-                raise WarehouseUnavailable(
-                    f"cannot open {path} as a DuckDB file: {message.splitlines()[0][:200]}"
-                ) from None
-            if waited >= LOCK_PATIENCE_SECONDS:
-                raise WarehouseUnavailable(
-                    f"{path} is locked by another process: end it, or load again once it is done"
-                ) from None
-        sleep(pause)
-        waited += pause
-        pause = min(pause * 2, 1.0)
 
 
 @contextmanager
@@ -340,8 +317,8 @@ def _load_block(
     connection.register("lines", lines)
     connection.execute(_PARSE)
     connection.unregister("lines")
-    doubtful = connection.execute("SELECT number, payload FROM parsed WHERE is_doubtful AND why IS NULL").fetchall()
-    wrong = [number for number, payload in doubtful if not _is_strict_json(payload)]
+    doubtful = connection.execute("SELECT number, whole FROM parsed WHERE is_doubtful AND why IS NULL").fetchall()
+    wrong = [number for number, text in doubtful if not is_json(connection, text)]
     for number in wrong:
         connection.execute("UPDATE parsed SET why = 'not JSON' WHERE number = ?", [number])
     for number, why in connection.execute(
@@ -374,14 +351,17 @@ def _lines(file: Path, first: int, block: bytes, report: LoadReport) -> pa.Table
                 report.add(BadLine(file, number, "not UTF-8"))
         lines = pa.array(texts, pa.string())
     payloads = pc.ascii_trim(lines, " \t\r\n")
-    doubtful = pc.match_substring_regex(payloads, _LENIENT)
-    table = pa.table({"number": numbers, "payload": payloads, "is_doubtful": doubtful})
+    doubtful = pc.match_substring_regex(payloads, DOUBTFUL)
+    table = pa.table({"number": numbers, "payload": payloads, "whole": _whole(payloads), "is_doubtful": doubtful})
     return table.filter(pc.greater(pc.binary_length(payloads), 0))
 
 
-def _is_strict_json(text: str) -> bool:
-    try:
-        orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return False
-    return True
+def _whole(payloads: pa.Array) -> pa.Array:
+    """The lines as they are parsed: capture will read half a surrogate pair as U+FFFD too."""
+    odd = pc.indices_nonzero(pc.match_substring_regex(payloads, SURROGATE)).to_pylist()
+    if not odd:
+        return payloads
+    texts = payloads.to_pylist()
+    for row in odd:
+        texts[row], _ = with_whole_characters(texts[row])
+    return pa.array(texts, pa.string())

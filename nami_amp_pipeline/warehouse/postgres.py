@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote
+
+import duckdb
 
 from nami_amp_pipeline.errors import Misconfigured, WarehouseUnavailable
 from nami_amp_pipeline.settings import Settings
@@ -14,22 +17,26 @@ from nami_amp_pipeline.warehouse.adbc import AdbcWarehouse, Session
 from nami_amp_pipeline.warehouse.base import COLUMNS, Finding, Kind, check_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from adbc_driver_manager.dbapi import Connection
 
+_INTEGERS = ("smallint", "integer", "bigint", "numeric")
+_AS_THEY_ARE = ("text", "character varying", "timestamp with time zone")
 TYPES: Mapping[Kind, tuple[str, ...]] = {
-    "text": ("text", "character varying"),
+    "text": ("text", "character varying", "character", "citext", "uuid", "enum", *_INTEGERS),
     "time": ("timestamp with time zone",),
-    "json": ("text", "character varying", "json", "jsonb"),
+    "json": ("text", "character varying", "character", "citext", "json", "jsonb"),
 }
-"""The types that a column of each kind may have, as PostgreSQL names them."""
+"""The types that a column of each kind may have, as PostgreSQL names them, or a domain over one of them."""
 
 _ADDRESS = re.compile(
-    r"postgresql://(?:(?P<user>[^@/?]*)@)?"
+    r"postgres(?:ql)?://(?:(?P<user>[^@/?]*)@)?"
     r"(?P<hosts>(?:\[[0-9A-Fa-f:.%]+\]|[^@/?:,\[\]]*)(?::\d*)?(?:,(?:\[[0-9A-Fa-f:.%]+\]|[^@/?:,\[\]]*)(?::\d*)?)*)"
     r"(?:/(?P<database>[^?]*))?(?:\?(?P<more>.*))?"
 )
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SECRETS = ("password", "sslpassword")
 
@@ -46,27 +53,94 @@ _LONG = 100_000.0
 """What the planner says of reading some 700 MB."""
 
 _TABLE = """
-SELECT c.relkind::text, n.nspname::text, a.attname::text,
-    format_type(CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END, NULL)::text,
-    has_column_privilege(c.oid, a.attnum, 'SELECT')
-FROM pg_catalog.pg_class c
-JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-WHERE c.oid = to_regclass({table})
+WITH RECURSIVE columns AS (
+    SELECT a.attname, a.attnum, a.attnotnull, false AS is_domain, t.oid, t.typtype, t.typbasetype, t.typname,
+        c.oid AS relation, c.relkind
+    FROM pg_catalog.pg_class c
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+    WHERE c.oid = to_regclass({table})
+    UNION ALL
+    SELECT o.attname, o.attnum, o.attnotnull, true, t.oid, t.typtype, t.typbasetype, t.typname, o.relation, o.relkind
+    FROM columns o JOIN pg_catalog.pg_type t ON t.oid = o.typbasetype
+    WHERE o.typtype = 'd'
+)
+SELECT relkind::text, attname::text,
+    CASE WHEN typtype = 'e' THEN 'enum' WHEN typname = 'citext' THEN 'citext' ELSE format_type(oid, NULL) END::text,
+    is_domain,
+    attnotnull AND relkind IN ('r', 'p'),
+    has_column_privilege(relation, attnum, 'SELECT'),
+    oid::int8
+FROM columns
+WHERE typtype <> 'd'
 """
 
+# Of a partitioned table each partition may have an index of its own.
 _INDEX = """
-SELECT 1::int4
-FROM pg_catalog.pg_index i
-JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-JOIN pg_catalog.pg_am m ON m.oid = c.relam
-JOIN pg_catalog.pg_attribute one ON one.attrelid = i.indrelid AND one.attnum = i.indkey[0]
-LEFT JOIN pg_catalog.pg_attribute two ON i.indnatts > 1 AND two.attrelid = i.indrelid AND two.attnum = i.indkey[1]
-WHERE i.indrelid = to_regclass({table}) AND i.indisvalid AND i.indpred IS NULL AND m.amname IN ('btree', 'brin')
-    AND (one.attname = 'ingested_at' OR one.attname = 'app_id' AND two.attname = 'ingested_at' AND m.amname = 'btree')
-LIMIT 1
+WITH RECURSIVE parts AS (
+    SELECT c.oid, c.relkind FROM pg_catalog.pg_class c WHERE c.oid = to_regclass({table})
+    UNION ALL
+    SELECT c.oid, c.relkind
+    FROM parts p
+    JOIN pg_catalog.pg_inherits i ON i.inhparent = p.oid
+    JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+    WHERE p.relkind = 'p'
+)
+SELECT count(*)::int8
+FROM parts
+WHERE (relkind <> 'p' OR NOT EXISTS (SELECT 1 FROM pg_catalog.pg_inherits i WHERE i.inhparent = parts.oid))
+AND NOT EXISTS (
+    SELECT 1
+    FROM pg_catalog.pg_index i
+    JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+    JOIN pg_catalog.pg_am m ON m.oid = c.relam
+    JOIN pg_catalog.pg_attribute one ON one.attrelid = i.indrelid AND one.attnum = i.indkey[0]
+    LEFT JOIN pg_catalog.pg_attribute two
+        ON i.indnatts > 1 AND two.attrelid = i.indrelid AND two.attnum = i.indkey[1]
+    WHERE i.indrelid = parts.oid AND i.indisvalid AND i.indpred IS NULL
+        AND (
+            m.amname IN ('btree', 'brin') AND one.attname = 'ingested_at'
+            OR m.amname = 'btree' AND one.attname = 'app_id' AND two.attname = 'ingested_at'
+        )
+)
 """
+
+# A policy that shows all rows hides none, unless a restrictive one stands beside it.
+_HIDDEN = """
+SELECT row_security_active(c.oid) AND NOT (
+    EXISTS (
+        SELECT 1 FROM pg_catalog.pg_policy p
+        WHERE p.polrelid = c.oid AND p.polpermissive AND p.polcmd IN ('r', '*')
+            AND pg_get_expr(p.polqual, p.polrelid) = 'true'
+            AND (p.polroles = '{{0}}' OR EXISTS (
+                SELECT 1 FROM unnest(p.polroles) AS r (id) WHERE r.id = 0 OR pg_has_role(r.id, 'USAGE')
+            ))
+    )
+    AND NOT EXISTS (
+        SELECT 1 FROM pg_catalog.pg_policy p
+        WHERE p.polrelid = c.oid AND NOT p.polpermissive AND p.polcmd IN ('r', '*')
+    )
+)
+FROM pg_catalog.pg_class c
+WHERE c.oid = to_regclass({table}) AND c.relkind IN ('r', 'p')
+"""
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the table.
+
+    Attributes:
+        type: its base type, or ``enum``.
+        is_domain: whether that is behind a domain.
+        is_null: whether it may be null.
+        labels: of an enum.
+    """
+
+    type: str
+    is_domain: bool
+    is_null: bool
+    labels: frozenset[str] = frozenset()
 
 
 class PostgresWarehouse(AdbcWarehouse):
@@ -78,7 +152,8 @@ class PostgresWarehouse(AdbcWarehouse):
 
     def __init__(self, settings: Settings) -> None:
         schema, table = settings.warehouse_schema, settings.warehouse_table
-        super().__init__(f'"{schema}"."{table}"' if schema else f'"{table}"')
+        super().__init__(f"{_quoted(schema)}.{_quoted(table)}" if schema else _quoted(table))
+        self._columns: dict[str, _Column] = {}
         self._called = f"{schema}.{table}" if schema else table
         self._url = settings.warehouse_url
         found = _ADDRESS.fullmatch(self._url)
@@ -128,13 +203,21 @@ class PostgresWarehouse(AdbcWarehouse):
         if self._warned:
             return []
         self._warned = True  # once a run is enough
-        finding = self._check_index(session, relkind)
-        return [f"{finding.message}; run: {finding.fix}"] if finding.level == "warning" else []
+        findings = [self._check_index(session, relkind), *self._check_policies(session)]
+        return [
+            f"{finding.message}; run: {finding.fix}" if finding.fix else finding.message
+            for finding in findings
+            if finding.level == "warning"
+        ]
 
     def _begin(self, session: Session) -> None:
         session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         session.execute("SET LOCAL client_encoding TO 'UTF8'")
         session.execute("SET LOCAL standard_conforming_strings TO on")
+        ((encoding,),) = session.rows("SELECT current_setting('server_encoding')::text")
+        if encoding == "SQL_ASCII":  # such a database takes whatever bytes it is given, and gives them if it is told to
+            session.execute("SET LOCAL client_encoding TO 'SQL_ASCII'")
+            session.any_bytes = True
 
     def _check_table(self, session: Session) -> str:
         """Compares the columns with the contract; returns what kind of relation it is."""
@@ -144,22 +227,76 @@ class PostgresWarehouse(AdbcWarehouse):
                 f"there is no table {self._called} in {self._place}: sql/nami_events_postgres.sql creates it; another "
                 "name is set with NAMI_AMP_WAREHOUSE_SCHEMA and NAMI_AMP_WAREHOUSE_TABLE"
             )
-        check_columns({name: kind for _, _, name, kind, _ in rows}, self._called, TYPES)
-        if not all(may_read for _, _, name, _, may_read in rows if name in COLUMNS):
+        check_columns({name: kind for _, name, kind, *_ in rows}, self._called, TYPES)
+        if not all(may_read for _, name, _, _, _, may_read, _ in rows if name in COLUMNS):
             raise WarehouseUnavailable(self._no_right())
+        self._columns = {
+            name: _Column(kind, is_domain, not is_filled, self._labels(session, kind, oid))
+            for _, name, kind, is_domain, is_filled, _, oid in rows
+            if name in COLUMNS
+        }
         return str(rows[0][0])
+
+    def _labels(self, session: Session, kind: str, oid: int) -> frozenset[str]:
+        if kind != "enum":
+            return frozenset()
+        rows = session.rows(f"SELECT enumlabel::text FROM pg_catalog.pg_enum WHERE enumtypid = {int(oid)}")  # noqa: S608
+        return frozenset(label for (label,) in rows)
+
+    def column(self, name: str) -> str:
+        """See :class:`AdbcWarehouse`; a type that the driver does not know comes as a text, char(n) without padding."""
+        found = self._columns[name]
+        if found.type in _AS_THEY_ARE and not found.is_domain:
+            return name
+        return f"CAST({name} AS {'text' if COLUMNS[name] == 'text' else found.type})"
+
+    def may_be_null(self, column: str) -> bool:
+        """See :class:`AdbcWarehouse`."""
+        return self._columns[column].is_null
+
+    def literals(self, column: str, values: Iterable[str]) -> list[str]:
+        """See :class:`AdbcWarehouse`; the server refuses to compare an enum or a number with what is none."""
+        found = self._columns[column]
+        if found.type in _INTEGERS:
+            return [value for value in values if _INTEGER.fullmatch(value)]
+        if found.type == "uuid":
+            values = filter(_UUID.fullmatch, values)
+        elif found.type == "enum":
+            values = filter(found.labels.__contains__, values)
+        return [self.text(value) for value in values]
 
     def _check_index(self, session: Session, relkind: str) -> Finding:
         if relkind not in ("r", "p", "m"):
             return Finding("index", "ok", f"{self._called} is no table of its own: what it reads from needs an index")
-        if session.rows(_INDEX.format(table=self.text(self.table))):
+        ((missing,),) = session.rows(_INDEX.format(table=self.text(self.table)))
+        if not missing:
             return Finding("index", "ok", f"{self._called} has an index for reading what is new")
+        # PostgreSQL makes none of a partitioned table concurrently.
+        concurrently = "" if relkind == "p" else "CONCURRENTLY "
+        whose = f"{missing:,} of its partitions have" if relkind == "p" and missing > 1 else "has"
         return Finding(
             "index",
             "warning",
-            f"{self._called} has no index on (app_id, ingested_at): each run reads the whole table",
-            f"CREATE INDEX CONCURRENTLY ON {self.table} (app_id, ingested_at)",
+            f"{self._called} has no index on (app_id, ingested_at): each run reads the whole table"
+            if whose == "has"
+            else f"{self._called}: {whose} no index on (app_id, ingested_at): each run reads all of them",
+            f"CREATE INDEX {concurrently}ON {self.table} (app_id, ingested_at)",
         )
+
+    def _check_policies(self, session: Session) -> list[Finding]:
+        rows = session.rows(_HIDDEN.format(table=self.text(self.table)))
+        if not rows or not rows[0][0]:
+            return []
+        return [
+            Finding(
+                "row security",
+                "warning",
+                f"row level security of {self._called} may hide rows from this role, and what is hidden is not "
+                "delivered",
+                f"CREATE POLICY nami_amp_reads_all ON {self.table} FOR SELECT TO CURRENT_USER USING (true), as the "
+                "owner and for the role of NAMI_AMP_WAREHOUSE_URL; or ALTER ROLE … BYPASSRLS",
+            )
+        ]
 
     def takes_long(self, session: Session, query: str) -> bool:
         """See :class:`AdbcWarehouse`; the planner knows of indexes, of sizes, and of what a view reads."""
@@ -180,6 +317,9 @@ class PostgresWarehouse(AdbcWarehouse):
                 relkind = self._check_table(session)
                 findings.append(Finding("columns", "ok", f"{self._called} has all columns and may be read"))
                 findings.append(self._check_index(session, relkind))
+                findings += self._check_policies(session)
+                with duckdb.connect(":memory:") as connection:
+                    findings += [one.finding for one in self.unplaced(session, connection, None)]
         except WarehouseUnavailable as error:
             findings.append(Finding("columns" if findings else "connection", "error", str(error)))
         return findings
@@ -216,3 +356,7 @@ class PostgresWarehouse(AdbcWarehouse):
         for secret in sorted(self._secrets, key=len, reverse=True):
             text = text.replace(secret, "…")
         return text
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -33,6 +33,7 @@ from nami_amp_pipeline_tests.simulation.world import Facts, World
 from nami_amp_pipeline_tests.support import reference
 from nami_amp_pipeline_tests.support.current_snapshots import current_snapshots
 from nami_amp_pipeline_tests.support.histories import to_batch
+from nami_amp_pipeline_tests.support.odd_values import odd_row
 
 _TYPES = (
     "user.subscription.purchased",
@@ -94,6 +95,7 @@ def simulate(seed: int) -> Facts:
 class _Simulation:
     def __init__(self, seed: int, folder: Path) -> None:
         rng = self.rng = random.Random(seed)
+        self.odd = random.Random(f"odd values of {seed}")  # of its own, so that a seed's history is what it was
         settings = Settings.load({"NAMI_AMP_HOME": str(folder)}, folder / "no.env").replace(
             batch_events=rng.choice((2, 5, 50)),
             max_lanes=rng.choice((1, 3)),
@@ -120,9 +122,9 @@ class _Simulation:
     def run(self) -> Facts:
         rng, world = self.rng, self.world
         for _ in range(rng.choice((1, 1, 2))):
-            before = {row["id"] for row in self.warehouse.rows}
+            before = self._ids()
             self._load(rng.choice((1, 3, 6, 12, 25)))
-            self._spoil(rng.choice((0, 0, 1, 2)), sorted({row["id"] for row in self.warehouse.rows} - before))
+            self._spoil(rng.choice((0, 0, 1, 2)), sorted(self._ids() - before))
             world.draw_weather()
             if rng.random() < 0.2:
                 world.step_clock()
@@ -170,6 +172,8 @@ class _Simulation:
                 row = {**rng.choice(self.warehouse.rows), "ingested_at": ingested}
             else:
                 row = self._row(len(self.warehouse.rows), ingested)
+                if self.odd.random() < 0.08:
+                    row = odd_row(self.odd, row)
             self.warehouse.rows.append(row)
 
     def _spoil(self, count: int, event_ids: Sequence[str]) -> None:
@@ -214,9 +218,12 @@ class _Simulation:
             world.check(world.tick(Perils(), self._stages), "the last ticks must come to their end")
             waiting = [one.pending - one.pending_by.get("waiting_for_login", 0) for one in self._status()]
             captured = len(self._captured())
-            if not any(waiting) and captured == len({row["id"] for row in self.warehouse.rows}):
+            if not any(waiting) and captured == len(self._ids()):
                 return
         world.check(False, f"still pending after all: {self._status()}")
+
+    def _ids(self) -> set[str]:
+        return {row["id"] for row in self.warehouse.rows if row["id"]}
 
     def _status(self) -> list[Any]:
         return status(self.world.outside, self.world.integrations())
@@ -238,7 +245,11 @@ class _Simulation:
         world.check_audit(order=False)
         world.note_what_was_met()
         segments = [(segment_id, self._rows_of(file)) for segment_id, file in world.ledger.segments()]
-        read = {row["id"]: (segment_id, row["created_date"]) for segment_id, rows in segments for row in rows}
+        read = {
+            row["id"]: (segment_id, row["created_date"] or row["ingested_at"])
+            for segment_id, rows in segments
+            for row in rows
+        }
         ends = {one.integration: one for one in self._status()}
         for one, wanted in (
             (self.plain, reference.Settings(user_id="nami_user_id")),
@@ -259,8 +270,12 @@ class _Simulation:
         rows: list[dict[str, Any]] = pq.read_table(self.world.settings.data_dir / file).to_pylist()
         originals = {row["id"]: row for row in self.warehouse.rows}
         for row in rows:
-            same = all(row[name] == originals[row["id"]][name] for name in ("event_type", "user_id", "created_date"))
+            original = originals[row["id"]]
+            same = all((row[name] or "") == (original[name] or "") for name in ("event_type", "user_id")) and row[
+                "created_date"
+            ] == (original["created_date"] or row["ingested_at"])
             self.world.check(same, f"{row['id']} was not captured as it stands in the warehouse")
+            row.update({name: original[name] for name in ("user_id", "created_date", "payload")})
         return rows
 
     def _check_against(

@@ -57,6 +57,8 @@ NOT_PROPERTIES: Final = frozenset(("id", "event_type", "created_date", "user_id"
 GROUPS: Final[Mapping[str, type]] = {"active_entitlements": list, "devices": list, "customer_journey_state": dict}
 JOURNEY: Final = ("in_grace_period", "in_trial_period", "in_intro_offer_period")
 ARRAY_CHARACTERS: Final = 1024
+LONGEST_ID: Final = 1024
+"""Bytes of an id in UTF-8."""
 SPACE: Final = " \t\n\r\v\f"
 """What is trimmed from both ends of an id."""
 
@@ -125,7 +127,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Event:
-    """A row that has been read, and its payload if that is a JSON object."""
+    """A row that has been read, its payload if that is a JSON object, and why it cannot be sent if it cannot.
+
+    What cannot be sent has no payload here, and tells nothing about its user.
+    """
 
     id: str
     event_type: str
@@ -133,6 +138,7 @@ class Event:
     created: datetime
     ingested: datetime
     payload: dict[str, Any] | None
+    problem: str | None = None
 
     @property
     def order(self) -> Order:
@@ -179,7 +185,7 @@ def run(
         now = times[number] if times else datetime.min.replace(tzinfo=UTC)
         new = []
         for row in sorted(tick, key=lambda row: timestamp(row["ingested_at"])):
-            if app_id in (None, row["app_id"]) and row["id"] not in read:
+            if app_id in (None, row["app_id"]) and row["id"] not in (None, "") and row["id"] not in read:
                 event = parse(row)
                 read[event.id] = event
                 new.append(event)
@@ -191,8 +197,8 @@ def run(
             if settings.start_from is not None and event.ingested < settings.start_from:
                 continue
             outcome.captured.add(event.id)
-            if event.payload is None:
-                outcome.dead_letters[event.id] = "malformed_payload"
+            if event.problem is not None:
+                outcome.dead_letters[event.id] = event.problem
             else:
                 waiting.append(Prepared(event, snapshot(read.values(), event), now))
 
@@ -238,13 +244,24 @@ def run(
 
 def parse(row: Row) -> Event:
     """A warehouse row as an event; the columns count, not the payload's copies of them."""
+    payload, problem = json_object(row["payload"]), None
+    user_id, created = row["user_id"] or "", row["created_date"] or row["ingested_at"]
+    if row["payload"] is not None and len(row["payload"].encode()) > 1_000_000:
+        problem = "too_large"
+    elif not user_id:
+        problem = "no_user_id"
+    elif row["created_date"] is None:
+        problem = "bad_date"
+    elif payload is None:
+        problem = "malformed_payload"
     return Event(
         row["id"],
-        row["event_type"],
-        row["user_id"],
-        timestamp(row["created_date"]),
+        row["event_type"] or "",
+        user_id,
+        timestamp(created),
         timestamp(row["ingested_at"]),
-        json_object(row["payload"]),
+        payload if problem is None else None,
+        problem,
     )
 
 
@@ -257,15 +274,25 @@ def timestamp(value: str | datetime) -> datetime:
 def json_object(text: str | None) -> dict[str, Any] | None:
     """The JSON object in `text`, or None.
 
-    Strict JSON: NaN and trailing commas make it no JSON at all, and so does half a surrogate pair, which no UTF-8 text
-    can carry. Of a key that is there twice, the last counts.
+    Strict JSON: NaN and trailing commas make it no JSON at all. Half a surrogate pair, which no UTF-8 text can carry, is
+    read as U+FFFD. Of a key that is there twice, the last counts.
     """
     try:
         value = json.loads(text or "", parse_constant=_refuse)
-        json.dumps(value, ensure_ascii=False).encode()
     except ValueError:
         return None
-    return value if isinstance(value, dict) else None
+    return whole(value) if isinstance(value, dict) else None
+
+
+def whole(value: Any) -> Any:
+    """A JSON value without halves of surrogate pairs."""
+    if isinstance(value, str):
+        return re.sub("[\ud800-\udfff]", "\ufffd", value)
+    if isinstance(value, list):
+        return [whole(item) for item in value]
+    if isinstance(value, dict):
+        return {whole(key): whole(item) for key, item in value.items()}
+    return value
 
 
 def _refuse(constant: str) -> None:
@@ -275,6 +302,11 @@ def _refuse(constant: str) -> None:
 def is_number(value: Any) -> bool:
     """Whether a JSON value is a number; Python's True and False are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def can_be_sent(value: Any) -> bool:
+    """Whether a JSON value is a number that a double can hold at least roughly."""
+    return is_number(value) and -(2**1024) < value < 2**1024
 
 
 def id_text(value: Any) -> str | None:
@@ -371,13 +403,18 @@ def identify(read: Any, event: Event, settings: Settings) -> tuple[str | None, s
         elif settings.anonymous == "device_id" and (text := device_text(event)) and is_reserved(text):
             return None, "reserved_device_id"
         elif settings.anonymous == "device_id":
-            return None, None if device_id(event) is not None else "no_external_id"
+            device = device_id(event)
+            if device is not None and len(device.encode()) > LONGEST_ID:
+                return None, "long_user_id"
+            return None, None if device is not None else "no_external_id"
         elif settings.anonymous == "wait_for_login":
             return None, "wait_for_login"
         elif settings.anonymous == "skip":
             return None, "no_external_id"
     if user is not None and user.lower() in RESERVED:
         return None, "reserved_user_id"
+    if user is not None and len(user.encode()) > LONGEST_ID:
+        return None, "long_user_id"
     return user, None
 
 
@@ -429,7 +466,7 @@ def event_properties(event: Event, payload: Mapping[str, Any]) -> dict[str, Any]
     properties = {
         key: value
         for key, value in payload.items()
-        if key not in NOT_PROPERTIES and (isinstance(value, str | bool) or is_number(value))
+        if key not in NOT_PROPERTIES and (isinstance(value, str | bool) or can_be_sent(value))
     }
     parts = event.event_type.split(".")
     properties["namiml_event_category"] = parts[0]
@@ -445,7 +482,7 @@ def revenue(payload: Mapping[str, Any]) -> dict[str, Any]:
     anything else counts as 1. A SKU or currency that is not a string is left out.
     """
     amount, env = payload.get("amount"), payload.get("purchase_env")
-    if not is_number(amount) or (isinstance(env, str) and env.strip(SPACE).lower() == "sandbox"):
+    if not can_be_sent(amount) or (isinstance(env, str) and env.strip(SPACE).lower() == "sandbox"):
         return {}
     quantity = payload.get("quantity")
     if isinstance(quantity, str | float) and re.fullmatch(r"-?[0-9]{1,15}([.]0+)?", str(quantity)):
