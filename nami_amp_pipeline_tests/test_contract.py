@@ -108,6 +108,9 @@ def check_history(history: list[list[reference.Row]], wanted: reference.Settings
             events=selected or patterns,
             rename={old: new for old, new in wanted.rename.items() if old in reference.SELECTABLE},
             start_from=wanted.start_from,
+            sandbox=wanted.sandbox,
+            exclude=wanted.exclude,
+            revenue=wanted.revenue,
         )
         for tick, now in zip(history, times(history), strict=True):
             pipeline.insert(tick)

@@ -378,6 +378,13 @@ def times(history: Sequence[object]) -> list[datetime]:
     return [BASE + timedelta(hours=number, minutes=40) for number in range(len(history))]
 
 
+_PRIVATE = (
+    "amount", "currency", "customer_journey_state", "device_id", "devices", "active_entitlements", "event_platform",
+    "purchase_env", "quantity", "sku", "text",
+)  # fmt: skip
+"""Payload fields that an integration may want to keep to itself."""
+
+
 def integrations(*, wait_for_login: bool = True) -> st.SearchStrategy[Settings]:
     """Settings of an integration; `wait_for_login` says whether that policy is among them."""
     policies = ("skip", "nami_user_id", "device_id", *(("wait_for_login",) if wait_for_login else ()))
@@ -392,6 +399,11 @@ def integrations(*, wait_for_login: bool = True) -> st.SearchStrategy[Settings]:
         ),
         rename=st.dictionaries(st.sampled_from((*SELECTABLE, "weird")), st.sampled_from(_NAMES), max_size=3),
         start_from=_mostly(st.none(), st.integers(0, 3 * 3600).map(lambda seconds: BASE + timedelta(seconds=seconds))),
+        sandbox=_mostly(st.just("send"), st.sampled_from(("skip", "only")), odds=2),
+        exclude=_mostly(
+            st.just(()), st.lists(st.sampled_from(_PRIVATE), min_size=1, max_size=4, unique=True).map(tuple), odds=2
+        ),
+        revenue=_mostly(st.just("gross"), st.just("none"), odds=4),
     )
 
 

@@ -74,6 +74,9 @@ class Settings:
         rename: From Nami's event type to the name to use in Amplitude.
         start_from: Rows loaded before this are not delivered, yet tell about their users. None: from the beginning.
         hold: How long `wait_for_login` waits.
+        sandbox: `send`, `skip` or `only`.
+        exclude: Payload fields that never leave; the user properties that one becomes go along with it.
+        revenue: `gross` or `none`.
     """
 
     user_id: str = "external_id"
@@ -82,6 +85,9 @@ class Settings:
     rename: Mapping[str, str] = field(default_factory=dict)
     start_from: datetime | None = None
     hold: timedelta = timedelta(days=30)
+    sandbox: str = "send"
+    exclude: tuple[str, ...] = ()
+    revenue: str = "gross"
 
     def selects(self, event_type: str) -> bool:
         """Whether events of this type are delivered; a type that cannot be selected never is."""
@@ -199,6 +205,8 @@ def run(
             outcome.captured.add(event.id)
             if event.problem is not None:
                 outcome.dead_letters[event.id] = event.problem
+            elif event.payload is not None and (unwanted := unwanted_environment(event.payload, settings)):
+                outcome.skipped[event.id] = unwanted
             else:
                 waiting.append(Prepared(event, snapshot(read.values(), event), now))
 
@@ -403,7 +411,7 @@ def identify(read: Any, event: Event, settings: Settings) -> tuple[str | None, s
         elif settings.anonymous == "device_id" and (text := device_text(event)) and is_reserved(text):
             return None, "reserved_device_id"
         elif settings.anonymous == "device_id":
-            device = device_id(event)
+            device = device_id(event) if "device_id" not in settings.exclude else None
             if device is not None and len(device.encode()) > LONGEST_ID:
                 return None, "long_user_id"
             return None, None if device is not None else "no_external_id"
@@ -416,6 +424,29 @@ def identify(read: Any, event: Event, settings: Settings) -> tuple[str | None, s
     if user is not None and len(user.encode()) > LONGEST_ID:
         return None, "long_user_id"
     return user, None
+
+
+def unwanted_environment(payload: Mapping[str, Any], settings: Settings) -> str | None:
+    """The environment of a purchase, in any case, if events of it are skipped."""
+    said = payload.get("purchase_env")
+    environment = said.strip(SPACE).lower() if isinstance(said, str) else None
+    unwanted = {"skip": "sandbox", "only": "production"}.get(settings.sandbox)
+    return unwanted if unwanted is not None and environment == unwanted else None
+
+
+HIDDEN_WITH: Final[Mapping[str, tuple[str, ...]]] = {
+    "active_entitlements": ("namiml_active_entitlements", "namiml_active_skus"),
+    "devices": ("namiml_device_ids", "namiml_device_platforms"),
+    "customer_journey_state": ("namiml_former_subscriber", *(f"namiml_{flag}" for flag in JOURNEY)),
+}
+
+
+def shown(item: Prepared, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The payload and the user properties, as far as they may leave."""
+    hidden = {name for group in settings.exclude for name in HIDDEN_WITH.get(group, ())} | set(settings.exclude)
+    payload = {name: value for name, value in (item.event.payload or {}).items() if name not in hidden}
+    properties = {name: value for name, value in item.snapshot.properties.items() if name not in hidden}
+    return payload, properties
 
 
 def is_reserved(ident: str) -> bool:
@@ -440,7 +471,7 @@ def device_text(event: Event) -> str | None:
 def amplitude_event(item: Prepared, user: str | None, settings: Settings, *, stale: bool) -> dict[str, Any]:
     """What is posted of an event."""
     event = item.event
-    payload = event.payload or {}
+    payload, user_properties = shown(item, settings)
     result: dict[str, Any] = {
         "event_type": settings.rename.get(event.event_type, event.event_type),
         "time": (event.created - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1),
@@ -450,14 +481,15 @@ def amplitude_event(item: Prepared, user: str | None, settings: Settings, *, sta
     if user is not None:
         result["user_id"] = user
     device = device_id(event)
-    if device is not None:
+    if device is not None and "device_id" not in settings.exclude:
         result["device_id"] = device
     if event.about_user:
-        result["user_properties"] = item.snapshot.properties
+        result["user_properties"] = user_properties
     if stale:
         result["$skip_user_properties_sync"] = True
-    if event.event_type == "device.transaction":
-        result.update(revenue(payload))
+    if event.event_type == "device.transaction" and settings.revenue != "none":
+        env = {"purchase_env": (event.payload or {}).get("purchase_env")}  # decides, whether it leaves or not
+        result.update(revenue(payload | env))
     return result
 
 
