@@ -13,7 +13,7 @@ from nami_amp_pipeline.operations import doctor
 from nami_amp_pipeline.operations.trace import trace
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.storage.duckdb_engine import compute
-from nami_amp_pipeline.warehouse import open_warehouse, schemes
+from nami_amp_pipeline.warehouse import Finding, open_warehouse, schemes
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 from nami_amp_pipeline_tests.support.postgres import Postgres
 from nami_amp_pipeline_tests.support.warehouses import PostgresEvents
@@ -228,7 +228,7 @@ def test_indexes_of_partitions_only(postgres: Postgres, tmp_path: Path) -> None:
     table.run("CREATE TABLE rest_rest PARTITION OF rest DEFAULT")
     settings = Settings.load({"NAMI_AMP_HOME": str(tmp_path), "NAMI_AMP_WAREHOUSE_URL": url}, tmp_path / "no.env")
 
-    def index() -> doctor.Finding:
+    def index() -> Finding:
         ((found),) = [one for one in doctor.check_warehouse(settings) if one.subject == "warehouse index"]
         return found
 

@@ -247,7 +247,11 @@ class _Simulation:
         world.check_audit(order=False)
         world.note_what_was_met()
         segments = [(segment_id, self._rows_of(file)) for segment_id, file in world.ledger.segments()]
-        read = {row["id"]: (segment_id, row["created_date"] or row["ingested_at"]) for segment_id, rows in segments for row in rows}
+        read = {
+            row["id"]: (segment_id, row["created_date"] or row["ingested_at"])
+            for segment_id, rows in segments
+            for row in rows
+        }
         ends = {one.integration: one for one in self._status()}
         for one, wanted in (
             (self.plain, reference.Settings(user_id="nami_user_id")),
