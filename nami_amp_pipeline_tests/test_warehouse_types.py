@@ -13,14 +13,17 @@ from nami_amp_pipeline.operations import doctor
 from nami_amp_pipeline.operations.trace import trace
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.storage.duckdb_engine import compute
-from nami_amp_pipeline.warehouse import open_warehouse, schemes
+from nami_amp_pipeline.warehouse import Finding, open_warehouse, schemes
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 from nami_amp_pipeline_tests.support.postgres import Postgres
 from nami_amp_pipeline_tests.support.warehouses import PostgresEvents
 from nami_amp_pipeline_tests.test_warehouse_postgres import role_of
 
 UUIDS = [f"00000000-0000-4000-8000-{number:012d}" for number in range(4)]
-COLUMNS = "id text, app_id text, event_type text, user_id text, created_date timestamptz, ingested_at timestamptz, payload text"
+COLUMNS = (
+    "id text, app_id text, event_type text, user_id text, "
+    "created_date timestamptz, ingested_at timestamptz, payload text"
+)
 
 
 def values(id_: str, app: str, user: str, minutes: float = 0) -> str:
@@ -185,7 +188,8 @@ def test_columns_of_postgresql_may_be_of_other_types(kind: str, postgres: Postgr
         assert warehouse.oldest(connection, [app, "no-such-app"], 0) == {app: int(START.timestamp()) * 1_000_000}
     condition = warehouse.among("app_id", [app, "no-such-app"])  # type: ignore[attr-defined]
     plan = table.run(
-        f"SET enable_seqscan = off; EXPLAIN SELECT id FROM nami_events WHERE {condition} AND ingested_at >= '2026-01-01'"
+        "SET enable_seqscan = off; "
+        f"EXPLAIN SELECT id FROM nami_events WHERE {condition} AND ingested_at >= '2026-01-01'"
     )
     assert "Index Cond: " in str(plan)
     assert "app_id" in str(plan).partition("Index Cond: ")[2]
@@ -224,7 +228,7 @@ def test_indexes_of_partitions_only(postgres: Postgres, tmp_path: Path) -> None:
     table.run("CREATE TABLE rest_rest PARTITION OF rest DEFAULT")
     settings = Settings.load({"NAMI_AMP_HOME": str(tmp_path), "NAMI_AMP_WAREHOUSE_URL": url}, tmp_path / "no.env")
 
-    def index() -> doctor.Finding:
+    def index() -> Finding:
         ((found),) = [one for one in doctor.check_warehouse(settings) if one.subject == "warehouse index"]
         return found
 

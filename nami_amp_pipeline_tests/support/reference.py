@@ -282,8 +282,8 @@ def timestamp(value: str | datetime) -> datetime:
 def json_object(text: str | None) -> dict[str, Any] | None:
     """The JSON object in `text`, or None.
 
-    Strict JSON: NaN and trailing commas make it no JSON at all. Half a surrogate pair, which no UTF-8 text can carry, is
-    read as U+FFFD. Of a key that is there twice, the last counts.
+    Strict JSON: NaN and trailing commas make it no JSON at all. Half a surrogate pair, which no UTF-8 text can carry,
+    is read as U+FFFD. Of a key that is there twice, the last counts.
     """
     try:
         value = json.loads(text or "", parse_constant=_refuse)

@@ -19,12 +19,12 @@ import time
 import traceback
 from collections import Counter
 
-from nami_amp_pipeline_tests.simulation import delivery, whole
+from nami_amp_pipeline_tests.simulation import delivery, payloads, whole
 from nami_amp_pipeline_tests.simulation.fast_start import work_folder
 from nami_amp_pipeline_tests.simulation.killing import Killing
 from nami_amp_pipeline_tests.support.postgres import Postgres
 
-_KINDS = {"delivery": delivery.simulate, "whole": whole.simulate}
+_KINDS = {"delivery": delivery.simulate, "payloads": payloads.simulate, "whole": whole.simulate}
 _COUNTED = ("ticks", "crashes", "takeovers", "requests", "commits", "store_failures", "events")
 
 
@@ -49,7 +49,7 @@ def simulate(minutes: float, first: int, kind: str | None) -> int:
     rng = random.Random(first)
 
     def jobs() -> list[tuple[str, int]]:
-        kinds = [kind] * 64 if kind else ["delivery"] * 56 + ["whole"] * 8
+        kinds = [kind] * 64 if kind else ["delivery"] * 52 + ["payloads"] * 4 + ["whole"] * 8
         return [(one, rng.randrange(2**40)) for one in kinds]
 
     with multiprocessing.get_context("spawn").Pool(os.cpu_count(), gc.freeze) as pool:
@@ -65,7 +65,7 @@ def simulate(minutes: float, first: int, kind: str | None) -> int:
         pool.join()
     took = time.monotonic() - begun
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seeds = totals["delivery"] + totals["whole"]
+    seeds = sum(totals[one] for one in _KINDS)
     each = (used.ru_utime + used.ru_stime) / seeds
     _say(
         f"{seeds} seeds in {took:.0f} s ({seeds / took * 60:.0f} a minute, {each * 1_000:.0f} ms of a core for each): "
