@@ -106,6 +106,11 @@ class Exchange:
         if self.socket is not None:
             self.socket.answered()
 
+    def break_off(self) -> None:
+        """Ends the connection under the thread that uses it; for other threads."""
+        if self.socket is not None:
+            self.socket.break_off()
+
     def abort(self) -> None:
         """Closes the connection, so that nobody uses it again."""
         if self.socket is not None:

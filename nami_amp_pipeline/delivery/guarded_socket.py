@@ -221,11 +221,15 @@ class GuardedSocket:
             self._inner.close()
 
     def kill(self) -> None:
-        """Closes it at once, whoever uses it."""
-        self._closing = True
-        with suppress(OSError, ValueError, AttributeError):
-            self._inner.shutdown(socket.SHUT_RDWR)
+        """Closes it at once."""
+        self.break_off()
         self._inner.close()
+
+    def break_off(self) -> None:
+        """Ends it under whoever uses it, who then closes it: its number must not be another socket's meanwhile."""
+        self._closing = True
+        with suppress(OSError, ValueError, TypeError):
+            socket.socket.shutdown(self._inner, socket.SHUT_RDWR)
 
 
 class _AnswerReader(io.BufferedIOBase):
