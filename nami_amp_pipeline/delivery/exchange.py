@@ -100,10 +100,17 @@ class Exchange:
     def finish(self) -> None:
         """The answer is whole: nothing may have come behind it.
 
+        Where it came before the request was whole, the rest of that would be taken for another request: the
+        connection is closed.
+
         Raises:
             OutOfStepError: something has.
         """
-        if self.socket is not None:
+        if self.socket is None:
+            return
+        if self.socket.early or not self.complete:
+            self.abort()
+        else:
             self.socket.answered()
 
     def break_off(self) -> None:

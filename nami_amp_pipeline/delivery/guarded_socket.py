@@ -118,6 +118,7 @@ class GuardedSocket:
             if self.answers:  # it may be a second answer to the request before
                 raise exchange.out_of_step()
             self.early = True
+            raise BrokenPipeError("the answer is there before the request")  # it is read now; the rest is not sent
 
     # -- receiving -------------------------------------------------------------------------------------------------
 
