@@ -215,6 +215,30 @@ def test_an_answer_before_the_request_is_whole(early: bytes, closes: bool, tls: 
             transport.close()
 
 
+def test_what_is_left_of_a_refused_request_is_not_taken_for_another_one() -> None:
+    """The server refuses at the head and reads no more; a next request on that connection would be body to it."""
+    connections: set[int] = set()
+
+    def refuse(connection: socket.socket, _number: int) -> None:
+        connections.add(id(connection))
+        if len(connections) == 1:
+            connection.sendall(answer(413, b"{}"))
+            time.sleep(1.0)
+            raise OSError("the server closes")
+
+    with raw_server(send(GOOD, close=False), after_head=refuse) as (url, requests):
+        transport = HttpTransport(5.0)
+        first = post(transport, url, LARGE * 3)
+        second = post(transport, url, b"second")
+        transport.close()
+    assert isinstance(first, HttpAnswer), first
+    assert first.status == 413
+    assert isinstance(second, HttpAnswer)
+    assert second.status == 200
+    assert [request.partition(b"\r\n\r\n")[2] for request in requests] == [b"second"]
+    assert len(connections) == 2
+
+
 # -- generated -------------------------------------------------------------------------------------------------------
 
 

@@ -100,11 +100,23 @@ class Exchange:
     def finish(self) -> None:
         """The answer is whole: nothing may have come behind it.
 
+        Where it came before the request was whole, the rest of that would be taken for another request: the
+        connection is closed.
+
         Raises:
             OutOfStepError: something has.
         """
-        if self.socket is not None:
+        if self.socket is None:
+            return
+        if self.socket.early or not self.complete:
+            self.abort()
+        else:
             self.socket.answered()
+
+    def break_off(self) -> None:
+        """Ends the connection under the thread that uses it; for other threads."""
+        if self.socket is not None:
+            self.socket.break_off()
 
     def abort(self) -> None:
         """Closes the connection, so that nobody uses it again."""

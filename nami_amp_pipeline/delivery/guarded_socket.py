@@ -118,6 +118,7 @@ class GuardedSocket:
             if self.answers:  # it may be a second answer to the request before
                 raise exchange.out_of_step()
             self.early = True
+            raise BrokenPipeError("the answer is there before the request")  # it is read now; the rest is not sent
 
     # -- receiving -------------------------------------------------------------------------------------------------
 
@@ -221,11 +222,15 @@ class GuardedSocket:
             self._inner.close()
 
     def kill(self) -> None:
-        """Closes it at once, whoever uses it."""
-        self._closing = True
-        with suppress(OSError, ValueError, AttributeError):
-            self._inner.shutdown(socket.SHUT_RDWR)
+        """Closes it at once."""
+        self.break_off()
         self._inner.close()
+
+    def break_off(self) -> None:
+        """Ends it under whoever uses it, who then closes it: its number must not be another socket's meanwhile."""
+        self._closing = True
+        with suppress(OSError, ValueError, TypeError):
+            socket.socket.shutdown(self._inner, socket.SHUT_RDWR)
 
 
 class _AnswerReader(io.BufferedIOBase):

@@ -151,7 +151,7 @@ class HttpTransport:
             for session in self._sessions:
                 session.close()
             for exchange in self._under_way:
-                exchange.abort()
+                exchange.break_off()
             self._sessions.clear()
         self._local = threading.local()
 

@@ -43,6 +43,14 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None)
 
+    def holder(self, integration: str) -> str | None:
+        """Whose the lease of an integration is, by the integration's name."""
+        row = self._connection.execute(
+            "SELECT l.owner FROM leases l JOIN integrations i ON l.name = 'integration:' || i.id WHERE i.name = ?",
+            (integration,),
+        ).fetchone()
+        return None if row is None else str(row[0])
+
     def wrong(self) -> list[str]:
         """What is not conserved: captured is not what ended and what is pending, or something is below zero.
 

@@ -204,10 +204,16 @@ class Network:
 
 
 class SimulatedWire:
-    """The wire of one run, until its process ends."""
+    """The wire of one run, until its process ends.
 
-    def __init__(self, network: Network) -> None:
+    Args:
+        network: carries the requests.
+        posts: told of each request that is posted.
+    """
+
+    def __init__(self, network: Network, posts: Callable[[bytes], None] = lambda _body: None) -> None:
         self._network = network
+        self._posts = posts
         self.came: list[tuple[int, HttpAnswer | NoAnswer]] = []
         self.alive = True
         self.unrecorded: dict[int, int] = {}
@@ -228,6 +234,7 @@ class SimulatedWire:
         if self._network.time.true > request.send_until:
             self.came.append((number, NoAnswer("late", maybe_stored=False)))
             return
+        self._posts(request.body)
         self.unrecorded[number] = request.body.count(b'"insert_id"')
         self._network.carry(self, number, request.url, request.body)
 

@@ -72,6 +72,7 @@ class World:
         self.network = Network(self.time, self.sandbox, random.Random(self.rng.random()))
         self.facts = Facts()
         self._processes = 0
+        self._names: dict[bytes, str] = {}
         self._wires: list[SimulatedWire] = []
         self._key = Cipher(ENCRYPTION_KEY, self.folder / "unused")
         self._files = DataFolder(self.settings.data_dir)
@@ -124,6 +125,15 @@ class World:
         """As the store has them now."""
         return registry.all_integrations(self.outside.store)
 
+    def _check_right(self, owner: str, body: bytes) -> None:
+        """Whoever posts for an integration holds its lease."""
+        key = body[12:44]
+        if key not in self._names:
+            self._names = {f"key-of-{one.name}".ljust(32, "0").encode(): one.name for one in self.integrations()}
+        name = self._names[key]
+        holder = self.ledger.holder(name)
+        self.check(owner == holder, f"{owner} posts for {name}, and {holder} holds the lease")
+
     def check(self, truth: bool, message: str) -> None:
         """Raises where something does not hold."""
         if not truth:
@@ -149,8 +159,8 @@ class World:
     def tick(self, perils: Perils, stages: Callable[[Context, SimulatedWire], None]) -> bool:
         """One process does its work until it is done, fails or ends; whether it came to the end."""
         self.facts.ticks += 1
-        wire = SimulatedWire(self.network)
         context = self.process(perils)
+        wire = SimulatedWire(self.network, lambda body: self._check_right(context.store.owner, body))
         store = context.store
         assert isinstance(store, MortalStore)
         before = self.network.requests
