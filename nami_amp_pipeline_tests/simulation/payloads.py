@@ -23,7 +23,8 @@ from nami_amp_pipeline_tests.support.odd_values import odd_field
 _TYPES = ("user.subscription.renewed", "device.impression", "device.transaction")
 _BITS = (
     b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\\u", b"\\ud83d", b"\\udc00", b"\\u0000", b"null", b"NaN",
-    b"1e999", b"-", b"0", b"9" * 400, b"\0", b"\x01", b"\xc3\xa9", b"\xf0\x9f\x98\x80", b" ", b"\n", b"\xef\xbb\xbf", b"[" * 500,
+    b"1e999", b"-", b"0", b"9" * 400, b"\0", b"\x01", b"\xc3\xa9", b"\xf0\x9f\x98\x80", b" ", b"\n", b"\xef\xbb\xbf",
+    b"[" * 500,
     b'"external_ids":[{"key":"external_id","value":"x"}],', b'"device_id":"null",', b'"amount":"1",',
 )  # fmt: skip
 
