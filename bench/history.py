@@ -29,8 +29,8 @@ from bench.receiver import Receiver
 from bench.scene import STAGES, Home, delivered_all, room, summary
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.pipeline import capture_apps, snapshot_apps
 from nami_amp_pipeline.sample.stream import START
+from nami_amp_pipeline.stages.pipeline import capture_apps, snapshot_apps
 from nami_amp_pipeline.state import integrations as state
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.users import move_sent

@@ -14,8 +14,8 @@ from nami_amp_pipeline.clock import to_text
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import Halted, Misconfigured, NamiAmpError, StoreUnavailable
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
-from nami_amp_pipeline.pipeline import in_words, never, run_stage
 from nami_amp_pipeline.stages.facts import Facts
+from nami_amp_pipeline.stages.pipeline import in_words, never, run_stage
 from nami_amp_pipeline.stages.stage import Stage, Stop, Subject, called, partition_key
 from nami_amp_pipeline.stages.table import DELIVER, PREPARE
 from nami_amp_pipeline.state import tables

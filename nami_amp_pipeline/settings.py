@@ -40,7 +40,7 @@ _LOG = logging.getLogger("nami_amp_pipeline.settings")
 
 def warehouse_schemes() -> tuple[str, ...]:
     """The URL schemes of the warehouses that can be read."""
-    # Imported late: the warehouses know the settings.
+    # Imported late, for those who never ask for a warehouse.
     from nami_amp_pipeline import warehouse
 
     return warehouse.schemes()

@@ -241,7 +241,7 @@ def test_dead_letters_are_an_alert_only_beyond_the_limit_within_the_window(
 
 
 def test_lag_is_an_alert_beyond_the_limit(pipeline: Pipeline, webhook: Webhook) -> None:
-    from nami_amp_pipeline import pipeline as stages
+    from nami_amp_pipeline.stages import pipeline as stages
 
     one = pipeline.add("fit")
     pipeline.insert([row("1")])
@@ -261,7 +261,7 @@ def test_lag_is_an_alert_beyond_the_limit(pipeline: Pipeline, webhook: Webhook) 
 
 
 def test_halted_integration_is_not_told_as_late_too(pipeline: Pipeline, webhook: Webhook) -> None:
-    from nami_amp_pipeline import pipeline as stages
+    from nami_amp_pipeline.stages import pipeline as stages
 
     one = pipeline.add("fit")
     pipeline.insert([row("1")])

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from nami_amp_pipeline import pipeline
 from nami_amp_pipeline.delivery.transport import HttpAnswer, HttpTransport, NoAnswer, Request
+from nami_amp_pipeline.stages import pipeline
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.simulation.scripted_answers import Bench, event

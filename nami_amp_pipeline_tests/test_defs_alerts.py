@@ -136,7 +136,7 @@ def test_what_a_micro_batch_got_no_further_with_is_left_to_the_schedule(
 
 
 def test_events_that_could_be_posted_start_a_micro_batch(stage: Scene, instance: dg.DagsterInstance) -> None:
-    from nami_amp_pipeline import pipeline as stages
+    from nami_amp_pipeline.stages import pipeline as stages
 
     one = stage.add("radio")
     stage.load(apps=("radio",))

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from nami_amp_pipeline import pipeline as stages
 from nami_amp_pipeline import sample
 from nami_amp_pipeline.operations.status import IntegrationStatus
 from nami_amp_pipeline.sandbox import Fault, Options, Sandbox, SandboxServer
 from nami_amp_pipeline.secrets import Secret
+from nami_amp_pipeline.stages import pipeline as stages
 from nami_amp_pipeline.state import integrations as state
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration

@@ -14,7 +14,6 @@ import orjson
 import pytest
 import sqlalchemy as sa
 
-from nami_amp_pipeline import pipeline
 from nami_amp_pipeline.delivery.destination import (
     REJECTED,
     TOO_LARGE,
@@ -25,8 +24,9 @@ from nami_amp_pipeline.delivery.destination import (
     Verdict,
 )
 from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer, Request
-from nami_amp_pipeline.destinations import DESTINATIONS
 from nami_amp_pipeline.secrets import Secret
+from nami_amp_pipeline.stages import pipeline
+from nami_amp_pipeline.stages.destinations import DESTINATIONS
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.simulation.scripted_answers import API_KEY, Bench, event

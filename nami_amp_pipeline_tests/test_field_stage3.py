@@ -356,7 +356,7 @@ def test_the_time_is_rounded_down_in_every_year(pipeline: Pipeline) -> None:
 
 
 def test_a_salt_that_cannot_be_read_stops_its_integration_only(pipeline: Pipeline) -> None:
-    from nami_amp_pipeline import pipeline as stages
+    from nami_amp_pipeline.stages import pipeline as stages
 
     store = pipeline.context.store
     broken, fine = pipeline.add("shop", hashed=["name"]), pipeline.add("shop", "fine")

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from nami_amp_pipeline import pipeline as stages
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.operations.frames import Frames
+from nami_amp_pipeline.stages import pipeline as stages
 from nami_amp_pipeline.state.integrations import all_integrations
 from nami_amp_pipeline_tests.support.command_line import working_in
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
@@ -129,8 +129,7 @@ def test_the_code_of_the_page_runs(pipeline: Pipeline, tmp_path: Path, monkeypat
 
 
 def test_pandas_is_on_no_path_but_this() -> None:
-    program = (
-        "import sys, nami_amp_pipeline.pipeline, nami_amp_pipeline.operations.frames; print('pandas' in sys.modules)"
-    )
+    imports = "import sys, nami_amp_pipeline.stages.pipeline, nami_amp_pipeline.operations.frames"
+    program = f"{imports}; print('pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

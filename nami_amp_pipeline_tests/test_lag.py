@@ -16,7 +16,7 @@ from nami_amp_pipeline.defs.checks import lag_result
 from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer
 from nami_amp_pipeline.operations import dead_letters
 from nami_amp_pipeline.operations.backlog import due
-from nami_amp_pipeline.pipeline import capture_apps
+from nami_amp_pipeline.stages.pipeline import capture_apps
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.support.harness import START, Agreeing, Pipeline
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nami_amp_pipeline import pipeline as stages
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.contract import ARRAY_CHARACTERS
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.stages import pipeline as stages
 from nami_amp_pipeline.stages import snapshots
 from nami_amp_pipeline.stages.snapshot_sql import snapshot_sql
 from nami_amp_pipeline_tests.support.harness import START, Pipeline

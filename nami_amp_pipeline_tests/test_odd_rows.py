@@ -14,11 +14,11 @@ import psycopg2
 import pyarrow as pa
 import pytest
 
-from nami_amp_pipeline import json_text
 from nami_amp_pipeline.operations import doctor
 from nami_amp_pipeline.operations.trace import trace
 from nami_amp_pipeline.stages import capture, odd_rows
 from nami_amp_pipeline.state.unreadable import unreadable
+from nami_amp_pipeline.storage import json_text
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 from nami_amp_pipeline_tests.support.postgres import Postgres
 

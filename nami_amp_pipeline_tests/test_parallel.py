@@ -15,9 +15,9 @@ import pytest
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import OutOfMemory
-from nami_amp_pipeline.pipeline import capture_apps, prepare_integrations, snapshot_apps
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.stages import prepare, snapshots
+from nami_amp_pipeline.stages.pipeline import capture_apps, prepare_integrations, snapshot_apps
 from nami_amp_pipeline.state.integrations import all_integrations
 from nami_amp_pipeline.storage import parallel as workers
 from nami_amp_pipeline.storage.duckdb_engine import Engine, engine

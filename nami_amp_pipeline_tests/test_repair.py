@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from nami_amp_pipeline import pipeline as stages
 from nami_amp_pipeline.errors import Halted
 from nami_amp_pipeline.operations.repair import LostFile, lost_files, repair
+from nami_amp_pipeline.stages import pipeline as stages
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
 from nami_amp_pipeline_tests.support.command_line import invoke, one_line

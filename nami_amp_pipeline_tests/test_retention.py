@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from nami_amp_pipeline import pipeline as stages
 from nami_amp_pipeline.errors import Busy, LostLease
 from nami_amp_pipeline.operations.trace import trace
 from nami_amp_pipeline.retention import RetentionReport, retain
+from nami_amp_pipeline.stages import pipeline as stages
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.support.harness import START, Pipeline

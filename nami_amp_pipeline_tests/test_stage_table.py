@@ -18,10 +18,10 @@ from nami_amp_pipeline.defs.jobs import build_micro_batch
 from nami_amp_pipeline.defs.partitions import add_partitions
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.errors import Halted, Misconfigured
-from nami_amp_pipeline.pipeline import run_stage
 from nami_amp_pipeline.retention.files import sweep
 from nami_amp_pipeline.retention.report import RetentionReport
 from nami_amp_pipeline.stages.facts import Counts, Facts
+from nami_amp_pipeline.stages.pipeline import run_stage
 from nami_amp_pipeline.stages.stage import Stage, Stop
 from nami_amp_pipeline.stages.table import STAGES
 from nami_amp_pipeline.stages.window import Window

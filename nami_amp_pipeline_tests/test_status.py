@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from nami_amp_pipeline import pipeline
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.sandbox import Fault, Sandbox, SandboxServer
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.stages import pipeline
 from nami_amp_pipeline.state import integrations
 from nami_amp_pipeline_tests.support.command_line import add, event, invoke, load_events
 

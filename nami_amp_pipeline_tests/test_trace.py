@@ -10,11 +10,11 @@ from typing import Any
 import orjson
 import pytest
 
-from nami_amp_pipeline import pipeline
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.operations.trace import Trace, trace
 from nami_amp_pipeline.sandbox import Fault, Sandbox, SandboxServer
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.stages import pipeline
 from nami_amp_pipeline.state import integrations
 from nami_amp_pipeline_tests.support.command_line import add, event, invoke, load_events, tick
 

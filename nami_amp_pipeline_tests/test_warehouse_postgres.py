@@ -16,15 +16,15 @@ import duckdb
 import psycopg2
 import pytest
 
-from nami_amp_pipeline import pipeline as stages
 from nami_amp_pipeline.errors import Misconfigured, WarehouseUnavailable
 from nami_amp_pipeline.operations.backlog import due
 from nami_amp_pipeline.operations.trace import trace
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.stages import pipeline as stages
 from nami_amp_pipeline.state.unreadable import unreadable
 from nami_amp_pipeline.storage.duckdb_engine import compute, sql
 from nami_amp_pipeline.warehouse import Finding, adbc, open_warehouse
-from nami_amp_pipeline.warehouse.adbc import Session
+from nami_amp_pipeline.warehouse.adbc_session import Session
 from nami_amp_pipeline.warehouse.base import COLUMNS, Places
 from nami_amp_pipeline_tests.support.command_line import add, invoke, one_line
 from nami_amp_pipeline_tests.support.harness import START, Pipeline

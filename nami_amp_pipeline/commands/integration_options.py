@@ -13,6 +13,7 @@ from nami_amp_pipeline.commands.key_sources import key_options
 from nami_amp_pipeline.errors import Misconfigured
 
 Decorator = Callable[[Any], Any]
+Default = Callable[[object], Mapping[str, Any]]
 
 
 def setting_options(*, is_new: bool) -> Decorator:
@@ -25,7 +26,19 @@ def setting_options(*, is_new: bool) -> Decorator:
     def default(value: object) -> dict[str, Any]:
         return {"default": value, "show_default": True} if is_new else {"default": None}
 
-    options = [
+    options = [*_addresses(is_new=is_new, default=default), *_contents(default)]
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _addresses(*, is_new: bool, default: Default) -> list[Decorator]:
+    """Where events go, of whom, and which."""
+    return [
         click.option("--endpoint", required=is_new, metavar="us|eu|URL", help="Where the Amplitude project is."),
         click.option("--allow-custom-endpoint", is_flag=True, help="Let events go to a host that is not Amplitude's."),
         key_options("api", "the API key" if is_new else "the new API key"),
@@ -54,6 +67,12 @@ def setting_options(*, is_new: bool) -> Decorator:
             help="Which event types to send; 'user.subscription.*' means all that begin so, types to come included."
             + ("  [default: all]" if is_new else ""),
         ),
+    ]
+
+
+def _contents(default: Default) -> list[Decorator]:
+    """From when, and what of each event."""
+    return [
         click.option(
             "--start-from",
             metavar="now|beginning|TIME",
@@ -85,13 +104,6 @@ def setting_options(*, is_new: bool) -> Decorator:
             help=f"The store's share by event_platform, such as apple=0.15.  [default: {contract.STORE_FEE:g}]",
         ),
     ]
-
-    def add(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
 
 
 def clearing_options(command: Any) -> Any:

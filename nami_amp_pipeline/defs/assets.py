@@ -19,7 +19,7 @@ from nami_amp_pipeline.defs.partitions import app_integrations, nami_apps
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.operations.status import status
-from nami_amp_pipeline.pipeline import run_stage
+from nami_amp_pipeline.stages.pipeline import run_stage
 from nami_amp_pipeline.stages.stage import Stage, Subject, called, partition_key
 from nami_amp_pipeline.stages.table import STAGES
 from nami_amp_pipeline.state.integrations import Integration, all_integrations, apps_with_integrations

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nami_amp_pipeline.delivery.transport import HttpTransport
-from nami_amp_pipeline.destinations import DESTINATIONS
+from nami_amp_pipeline.stages.destinations import DESTINATIONS
 
 if TYPE_CHECKING:
     from nami_amp_pipeline.secrets import Secret

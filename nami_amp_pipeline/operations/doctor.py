@@ -21,11 +21,11 @@ from nami_amp_pipeline.clock import Clock, system_clock
 from nami_amp_pipeline.delivery.destination import Probe
 from nami_amp_pipeline.delivery.http_session import ca_bundle, proxy_of, without_password
 from nami_amp_pipeline.delivery.transport import HttpTransport
-from nami_amp_pipeline.destinations import DESTINATIONS
 from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.operations.repair import lost_files
 from nami_amp_pipeline.secrets import Cipher
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.stages.destinations import DESTINATIONS
 from nami_amp_pipeline.state import Store, migrate, rotation, tables
 from nami_amp_pipeline.state.integration_keys import sharing_a_key
 from nami_amp_pipeline.state.integrations import all_integrations

@@ -12,9 +12,9 @@ import orjson
 import pyarrow as pa
 
 from nami_amp_pipeline.contract import CATEGORY, GROSS_AMOUNT, SUBCATEGORY, EventType
-from nami_amp_pipeline.json_text import is_finite, top_level
 from nami_amp_pipeline.stages.body_variants import PLAIN, Variant
 from nami_amp_pipeline.storage.duckdb_engine import literal
+from nami_amp_pipeline.storage.json_text import is_finite, top_level
 
 NOT_PROPERTIES = ("id", "event_type", "created_date", "user_id", "device_id", "external_id")
 """Payload fields that are something else of the Amplitude event."""

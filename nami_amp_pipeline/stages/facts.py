@@ -14,7 +14,7 @@ from nami_amp_pipeline.clock import to_datetime, to_text
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.delivery.attempt import Delivered
 from nami_amp_pipeline.stages.capture import Captured
-from nami_amp_pipeline.stages.prepare import Prepared
+from nami_amp_pipeline.stages.outbox_writer import Prepared
 from nami_amp_pipeline.stages.previews import (
     PREVIEW_ROWS,
     created_between,

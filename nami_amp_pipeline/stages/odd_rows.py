@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nami_amp_pipeline.json_text import field_names, judge
+from nami_amp_pipeline.storage.json_text import field_names, judge
 
 HALF_CHARACTERS = "half_characters"
 """The ``problem`` of an event that is sent all the same: halves of surrogate pairs were replaced."""

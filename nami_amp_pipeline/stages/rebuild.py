@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.contract import DEDUPLICATION_WINDOW
 from nami_amp_pipeline.errors import Halted
-from nami_amp_pipeline.stages.prepare import OutboxPart, PreparedSegment, add_outbox, begin_segment, write_outbox
+from nami_amp_pipeline.stages.outbox_writer import OutboxPart, add_outbox, write_outbox
+from nami_amp_pipeline.stages.prepare import PreparedSegment, begin_segment
 from nami_amp_pipeline.stages.prepare_inputs import register_released, register_sent
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import all_integrations

@@ -22,7 +22,8 @@ from nami_amp_pipeline.stages.facts import (
     describe_prepared,
     describe_snapshotted,
 )
-from nami_amp_pipeline.stages.prepare import OUTBOX_SCHEMA, prepare
+from nami_amp_pipeline.stages.outbox_writer import OUTBOX_SCHEMA
+from nami_amp_pipeline.stages.prepare import prepare
 from nami_amp_pipeline.stages.snapshot_sql import snapshot_schema
 from nami_amp_pipeline.stages.snapshots import snapshot
 from nami_amp_pipeline.stages.stage import References, Run, Stage, Stop

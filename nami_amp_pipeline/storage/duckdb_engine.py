@@ -7,13 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 import pyarrow as pa
 
 from nami_amp_pipeline.contract import CATEGORIES
 from nami_amp_pipeline.errors import Halted, OutOfMemory
-from nami_amp_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from nami_amp_pipeline.settings import Settings
 
 SPACES = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 """What counts as surrounding space of an id: all that Unicode calls so."""

@@ -6,9 +6,11 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from nami_amp_pipeline.settings import Settings
+if TYPE_CHECKING:
+    from nami_amp_pipeline.settings import Settings
+
 
 T = TypeVar("T")
 R = TypeVar("R")

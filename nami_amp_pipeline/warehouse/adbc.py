@@ -9,7 +9,7 @@ so that a view will do, and other databases too (docs/warehouses.md).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from nami_amp_pipeline.errors import WarehouseUnavailable
+from nami_amp_pipeline.warehouse.adbc_session import Session, answered
 from nami_amp_pipeline.warehouse.base import (
     COLUMNS,
     EventRow,
@@ -47,57 +48,6 @@ _FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 and 
 _ARROW: Mapping[Kind, pa.DataType] = {"text": pa.string(), "time": pa.timestamp("us", tz="UTC"), "json": pa.string()}
 _ROWS = pa.schema([(column, _ARROW[kind]) for column, kind in COLUMNS.items()])
 _KEYS = pa.schema([("part", pa.int32()), *((name, _ROWS.field(name).type) for name in ("app_id", "id", "ingested_at"))])
-
-
-class Session:
-    """A connection during one reading.
-
-    Attributes:
-        failure: what broke a stream that DuckDB was reading from; of that, DuckDB passes on a text only.
-        any_bytes: whether texts may come that are not UTF-8, to be mended row by row.
-    """
-
-    def __init__(self, db: Connection) -> None:
-        self.failure: Exception | None = None
-        self.any_bytes = False
-        self._db = db
-        self._streams: list[Generator[pa.RecordBatch]] = []
-
-    def execute(self, statement: str) -> None:
-        """Runs a statement that gives nothing back."""
-        with self._db.cursor() as cursor:
-            cursor.execute(statement)
-
-    def rows(self, query: str, **options: str) -> list[tuple[Any, ...]]:
-        """The whole answer of a query that is known to be small; ``options`` are the driver's."""
-        with self._db.cursor() as cursor:
-            if options:
-                cursor.adbc_statement.set_options(**options)
-            cursor.execute(query)
-            return cursor.fetchall()
-
-    def stream(self, queries: Iterable[str], schema: pa.Schema) -> pa.RecordBatchReader:
-        """The answers of queries of the same columns, one after the other; a batch at a time is in memory."""
-        batches = self._batches(queries, schema)
-        self._streams.append(batches)
-        return pa.RecordBatchReader.from_batches(schema, batches)
-
-    def _batches(self, queries: Iterable[str], schema: pa.Schema) -> Generator[pa.RecordBatch]:
-        try:
-            for query in queries:
-                with self._db.cursor() as cursor:
-                    cursor.execute(query)
-                    for batch in cursor.fetch_record_batch():
-                        yield (_in_utf8(batch) if self.any_bytes else batch).cast(schema)
-        except Exception as error:
-            self.failure = error
-            raise
-
-    def close(self) -> None:
-        """Lets go of streams that were not read to their end."""
-        for batches in self._streams:
-            with suppress(Exception):  # it must not stand before what went wrong
-                batches.close()
 
 
 class AdbcWarehouse(ABC):
@@ -181,7 +131,7 @@ class AdbcWarehouse(ABC):
                 f"WHERE {self.among('app_id', app_ids)} AND ingested_at > {self.time(after)} "
                 f"AND ingested_at <= {self.time(_LAST)} GROUP BY app_id"
             )
-            return dict(_answered(session, connection, [query], _schema("app_id", "ingested_at"), local))
+            return dict(answered(session, connection, [query], _schema("app_id", "ingested_at"), local))
 
     def find(self, connection: duckdb.DuckDBPyConnection, event_id: str, places: Places | None = None) -> Lookup:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
@@ -200,7 +150,7 @@ class AdbcWarehouse(ABC):
             queries = [query]
             if places is not None and self.takes_long(session, query):
                 queries = [f"{query} AND {condition}" for condition in self._conditions(places)]
-            rows = _answered(session, connection, queries, _schema(*columns), local)
+            rows = answered(session, connection, queries, _schema(*columns), local)
         return Lookup([EventRow(*row) for row in rows], is_whole=queries == [query])
 
     def _conditions(self, places: Places) -> Iterator[str]:
@@ -301,7 +251,7 @@ class AdbcWarehouse(ABC):
             if self.takes_long(session, query):
                 continue
             schema = _schema("app_id", "id").append(pa.field("rows", pa.int64()))
-            for app_id, event_id, rows in _answered(session, connection, [query], schema, "FROM warehouse_stream"):
+            for app_id, event_id, rows in answered(session, connection, [query], schema, "FROM warehouse_stream"):
                 old = found.get((app_id or "", reason))
                 found[app_id or "", reason] = Unplaced(
                     app_id or "", reason, rows + (old.rows if old else 0), f"id {(event_id or 'null')[:60]}"
@@ -427,18 +377,6 @@ def _schema(*columns: str) -> pa.Schema:
     return pa.schema([_ROWS.field(column) for column in columns])
 
 
-def _answered(
-    session: Session, duck: duckdb.DuckDBPyConnection, queries: Sequence[str], schema: pa.Schema, local: str
-) -> list[tuple[Any, ...]]:
-    """Queries over there whose answers are the table ``warehouse_stream`` of a query here."""
-    duck.register("warehouse_stream", session.stream(queries, schema))
-    try:
-        return duck.execute(local).fetchall()
-    finally:
-        session.close()
-        duck.unregister("warehouse_stream")
-
-
 def _parts(positions: Mapping[str, int | None]) -> list[tuple[int | None, list[str]]]:
     """Apps to be asked for together, with the position of the one that is behind."""
     parts: list[tuple[int | None, list[str]]] = []
@@ -451,25 +389,3 @@ def _parts(positions: Mapping[str, int | None]) -> list[tuple[int | None, list[s
                 continue
         parts.append((position, [app_id]))
     return parts
-
-
-def _in_utf8(batch: pa.RecordBatch) -> pa.RecordBatch:
-    r"""Texts as UTF-8, in those rows where they are not.
-
-    A byte that belongs to no character becomes U+FFFD in a payload, and ``\\xfc`` in what names things: two names never
-    become one.
-    """
-    columns = []
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        is_large = pa.types.is_large_string(column.type)
-        if is_large or pa.types.is_string(column.type):
-            try:
-                column.validate(full=True)
-            except pa.ArrowInvalid:
-                errors = "replace" if name == "payload" else "backslashreplace"
-                values = column.cast(pa.large_binary() if is_large else pa.binary()).to_pylist()
-                texts = [None if value is None else value.decode(errors=errors) for value in values]
-                columns.append(pa.array(texts, column.type))
-                continue
-        columns.append(column)
-    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)

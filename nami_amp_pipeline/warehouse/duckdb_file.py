@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.errors import WarehouseUnavailable
-from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.warehouse.base import (
     COLUMNS,
     EventRow,
@@ -26,6 +25,9 @@ from nami_amp_pipeline.warehouse.base import (
     one_line,
 )
 from nami_amp_pipeline.warehouse.duckdb_attach import attach, quoted
+
+if TYPE_CHECKING:
+    from nami_amp_pipeline.settings import Settings
 
 _FIRST, _LAST = (f"'{moment}'::TIMESTAMPTZ" for moment in (contract.FIRST_MOMENT, contract.LAST_MOMENT))
 _PLACED = f"ingested_at BETWEEN {_FIRST} AND {_LAST}"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import duckdb
 import numpy as np
@@ -24,11 +24,13 @@ import pyarrow.compute as pc
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.clock import Clock, micros, system_clock
 from nami_amp_pipeline.errors import Misconfigured, WarehouseUnavailable
-from nami_amp_pipeline.json_text import DOUBTFUL, SURROGATE, is_json, with_whole_characters
-from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.storage.duckdb_engine import compute, sql
+from nami_amp_pipeline.storage.json_text import DOUBTFUL, SURROGATE, is_json, with_whole_characters
 from nami_amp_pipeline.warehouse.base import DUCKDB_TYPES, Kind, check_columns
 from nami_amp_pipeline.warehouse.duckdb_attach import attach, quoted
+
+if TYPE_CHECKING:
+    from nami_amp_pipeline.settings import Settings
 
 BLOCK_BYTES = 16 * 2**20
 """Read at once; memory is a few times this."""

@@ -12,14 +12,16 @@ from urllib.parse import parse_qsl, unquote
 import duckdb
 
 from nami_amp_pipeline.errors import Misconfigured, WarehouseUnavailable
-from nami_amp_pipeline.settings import Settings
-from nami_amp_pipeline.warehouse.adbc import AdbcWarehouse, Session
+from nami_amp_pipeline.warehouse.adbc import AdbcWarehouse
+from nami_amp_pipeline.warehouse.adbc_session import Session
 from nami_amp_pipeline.warehouse.base import COLUMNS, Finding, Kind, check_columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from adbc_driver_manager.dbapi import Connection
+
+    from nami_amp_pipeline.settings import Settings
 
 _INTEGERS = ("smallint", "integer", "bigint", "numeric")
 _AS_THEY_ARE = ("text", "character varying", "timestamp with time zone")

@@ -10,12 +10,13 @@ import duckdb
 import pyarrow as pa
 import sqlalchemy as sa
 
-from nami_amp_pipeline import contract, pipeline, sample
+from nami_amp_pipeline import contract, sample
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.delivery.request_threads import Wire
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.stages import pipeline
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration

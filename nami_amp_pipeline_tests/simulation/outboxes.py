@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS
-from nami_amp_pipeline.stages.prepare import OUTBOX_SCHEMA
+from nami_amp_pipeline.stages.outbox_writer import OUTBOX_SCHEMA
 from nami_amp_pipeline.state import tables
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from nami_amp_pipeline import pipeline
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.delivery.attempt import Delivered
 from nami_amp_pipeline.delivery.outbox_finisher import Background
@@ -19,6 +18,7 @@ from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer, Request
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.stages import pipeline
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import NewIntegration

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 
-from nami_amp_pipeline import pipeline
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.sandbox import Fault, Options
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.stages import pipeline
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.warehouse import Finding, Lookup, Places, Source

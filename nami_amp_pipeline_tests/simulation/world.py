@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nami_amp_pipeline import pipeline
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import Halted, LostLease
 from nami_amp_pipeline.operations.status import status
@@ -17,6 +16,7 @@ from nami_amp_pipeline.sandbox import Fault, Options, Sandbox
 from nami_amp_pipeline.sandbox.settings import key_digest
 from nami_amp_pipeline.secrets import Cipher, Secret
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.stages import pipeline
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state.integrations import Integration, NewIntegration
 from nami_amp_pipeline.storage.data_folder import DataFolder

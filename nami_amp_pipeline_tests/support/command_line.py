@@ -12,12 +12,12 @@ from pathlib import Path
 import orjson
 from click.testing import CliRunner, Result
 
-from nami_amp_pipeline import pipeline
 from nami_amp_pipeline.cli import cli
 from nami_amp_pipeline.clock import Clock, system_clock
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.stages import pipeline
 from nami_amp_pipeline.state.integrations import all_integrations
 
 API_KEY = "a-secret-api-key-0123456789"

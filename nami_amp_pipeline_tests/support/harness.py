@@ -12,13 +12,13 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from nami_amp_pipeline import pipeline
 from nami_amp_pipeline.clock import from_datetime
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer, Request
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.stages import pipeline
 from nami_amp_pipeline.state import integrations as state
 from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline.storage.duckdb_engine import sql

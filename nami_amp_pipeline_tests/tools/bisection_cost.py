@@ -31,7 +31,7 @@ from nami_amp_pipeline.delivery.request_record import RequestRecord
 from nami_amp_pipeline.delivery.store_changes import StoreChanges
 from nami_amp_pipeline.delivery.transport import HttpAnswer
 from nami_amp_pipeline.secrets import Secret
-from nami_amp_pipeline.stages.prepare import OUTBOX_SCHEMA
+from nami_amp_pipeline.stages.outbox_writer import OUTBOX_SCHEMA
 
 TAKEN = HttpAnswer(200, b'{"code":200}')
 REFUSED = HttpAnswer(400, b'{"code":400,"error":"Invalid event JSON"}')

@@ -105,7 +105,7 @@ MUTANTS = (
         "return Verdict(Outcome.DELIVERED, \"delivered\")",
     ),
     Mutant(
-        "an outbox is posted newest first", "whole", "nami_amp_pipeline/stages/prepare.py",
+        "an outbox is posted newest first", "whole", "nami_amp_pipeline/stages/outbox_writer.py",
         '_ORDER = [(name, "ascending")', '_ORDER = [(name, "descending" if name == "created_date" else "ascending")',
     ),
     Mutant(

@@ -8,8 +8,8 @@ from typing import Any, Final
 import dagster as dg
 
 from nami_amp_pipeline.clock import to_datetime
-from nami_amp_pipeline.destinations import DESTINATIONS
 from nami_amp_pipeline.operations.status import IntegrationStatus
+from nami_amp_pipeline.stages.destinations import DESTINATIONS
 
 DELIVERIES: Final = dg.AssetKey("amplitude_deliveries")
 

@@ -22,7 +22,7 @@ from nami_amp_pipeline.errors import (
     WarehouseUnavailable,
 )
 from nami_amp_pipeline.stages.capture import Captured
-from nami_amp_pipeline.stages.prepare import Prepared
+from nami_amp_pipeline.stages.outbox_writer import Prepared
 from nami_amp_pipeline.stages.snapshots import Snapshotted
 from nami_amp_pipeline.stages.stage import Stage, Stop, Subject, partition_key
 from nami_amp_pipeline.stages.table import CAPTURE, DELIVER, PREPARE, SNAPSHOTS, delivering

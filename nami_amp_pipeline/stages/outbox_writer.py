@@ -1,0 +1,220 @@
+"""Outbox files: a lane's events are consecutive record batches in posting order; a row in the store makes one count."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import sqlalchemy as sa
+
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.store import Transaction
+from nami_amp_pipeline.storage.duckdb_engine import sql
+
+OUTBOX_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("event_type", pa.string()),
+        ("user_id", pa.string()),
+        ("identity", pa.string()),
+        ("created_date", pa.timestamp("us", tz="UTC")),
+        ("state", pa.string()),
+        ("reason", pa.string()),
+        ("row", pa.int64()),
+        ("body", pa.string()),
+    ]
+)
+"""Columns of an outbox (Arrow IPC). ``user_id`` is Nami's; ``identity`` is Amplitude's (``u:`` user id or ``d:`` device
+id); ``state`` is send, skipped, dead or waiting; ``row`` is the number in the segment; ``body`` is the event's JSON
+behind a comma, so that consecutive events are a slice of the column's buffer."""
+
+_PLACED_SCHEMA = pa.schema(
+    [("integration_id", pa.int64()), ("lane", pa.int32()), ("exception_id", pa.int64()), *OUTBOX_SCHEMA]
+)
+"""The same, with the place in the outbox, and the number in the store of what is in the outbox once more."""
+
+_BODY_BYTES = 80_000_000
+"""Bodies that are put in order at once."""
+
+_ORDER = [(name, "ascending") for name in ("integration_id", "lane", "created_date", "id")]
+
+
+@dataclass
+class Prepared:
+    """What one run prepared for one integration.
+
+    Attributes:
+        captured: events of the selected types.
+        sendable: events that will be posted, those released from waiting included.
+        skipped: by reason.
+        dead: by reason.
+        waiting: events held until their user logs in.
+        bytes: of all event bodies.
+        preview: the first few bodies, for people.
+    """
+
+    captured: int = 0
+    sendable: int = 0
+    skipped: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    dead: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    waiting: int = 0
+    bytes: int = 0
+    preview: list[str] = field(default_factory=list)
+
+    def add(self, part: Prepared) -> None:
+        """Adds what was prepared of another segment."""
+        self.captured += part.captured
+        self.sendable += part.sendable
+        self.waiting += part.waiting
+        self.bytes += part.bytes
+        self.preview = (self.preview + part.preview)[:5]
+        for reason, events in part.skipped.items():
+            self.skipped[reason] += events
+        for reason, events in part.dead.items():
+            self.dead[reason] += events
+
+
+@dataclass
+class LanePart:
+    """Where the rows of a lane are in an outbox file: its first record batch, and how many."""
+
+    batch: int
+    rows: int
+
+
+@dataclass
+class OutboxPart:
+    """One integration's share of an outbox file."""
+
+    lanes: list[LanePart] = field(default_factory=list)
+    others_batch: int | None = None
+    rows: int = 0
+    exceptions: list[dict[str, object]] = field(default_factory=list)
+    released: list[int] = field(default_factory=list)
+    done: Prepared = field(default_factory=Prepared)
+
+
+def write_outbox(context: Context, connection: duckdb.DuckDBPyConnection, name: str) -> dict[int, OutboxPart]:
+    """Writes the outbox file; returns by integration where its lanes are and what is not to be posted."""
+    parts: dict[int, OutboxPart] = {}
+    batches = 0
+    with context.folder.ipc(name, OUTBOX_SCHEMA, compression=None) as writer:  # read soon, and gone soon after
+        for integration_id, lane, rows in _lanes(connection):
+            part = parts.setdefault(integration_id, OutboxPart())
+            first = batches
+            for batch in rows:
+                writer.write_batch(batch.select(OUTBOX_SCHEMA.names))
+                batches += 1
+                part.rows += batch.num_rows
+                _tally(part, batch, first, is_posted=lane >= 0)
+    return parts
+
+
+def _lanes(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[int, int, Iterator[pa.RecordBatch]]]:
+    """Integration, lane and rows in posting order, of all lanes.
+
+    Only numbers of rows are sorted: bodies are copied once, to where they belong.
+    """
+    for wanted in _portions(connection):
+        connection.register("wanted", wanted)
+        table = connection.sql(sql("prepare_5_outbox")).to_arrow_table().combine_chunks()
+        order = pc.sort_indices(table, sort_keys=_ORDER)
+        table = table.select(_PLACED_SCHEMA.names).cast(_PLACED_SCHEMA)
+        keys = [table[key].take(order).to_numpy() for key in ("integration_id", "lane")]
+        changes = np.flatnonzero((np.diff(keys[0]) != 0) | (np.diff(keys[1]) != 0)) + 1
+        for start, end in pairwise([0, *changes.tolist(), table.num_rows]):
+            yield int(keys[0][start]), int(keys[1][start]), _in_order(table, order[start:end])
+
+
+def _in_order(rows: pa.Table, order: pa.Array) -> Iterator[pa.RecordBatch]:
+    for start in range(0, len(order), LANE_BATCH_ROWS):
+        yield from rows.take(order[start : start + LANE_BATCH_ROWS]).combine_chunks().to_batches()
+
+
+def _portions(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
+    """Lanes (integration_id, lane) that are written together: about as many as fit into :data:`_BODY_BYTES`."""
+    lanes = connection.sql(
+        "SELECT integration_id, lane, count(*) * (SELECT coalesce(avg(strlen(rest)), 0) + 200 FROM bodies) AS bytes "
+        "FROM placed GROUP BY integration_id, lane ORDER BY integration_id, lane"
+    ).to_arrow_table()
+    portion = np.cumsum(lanes["bytes"].to_numpy()) // _BODY_BYTES
+    starts = np.flatnonzero(np.diff(portion, prepend=-1))
+    for start, end in pairwise([*starts.tolist(), lanes.num_rows]):
+        yield lanes.slice(start, end - start)
+
+
+def _tally(part: OutboxPart, rows: pa.RecordBatch, first: int, *, is_posted: bool) -> None:
+    """Adds some rows of a lane, which begins with the record batch ``first``, to an integration's share."""
+    done = part.done
+    back = rows["exception_id"].drop_null().to_pylist()
+    part.released += back
+    done.captured += rows.num_rows - len(back)
+    if is_posted:
+        if not part.lanes or part.lanes[-1].batch != first:
+            part.lanes.append(LanePart(first, 0))
+        part.lanes[-1].rows += rows.num_rows
+        done.sendable += rows.num_rows
+        done.bytes += rows["body"].nbytes
+        done.preview += [text[1:] for text in rows["body"].slice(0, 5 - min(5, len(done.preview))).to_pylist()]
+        return
+    part.others_batch = first if part.others_batch is None else part.others_batch
+    for row in pa.table(rows).group_by(["state", "reason"]).aggregate([([], "count_all")]).to_pylist():
+        if row["state"] == "skipped":
+            done.skipped[row["reason"]] += row["count_all"]
+        elif row["state"] == "dead":
+            done.dead[row["reason"]] += row["count_all"]
+        else:
+            done.waiting += row["count_all"]
+    kept = rows.filter(pc.not_equal(rows["state"], "skipped")).select(OUTBOX_SCHEMA.names)
+    part.exceptions += [
+        {**row, "created_date": at}
+        for row, at in zip(kept.to_pylist(), kept["created_date"].cast(pa.int64()).to_pylist(), strict=True)
+    ]
+
+
+def add_outbox(
+    context: Context, tx: Transaction, integration_id: int, segment_id: int, name: str, part: OutboxPart
+) -> None:
+    """Makes an integration's share of an outbox file count."""
+    if not part.rows:
+        return
+    outbox_id = tx.execute(
+        sa.insert(tables.outboxes).values(
+            integration_id=integration_id,
+            segment_id=segment_id,
+            file=name,
+            others_batch=part.others_batch,
+            rows=part.rows,
+            prepared_at=context.now(),
+            run_id=context.run_id,
+        )
+    ).inserted_primary_key[0]  # type: ignore[index]
+    lanes = [
+        {"outbox_id": outbox_id, "batch": lane.batch, "rows": lane.rows, "next_row": 0, "attempt_end": 0}
+        for lane in part.lanes
+    ]
+    if lanes:
+        tx.execute(sa.insert(tables.lanes), lanes)
+
+
+def exception_rows(exceptions: Sequence[Mapping[str, object]], same: Mapping[str, object]) -> pa.Table:
+    """What goes into the store of exceptions, and what is the same for all of them."""
+    columns = {"event_id": "id"} | {name: name for name in ("state", "reason", "event_type", "user_id", "body")}
+    texts = {name: pa.array([row[key] for row in exceptions], pa.large_string()) for name, key in columns.items()}
+    return pa.table(
+        {
+            **texts,
+            "identity": pa.array([row["identity"] or "" for row in exceptions], pa.large_string()),
+            "payload": pa.array([row.get("payload") for row in exceptions], pa.large_string()),
+            "created_date": pa.array([row["created_date"] for row in exceptions], pa.int64()),
+            **{name: pa.repeat(value, len(exceptions)) for name, value in same.items()},
+        }
+    )
