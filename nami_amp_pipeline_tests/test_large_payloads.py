@@ -52,7 +52,7 @@ def sent(pipeline: Pipeline) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("number", [8_000, 60_000])
 @pytest.mark.parametrize("what", ["devices", "active_entitlements", "external_ids"])
 def test_a_payload_with_very_many_of_a_thing_stops_nobody(what: str, number: int, tmp_path: Path) -> None:
-    pipeline = Pipeline(tmp_path)
+    pipeline = Pipeline(tmp_path, {"NAMI_AMP_MAX_PAYLOAD_BYTES": "16000000"})  # what stage 1 would set aside
     one = pipeline.add("app", start_from=None, user_id_kind="nami_user_id")
     pipeline.insert([row(f"n-{n}", NORMAL) for n in range(3_000)])
     pipeline.insert([row(f"large-{n}", many(what, number)) for n in range(3)])
@@ -158,6 +158,7 @@ def test_stage_2_fails_on_no_payload_that_was_captured(tmp_path: Path, caplog: p
     pipeline.insert([row(f"{kind}-{n}", text, kind) for kind in types for n, text in enumerate(ODD)])
     stages.capture_apps(pipeline.context)
     caplog.set_level(logging.WARNING, logger="nami_amp_pipeline")
+    caplog.clear()
     moved = stages.snapshot_apps(pipeline.context)
     assert not caplog.records, "all of it is read in columns"
     (path,) = (pipeline.context.folder.root / "segments").glob("*.parquet")

@@ -602,10 +602,21 @@ def test_a_password_is_not_to_be_seen(address: str, tmp_path: Path) -> None:
     assert "x on" in warehouse.name
 
 
-@pytest.mark.parametrize("password", ["a/hunter2", "hunter2@b", "%zzhunter2", "hunter2?", "x:hunter2/y"])
-def test_an_address_that_cannot_be_parsed_is_not_shown(password: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("password", ["a/hunter2", "hunter2@b", "hunter2?", "x:hunter2/y", "a#hunter2"])
+def test_a_password_of_odd_letters_is_taken_and_not_to_be_seen(password: str, tmp_path: Path) -> None:
+    settings = settings_of(f"postgresql://user:{password}@127.0.0.1:1/database", tmp_path)
+    warehouse = open_warehouse(settings)
+    seen = [repr(settings), repr(warehouse), warehouse.name, said(settings), str(warehouse.check())]
+    assert not [text for text in seen if "hunter2" in text]
+    assert "database on 127.0.0.1" in warehouse.name
+
+
+@pytest.mark.parametrize(
+    "address", ["user:%zzhunter2@host", "user:hunter2@host:port", "user:hunter2@[host", "hunter2#"]
+)
+def test_an_address_that_cannot_be_parsed_is_not_shown(address: str, tmp_path: Path) -> None:
     with pytest.raises(Misconfigured) as caught:
-        open_warehouse(settings_of(f"postgresql://user:{password}@host/database", tmp_path))
+        open_warehouse(settings_of(f"postgresql://{address}/database", tmp_path))
     assert "NAMI_AMP_WAREHOUSE_URL" in str(caught.value)
     assert "hunter2" not in str(caught.value)
 
