@@ -262,7 +262,7 @@ class Settings(BaseSettings):
     run_retry_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _setting(
         120.0, "how long a run goes on without progress", unit="seconds"
     )
-    lease_seconds: Annotated[int, Field(ge=5, le=2**53)] = _setting(
+    lease_seconds: Annotated[int, Field(ge=5, le=3_600)] = _setting(
         120,
         "how long a process may be silent before another takes its work over; at least twice "
         "`NAMI_AMP_HTTP_TIMEOUT_SECONDS`",
