@@ -56,6 +56,7 @@ def tls(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     ],
 )
 @pytest.mark.parametrize("final", [GOOD, CHUNKED])
+@pytest.mark.contract("5.5.9")
 def test_interim_answers_are_read_past(interim: bytes, final: bytes, tls: Path | None) -> None:
     with raw_server(send(interim + final, close=False), tls=tls) as (url, requests):
         transport = HttpTransport(2.0)
@@ -278,6 +279,7 @@ class Ledger:
 
 
 @pytest.mark.parametrize("seed", range(8))
+@pytest.mark.contract("5.5.9")
 def test_delivered_only_if_the_server_says_that_it_took_that_request(seed: int) -> None:
     ledger = Ledger(seed)
     asked: list[bytes]

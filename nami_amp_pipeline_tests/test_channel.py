@@ -365,6 +365,7 @@ def test_the_api_key_is_in_no_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2, DOUBTED_TIMES])
+@pytest.mark.contract("5.5.6")
 def test_that_one_small_event_is_too_large_is_not_believed_at_once(times: int, tmp_path: Path) -> None:
     bench = Bench(tmp_path, run_retry_seconds=0.0)
     bench.prepare([event(0), event(1)])

@@ -144,6 +144,7 @@ class TestRevenue:
         tick(pipeline, paid("t1", purchase_env=env))
         assert not {"price", "quantity", "productId", "revenueType", "currency"} & sent(pipeline, one)["t1"].keys()
 
+    @pytest.mark.contract("2.12")
     def test_net_is_the_amount_less_the_stores_fee(self, pipeline: Pipeline) -> None:
         gross = pipeline.add("shop", "gross", anonymous="device_id")
         net = pipeline.add("shop", "net", anonymous="device_id", revenue="net", store_fees={"Google": 0.15})
@@ -174,6 +175,7 @@ class TestSandboxEvents:
         bought("odd", 4, purchase_env=7),
     )
 
+    @pytest.mark.contract("2.9")
     def test_each_setting(self, pipeline: Pipeline) -> None:
         send = pipeline.add("shop", "send")
         skip = pipeline.add("shop", "skip", sandbox="skip")
@@ -226,6 +228,7 @@ class TestFieldsThatNeverLeave:
                                                     "devices": SECRET})},
     )  # fmt: skip
 
+    @pytest.mark.contract("2.10")
     def test_excluded(self, pipeline: Pipeline) -> None:
         one, other = pipeline.add("shop", exclude=HIDING), pipeline.add("shop", "all")
         tick(pipeline, *self.ROWS)
@@ -240,6 +243,7 @@ class TestFieldsThatNeverLeave:
         assert events["e1"]["user_properties"]["namiml_in_trial_period"] is True
         assert sent(pipeline, other)["t1"]["productId"] == SECRET, "what another integration wants is its own affair"
 
+    @pytest.mark.contract("2.10")
     def test_hashed(self, pipeline: Pipeline) -> None:
         one = pipeline.add("shop", hashed=HIDING)
         tick(pipeline, *self.ROWS)

@@ -319,6 +319,7 @@ class TestChange:
         more = {name: wanted.pop(name) for name in ("by", "if_version") if name in wanted}
         return change(store, Cipher(None, tmp_path / "key"), key, IntegrationChange(**wanted), **more)
 
+    @pytest.mark.contract("2.14")
     def test_every_setting_and_what_is_recorded(self, store: Store, tmp_path: Path) -> None:
         added(store, tmp_path, start_from=1_000)
         now = self.change(
@@ -398,6 +399,7 @@ class TestChange:
         assert integrations.get(store, one.key) == one
         assert len(history(store, one.key)) == 1
 
+    @pytest.mark.contract("2.15")
     def test_a_change_made_for_an_older_version_is_refused_naming_who_changed_what(
         self, store: Store, tmp_path: Path
     ) -> None:

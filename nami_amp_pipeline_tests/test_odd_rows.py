@@ -115,6 +115,7 @@ def test_an_ingested_at_that_no_calendar_has_hides_no_other_row(
     assert "bad" in finding.message
 
 
+@pytest.mark.contract("1.10")
 def test_rows_that_cannot_be_named_are_counted_once(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     scene = make()
     one = scene.add("app", user_id_kind="nami_user_id")
@@ -186,6 +187,7 @@ def huge(count: int, length: int) -> str:
 
 
 @pytest.mark.parametrize(("count", "length"), [(7_000, 10), (60, 7_000), (20_000, 1)])
+@pytest.mark.contract("5.6.2")
 def test_thousands_of_devices_stay_within_the_memory(make: Make, count: int, length: int) -> None:
     scene = make(NAMI_AMP_DUCKDB_MEMORY="200MB", NAMI_AMP_MAX_PAYLOAD_BYTES="4000000")
     one = scene.add("app", user_id_kind="nami_user_id")
@@ -272,6 +274,7 @@ def test_half_a_character_in_arrays_and_ids(make: Make) -> None:
     assert event["user_properties"]["namiml_active_entitlements"] == ["\ufffdpro"]
 
 
+@pytest.mark.contract("1.10")
 def test_a_row_of_a_kind_that_nobody_thought_of_stops_itself_only(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

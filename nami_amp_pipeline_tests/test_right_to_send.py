@@ -143,6 +143,7 @@ def test_the_alarm_is_set_only_around_a_send_and_never_where_somebody_else_uses_
 
 @pytest.mark.parametrize("store", ["sqlite", "postgresql"])
 @pytest.mark.parametrize("place", list(PLACES))
+@pytest.mark.contract("5.3.5")
 def test_two_workers_of_which_one_is_stopped_at_the_send(place: str, store: str, tmp_path: Path) -> None:
     """The other takes over; the sleeper wakes up when it has finished, or while it works."""
     server = Postgres() if store == "postgresql" else None
