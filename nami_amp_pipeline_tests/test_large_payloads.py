@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import pytest
 
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.contract import ARRAY_CHARACTERS
+from nami_amp_pipeline.errors import OutOfMemory
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.stages import capture, snapshots
 from nami_amp_pipeline.stages import pipeline as stages
-from nami_amp_pipeline.stages import snapshots
 from nami_amp_pipeline.stages.snapshot_sql import snapshot_sql
+from nami_amp_pipeline.state.store import Lease
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 
 NORMAL = {"active_entitlements": [{"entitlement_ref_id": "gold", "sku_ref_id": "gold-monthly"}], "devices": []}
@@ -197,4 +200,32 @@ def test_a_row_that_cannot_be_parsed_costs_itself_alone(
             "SELECT id FROM read_parquet(?) WHERE user_properties = '{}' ORDER BY id", [files]
         ).fetchall()
     assert empty == [("n-12",), ("n-7",)]
+    pipeline.close()
+
+
+def test_rows_that_do_not_fit_into_the_memory_together_take_more_ticks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline(tmp_path, {"NAMI_AMP_SEGMENT_ROWS": "1000"})
+    one = pipeline.add("app", start_from=None, user_id_kind="nami_user_id")
+    start = START - timedelta(hours=1)
+    pipeline.insert([{**row(f"n-{n}", NORMAL), "ingested_at": start + timedelta(seconds=n)} for n in range(500)])
+    captured = capture._capture
+    tried: list[int] = []
+
+    def short_of_memory(context: Context, leases: Mapping[str, Lease], most: int) -> dict[str, capture.Captured]:
+        tried.append(most)
+        if most > 130:
+            raise OutOfMemory("the compute engine ran out of memory")
+        return captured(context, leases, most)
+
+    monkeypatch.setattr(capture, "_capture", short_of_memory)
+    for expected in (125, 250, 375, 500):
+        pipeline.tick()
+        assert pipeline.status(one).delivered == expected
+    assert tried == [pipeline.settings.max_rows_per_tick, 125] * 4
+    monkeypatch.setattr(capture, "FEWEST_ROWS", 200)  # not even so few fit: that is said
+    pipeline.insert([row("another", NORMAL)])
+    with pytest.raises(OutOfMemory):
+        stages.capture_apps(pipeline.context)
     pipeline.close()

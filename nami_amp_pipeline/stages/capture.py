@@ -23,7 +23,7 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.errors import WarehouseUnavailable
+from nami_amp_pipeline.errors import OutOfMemory, WarehouseUnavailable
 from nami_amp_pipeline.stages.captured_ids import KEY_COLUMNS, JustCaptured, Keys, Ledger, fold
 from nami_amp_pipeline.stages.odd_rows import look_at_doubtful, set_aside
 from nami_amp_pipeline.stages.window import Window, refuse
@@ -37,6 +37,9 @@ from nami_amp_pipeline.warehouse import Source
 from nami_amp_pipeline.warehouse.base import one_line
 
 READ_ROWS = 20_000
+
+FEWEST_ROWS = 20
+"""So few rows fit into the memory of the engine, whatever is in them."""
 
 MAX_TYPE_CHARACTERS = 200
 """Of an event type, so many characters are kept; none that can be selected is as long."""
@@ -84,6 +87,19 @@ def capture(context: Context, leases: Mapping[str, Lease], *, window: Window | N
     if not leases:
         return {}
     fold(context)
+    most = context.settings.max_rows_per_tick
+    while True:
+        try:
+            return _capture(context, leases, most)
+        except OutOfMemory as error:
+            # Many large payloads at once: fewer of them in this tick, the rest in the next ones.
+            if most <= FEWEST_ROWS:
+                raise
+            most = max(FEWEST_ROWS, min(most, context.settings.segment_rows) // 8)
+            context.log.info("%s; going on with %s rows at most", error, f"{most:,}")
+
+
+def _capture(context: Context, leases: Mapping[str, Lease], most: int) -> dict[str, Captured]:
     frontiers = _frontiers(context, leases)
     began = context.now()
     ledger = Ledger(context)
@@ -97,7 +113,7 @@ def capture(context: Context, leases: Mapping[str, Lease], *, window: Window | N
                 _note_unplaced(context, leases, source)
                 return {}
             try:
-                upper = _find_fresh(context, ledger, connection, source, frontiers)
+                upper = _find_fresh(context, ledger, connection, source, frontiers, most)
                 written = _write(context, connection, source)
             except duckdb.IOException as error:
                 raise WarehouseUnavailable(f"cannot read {context.warehouse.name}: {one_line(error)}") from None
@@ -192,6 +208,7 @@ def _find_fresh(
     connection: duckdb.DuckDBPyConnection,
     source: Source,
     frontiers: Mapping[str, int | None],
+    most: int,
 ) -> int:
     """Fills the table ``fresh`` with the row numbers to capture; returns up to which ingested_at they reach.
 
@@ -207,13 +224,12 @@ def _find_fresh(
     connection.execute(f"CREATE TEMP VIEW keys AS SELECT * FROM {source.keys}")  # noqa: S608
     connection.execute(sql("capture_1_candidates").format(key_columns=KEY_COLUMNS, max_id_bytes=contract.MAX_ID_BYTES))
     ledger.forget_known(connection, "fresh")
-    limit = context.settings.max_rows_per_tick
     total = _scalar(connection, "SELECT count(*) FROM fresh")
     upper = 2**62
-    if total > limit:
+    if total > most:
         upper = _scalar(
             connection,
-            f"SELECT ingested_at FROM fresh ORDER BY ingested_at LIMIT 1 OFFSET {limit - 1}",  # noqa: S608
+            f"SELECT ingested_at FROM fresh ORDER BY ingested_at LIMIT 1 OFFSET {most - 1}",  # noqa: S608
         )
         connection.execute(f"DELETE FROM fresh WHERE ingested_at > {upper}")  # noqa: S608
         total = _scalar(connection, "SELECT count(*) FROM fresh")
