@@ -17,7 +17,7 @@ from nami_amp_pipeline.dagster_support.shutdown import ASKED_TO_END, Stop, grace
 from nami_amp_pipeline.defs.asset_pages.halted import observations, with_halts
 from nami_amp_pipeline.defs.asset_pages.metadata import ROW_COUNT, Metadata, metadata_of
 from nami_amp_pipeline.defs.checks import evaluations
-from nami_amp_pipeline.defs.ours import JOB_TAG, MICRO_BATCH
+from nami_amp_pipeline.defs.ours import JOB_TAG, MICRO_BATCH, STORE_TAG, loaded_settings, store_label
 from nami_amp_pipeline.defs.partitions import add_partitions
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.errors import NamiAmpError
@@ -194,7 +194,7 @@ def build_micro_batch(stages: Sequence[Stage] = STAGES) -> dg.JobDefinition:
         name=MICRO_BATCH,
         config=for_each_op,
         executor_def=dg.in_process_executor,
-        tags={JOB_TAG: MICRO_BATCH},
+        tags={JOB_TAG: MICRO_BATCH, STORE_TAG: store_label(loaded_settings())},
         description=(
             "Captures new rows of the warehouse, computes snapshots, prepares events and delivers them, for every app "
             "and integration with work. The schedule runs it; `nami-amp run` does the same in its own process. The run "

@@ -47,6 +47,7 @@ __all__ = [
     "hold_keys",
     "read_all",
     "remove",
+    "removed_since",
     "reread",
     "set_enabled",
     "set_plan",
@@ -436,6 +437,27 @@ def history(store: Store, key: str) -> list[ChangeRecord]:
     """The changes of an integration, the oldest first; those of one that was removed stay."""
     with store.begin() as tx:
         return _records(tx, key)
+
+
+def removed_since(store: Store, seen: int, limit: int) -> tuple[list[str], int]:
+    """Integrations that were removed since somebody looked last.
+
+    Args:
+        store: the store.
+        seen: the number of the last change that was looked at; 0 at first.
+        limit: how many changes are looked at.
+
+    Returns:
+        ``<app_id>/<name>`` of those that are gone, and the number of the last change.
+
+    Raises:
+        StoreUnavailable: the store cannot be read.
+    """
+    table = tables.integration_changes
+    query = sa.select(table.c.id, table.c.integration, table.c.what).where(table.c.id > seen)
+    with store.reading() as tx:
+        rows = tx.execute(query.order_by(table.c.id).limit(limit)).all()
+    return [row.integration for row in rows if "removed" in orjson.loads(row.what)], rows[-1].id if rows else seen
 
 
 def _records(tx: Transaction, key: str) -> list[ChangeRecord]:
