@@ -13,13 +13,16 @@ from nami_amp_pipeline.delivery.attempt import Delivered
 from nami_amp_pipeline.delivery.outbox_finisher import Background
 from nami_amp_pipeline.delivery.request_threads import Wire
 from nami_amp_pipeline.errors import (
+    OUT_OF_MEMORY,
     Busy,
     LostLease,
     Misconfigured,
     NamiAmpError,
+    OutOfMemory,
     StoreUnavailable,
     Unexpected,
     WarehouseUnavailable,
+    is_out_of_memory,
 )
 from nami_amp_pipeline.stages.capture import Captured
 from nami_amp_pipeline.stages.prepare import Prepared
@@ -169,6 +172,8 @@ def in_words(context: Context, error: Exception) -> NamiAmpError:
     """An error for people: as it is if it was raised on purpose, otherwise as a bug; the log has the traceback."""
     if isinstance(error, NamiAmpError):
         return error
+    if is_out_of_memory(error):
+        return OutOfMemory(OUT_OF_MEMORY)
     context.log.error("an error that nobody expected", exc_info=error)
     first = (str(error).splitlines() or [""])[0][:200]
     return Unexpected(f"this is a bug, please report it: {type(error).__name__}: {first}")
