@@ -73,6 +73,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryException":  # DuckDB's
         return True
     said = str(error).lower()
-    return isinstance(error, RuntimeError | ImportError | OSError) and any(
-        words in said for words in ("can't start new thread", "cannot allocate memory", "failed to map segment")
-    )
+    words = ("can't start new thread", "cannot allocate memory", "failed to map segment")
+    return isinstance(error, RuntimeError | ImportError | OSError) and any(one in said for one in words)
