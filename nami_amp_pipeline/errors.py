@@ -3,7 +3,7 @@
 - NamiAmpError
   - Misconfigured: a person has to change a setting or an argument. Exit status 2, one line.
   - Halted: this work cannot go on until something outside is repaired; what was done stays done. Exit status 1.
-    - OutOfMemory: a segment is too large for the compute engine, at least beside others.
+    - OutOfMemory: a segment is too large for the compute engine, at least beside others, or for the process.
     - WarehouseUnavailable: the next run reads again from where this one stopped.
     - StoreUnavailable: nothing was committed; the next run does the same again.
     - Unexpected: a bug met one partition; the others go on, and the next run tries again.
@@ -15,7 +15,14 @@ Anything else that is raised is a bug.
 
 from __future__ import annotations
 
+from typing import Final
+
 from nami_amp_pipeline import redaction
+
+OUT_OF_MEMORY: Final = (
+    "this process ran out of memory; the next run goes on where it stopped. Give it more memory, or lower "
+    "NAMI_AMP_DUCKDB_MEMORY, NAMI_AMP_SEGMENT_ROWS or NAMI_AMP_DUCKDB_THREADS"
+)
 
 
 class NamiAmpError(Exception):
@@ -38,7 +45,7 @@ class Halted(NamiAmpError):
 
 
 class OutOfMemory(Halted):
-    """The compute engine's memory does not suffice, and neither does the disk it spills to."""
+    """Memory does not suffice, and neither does the disk that the compute engine spills to."""
 
 
 class WarehouseUnavailable(Halted):
@@ -59,3 +66,12 @@ class Busy(NamiAmpError):
 
 class LostLease(NamiAmpError):
     """Another process took this partition over; nothing more may be written or posted for it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says in some library's words that there is no memory left, or none for a thread."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryException":  # DuckDB's
+        return True
+    said = str(error).lower()
+    words = ("can't start new thread", "cannot allocate memory", "failed to map segment")
+    return isinstance(error, RuntimeError | ImportError | OSError) and any(one in said for one in words)

@@ -71,8 +71,16 @@ class MicroBatch:
         Raises:
             StoreUnavailable: the store cannot be read.
         """
+        return self.troubles_of(self.context.run_id)
+
+    def troubles_of(self, run_id: str) -> list[tuple[str, NamiAmpError]]:
+        """The same of any run.
+
+        Raises:
+            StoreUnavailable: the store cannot be read.
+        """
         table = tables.run_troubles
-        query = sa.select(table).where(table.c.run_id == self.context.run_id).order_by(table.c.id)
+        query = sa.select(table).where(table.c.run_id == run_id).order_by(table.c.id)
         with self.context.store.begin() as tx:
             rows = tx.execute(query).all()
         return [(row.asset, _kind(row.kind)(row.message)) for row in rows]

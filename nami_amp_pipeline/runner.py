@@ -16,6 +16,7 @@ from dagster import DagsterExecutionInterruptedError
 from nami_amp_pipeline.dagster_support.instance import CODE_LOCATION, dagster_instance
 from nami_amp_pipeline.dagster_support.shutdown import ASKED_TO_END, guarded
 from nami_amp_pipeline.defs.jobs import micro_batch
+from nami_amp_pipeline.defs.ours import STORE_TAG, store_label
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.errors import Halted, NamiAmpError
 from nami_amp_pipeline.settings import Settings
@@ -107,7 +108,11 @@ def _execute(
                 resources={"pipeline": pipeline},
                 run_id=run_id,
                 # Makes the run stand on the job's page too, which shows those of its code location only.
-                tags={".dagster/repository": f"__repository__@{CODE_LOCATION}", "nami/from": "nami-amp run"},
+                tags={
+                    ".dagster/repository": f"__repository__@{CODE_LOCATION}",
+                    "nami/from": "nami-amp run",
+                    STORE_TAG: store_label(pipeline.settings),
+                },
             )
     except dg.Failure:
         return  # the tick, or the pipeline, knows what it was

@@ -15,6 +15,7 @@ from nami_amp_pipeline.alerts.alert_store import entries
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.defs.alert_sensors import alerts, failed_runs
 from nami_amp_pipeline.defs.jobs import micro_batch
+from nami_amp_pipeline.defs.ours import STORE_TAG, store_label
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.defs.sensors import LOST, early_micro_batch, lost_runs_sensor
 from nami_amp_pipeline.operations.backlog import due, not_captured
@@ -115,7 +116,8 @@ def test_a_micro_batch_under_way_is_left_alone(stage: Scene, instance: dg.Dagste
     look = Daemon(early_micro_batch, stage.settings, instance)
     stage.add("radio")
     stage.load(apps=("radio",))
-    run = instance.create_run_for_job(micro_batch, status=dg.DagsterRunStatus.STARTED)
+    tags = {STORE_TAG: store_label(stage.settings)}
+    run = instance.create_run_for_job(micro_batch, tags=tags, status=dg.DagsterRunStatus.STARTED)
     assert run.run_id in str(look())
     instance.delete_run(run.run_id)
     assert isinstance(look(), dg.RunRequest)
@@ -132,7 +134,7 @@ def test_what_a_micro_batch_got_no_further_with_is_left_to_the_schedule(
     stage.add("fit")
     stage.load(apps=("fit",), seed=8)  # another app's lag is news
     assert isinstance(look(), dg.RunRequest)
-    assert "got no further" in str(look())
+    assert "made no progress" in str(look())
 
 
 def test_events_that_could_be_posted_start_a_micro_batch(stage: Scene, instance: dg.DagsterInstance) -> None:

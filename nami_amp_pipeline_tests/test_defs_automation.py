@@ -52,7 +52,7 @@ def test_schedule_leaves_a_micro_batch_under_way_alone(
 ) -> None:
     assert isinstance(tick(instance), dg.RunRequest)
     assert dg.DagsterRunStatus.QUEUED in schedules.UNDER_WAY  # such a run cannot be made without a daemon
-    run = instance.create_run_for_job(micro_batch, status=status)
+    run = instance.create_run_for_job(micro_batch, tags=micro_batch.tags, status=status)
     skipped = tick(instance)
     assert isinstance(skipped, dg.SkipReason)
     assert run.run_id in (skipped.skip_message or "")
@@ -62,14 +62,14 @@ def test_schedule_leaves_a_micro_batch_under_way_alone(
 
 @pytest.mark.parametrize("status", [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE])
 def test_schedule_does_not_mind_finished_runs(instance: dg.DagsterInstance, status: dg.DagsterRunStatus) -> None:
-    instance.create_run_for_job(micro_batch, status=status)
+    instance.create_run_for_job(micro_batch, tags=micro_batch.tags, status=status)
     assert isinstance(tick(instance), dg.RunRequest)
 
 
 def test_run_that_died_without_a_word_does_not_stop_the_schedule_for_ever(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    instance.create_run_for_job(micro_batch, status=dg.DagsterRunStatus.STARTED)
+    instance.create_run_for_job(micro_batch, tags=micro_batch.tags, status=dg.DagsterRunStatus.STARTED)
     assert isinstance(tick(instance), dg.SkipReason)
     monkeypatch.setattr(schedules, "FORGOTTEN", timedelta(seconds=-5))
     assert isinstance(tick(instance), dg.RunRequest)
@@ -79,10 +79,10 @@ def test_schedule_goes_by_the_setting() -> None:
     assert build_schedule(10).cron_schedule == "*/10 * * * *"
 
 
-def look(stage_settings: Settings, instance: dg.DagsterInstance) -> object:
+def look(stage_settings: Settings, instance: dg.DagsterInstance, cursor: str | None = None) -> object:
     """Evaluates the sensor, and does what it asks for as the daemon would."""
     pipeline = PipelineSession(stage_settings)
-    result = integration_partitions(dg.build_sensor_context(instance=instance), pipeline=pipeline)
+    result = integration_partitions(dg.build_sensor_context(instance=instance, cursor=cursor), pipeline=pipeline)
     pipeline.close()
     if isinstance(result, dg.SensorResult):
         for request in result.dynamic_partitions_requests or ():
@@ -103,9 +103,10 @@ def test_sensor_adds_and_removes_partitions(stage: Scene, instance: dg.DagsterIn
     stage.add("radio")
     stage.add("fit")
     stage.add("fit", "eu")
-    look(stage.settings, instance)
+    result = look(stage.settings, instance)
+    assert isinstance(result, dg.SensorResult)
     assert keys(instance) == ({"radio", "fit"}, {"main", "eu"})
-    assert isinstance(look(stage.settings, instance), dg.SkipReason)
+    assert isinstance(look(stage.settings, instance, result.cursor), dg.SkipReason)
     remove(stage.context.store, "fit/eu")
     remove(stage.context.store, "fit/main")
     look(stage.settings, instance)

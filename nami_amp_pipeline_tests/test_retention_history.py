@@ -257,7 +257,7 @@ def test_schedule_starts_one_at_a_time() -> None:
     with dg.instance_for_test() as instance:
         context = dg.build_schedule_context(instance=instance, scheduled_execution_time=datetime.now(UTC))
         assert isinstance(retention_hourly(context), dg.RunRequest)
-        instance.create_run_for_job(retention, status=dg.DagsterRunStatus.STARTED)
+        instance.create_run_for_job(retention, tags=retention.tags, status=dg.DagsterRunStatus.STARTED)
         assert isinstance(retention_hourly(context), dg.SkipReason)
 
 

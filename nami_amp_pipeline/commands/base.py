@@ -14,7 +14,7 @@ import click
 
 from nami_amp_pipeline import redaction
 from nami_amp_pipeline.commands.streams import can_be_written, is_utf8, make_streams_usable, say
-from nami_amp_pipeline.errors import Misconfigured, NamiAmpError
+from nami_amp_pipeline.errors import OUT_OF_MEMORY, Misconfigured, NamiAmpError, is_out_of_memory
 from nami_amp_pipeline.redaction import Redactor
 
 if TYPE_CHECKING:
@@ -168,6 +168,7 @@ class CommandGroup(click.Group):
                     say(invocation.clean(traceback.format_exc()).rstrip())
                 first = next(iter(invocation.clean(str(error)).splitlines()), "")[:200]
                 message = f"this is a bug: {type(error).__name__}: {first} (NAMI_AMP_DEBUG=1 shows where)"
+                message = OUT_OF_MEMORY if is_out_of_memory(error) else message
         finally:
             invocation.close()
         invocation.complain(message)

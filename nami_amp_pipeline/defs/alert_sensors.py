@@ -12,7 +12,7 @@ from nami_amp_pipeline import redaction
 from nami_amp_pipeline.alerts import Alert, FailedRun, Kind, note_failed_run, tell, watch
 from nami_amp_pipeline.alerts.message import log_line
 from nami_amp_pipeline.clock import micros, system_clock, to_datetime
-from nami_amp_pipeline.defs.ours import OURS
+from nami_amp_pipeline.defs.ours import OURS, STORE_TAG, store_label
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.defs.schedules import SENSOR_SECONDS
 from nami_amp_pipeline.errors import NamiAmpError, StoreUnavailable
@@ -36,7 +36,8 @@ def alerts(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipel
     cursor = context.cursor or None  # something only while the store is away
 
     def succeeded_since(jobs: Mapping[str, int]) -> set[str]:
-        return {job for job, failed_at in jobs.items() if _succeeded(context.instance, job, failed_at)}
+        ours = {STORE_TAG: store_label(pipeline.settings)}
+        return {job for job, failed_at in jobs.items() if _succeeded(context.instance, job, failed_at, ours)}
 
     try:
         store = pipeline.store_if_any()
@@ -58,8 +59,13 @@ def alerts(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipel
     return dg.SensorResult(skip_reason=f"{said}; {done.trouble}" if done.trouble else said, cursor=cursor)
 
 
-def _succeeded(instance: dg.DagsterInstance, job: str, failed_at: int) -> bool:
-    filters = dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.SUCCESS], updated_after=to_datetime(failed_at))
+def _succeeded(instance: dg.DagsterInstance, job: str, failed_at: int, tags: Mapping[str, str]) -> bool:
+    filters = dg.RunsFilter(
+        job_name=job,
+        statuses=[dg.DagsterRunStatus.SUCCESS],
+        tags=dict(tags) if job in OURS.jobs else None,  # runs of assets have none of ours
+        updated_after=to_datetime(failed_at),
+    )
     records = instance.get_run_records(filters, limit=_RECENT)
     return any((one.end_time or 0) * 1e6 > failed_at and OURS.has(one.dagster_run) for one in records)
 

@@ -17,7 +17,7 @@ from nami_amp_pipeline.dagster_support.shutdown import ASKED_TO_END, Stop, grace
 from nami_amp_pipeline.defs.asset_pages.halted import observations, with_halts
 from nami_amp_pipeline.defs.asset_pages.metadata import ROW_COUNT, Metadata, metadata_of
 from nami_amp_pipeline.defs.checks import evaluations
-from nami_amp_pipeline.defs.ours import JOB_TAG, MICRO_BATCH
+from nami_amp_pipeline.defs.ours import JOB_TAG, MICRO_BATCH, STORE_TAG, loaded_settings, store_label
 from nami_amp_pipeline.defs.partitions import add_partitions
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.errors import NamiAmpError
@@ -96,26 +96,23 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(some[:5]) + (f" and {len(some) - 5} more" if len(some) > 5 else "")
 
 
-def build_op(stage: Stage, *, is_first: bool, is_last: bool) -> dg.OpDefinition:
+def build_op(stage: Stage, *, before: Sequence[Stage], is_last: bool) -> dg.OpDefinition:
     """The step of a stage in the job.
 
     Args:
         stage: which one.
-        is_first: whether it begins a run; it adds partitions that are missing.
+        before: the stages before it. A step without any begins a run, and adds partitions that are missing.
         is_last: whether it ends a run; it fails if anything of the run could not be done.
     """
+    is_first = not before
 
     def work(context: dg.OpExecutionContext, pipeline: dg.ResourceParam[PipelineSession]) -> None:
         with in_one_line(pipeline):
             tick = pipeline.micro_batch(Selected(**context.op_config).integrations, context.log)
             if is_first:
                 add_partitions(context.instance, tick.integrations())
-            with (graceful if stage.is_stoppable else prompt)(**_ending(context)) as stop:
-                done = tick.run(stage, stop)
-                facts = metadata_of(tick.context, stage, tick.subjects(stage), tick.describe(stage, done))
-                _materialized(context, stage.asset, facts, stop)
-                if stage.finishes_events:
-                    _evaluate(context, tick, set(facts), stop)
+            for one in (*_left_undone(context, tick, before), stage):
+                _do(context, tick, one)
             if is_last:
                 problems = tick.problems()
                 for line in problems:
@@ -132,6 +129,30 @@ def build_op(stage: Stage, *, is_first: bool, is_last: bool) -> dg.OpDefinition:
         description=f"{stage.summary} Makes `{stage.asset}`.",
     )
     return decorate(work)
+
+
+def _do(context: dg.OpExecutionContext, tick: MicroBatch, stage: Stage) -> None:
+    with (graceful if stage.is_stoppable else prompt)(**_ending(context)) as stop:
+        done = tick.run(stage, stop)
+        facts = metadata_of(tick.context, stage, tick.subjects(stage), tick.describe(stage, done))
+        _materialized(context, stage.asset, facts, stop)
+        if stage.finishes_events:
+            _evaluate(context, tick, set(facts), stop)
+
+
+def _left_undone(context: dg.OpExecutionContext, tick: MicroBatch, before: Sequence[Stage]) -> Sequence[Stage]:
+    """What a run that repeats another *from failure* leaves out, although the other could not do it.
+
+    Only the last step of a run fails, so only that is repeated. Without the stages that were in trouble, such as by a
+    warehouse that could not be read, and those after them, the run would be green and nothing done about it.
+    """
+    run = context.run
+    if run.parent_run_id is None or run.step_keys_to_execute is None:
+        return ()
+    in_trouble = {asset for asset, _ in tick.troubles_of(run.parent_run_id)}
+    skipped = [one for one in before if one.op not in run.step_keys_to_execute and one.asset not in tick.done]
+    first = next((number for number, one in enumerate(skipped) if one.asset in in_trouble), len(skipped))
+    return skipped[first:]
 
 
 def _evaluate(context: dg.OpExecutionContext, tick: MicroBatch, moved: set[str], stop: Stop) -> None:
@@ -158,7 +179,7 @@ def incomplete(problems: Iterable[str], halted: Iterable[IntegrationStatus]) -> 
 def build_micro_batch(stages: Sequence[Stage] = STAGES) -> dg.JobDefinition:
     """The job: the steps of these stages, one after the other."""
     steps = [stage for stage in stages if stage.op is not None]
-    ops = [build_op(stage, is_first=stage is steps[0], is_last=stage is steps[-1]) for stage in steps]
+    ops = [build_op(one, before=steps[:number], is_last=one is steps[-1]) for number, one in enumerate(steps)]
 
     @dg.config_mapping(config_schema=plain_fields(MicroBatchConfig))
     def for_each_op(given: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +194,7 @@ def build_micro_batch(stages: Sequence[Stage] = STAGES) -> dg.JobDefinition:
         name=MICRO_BATCH,
         config=for_each_op,
         executor_def=dg.in_process_executor,
-        tags={JOB_TAG: MICRO_BATCH},
+        tags={JOB_TAG: MICRO_BATCH, STORE_TAG: store_label(loaded_settings())},
         description=(
             "Captures new rows of the warehouse, computes snapshots, prepares events and delivers them, for every app "
             "and integration with work. The schedule runs it; `nami-amp run` does the same in its own process. The run "

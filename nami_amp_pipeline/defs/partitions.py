@@ -42,14 +42,25 @@ def missing_partitions(instance: dg.DagsterInstance, integrations: Iterable[Inte
     return missing
 
 
-def orphaned_partitions(instance: dg.DagsterInstance, integrations: Iterable[Integration]) -> dict[str, list[str]]:
-    """The keys that no integration has any more, at most :data:`MOST_CHANGES` of each; names without any left out."""
+def orphaned_partitions(
+    instance: dg.DagsterInstance, integrations: Iterable[Integration], removed: Iterable[str]
+) -> dict[str, list[str]]:
+    """The keys of removed integrations that no other one has; names without any left out.
+
+    A key of which nothing is known is left alone: another code location may have a store of its own and integrations
+    in it, and the partitions belong to both.
+
+    Args:
+        instance: of Dagster.
+        integrations: all there are.
+        removed: ``<app_id>/<name>`` of those that were removed.
+    """
+    apps, names = ({parts[at] for parts in (key.split("/", 1) for key in removed)} for at in (0, 1))
     orphaned = {}
     for name, wanted in wanted_partitions(integrations).items():
-        kept = set(wanted)
-        gone = [key for key in instance.get_dynamic_partitions(name) if key not in kept][:MOST_CHANGES]
+        gone = ({APPS: apps, INTEGRATIONS: names}[name] - set(wanted)) & set(instance.get_dynamic_partitions(name))
         if gone:
-            orphaned[name] = gone
+            orphaned[name] = sorted(gone)
     return orphaned
 
 

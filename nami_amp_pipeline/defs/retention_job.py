@@ -1,6 +1,5 @@
 """The job ``retention``: hourly, it removes what nothing needs any more, and its run says what that was."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
@@ -9,9 +8,9 @@ from nami_amp_pipeline.clock import to_datetime
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.dagster_support.run_history import clear_history
 from nami_amp_pipeline.defs.jobs import in_one_line
-from nami_amp_pipeline.defs.ours import JOB_TAG, OURS, RETENTION
+from nami_amp_pipeline.defs.ours import JOB_TAG, OURS, RETENTION, STORE_TAG, loaded_settings, store_label
 from nami_amp_pipeline.defs.resources import PipelineSession
-from nami_amp_pipeline.defs.schedules import FORGOTTEN, UNDER_WAY
+from nami_amp_pipeline.defs.schedules import run_under_way
 from nami_amp_pipeline.errors import Busy
 from nami_amp_pipeline.retention import RetentionReport, retain
 
@@ -74,7 +73,7 @@ def removed_metadata(report: RetentionReport) -> dict[str, Any]:
 @dg.job(
     name=RETENTION,
     executor_def=dg.in_process_executor,
-    tags={JOB_TAG: RETENTION},
+    tags={JOB_TAG: RETENTION, STORE_TAG: store_label(loaded_settings())},
     description=(
         "Removes expired data that nothing needs: segments, receipts, dead letters and other rows of the state store, "
         "unused files, and this pipeline's old runs in Dagster's history. `nami-amp retention` does the same; "
@@ -95,9 +94,5 @@ def retention() -> None:
 )
 def retention_hourly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """One at a time."""
-    under_way = context.instance.get_run_records(
-        dg.RunsFilter(job_name=RETENTION, statuses=UNDER_WAY, updated_after=datetime.now(UTC) - FORGOTTEN), limit=1
-    )
-    if under_way:
-        return dg.SkipReason(f"run {under_way[0].dagster_run.run_id} is still queued or running")
-    return dg.RunRequest()
+    run_id = run_under_way(context.instance, loaded_settings(), RETENTION)
+    return dg.SkipReason(f"run {run_id} is still queued or running") if run_id else dg.RunRequest()

@@ -5,13 +5,14 @@ from typing import Final
 
 import dagster as dg
 
-from nami_amp_pipeline.defs.ours import MICRO_BATCH
-from nami_amp_pipeline.defs.partitions import missing_partitions, orphaned_partitions
+from nami_amp_pipeline.defs.ours import MICRO_BATCH, store_label
+from nami_amp_pipeline.defs.partitions import MOST_CHANGES, missing_partitions, orphaned_partitions
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.defs.schedules import SENSOR_SECONDS, run_under_way
 from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.operations.backlog import Waiting, due
 from nami_amp_pipeline.state.heartbeat import forget, lost_runs
+from nami_amp_pipeline.state.integration_history import removed_since
 from nami_amp_pipeline.state.integrations import all_integrations
 
 LOST: Final = "The process of this run is gone; it was killed, or its machine failed. The next run goes on."
@@ -22,7 +23,7 @@ LOST: Final = "The process of this run is gone; it was killed, or its machine fa
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
         "Adds a partition for each new app and integration, and removes partitions whose last integration was removed. "
-        "Starts no run."
+        "Partitions that another code location added to the same Dagster are left alone. Starts no run."
     ),
 )
 def integration_partitions(
@@ -30,20 +31,25 @@ def integration_partitions(
 ) -> dg.SensorResult | dg.SkipReason:
     """Compares the partitions with the integrations of the store."""
     try:
+        label = store_label(pipeline.settings)
+        of, _, number = (context.cursor or "").partition(":")
+        seen = int(number) if of == label else 0  # the number of another store means nothing
         store = pipeline.store_if_any()
         integrations = all_integrations(store) if store is not None else []
+        removed, last = removed_since(store, seen, MOST_CHANGES) if store is not None else ([], seen)
     except NamiAmpError as error:
         return dg.SkipReason(str(error))
     missing = missing_partitions(context.instance, integrations)
-    orphaned = orphaned_partitions(context.instance, integrations)
-    if not missing and not orphaned:
-        return dg.SkipReason(f"the partitions match the {len(integrations)} integrations")
-    return dg.SensorResult(
-        dynamic_partitions_requests=[
-            *(dg.AddDynamicPartitionsRequest(name, keys) for name, keys in missing.items()),
-            *(dg.DeleteDynamicPartitionsRequest(name, keys) for name, keys in orphaned.items()),
-        ]
-    )
+    # Looked at once: where another code location still has such a key, its sensor adds it again, and that is that.
+    orphaned = orphaned_partitions(context.instance, integrations, removed)
+    requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = [
+        *(dg.AddDynamicPartitionsRequest(name, keys) for name, keys in missing.items()),
+        *(dg.DeleteDynamicPartitionsRequest(name, keys) for name, keys in orphaned.items()),
+    ]
+    said = None if requests else f"the partitions match the {len(integrations)} integrations"
+    if said and last == seen:
+        return dg.SkipReason(said)
+    return dg.SensorResult(skip_reason=said, dynamic_partitions_requests=requests, cursor=f"{label}:{last}")
 
 
 @dg.sensor(
@@ -63,7 +69,7 @@ def early_micro_batch(
         limit = pipeline.settings.early_tick_seconds
         if not limit:
             return dg.SkipReason("switched off: NAMI_AMP_EARLY_TICK_SECONDS is 0")
-        run_id = run_under_way(context.instance)
+        run_id = run_under_way(context.instance, pipeline.settings)
         if run_id:
             return dg.SkipReason(f"run {run_id} is still queued or running")
         if pipeline.store_if_any() is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -13,13 +13,16 @@ from nami_amp_pipeline.delivery.attempt import Delivered
 from nami_amp_pipeline.delivery.outbox_finisher import Background
 from nami_amp_pipeline.delivery.request_threads import Wire
 from nami_amp_pipeline.errors import (
+    OUT_OF_MEMORY,
     Busy,
     LostLease,
     Misconfigured,
     NamiAmpError,
+    OutOfMemory,
     StoreUnavailable,
     Unexpected,
     WarehouseUnavailable,
+    is_out_of_memory,
 )
 from nami_amp_pipeline.stages.capture import Captured
 from nami_amp_pipeline.stages.outbox_writer import Prepared
@@ -27,6 +30,7 @@ from nami_amp_pipeline.stages.snapshots import Snapshotted
 from nami_amp_pipeline.stages.stage import Stage, Stop, Subject, partition_key
 from nami_amp_pipeline.stages.table import CAPTURE, DELIVER, PREPARE, SNAPSHOTS, delivering
 from nami_amp_pipeline.stages.window import Window
+from nami_amp_pipeline.state.heartbeat import kept
 from nami_amp_pipeline.state.integrations import Integration, apps_with_integrations
 from nami_amp_pipeline.state.store import Lease
 
@@ -35,6 +39,9 @@ Failed = Callable[[Subject, NamiAmpError], None]
 
 MOST_APART: Final = 20
 """If more partitions than this fail in one stage, the rest is not isolated: most likely they have one cause."""
+
+MOST_LOST: Final = 5
+"""How often a stage begins again because another process took one of its leases over."""
 
 _SHARED = (StoreUnavailable, WarehouseUnavailable, LostLease, Misconfigured, Busy)
 
@@ -74,7 +81,10 @@ def run_stage(
 
     def act(some: Sequence[Subject]) -> dict[str, Any]:
         keys = {_lease_id(subject): partition_key(subject) for subject in some}
-        with _leases(context, {f"{stage.per}:{lease_id}": lease_id for lease_id in keys}) as leases:
+        with (
+            _leases(context, {f"{stage.per}:{lease_id}": lease_id for lease_id in keys}) as leases,
+            nullcontext() if stage.renews_leases else kept(context.store, leases.values()),
+        ):
             done = stage.run(context, some, leases, window, stop)
         return {keys[lease_id]: result for lease_id, result in done.items()}
 
@@ -128,12 +138,19 @@ def _apart(
 
     An error that no subject is to blame for, such as a warehouse that cannot be read, is raised as it is.
     """
-    isolated = 0
+    isolated = lost = 0
 
     def some(part: Sequence[Subject]) -> dict[str, Any]:
-        nonlocal isolated
+        nonlocal isolated, lost
         try:
             return act(part)
+        except LostLease as error:
+            # Nothing of it was committed. What the other process has now is left to it; the rest is done again.
+            lost += 1
+            if lost > MOST_LOST:
+                raise
+            context.log.info("%s; going on with the others", error)
+            return some(part)
         except _SHARED:
             raise
         except Exception as error:
@@ -155,6 +172,8 @@ def in_words(context: Context, error: Exception) -> NamiAmpError:
     """An error for people: as it is if it was raised on purpose, otherwise as a bug; the log has the traceback."""
     if isinstance(error, NamiAmpError):
         return error
+    if is_out_of_memory(error):
+        return OutOfMemory(OUT_OF_MEMORY)
     context.log.error("an error that nobody expected", exc_info=error)
     first = (str(error).splitlines() or [""])[0][:200]
     return Unexpected(f"this is a bug, please report it: {type(error).__name__}: {first}")

@@ -55,6 +55,7 @@ class Stage:
         finishes_events: whether events come to their end here, so that the page shows how the integration stands.
         is_stoppable: whether a run that is told to end waits for it, as it ends by itself; others are broken off, as
             what they have not committed is done again.
+        renews_leases: whether it prolongs its leases itself; those of others are prolonged for as long as they work.
     """
 
     asset: str
@@ -71,6 +72,7 @@ class Stage:
     files: Mapping[str, References] = field(default_factory=dict)
     finishes_events: bool = False
     is_stoppable: bool = False
+    renews_leases: bool = False
 
 
 def partition_key(subject: Subject) -> str:

@@ -185,6 +185,7 @@ Posted to Amplitude, with a receipt for each event. **Partition:** `<app_id>|<in
     files={"receipts": _named_in(tables.outboxes.c.receipts_file)},
     finishes_events=True,
     is_stoppable=True,
+    renews_leases=True,  # its right to send begins with the renewal, which no other thread may make
 )
 
 STAGES: Final = (CAPTURE, SNAPSHOTS, PREPARE, DELIVER)

@@ -1,10 +1,10 @@
-"""Signs of life of runs, so that one whose process or machine is gone can be told from one that is at work."""
+"""Signs of life: of runs, so that one whose process is gone can be told from one at work, and of leases in long use."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 import sqlalchemy as sa
 
@@ -12,7 +12,7 @@ from nami_amp_pipeline.clock import micros
 from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.owners import has_ended
-from nami_amp_pipeline.state.store import Store
+from nami_amp_pipeline.state.store import Lease, Store
 
 _PREFIX = "run:"
 
@@ -56,6 +56,34 @@ class Heartbeat:
             self._thread.join(5)
             with suppress(NamiAmpError):
                 forget(self._store, [self._run_id])
+
+
+@contextmanager
+def kept(store: Store, leases: Iterable[Lease]) -> Iterator[None]:
+    """Prolongs leases for the length of the block, as work may take longer than a lease holds.
+
+    A process that is stopped prolongs nothing, and a lease that another process took meanwhile stays lost: whoever
+    commits under it is told.
+
+    Args:
+        store: the state store.
+        leases: those of the block.
+    """
+    held = list(leases)
+    over = threading.Event()
+
+    def keep() -> None:
+        while not over.wait(store.lease_seconds / 4):
+            with suppress(NamiAmpError), store.begin() as tx:  # the work itself will say that the store is away
+                store.lost(tx, held)
+
+    thread = threading.Thread(target=keep, name="leases", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def lost_runs(store: Store) -> list[str]:

@@ -54,3 +54,24 @@ def note(store: Store, tx: Transaction, key: str, version: int, by: str, what: M
             integration=key, version=version, at=micros(store.clock), by=by, what=orjson.dumps(dict(what)).decode()
         )
     )
+
+
+def removed_since(store: Store, seen: int, limit: int) -> tuple[list[str], int]:
+    """Integrations that were removed since somebody looked last.
+
+    Args:
+        store: the store.
+        seen: the number of the last change that was looked at; 0 at first.
+        limit: how many changes are looked at.
+
+    Returns:
+        ``<app_id>/<name>`` of those that are gone, and the number of the last change.
+
+    Raises:
+        StoreUnavailable: the store cannot be read.
+    """
+    table = tables.integration_changes
+    query = sa.select(table.c.id, table.c.integration, table.c.what).where(table.c.id > seen)
+    with store.reading() as tx:
+        rows = tx.execute(query.order_by(table.c.id).limit(limit)).all()
+    return [row.integration for row in rows if "removed" in orjson.loads(row.what)], rows[-1].id if rows else seen

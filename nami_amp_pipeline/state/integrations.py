@@ -246,6 +246,8 @@ def remove(store: Store, key: str, *, by: str = "") -> list[str]:
         ).scalars()
         gone = set(receipts)
         tx.execute(sa.delete(tables.integrations).where(tables.integrations.c.id == integration.id))
+        # Whoever works for it learns that it is gone as if another process had taken it over, and goes on with others.
+        store.take_away(tx, [f"integration:{integration.id}"])
         note(store, tx, key, integration.version + 1, by, {"removed": (False, True)})
         kept = set(tx.execute(sa.select(table.c.file).where(table.c.file.in_(files))).scalars())
     return sorted((files - kept) | gone)

@@ -243,6 +243,12 @@ class Store:
                 same = sa.and_(table.c.name == row.name, table.c.fence == row.fence)
                 tx.execute(sa.update(table).where(same).values(expires_at=now + longest))
 
+    def take_away(self, tx: Transaction, names: Sequence[str]) -> None:
+        """Ends leases, whoever has them: nothing that is under way can be committed under them any more."""
+        table = tables.leases
+        ended = {"owner": "", "fence": table.c.fence + 1, "expires_at": 0}
+        tx.execute(sa.update(table).where(table.c.name.in_(names)).values(ended))
+
     def renew(self, leases: Iterable[Lease]) -> None:
         """Prolongs leases.
 
