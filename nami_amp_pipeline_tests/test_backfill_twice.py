@@ -41,7 +41,8 @@ def test_each_event_once_and_no_run_red_for_nothing(tmp_path: Path) -> None:
         )
         apps = materialize("nami_events,user_property_snapshots", "fit", "radio")
         ones = materialize("amplitude_events,amplitude_deliveries", "fit|main", "radio|main")
-        for commands in ([apps, apps], [ones, ones, [PROGRAM, "run"]]):
+        rounds: list[list[Sequence[str | Path]]] = [[apps, apps], [ones, ones, [PROGRAM, "run"]]]
+        for commands in rounds:
             together = [
                 subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
                 for command in commands

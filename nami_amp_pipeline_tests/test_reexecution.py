@@ -11,7 +11,8 @@ import pytest
 from nami_amp_pipeline.defs.jobs import micro_batch
 from nami_amp_pipeline.defs.resources import PipelineResource
 from nami_amp_pipeline.secrets import Secret
-from nami_amp_pipeline.state.integrations import IntegrationChange, change, set_enabled
+from nami_amp_pipeline.state.integration_changes import IntegrationChange, change
+from nami_amp_pipeline.state.integrations import set_enabled
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)

@@ -22,9 +22,10 @@ from nami_amp_pipeline.retention import retain
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.stages.pipeline import run_stage
 from nami_amp_pipeline.stages.table import CAPTURE, DELIVER, STAGES, delivering
+from nami_amp_pipeline.state import integration_changes, tables
 from nami_amp_pipeline.state import integrations as registry
-from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.integrations import IntegrationChange, NewIntegration
+from nami_amp_pipeline.state.integration_changes import IntegrationChange
+from nami_amp_pipeline.state.integrations import NewIntegration
 from nami_amp_pipeline.state.rotation import forget, rotate
 from nami_amp_pipeline.state.store import Lease, Store
 from nami_amp_pipeline_tests.support.harness import START, Agreeing, Pipeline
@@ -201,7 +202,7 @@ def _changes(context: Context) -> dict[str, Callable[[], Any]]:
     store, cipher = context.store, context.cipher
 
     def change(given: IntegrationChange) -> Callable[[], Any]:
-        return lambda: registry.change(store, cipher, "radio/main", given)
+        return lambda: integration_changes.change(store, cipher, "radio/main", given)
 
     new = NewIntegration("radio", "two", "us", Secret("2" * 32), allow_shared_key=True)
     return {
