@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -21,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(WARNINGS)]
 DAGSTER = Path(sys.executable).with_name("dagster")
 
 
-def materialize(assets: str, first: str, last: str) -> Sequence[str | Path]:
+def materialize(assets: str, first: str, last: str) -> list[str | Path]:
     """The command that materializes a range of partitions in one run."""
     module = ["-m", "nami_amp_pipeline.definitions"]
     return [DAGSTER, "asset", "materialize", "--select", assets, "--partition-range", f"{first}...{last}", *module]
@@ -41,9 +40,12 @@ def test_each_event_once_and_no_run_red_for_nothing(tmp_path: Path) -> None:
         )
         apps = materialize("nami_events,user_property_snapshots", "fit", "radio")
         ones = materialize("amplitude_events,amplitude_deliveries", "fit|main", "radio|main")
-        for commands in ([apps, apps], [ones, ones, [PROGRAM, "run"]]):
+        program: list[str | Path] = [PROGRAM, "run"]
+        for commands in ([apps, apps], [ones, ones, program]):
             together = [
-                subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                subprocess.Popen(
+                    list(map(str, command)), cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                )
                 for command in commands
             ]
             said = [(process.communicate(timeout=300)[0].decode(), process.returncode) for process in together]
