@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(WARNINGS)]
 DAGSTER = Path(sys.executable).with_name("dagster")
 
 
-def materialize(assets: str, first: str, last: str) -> Sequence[str | Path]:
+def materialize(assets: str, first: str, last: str) -> list[str | Path]:
     """The command that materializes a range of partitions in one run."""
     module = ["-m", "nami_amp_pipeline.definitions"]
     return [DAGSTER, "asset", "materialize", "--select", assets, "--partition-range", f"{first}...{last}", *module]
@@ -44,7 +44,9 @@ def test_each_event_once_and_no_run_red_for_nothing(tmp_path: Path) -> None:
         rounds: list[list[Sequence[str | Path]]] = [[apps, apps], [ones, ones, [PROGRAM, "run"]]]
         for commands in rounds:
             together = [
-                subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                subprocess.Popen(
+                    list(map(str, command)), cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                )
                 for command in commands
             ]
             said = [(process.communicate(timeout=300)[0].decode(), process.returncode) for process in together]

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from nami_amp_pipeline.errors import WarehouseUnavailable
 from nami_amp_pipeline.micro_batch import LEFT_TO_ANOTHER, MicroBatch
 from nami_amp_pipeline.operations.status import IntegrationStatus
 from nami_amp_pipeline.secrets import Secret
-from nami_amp_pipeline.stages.deliver import deliver
+from nami_amp_pipeline.stages.deliver import Means, deliver
 from nami_amp_pipeline.stages.table import CAPTURE, DELIVER, PREPARE, SNAPSHOTS
 from nami_amp_pipeline.state.integration_changes import IntegrationChange, change
 from nami_amp_pipeline.state.integrations import set_enabled
@@ -284,10 +285,9 @@ def test_signal_lets_requests_under_way_finish(stage: Scene, instance: dg.Dagste
     one = stage.add("radio")
     delivered = deliver
 
-    def interrupted(*args: Any, **more: Any) -> Any:
-        stop = more["stop"]
-        more["stop"] = lambda: _interrupt_once(stop)
-        return delivered(*args, **more)
+    def interrupted(context: Context, ones: Any, leases: Any, means: Means, **more: Any) -> Any:
+        stopping = replace(means, stop=lambda: _interrupt_once(means.stop))
+        return delivered(context, ones, leases, stopping, **more)
 
     asked = threading.Event()
 

@@ -89,7 +89,7 @@ def test_a_key_is_seen_nowhere(tmp_path: Path, source: str) -> None:
         (("--api-key-stdin",), "", "standard input is empty"),
         (("--api-key-stdin",), f"{API_KEY}\n{API_KEY}\n", "must be one word"),
         (("--api-key-stdin",), API_KEY * 300, "must be one word"),
-        (("--api-key-file", "missing"), "", "cannot read missing: No such file"),
+        (("--api-key-file", "missing"), "", "cannot read …: No such file"),
         (("--api-key-file", "."), "", "cannot read .: Is a directory"),
         (("--api-key-file", "empty"), "", "empty is empty"),
         (("--api-key-file", "binary"), "", "it is not text"),

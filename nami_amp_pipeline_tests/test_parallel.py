@@ -101,7 +101,7 @@ def test_of_several_at_once_the_first_error_is_raised_and_the_rest_is_left() -> 
     assert divided == [2, 1], "what is alone has all threads"
 
 
-@pytest.mark.parametrize(("module", "step"), [(snapshots, "_one"), (prepare, "_begin")])
+@pytest.mark.parametrize(("module", "step"), [(snapshots, "_one"), (prepare, "begin_segment")])
 @pytest.mark.slow
 def test_segments_that_do_not_fit_beside_each_other_are_done_one_at_a_time(
     module: Any, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from nami_amp_pipeline.errors import Halted
 from nami_amp_pipeline.operations.repair import LostFile, lost_files, repair
 from nami_amp_pipeline.stages import pipeline as stages
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.integrations import Integration, all_integrations
+from nami_amp_pipeline.state.integrations import Integration, all_integrations, remove
+from nami_amp_pipeline.state.store import Lease
 from nami_amp_pipeline_tests.support.command_line import invoke, one_line
 from nami_amp_pipeline_tests.support.harness import START, Agreeing, Pipeline
 
@@ -232,6 +234,34 @@ def test_file_that_a_process_works_with_is_left_to_it(scene: Pipeline) -> None:
     assert why is not None
     assert "another process" in why
     other.close()
+
+
+@pytest.mark.parametrize("meanwhile", ["delivered", "removed"])
+def test_outbox_that_is_done_or_gone_by_the_time_of_the_lease_is_left_alone(
+    scene: Pipeline, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    """Whoever had the lease had the file open still."""
+    one = scene.add("app", user_id_kind="nami_user_id")
+    half_posted(scene, one, 1)
+    (file,) = (scene.context.folder.root / "outboxes").iterdir()
+    aside = file.rename(scene.settings.home / "aside")
+    lost, acquire = lost_in(scene), scene.context.store.acquire
+
+    def a_moment_later(wanted: Sequence[str]) -> dict[str, Lease]:
+        monkeypatch.setattr(scene.context.store, "acquire", acquire)
+        if meanwhile == "removed":
+            remove(scene.context.store, one.key)
+        else:
+            aside.rename(file)
+            scene.tick()
+        return acquire(wanted)
+
+    monkeypatch.setattr(scene.context.store, "acquire", a_moment_later)
+    assert [why for _, why in repair(scene.context, lost)] == [None]
+    if meanwhile == "delivered":
+        sent = len(scene.sent(one))
+        assert finish(scene, one) <= GOOD
+        assert len(scene.sent(one)) == sent
 
 
 @pytest.mark.parametrize("seed", range(8))

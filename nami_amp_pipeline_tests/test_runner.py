@@ -16,7 +16,6 @@ from nami_amp_pipeline.errors import Misconfigured, StoreUnavailable, Unexpected
 from nami_amp_pipeline.micro_batch import MicroBatch
 from nami_amp_pipeline.runner import run_micro_batch
 from nami_amp_pipeline.stages.table import CAPTURE
-from nami_amp_pipeline.warehouse.duckdb_file import DuckDBWarehouse
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)
@@ -179,10 +178,10 @@ def test_warehouse_that_cannot_be_read_is_reported_and_stops_nothing_else(
 def _lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes DuckDB find the file locked, as another process's writer would."""
 
-    def refuse(self: object, connection: object) -> None:
+    def refuse(*_: object, **_more: object) -> None:
         raise WarehouseUnavailable(f"{path} is locked by another process; the next run tries again")
 
-    monkeypatch.setattr(DuckDBWarehouse, "_attach", refuse)
+    monkeypatch.setattr("nami_amp_pipeline.warehouse.duckdb_file.attach", refuse)
 
 
 def test_store_that_cannot_be_written_is_raised_as_it_is(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,8 +36,8 @@ def alerts(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipel
     cursor = context.cursor or None  # something only while the store is away
 
     def succeeded_since(jobs: Mapping[str, int]) -> set[str]:
-        ours = {STORE_TAG: store_label(pipeline.settings)}
-        return {job for job, failed_at in jobs.items() if _succeeded(context.instance, job, failed_at, ours)}
+        label = store_label(pipeline.settings)
+        return {job for job, failed_at in jobs.items() if _succeeded(context.instance, job, failed_at, label)}
 
     try:
         store = pipeline.store_if_any()
@@ -59,15 +59,15 @@ def alerts(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipel
     return dg.SensorResult(skip_reason=f"{said}; {done.trouble}" if done.trouble else said, cursor=cursor)
 
 
-def _succeeded(instance: dg.DagsterInstance, job: str, failed_at: int, tags: Mapping[str, str]) -> bool:
-    filters = dg.RunsFilter(
-        job_name=job,
-        statuses=[dg.DagsterRunStatus.SUCCESS],
-        tags=dict(tags) if job in OURS.jobs else None,  # runs of assets have none of ours
-        updated_after=to_datetime(failed_at),
+def _succeeded(instance: dg.DagsterInstance, job: str, failed_at: int, label: str) -> bool:
+    filters = dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.SUCCESS], updated_after=to_datetime(failed_at))
+    return any(
+        (record.end_time or 0) * 1e6 > failed_at
+        and OURS.has(record.dagster_run)
+        # Of another store than ours is only what says so: a run that a person launched has no such tag.
+        and record.dagster_run.tags.get(STORE_TAG, label) == label
+        for record in instance.get_run_records(filters, limit=_RECENT)
     )
-    records = instance.get_run_records(filters, limit=_RECENT)
-    return any((one.end_time or 0) * 1e6 > failed_at and OURS.has(one.dagster_run) for one in records)
 
 
 def _store_unavailable(reason: str) -> Alert:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from nami_amp_pipeline import contract
@@ -34,8 +33,8 @@ def snapshot_preview(path: Path, app_id: str) -> list[dict[str, Any]]:
 
 def created_between(paths: Sequence[Path], app_id: str) -> tuple[datetime, datetime]:
     """The earliest and the latest ``created_date`` of an app's snapshots."""
-    dates = ds.dataset([str(path) for path in paths], schema=snapshot_schema()).to_table(
-        columns=["created_date"], filter=ds.field("app_id") == app_id
+    dates = _dataset([str(path) for path in paths], schema=snapshot_schema()).to_table(
+        columns=["created_date"], filter=pc.field("app_id") == app_id
     )
     found = pc.min_max(dates["created_date"]).as_py()
     return found["min"], found["max"]
@@ -58,7 +57,7 @@ class Receipts:
 def receipt_preview(paths: Sequence[Path]) -> Receipts:
     """The first receipts, and between which times all of them lie."""
     dates = [pc.min_max(pq.read_table(path, columns=["created_date"])["created_date"]).as_py() for path in paths]
-    rows = ds.dataset(paths[0], schema=RECEIPT_SCHEMA).head(
+    rows = _dataset(paths[0], schema=RECEIPT_SCHEMA).head(
         PREVIEW_ROWS, columns=["id", "event_type", "user_id", "created_date", "state", "reason", "request_id"]
     )
     return Receipts(min(one["min"] for one in dates), max(one["max"] for one in dates), rows.to_pylist())
@@ -66,7 +65,13 @@ def receipt_preview(paths: Sequence[Path]) -> Receipts:
 
 def _head(path: Path, schema: pa.Schema, app_id: str, columns: list[str]) -> list[dict[str, Any]]:
     # By today's schema: what a file of an older layout lacks is null.
-    file = ds.dataset(path, schema=schema)
-    rows = file.head(PREVIEW_ROWS, columns=columns, filter=ds.field("app_id") == app_id, batch_size=1_024)
+    file = _dataset(path, schema=schema)
+    rows = file.head(PREVIEW_ROWS, columns=columns, filter=pc.field("app_id") == app_id, batch_size=1_024)
     found: list[dict[str, Any]] = rows.to_pylist()
     return found
+
+
+def _dataset(source: Any, schema: pa.Schema) -> Any:
+    import pyarrow.dataset as ds  # here, for it imports pandas wherever that is installed
+
+    return ds.dataset(source, schema=schema)

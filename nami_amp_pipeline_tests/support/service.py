@@ -73,6 +73,7 @@ class Service:
         environ = {
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "HOME": str(folder),
+            "PYTHONPATH": str(ROOT),  # the program is that of these tests, wherever it is installed from
             "DAGSTER_HOME": str(deploy),
             "DAGSTER_PG_URL": postgres.fresh_database(),
             "DAGSTER_CODE_SERVER_HOST": "127.0.0.1",
