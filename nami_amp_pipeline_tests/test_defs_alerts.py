@@ -179,6 +179,7 @@ def fail(stage: Scene, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResul
         instance=instance,
         resources={"pipeline": pipeline},
         raise_on_error=False,
+        tags={STORE_TAG: store_label(stage.settings)},  # as the job has it, whose settings are those of its runs
     )
     pipeline.close()
     if not result.success:

@@ -13,7 +13,7 @@ import pytest
 from nami_amp_pipeline.clock import from_datetime
 from nami_amp_pipeline.defs.alert_sensors import _succeeded
 from nami_amp_pipeline.defs.jobs import build_micro_batch, micro_batch
-from nami_amp_pipeline.defs.ours import MICRO_BATCH, STORE_TAG, store_label
+from nami_amp_pipeline.defs.ours import MICRO_BATCH, store_label
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.defs.schedules import micro_batch_every_5_minutes, run_under_way
 from nami_amp_pipeline.defs.sensors import integration_partitions
@@ -119,7 +119,7 @@ def test_a_success_of_one_is_no_all_clear_for_the_other(two: tuple[Scene, Scene]
     from nami_amp_pipeline.dagster_support.instance import dagster_instance
 
     with dagster_instance(two[0].settings) as instance:
-        assert [_succeeded(instance, MICRO_BATCH, began, {STORE_TAG: store_label(one.settings)}) for one in two] == [
+        assert [_succeeded(instance, MICRO_BATCH, began, store_label(one.settings)) for one in two] == [
             True,
             False,
         ]
