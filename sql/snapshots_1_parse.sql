@@ -89,7 +89,12 @@ arrays AS (
         -- A blank one is none: apps log out with it.
         id_text(list_filter(
             p.external_ids,
-            lambda e: e.key = 'external_id' AND stripped(replace(id_text(e.value), chr(0), '')) <> ''
+            -- What begins visibly is seen not to be blank without being read.
+            lambda e: e.key = 'external_id' AND CASE
+                WHEN (e.value::VARCHAR)[1] = '"' AND ascii((e.value::VARCHAR)[2]) BETWEEN 35 AND 91 THEN true
+                WHEN (e.value::VARCHAR)[1] = '"' AND ascii((e.value::VARCHAR)[2]) BETWEEN 93 AND 126 THEN true
+                ELSE stripped(replace(id_text(e.value), chr(0), '')) <> ''
+            END
         )[1].value) AS external_id
     FROM parsed
 ),
