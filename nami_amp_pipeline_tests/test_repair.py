@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import Halted
 from nami_amp_pipeline.operations.repair import LostFile, lost_files, repair
 from nami_amp_pipeline.stages import pipeline as stages
@@ -182,6 +183,16 @@ def test_lost_snapshots_are_computed_again(scene: Pipeline) -> None:
     assert finish(scene, one) == GOOD
 
 
+def test_snapshots_and_an_outbox_that_are_lost_together(scene: Pipeline) -> None:
+    one = scene.add("app", user_id_kind="nami_user_id")
+    half_posted(scene, one, 1)
+    lose(scene, "snapshots")
+    lose(scene, "outboxes")
+    assert [why for _, why in repair(scene.context, lost_in(scene))] == [None, None]
+    assert is_conserved(scene, one)
+    assert finish(scene, one) == GOOD
+
+
 @pytest.mark.parametrize("stage", ["capture", "snapshot"])
 def test_lost_segment_is_read_again(scene: Pipeline, stage: str) -> None:
     one = scene.add("app", user_id_kind="nami_user_id")
@@ -262,6 +273,36 @@ def test_outbox_that_is_done_or_gone_by_the_time_of_the_lease_is_left_alone(
         sent = len(scene.sent(one))
         assert finish(scene, one) <= GOOD
         assert len(scene.sent(one)) == sent
+
+
+def test_segment_that_is_being_prepared_is_left_to_who_has_it_open(scene: Pipeline) -> None:
+    one = scene.add("app", user_id_kind="nami_user_id")
+    through(scene, "snapshot")
+    other = Context.open(scene.settings, run_id="other", clock=scene.clock)
+    said: list[str | None] = []
+
+    def lose_and_repair(step: str) -> None:
+        if step == "prepare.commit" and not said:
+            lose(scene, "segments")
+            said.extend(why for _, why in repair(other, lost_files(other.store, other.folder.root)))
+
+    scene.context.step = lose_and_repair
+    scene.tick()
+    other.store.close()
+    assert said
+    assert all(why is not None and "worked on by another process" in why for why in said)
+    assert [why for _, why in repair(scene.context, lost_in(scene))] == [None]
+    assert finish(scene, one) == GOOD
+    assert len(scene.sent(one)) == len(GOOD)  # each once
+
+
+def test_segment_that_is_gone_by_the_time_of_its_repair(scene: Pipeline) -> None:
+    scene.add("app", user_id_kind="nami_user_id")
+    through(scene, "snapshot")
+    lose(scene, "segments")
+    lost = lost_in(scene)
+    assert [why for _, why in repair(scene.context, lost)] == [None]
+    assert [why for _, why in repair(scene.context, lost)] == [None]  # as after a retention in between
 
 
 @pytest.mark.parametrize("seed", range(8))

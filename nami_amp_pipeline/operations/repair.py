@@ -18,6 +18,7 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import Busy, Halted, NamiAmpError
 from nami_amp_pipeline.stages import captured_ids
 from nami_amp_pipeline.stages.rebuild import rebuild_outbox
+from nami_amp_pipeline.stages.snapshots import snapshot
 from nami_amp_pipeline.state import Store, tables
 from nami_amp_pipeline.state.store import Lease, Transaction
 
@@ -151,8 +152,11 @@ def _mend_snapshots(context: Context, file: str, _resend: bool) -> None:
     parts = tables.segment_apps
     with context.store.reading() as tx:
         app_ids = list(tx.execute(sa.select(parts.c.app_id).where(parts.c.snapshot_file == file)).scalars())
-    with _under(context, [f"app:{app_id}" for app_id in app_ids]) as leases, context.store.begin(under=leases) as tx:
-        tx.execute(sa.update(parts).where(parts.c.snapshot_file == file).values(snapshot_file=None))
+    with _under(context, [f"app:{app_id}" for app_id in app_ids]) as leases:
+        with context.store.begin(under=leases) as tx:
+            tx.execute(sa.update(parts).where(parts.c.snapshot_file == file).values(snapshot_file=None))
+        # At once: an outbox that is lost as well is made of them.
+        snapshot(context, {lease.name.removeprefix("app:"): lease for lease in leases})
 
 
 def _mend_receipts(context: Context, file: str, _resend: bool) -> None:
@@ -164,11 +168,18 @@ def _mend_receipts(context: Context, file: str, _resend: bool) -> None:
 def _mend_segment(context: Context, file: str, _resend: bool) -> None:
     segments, parts, integrations = tables.segments, tables.segment_apps, tables.integrations
     with context.store.reading() as tx:
-        segment_id = tx.execute(sa.select(segments.c.id).where(segments.c.file == file)).scalar_one()
+        segment_id = tx.execute(sa.select(segments.c.id).where(segments.c.file == file)).scalar_one_or_none()
         apps = tx.execute(sa.select(parts).where(parts.c.segment_id == segment_id)).all()
-    names = [captured_ids.LEASE, *(f"app:{part.app_id}" for part in apps)]
+        app_ids = [part.app_id for part in apps]
+        ones = tx.execute(sa.select(integrations.c.id).where(integrations.c.app_id.in_(app_ids))).scalars().all()
+    # A process that prepares it may have the file open still, so those leases are needed too.
+    names = [captured_ids.LEASE, *(f"app:{one}" for one in app_ids), *(f"integration:{one}" for one in ones)]
     with _under(context, names) as leases, context.store.begin(under=leases) as tx:
-        captured_at = tx.execute(sa.select(segments.c.captured_at).where(segments.c.id == segment_id)).scalar_one()
+        captured_at = tx.execute(
+            sa.select(segments.c.captured_at).where(segments.c.id == segment_id)
+        ).scalar_one_or_none()
+        if captured_at is None:
+            return  # it is past its retention, and gone for good
         rereading = False
         for part in apps:
             through = tx.execute(
