@@ -71,6 +71,7 @@ DATES = ("infinity", "-infinity", "0044-03-15 (BC) 00:00:00+00", "12026-01-01 00
 
 
 @pytest.mark.parametrize("date", DATES)
+@pytest.mark.contract("1.11")
 def test_a_created_date_that_no_calendar_has_is_a_dead_letter(make: Make, date: str | None) -> None:
     scene = make()
     one = scene.add("app", user_id_kind="nami_user_id")
@@ -153,6 +154,7 @@ def test_rows_that_cannot_be_named_are_counted_once(make: Make, caplog: pytest.L
         ({"payload": '{"a":"\\ud8'}, "malformed_payload"),
     ],
 )
+@pytest.mark.contract("1.11")
 def test_a_row_that_cannot_be_sent_is_a_dead_letter(make: Make, change: Mapping[str, Any], reason: str) -> None:
     scene = make()
     one = scene.add("app", user_id_kind="nami_user_id")
