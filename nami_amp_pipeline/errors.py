@@ -73,5 +73,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryException":  # DuckDB's
         return True
     said = str(error).lower()
-    words = ("can't start new thread", "cannot allocate memory", "failed to map segment")
-    return isinstance(error, RuntimeError | ImportError | OSError) and any(one in said for one in words)
+    words = ("can't start new thread", "cannot allocate memory", "failed to map segment", "without exception set")
+    return isinstance(error, RuntimeError | ImportError | OSError | SystemError) and any(one in said for one in words)

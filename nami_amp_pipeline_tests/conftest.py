@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from nami_amp_pipeline import redaction
 from nami_amp_pipeline_tests.support.postgres import Postgres
 
 
@@ -28,6 +29,12 @@ def signals() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def no_secrets_met() -> None:
+    """Forgets the secrets of earlier tests, which would be taken out of the texts of this one."""
+    vars(redaction.SHARED).update(vars(redaction.Redactor()))
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,11 @@ import random
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import urllib3.util.connection
 
 from nami_amp_pipeline.delivery.transport import HttpAnswer, HttpTransport, NoAnswer, Request
 from nami_amp_pipeline.stages import pipeline
@@ -166,7 +168,15 @@ def test_an_unsolicited_answer_on_an_idle_connection_is_nobodys(stray: bytes, tl
 
 
 @pytest.mark.parametrize("first", [GOOD, REFUSED, b"220 mail.example ESMTP\r\n"])
-def test_a_server_that_speaks_first_is_not_asked(first: bytes) -> None:
+def test_a_server_that_speaks_first_is_not_asked(first: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = urllib3.util.connection.create_connection
+
+    def slowly(*args: Any, **more: Any) -> socket.socket:
+        connected = connect(*args, **more)
+        time.sleep(0.05)  # the greeting is there first
+        return connected
+
+    monkeypatch.setattr(urllib3.util.connection, "create_connection", slowly)
     with raw_server(send(GOOD), at_once=lambda connection: connection.sendall(first)) as (url, _):
         transport = HttpTransport(2.0)
         outcomes = []

@@ -20,7 +20,8 @@ SELECT
             OR regexp_matches(payload, '\[\s*-?(?:[nN][aA]|[iI])')
     END AS doubtful
 FROM (
-    SELECT *, CASE WHEN problem IS NULL THEN try(json_keys(payload)) END AS fields
+    -- (A CASE around the list would copy it.)
+    SELECT *, try(json_keys(CASE WHEN problem IS NULL THEN payload END)) AS fields
     FROM (
         SELECT
             app_id,

@@ -169,9 +169,9 @@ def _fast(kind: _Kind, columns: Sequence[str], *, without_slow: bool) -> str:
     # A scalar is what begins neither as an object or array nor as null; the payload is known to be strict JSON. Numbers
     # that no double holds, which have five characters at least, cannot be sent.
     texts = ", ".join(
-        f"CASE WHEN ascii({_field(field)}) IN (91, 110, 123) "
-        f"OR (ascii({_field(field)}) < 58 AND ascii({_field(field)}) <> 34 AND strlen({_field(field)}) > 4 "
-        f"AND NOT isfinite(try_cast({_field(field)} AS DOUBLE))) THEN NULL "
+        f"CASE WHEN ascii({_field(field)}) IN (91, 110, 123) THEN NULL "
+        f"WHEN strlen({_field(field)}) > 4 AND ascii({_field(field)}) BETWEEN 45 AND 57 "
+        f"AND NOT isfinite(try_cast({_field(field)} AS DOUBLE)) THEN NULL "
         f"ELSE {literal(orjson.dumps(field).decode() + ':')} || {_sent(kind.variant, field)} END"
         for field in wanted
     )
