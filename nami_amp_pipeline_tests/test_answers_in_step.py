@@ -188,7 +188,7 @@ def test_a_server_that_speaks_first_is_not_asked(first: bytes, monkeypatch: pyte
                 # It was so quick that the greeting came behind the request: then it is the answer, or none.
                 assert got.status in (200, 400)
         transport.close()
-    assert all(kind in ("out_of_step", "truncated") for kind, _ in outcomes)
+    assert {kind for kind, _ in outcomes} <= {"out_of_step", "reset", "truncated"}
     assert outcomes
 
 
