@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Two workers: a test file stays with one of them, and so do its fixtures. WORKERS=0 runs all in one process.
 WORKERS := 2
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile
+# `make quick` shuffles the tests each time; what decides over a change does the same each time.
+ORDER := -p no:randomly
 
 .PHONY: demo quick test lint types tests torture bench clean
 
@@ -24,8 +26,8 @@ lint: $(VENV)/installed-dev
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
-tests: $(VENV)/installed-dev
-	$(PYTEST)
+tests: $(VENV)/installed-dev  ## in the order of the files; make tests ORDER= for a random one
+	$(PYTEST) $(ORDER)
 
 torture: $(VENV)/installed-dev  ## simulated histories for as long as told: make torture MINUTES=60
 	$(BIN)/python -m nami_amp_pipeline_tests.tools.torture --minutes $(or $(MINUTES),10)
