@@ -39,16 +39,12 @@ def materialize(
 ) -> dg.ExecuteInProcessResult:
     add_partitions(instance, all_integrations(stage.context.store))
     pipeline = PipelineSession(stage.settings, run_id="by-hand")
-    partition: Any = key
-    if key is not None and "|" in key:
-        app_id, name_in_app = key.split("|")
-        partition = dg.MultiPartitionKey({"app": app_id, "integration": name_in_app})
     checks = list(asset_checks) if name == "amplitude_deliveries" else []
     try:
         return dg.materialize(
             [ASSETS[name], *checks],
             instance=instance,
-            partition_key=partition,
+            partition_key=key,
             resources={"pipeline": pipeline},
             raise_on_error=False,
             tags=tags,
@@ -123,9 +119,11 @@ def test_range_of_partitions_in_one_run(stage: Scene, instance: dg.DagsterInstan
 
 
 @pytest.mark.parametrize("name", ["amplitude_events", "amplitude_deliveries"])
-def test_pair_that_does_not_exist_is_left_alone(stage: Scene, instance: dg.DagsterInstance, name: str) -> None:
+def test_partition_of_an_integration_that_was_removed_is_left_alone(
+    stage: Scene, instance: dg.DagsterInstance, name: str
+) -> None:
     stage.add("radio", "main")
-    stage.add("fit", "other")
+    instance.add_dynamic_partitions("nami_app_integrations", ["radio|other"])
     result = materialize(stage, instance, name, "radio|other")
     assert result.success
     assert materialized(result, name) == {}

@@ -32,7 +32,7 @@ def build_asset(stage: Stage) -> dg.AssetsDefinition:
     """The asset of a stage."""
     options: dict[str, Any] = {
         "name": stage.asset,
-        "deps": list(stage.upstream),
+        "deps": [_dependency(stage, asset) for asset in stage.upstream],
         "partitions_def": nami_apps if stage.per == "app" else app_integrations,
         "backfill_policy": dg.BackfillPolicy.single_run(),
         "output_required": False,
@@ -53,6 +53,12 @@ def build_asset(stage: Stage) -> dg.AssetsDefinition:
     with ignore_beta_warnings():  # backfill_policy
         decorate: Callable[..., dg.AssetsDefinition] = dg.asset(**options)
         return decorate(materialize)
+
+
+def _dependency(stage: Stage, upstream: str) -> dg.AssetDep:
+    """An integration is no app, and Dagster would take keys of one for keys of the other: it depends on all apps."""
+    is_per = {one.asset: one.per for one in STAGES}.get(upstream)
+    return dg.AssetDep(upstream, partition_mapping=None if is_per == stage.per else dg.AllPartitionMapping())
 
 
 def _materialize(
