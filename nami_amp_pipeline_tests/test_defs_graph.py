@@ -52,10 +52,9 @@ def test_assets_are_one_way_from_the_warehouse_to_amplitude(repository: dg.Repos
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         partitions = node.partitions_def
-        assert partitions is not None
         seen[key.to_user_string()] = (
             sorted(parent.to_user_string() for parent in node.parent_keys),
-            partitions.name,  # type: ignore[attr-defined]
+            partitions and partitions.name,  # type: ignore[attr-defined]
             node.group_name,
             sorted(node.kinds),
             sorted(node.owners),
@@ -79,6 +78,7 @@ def test_assets_are_one_way_from_the_warehouse_to_amplitude(repository: dg.Repos
             ["amplitude", "parquet"],
             owners,
         ),
+        "delivery_report": (["amplitude_deliveries"], None, group, ["report"], owners),
     }
 
 
@@ -96,7 +96,12 @@ def test_every_asset_has_a_description_columns_and_a_code_version(repository: dg
         node = graph.get(key)
         assert node.description
         assert "Running it again is always safe" in node.description
+        assert node.description.strip().startswith(
+            "**Kept up to date by the schedule `micro_batch_schedule`, every 5 minutes**: "
+        )
         assert node.code_version == "1"
+        if key.to_user_string() == "delivery_report":
+            continue
         schema = node.metadata["dagster/column_schema"]
         assert {column.name for column in schema.columns} >= {"id", "user_id", "created_date"}
         if key.to_user_string() == "nami_events":
@@ -121,7 +126,7 @@ def test_job_schedule_sensor_and_checks(repository: dg.RepositoryDefinition) -> 
     assert sensor.minimum_interval_seconds == 30
     assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
     checks = {key.name for key in repository.asset_graph.asset_check_keys}
-    assert checks == {"conservation", "lag", "not_halted"}
+    assert checks == {"conservation", "lag", "not_halted", "none_rejected"}
 
 
 def test_resource_has_no_field_that_could_hold_a_secret() -> None:

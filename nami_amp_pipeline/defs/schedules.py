@@ -9,10 +9,8 @@ from dagster._core.scheduler.instigation import InstigatorStatus
 
 from nami_amp_pipeline.clock import micros, system_clock, to_text
 from nami_amp_pipeline.defs.jobs import micro_batch
-from nami_amp_pipeline.defs.ours import MICRO_BATCH, STORE_TAG, loaded_settings, store_label
+from nami_amp_pipeline.defs.ours import MICRO_BATCH, SCHEDULE, STORE_TAG, loaded_settings, store_label
 from nami_amp_pipeline.settings import Settings
-
-SCHEDULE: Final = "micro_batch_schedule"
 
 NAME_BEFORE: Final = "micro_batch_every_5_minutes"
 """It said so also where the settings said otherwise."""

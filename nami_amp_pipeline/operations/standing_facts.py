@@ -83,6 +83,7 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
         paused = _project_pauses(tx)
         held = _held(tx)
         rejected = _rejected(tx, now)
+        in_trouble = _in_trouble(tx)
         found = []
         for one in there:
             waits, dead = held.get(one.id, _Held()), rejected.get(one.id, _NONE)
@@ -102,7 +103,7 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
                     whose=waits.some,
                     rejected_by=dead.by,
                     rejected_since=dead.since,
-                    trouble=_trouble(tx, one, count),
+                    trouble=_trouble(tx, one, count) if in_trouble & {one.app_id, one.partition_key} else None,
                     last_sign=sign,
                 )
             )
@@ -233,6 +234,12 @@ def _unanswered(tx: Transaction, one: Integration) -> tuple[str, int] | None:
         first = first.where(table.c.sent_at > answered)
     since: int = tx.execute(first).scalar_one()
     return newest, since
+
+
+def _in_trouble(tx: Transaction) -> set[str | None]:
+    """The partitions that a stage ever could not be done for: few, so that the others are not asked for one by one."""
+    table = tables.run_troubles
+    return set(tx.execute(sa.select(table.c.partition).distinct().where(table.c.kind.not_in(_PASSING))).scalars())
 
 
 def _trouble(tx: Transaction, one: Integration, numbers: IntegrationStatus) -> tuple[str, int] | None:
