@@ -74,4 +74,4 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     said = str(error).lower()
     words = ("can't start new thread", "cannot allocate memory", "failed to map segment", "without exception set")
-    return isinstance(error, RuntimeError | ImportError | OSError | SystemError) and any(one in said for one in words)
+    return isinstance(error, RuntimeError | ImportError | OSError | SystemError) and any(word in said for word in words)

@@ -56,7 +56,7 @@ class MicroBatch:
         if any(len(key) > LONGEST_KEY for key in keys or ()):
             raise Misconfigured(f"an integration is named <app_id>/<name>, with at most {LONGEST_KEY} characters")
         tick = MicroBatch(context, list(keys) if keys is not None else None)
-        tick.before = {one.integration: one for one in status(context, tick.integrations())}
+        tick.before = {row.integration: row for row in status(context, tick.integrations())}
         return tick
 
     @property
@@ -89,7 +89,7 @@ class MicroBatch:
         """The integrations of this micro-batch as they stand now."""
         if self.keys is None:
             return all_integrations(self.context.store)
-        known = {one.key: one for one in all_integrations(self.context.store)}
+        known = {integration.key: integration for integration in all_integrations(self.context.store)}
         if not self.before:  # a name may vanish while the micro-batch runs, but not before it
             return all_integrations(self.context.store, self.keys)
         return [known[key] for key in dict.fromkeys(self.keys) if key in known]
@@ -99,7 +99,7 @@ class MicroBatch:
         integrations = self.integrations()
         if stage.per == "integration":
             return integrations
-        return sorted({one.app_id for one in integrations if one.enabled})
+        return sorted({integration.app_id for integration in integrations if integration.enabled})
 
     def run(self, stage: Stage, stop: Stop = never) -> dict[str, Any]:
         """Runs a stage for all that it works on, and notes what it could not do.
@@ -162,36 +162,42 @@ class MicroBatch:
 
     def halted(self) -> list[IntegrationStatus]:
         """The integrations that stand still until a person repairs something."""
-        halted = [one for one in self.integrations() if one.enabled and one.halted_reason]
+        halted = [
+            integration for integration in self.integrations() if integration.enabled and integration.halted_reason
+        ]
         return [now for now in status(self.context, halted) if now.is_halted] if halted else []
 
     def problems(self) -> list[str]:
         """A line for each thing that keeps events from being delivered: stages first, then integrations."""
         lines = [f"{asset}: {error}" for asset, error in self.troubles]
-        return lines + [f"{one.key}: {error}" for one in self.integrations() if (error := self.error_of(one))]
+        return lines + [
+            f"{integration.key}: {error}"
+            for integration in self.integrations()
+            if (error := self.error_of(integration))
+        ]
 
-    def error_of(self, one: Integration) -> str | None:
+    def error_of(self, integration: Integration) -> str | None:
         """Why the work of an integration is not at its end, as the stages of this process have it."""
-        results = [done.get(one.partition_key) for done in self.done.values()]
+        results = [done.get(integration.partition_key) for done in self.done.values()]
         return next((error for result in results if (error := getattr(result, "error", None))), None)
 
     def report(self) -> list[dict[str, Any]]:
         """Each integration as ``run --json`` shows it: what this process did, and how things stand after it."""
         integrations, troubles = self.integrations(), self.troubles
         rows = []
-        for one, now in zip(integrations, status(self.context, integrations), strict=True):
-            was = self.before.get(one.key, IntegrationStatus(one.key, now.state))
+        for integration, now in zip(integrations, status(self.context, integrations), strict=True):
+            was = self.before.get(integration.key, IntegrationStatus(integration.key, now.state))
             rows.append(
                 {
-                    "integration": one.key,
-                    "captured": self._captured(one, was, now),
+                    "integration": integration.key,
+                    "captured": self._captured(integration, was, now),
                     "delivered": now.delivered - was.delivered,
                     "skipped": _growth(was.skipped, now.skipped),
                     "dead_letters": _growth(was.dead_letters, now.dead_letters),
                     "pending": now.pending,
                     "watermark": to_text(now.watermark),
                     "lag_seconds": round(now.lag_seconds, 3),
-                    "error": self._shown_error(one, now, troubles),
+                    "error": self._shown_error(integration, now, troubles),
                     "state": now.state,
                     "pending_by": now.pending_by,
                     "lag_by": now.to_json()["lag_by"],
@@ -199,23 +205,23 @@ class MicroBatch:
             )
         return rows
 
-    def _captured(self, one: Integration, was: IntegrationStatus, now: IntegrationStatus) -> int:
+    def _captured(self, integration: Integration, was: IntegrationStatus, now: IntegrationStatus) -> int:
         """Events that were read, or that this integration took up from what had been read before it was ready."""
-        prepared = self.done.get(PREPARE.asset, {}).get(one.partition_key)
+        prepared = self.done.get(PREPARE.asset, {}).get(integration.partition_key)
         return max(now.captured - was.captured, prepared.captured if prepared is not None else 0)
 
     def _shown_error(
-        self, one: Integration, now: IntegrationStatus, troubles: Sequence[tuple[str, NamiAmpError]]
+        self, integration: Integration, now: IntegrationStatus, troubles: Sequence[tuple[str, NamiAmpError]]
     ) -> str | None:
-        if not one.enabled:
+        if not integration.enabled:
             return None
-        error = self.error_of(one)
+        error = self.error_of(integration)
         if error:
             return error
         if troubles:
             return str(troubles[0][1])
-        if now.pending and one.partition_key not in self.done.get(DELIVER.asset, {}):
-            return one.halted_reason or LEFT_TO_ANOTHER
+        if now.pending and integration.partition_key not in self.done.get(DELIVER.asset, {}):
+            return integration.halted_reason or LEFT_TO_ANOTHER
         return None
 
 

@@ -51,13 +51,13 @@ class Redactor:
 
     def add(self, *secrets: str | Secret | None) -> None:
         """Learns secrets; None and empty ones are left aside."""
-        texts = {_text(one).strip() for one in secrets if one is not None}
+        texts = {_text(secret).strip() for secret in secrets if secret is not None}
         with self._lock:
-            new = {one for one in texts if len(one) >= _SHORTEST} - self._known
+            new = {text for text in texts if len(text) >= _SHORTEST} - self._known
             if not new:
                 return
             self._known |= new
-            forms = {form for one in new for form in _forms(one)}
+            forms = {form for text in new for form in _forms(text)}
             short = {form for form in forms if len(form) < PIECE}
             self._whole = tuple(sorted({*self._whole, *short}, key=len, reverse=True))
             self._pieces |= {
@@ -120,8 +120,8 @@ def secrets_of_url(url: str) -> list[str]:
         found += re.split(r"[@/#?:]", found[0])
     for match in _IN_QUERY.finditer(f"?{(after if at else rest).partition('?')[2]}"):
         found.append(match.group(2))
-    found += [unquote(one) for one in found] + [unquote_plus(one) for one in found]
-    return [one for one in dict.fromkeys(found) if one]
+    found += [unquote(text) for text in found] + [unquote_plus(text) for text in found]
+    return [text for text in dict.fromkeys(found) if text]
 
 
 def shown_name(name: str) -> str:

@@ -44,7 +44,7 @@ class RunReport:
     @property
     def ok(self) -> bool:
         """Whether everything that can be delivered was."""
-        return not self.problems and not any(one["error"] for one in self.integrations)
+        return not self.problems and not any(row["error"] for row in self.integrations)
 
     def to_json(self) -> dict[str, Any]:
         """The object of ``run --json``."""

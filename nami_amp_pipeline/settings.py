@@ -85,7 +85,11 @@ def _is_well_formed(rest: str) -> bool:
     except ValueError:  # a bracket that opens no IPv6 address
         return False
     login, _, hosts = parts.netloc.rpartition("@")
-    if "@" in login or "@" in parts.path or any("=" not in one for one in parts.query.split("&") if one):
+    if (
+        "@" in login
+        or "@" in parts.path
+        or any("=" not in parameter for parameter in parts.query.split("&") if parameter)
+    ):
         return False
     return _HOSTS.fullmatch(hosts) is not None
 
@@ -383,7 +387,7 @@ def _extra(field: FieldInfo, name: str) -> str:
 
 
 def _bound(field: FieldInfo, name: str, default: float) -> float:
-    return next((float(getattr(one, name)) for one in field.metadata if hasattr(one, name)), default)
+    return next((float(getattr(bound, name)) for bound in field.metadata if hasattr(bound, name)), default)
 
 
 def expected(field: FieldInfo) -> str:

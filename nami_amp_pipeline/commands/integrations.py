@@ -84,11 +84,21 @@ def list_integrations(invocation: Invocation, as_json: bool) -> None:
 
     found = invocation.operations.integrations()
     if as_json:
-        invocation.answer({"integrations": [described(one) for one in found]})
+        invocation.answer({"integrations": [described(integration) for integration in found]})
     elif found:
         screen.table(
             ("Integration", "State", "Endpoint", "User id", "No External ID", "Events"),
-            [(one.key, state(one), region(one), one.user_id_kind, one.anonymous, _events(one)) for one in found],
+            [
+                (
+                    integration.key,
+                    state(integration),
+                    region(integration),
+                    integration.user_id_kind,
+                    integration.anonymous,
+                    _events(integration),
+                )
+                for integration in found
+            ],
         )
     else:
         click.echo("There is no integration yet: 'nami-amp integrations add' adds one.")
@@ -106,33 +116,36 @@ def show(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
 
     found = invocation.operations.integrations(integration_keys(names, in_two_words=True))
     if as_json:
-        shown = [described(one) for one in found]
+        shown = [described(integration) for integration in found]
         invocation.answer(shown[0] if len(shown) == 1 else {"integrations": shown})
         return
-    for one in found:
+    for integration in found:
         screen.facts(
             {
-                "Integration": one.key,
-                "State": state(one),
-                "Error": one.halted_reason or one.last_error,
-                "Endpoint": one.endpoint,
+                "Integration": integration.key,
+                "State": state(integration),
+                "Error": integration.halted_reason or integration.last_error,
+                "Endpoint": integration.endpoint,
                 "API key": "set",
-                "Secret key": "set" if one.secret_key else "not set",
-                "User id": one.user_id_kind,
-                "No External ID": one.anonymous,
+                "Secret key": "set" if integration.secret_key else "not set",
+                "User id": integration.user_id_kind,
+                "No External ID": integration.anonymous,
                 "Events": "\n".join(
-                    f"{event_type} as {one.rename[event_type]}" if event_type in one.rename else event_type
-                    for event_type in one.events
+                    f"{event_type} as {integration.rename[event_type]}"
+                    if event_type in integration.rename
+                    else event_type
+                    for event_type in integration.events
                 ),
-                "Selected by": ", ".join(one.patterns),
-                "Sandbox": one.sandbox,
-                "Excluded": ", ".join(one.exclude) or None,
-                "Hashed": ", ".join(one.hashed) or None,
-                "Revenue": one.revenue,
-                "Store fees": ", ".join(f"{store} {share:g}" for store, share in one.store_fees.items()) or None,
-                "Starts": _start(one),
-                "Version": one.version,
-                "Added": to_text(one.created_at),
+                "Selected by": ", ".join(integration.patterns),
+                "Sandbox": integration.sandbox,
+                "Excluded": ", ".join(integration.exclude) or None,
+                "Hashed": ", ".join(integration.hashed) or None,
+                "Revenue": integration.revenue,
+                "Store fees": ", ".join(f"{store} {share:g}" for store, share in integration.store_fees.items())
+                or None,
+                "Starts": _start(integration),
+                "Version": integration.version,
+                "Added": to_text(integration.created_at),
             }
         )
 
@@ -239,13 +252,13 @@ def remove(invocation: Invocation, names: tuple[str, ...], yes: bool) -> None:
     What was sent stays in Amplitude. To stop for a while, use 'disable'.
     """
     found = invocation.operations.integrations(integration_keys(names, in_two_words=True))
-    for one in found:
+    for integration in found:
         if not yes:
             if not sys.stdin.isatty():
-                raise Misconfigured(f"give --yes to remove {one.key} with what is pending and its dead letters")
-            click.confirm(f"Remove {one.key} with what is pending and its dead letters?", abort=True)
-        invocation.operations.remove(one.key)
-        click.echo(f"{one.key} removed.")
+                raise Misconfigured(f"give --yes to remove {integration.key} with what is pending and its dead letters")
+            click.confirm(f"Remove {integration.key} with what is pending and its dead letters?", abort=True)
+        invocation.operations.remove(integration.key)
+        click.echo(f"{integration.key} removed.")
 
 
 @integrations.command()
@@ -260,18 +273,18 @@ def test(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> int:
     results = invocation.operations.test(integration_keys(names, in_two_words=True) if names else None)
     if as_json:
         invocation.answer(
-            {"integrations": [{"integration": one.integration, "ok": one.ok, "result": one.result} for one in results]}
+            {"integrations": [{"integration": row.integration, "ok": row.ok, "result": row.result} for row in results]}
         )
-    for one in results:
-        if not one.ok:
-            invocation.complain(f"{one.integration}: {one.result}")
+    for row in results:
+        if not row.ok:
+            invocation.complain(f"{row.integration}: {row.result}")
         elif not as_json:
-            click.echo(f"{one.integration}: {one.result}")
-    return 0 if all(one.ok for one in results) else 1
+            click.echo(f"{row.integration}: {row.result}")
+    return 0 if all(row.ok for row in results) else 1
 
 
-def _events(one: Integration) -> str:
-    chosen = len(one.events)
+def _events(integration: Integration) -> str:
+    chosen = len(integration.events)
     return (
         f"all {chosen} event types"
         if chosen == len(contract.EVENT_TYPES)
@@ -279,7 +292,7 @@ def _events(one: Integration) -> str:
     )
 
 
-def _start(one: Integration) -> str:
+def _start(integration: Integration) -> str:
     from nami_amp_pipeline.commands import output as screen
 
-    return "from the beginning" if one.start_from is None else f"from {screen.moment(one.start_from)}"
+    return "from the beginning" if integration.start_from is None else f"from {screen.moment(integration.start_from)}"

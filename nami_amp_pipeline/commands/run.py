@@ -70,7 +70,7 @@ def _halted(invocation: Invocation) -> set[str]:
     from nami_amp_pipeline.errors import NamiAmpError
 
     try:
-        return {one.key for one in invocation.operations.integrations() if one.halted_reason}
+        return {integration.key for integration in invocation.operations.integrations() if integration.halted_reason}
     except NamiAmpError:
         return set()
 

@@ -49,7 +49,7 @@ class Bisection:
 
     def accepted(self, events: Collection[int]) -> None:
         """Takes out what was delivered; what only waits now stays in."""
-        self.suspects = [one for one in self.suspects if one not in events]
+        self.suspects = [event for event in self.suspects if event not in events]
 
 
 def narrowed(

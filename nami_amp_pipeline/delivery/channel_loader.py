@@ -50,21 +50,21 @@ class ChannelLoader:
             held = sa.select(exceptions.c.integration_id).where(exceptions.c.state == "held").distinct()
             return ids | set(tx.execute(held).scalars())
 
-    def open(self, one: Integration) -> Channel:
+    def open(self, integration: Integration) -> Channel:
         """The channel of an integration, with what waits already.
 
         Raises:
             Misconfigured: its API key cannot be decrypted, or its destination is none of this program's.
         """
         context = self._context
-        destination = self._destinations.get(one.destination)
+        destination = self._destinations.get(integration.destination)
         if destination is None:
-            raise Misconfigured(f"{one.key}: this program knows no destination {one.destination!r}")
+            raise Misconfigured(f"{integration.key}: this program knows no destination {integration.destination!r}")
         channel = Channel(
-            one.id,
-            Target(destination, one.endpoint, context.cipher.decrypt(one.api_key)),
+            integration.id,
+            Target(destination, integration.endpoint, context.cipher.decrypt(integration.api_key)),
             self.shelf,
-            lambda identity, most: self._held(one.id, identity, most),
+            lambda identity, most: self._held(integration.id, identity, most),
             limits=Limits(context.settings.batch_events, context.settings.batch_bytes, context.settings.max_lanes),
             run_id=context.run_id,
             rng=self._rng,
@@ -72,14 +72,16 @@ class ChannelLoader:
         table, pauses = tables.exceptions, tables.pauses
         now = context.now()
         with context.store.begin() as tx:
-            held = sa.and_(table.c.integration_id == one.id, table.c.state == "held")
+            held = sa.and_(table.c.integration_id == integration.id, table.c.state == "held")
             waiting = tx.execute(sa.select(table.c.identity).where(held).distinct()).scalars().all()
             until = dict(
-                tx.execute(sa.select(pauses.c.identity, pauses.c.until).where(pauses.c.integration_id == one.id))
+                tx.execute(
+                    sa.select(pauses.c.identity, pauses.c.until).where(pauses.c.integration_id == integration.id)
+                )
                 .tuples()
                 .all()
             )
-            channel.refused_alone = _refused_alone(tx, one.id)
+            channel.refused_alone = _refused_alone(tx, integration.id)
         for identity in waiting:
             channel.held.wait(identity, _sane(until.get(identity, now), now))
         channel.resume_at = _sane(until.get("", 0), now)

@@ -103,7 +103,7 @@ class HeldQueue(Collection[str]):
         """
         taken = Taken()
         if self.search is not None:
-            for identity in dict.fromkeys(self._suspected[one] for one in self.search.suspects):
+            for identity in dict.fromkeys(self._suspected[number] for number in self.search.suspects):
                 if self._until.get(identity, now + 1) <= now:
                     size = self._add(taken, identity, now, size, self.search.half)
             if taken.events:

@@ -133,8 +133,8 @@ class Operations:
         from nami_amp_pipeline.state import integrations
 
         store = self._opened()
-        one = integrations.get(store, key)
-        leases = store.acquire([f"integration:{one.id}"])
+        integration_id = integrations.get(store, key).id
+        leases = store.acquire([f"integration:{integration_id}"])
         if not leases:
             raise Busy(f"a run delivers for {key} right now: remove it when that has ended")
         try:
@@ -150,8 +150,11 @@ class Operations:
 
         cipher = self._cipher()
         return [
-            Tested(one.key, *check_connection(one.endpoint, cipher.decrypt(one.api_key), self._settings))
-            for one in self.integrations(keys)
+            Tested(
+                integration.key,
+                *check_connection(integration.endpoint, cipher.decrypt(integration.api_key), self._settings),
+            )
+            for integration in self.integrations(keys)
         ]
 
     # Apps

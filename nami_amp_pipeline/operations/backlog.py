@@ -77,16 +77,17 @@ def _newer(context: Context, after: int) -> dict[str, int]:
 def _starts(integrations: Sequence[Integration]) -> dict[str, int]:
     """Where the earliest integration of each app begins, if none begins at the beginning."""
     starts: dict[str, int] = {}
-    for one in integrations:
-        if one.enabled:
-            start = -(2**62) if one.start_of_new is None else one.start_of_new
-            starts[one.app_id] = min(start, starts.get(one.app_id, start))
+    for integration in integrations:
+        if integration.enabled:
+            start = -(2**62) if integration.start_of_new is None else integration.start_of_new
+            starts[integration.app_id] = min(start, starts.get(integration.app_id, start))
     return starts
 
 
 def _pending(context: Context) -> list[Waiting]:
     """The integrations that could post something now."""
-    working = [one for one in all_integrations(context.store) if one.enabled and not one.halted_reason]
+    integrations = all_integrations(context.store)
+    working = [integration for integration in integrations if integration.enabled and not integration.halted_reason]
     pauses = tables.pauses
     with context.store.begin() as tx:
         paused = set(
@@ -96,7 +97,7 @@ def _pending(context: Context) -> list[Waiting]:
         )
     now = context.now()
     return [
-        Waiting(f"events of {one.integration}", now - int(one.lag_by["queued"] * 1e6), one.pending_by["queued"])
-        for one in status(context, [one for one in working if one.id not in paused])
-        if one.lag_by.get("queued")
+        Waiting(f"events of {row.integration}", now - int(row.lag_by["queued"] * 1e6), row.pending_by["queued"])
+        for row in status(context, [integration for integration in working if integration.id not in paused])
+        if row.lag_by.get("queued")
     ]

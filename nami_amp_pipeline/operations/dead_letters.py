@@ -170,7 +170,9 @@ def retry(store: Store, which: Filter, *, force: bool = False) -> Retried:
         try:
             for start in range(0, len(mine), _AT_ONCE):
                 with store.begin(under=leases.values()) as tx:
-                    _retry(store, tx, integration_id, [one.id for one in mine[start : start + _AT_ONCE]], force, done)
+                    _retry(
+                        store, tx, integration_id, [letter.id for letter in mine[start : start + _AT_ONCE]], force, done
+                    )
         finally:
             store.release(leases.values())
     return done

@@ -66,7 +66,7 @@ def examine(settings: Settings, checks: Sequence[tuple[str, Check]]) -> Iterator
 
 def check_warehouse(settings: Settings) -> list[Finding]:
     """Whether the events table can be reached and read, and has its columns and its index."""
-    return [replace(one, subject=f"warehouse {one.subject}") for one in open_warehouse(settings).check()]
+    return [replace(finding, subject=f"warehouse {finding.subject}") for finding in open_warehouse(settings).check()]
 
 
 def check_rows(settings: Settings) -> list[Finding]:
@@ -75,9 +75,9 @@ def check_rows(settings: Settings) -> list[Finding]:
         return []
     with _opened(settings) as store:
         return [
-            Finding("warehouse rows", "warning", str(one), "load them again with a value that can be read")
-            for one in unreadable(store)
-            if one.reason in ("long_id", "odd_row")
+            Finding("warehouse rows", "warning", str(row), "load them again with a value that can be read")
+            for row in unreadable(store)
+            if row.reason in ("long_id", "odd_row")
         ]
 
 
@@ -156,11 +156,11 @@ def check_shared_keys(settings: Settings) -> list[Finding]:
         Finding(
             "shared key",
             "warning",
-            f"{one.key} and {other.key} have the same API key and event types in common: Amplitude keeps one of two "
-            "copies of an event",
+            f"{integration.key} and {other.key} have the same API key and event types in common: Amplitude keeps "
+            "only one copy of such an event",
             f"let them select different events, or remove one: 'nami-amp integrations update {other.key} --events …'",
         )
-        for one, other in pairs[:_PAIRS]
+        for integration, other in pairs[:_PAIRS]
     ]
 
 
@@ -172,7 +172,7 @@ def check_files(settings: Settings) -> list[Finding]:
         lost = lost_files(store, settings.data_dir)
     if not lost:
         return [Finding("data files", "ok", "every file that the store refers to is there")]
-    some = ", ".join(one.file for one in lost[:_PAIRS])
+    some = ", ".join(lost_file.file for lost_file in lost[:_PAIRS])
     return [
         Finding(
             "data files",
@@ -222,7 +222,13 @@ def check_endpoints(settings: Settings, clock: Clock = system_clock) -> list[Fin
     findings: list[Finding] = []
     if _up_to_date(settings):
         with _opened(settings) as store:
-            endpoints = sorted({(one.destination, one.endpoint) for one in all_integrations(store) if one.enabled})
+            endpoints = sorted(
+                {
+                    (integration.destination, integration.endpoint)
+                    for integration in all_integrations(store)
+                    if integration.enabled
+                }
+            )
             if not store.is_sqlite:
                 ahead["the store's server"] = _ahead_of(store, clock)
         findings += _reach_all(endpoints, ahead, clock)
@@ -282,7 +288,7 @@ def _ahead_of(store: Store, clock: Clock) -> float:
 def _judge_clock(ahead: dict[str, float], settings: Settings) -> Finding:
     if not ahead:
         return Finding("clock", "ok", "skipped: no endpoint or server to compare the clock with")
-    other, seconds = max(ahead.items(), key=lambda one: abs(one[1]))
+    other, seconds = max(ahead.items(), key=lambda entry: abs(entry[1]))
     if abs(seconds) <= CLOCK_SECONDS:
         return Finding("clock", "ok", f"agrees with {' and '.join(sorted(ahead))}")
     # Another machine takes work over when a lease has run out by its own clock.

@@ -215,7 +215,7 @@ class Frames:
 
     def _chosen(self, integration: str | None, app_id: str | None) -> list[Integration]:
         found = all_integrations(self._context.store, None if integration is None else [integration])
-        return [one for one in found if app_id in (None, one.app_id)]
+        return [each for each in found if app_id in (None, each.app_id)]
 
     def _rows(
         self,
@@ -227,7 +227,7 @@ class Frames:
         since: datetime | None,
         until: datetime | None,
     ) -> list[dict[str, Any]]:
-        keys = {one.id: one.key for one in self._chosen(integration, app_id)}
+        keys = {chosen.id: chosen.key for chosen in self._chosen(integration, app_id)}
         query = query.where(table.c.integration_id.in_(keys))
         if since is not None:
             query = query.where(at >= from_datetime(_checked(since)))
@@ -258,7 +258,7 @@ _KNOWN: Final = pa.schema([("integration_id", pa.int64()), ("outbox_id", pa.int6
 def _events(context: Context, chosen: Sequence[Integration]) -> pa.Table:
     """The events of all outboxes of some integrations, from receipts or, where an outbox is not done, from itself."""
     boxes = tables.outboxes
-    keys = {one.id: one.key for one in chosen}
+    keys = {integration.id: integration.key for integration in chosen}
     with context.store.reading() as tx:
         rows = tx.execute(sa.select(boxes).where(boxes.c.integration_id.in_(keys)).order_by(boxes.c.id)).all()
         lanes = tx.execute(sa.select(tables.lanes).order_by(tables.lanes.c.id)).all()

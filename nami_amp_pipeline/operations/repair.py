@@ -97,13 +97,13 @@ def repair(context: Context, lost: Iterable[LostFile], *, resend: bool = False) 
         Each file with why it could not be mended, or None.
     """
     found: list[tuple[LostFile, str | None]] = []
-    for one in lost:
+    for file in lost:
         try:
-            _MENDS[one.kind](context, one.file, resend)
+            _MENDS[file.kind](context, file.file, resend)
         except NamiAmpError as error:
-            found.append((one, str(error)))
+            found.append((file, str(error)))
         else:
-            found.append((one, None))
+            found.append((file, None))
     return found
 
 
@@ -171,9 +171,12 @@ def _mend_segment(context: Context, file: str, _resend: bool) -> None:
         segment_id = tx.execute(sa.select(segments.c.id).where(segments.c.file == file)).scalar_one_or_none()
         apps = tx.execute(sa.select(parts).where(parts.c.segment_id == segment_id)).all()
         app_ids = [part.app_id for part in apps]
-        ones = tx.execute(sa.select(integrations.c.id).where(integrations.c.app_id.in_(app_ids))).scalars().all()
+        integration_ids = (
+            tx.execute(sa.select(integrations.c.id).where(integrations.c.app_id.in_(app_ids))).scalars().all()
+        )
     # A process that prepares it may have the file open still, so those leases are needed too.
-    names = [captured_ids.LEASE, *(f"app:{one}" for one in app_ids), *(f"integration:{one}" for one in ones)]
+    names = [captured_ids.LEASE, *(f"app:{app_id}" for app_id in app_ids)]
+    names += [f"integration:{integration_id}" for integration_id in integration_ids]
     with _under(context, names) as leases, context.store.begin(under=leases) as tx:
         captured_at = tx.execute(
             sa.select(segments.c.captured_at).where(segments.c.id == segment_id)

@@ -108,12 +108,12 @@ class Variant:
     def _user_properties(self) -> str:
         """SQL of a snapshot's JSON text without what it may not show."""
         patch = []
-        for one in contract.PROPERTIES:
-            name, names = one.name, {one.name, one.field}  # whoever hides the field hides what it becomes
+        for prop in contract.PROPERTIES:
+            name, names = prop.name, {prop.name, prop.field}  # whoever hides the field hides what it becomes
             path = literal(f"$.{name}")
             if names & self.exclude:
                 patch.append(f"{literal(name)}, NULL")
-            elif names & self.hashed and one.kind == "texts":
+            elif names & self.hashed and prop.kind == "texts":
                 texts = f"(properties -> {path})::VARCHAR[]"
                 hashes = f"list_sort(list_transform({texts}, lambda text: hash_of(text)))[1:{HASHES_OF_AN_ARRAY}]"
                 patch.append(f"{literal(name)}, {hashes}")
@@ -155,26 +155,26 @@ def variants_of(integrations: Sequence[Integration], cipher: Cipher) -> Variants
     Raises:
         Halted: the salt of one cannot be decrypted.
     """
-    wanted = {one.id: _variant_of(one, cipher) for one in integrations}
+    wanted = {integration.id: _variant_of(integration, cipher) for integration in integrations}
     distinct = list(dict.fromkeys(wanted.values()))
     numbers = {variant: number for number, variant in enumerate(distinct)}
     return Variants(
         distinct,
         {integration_id: numbers[variant] for integration_id, variant in wanted.items()},
-        any(one.sandbox != "send" for one in integrations),
+        any(integration.sandbox != "send" for integration in integrations),
     )
 
 
-def _variant_of(one: Integration, cipher: Cipher) -> Variant:
-    if not (one.exclude or one.hashed) and one.revenue == "gross":
+def _variant_of(integration: Integration, cipher: Cipher) -> Variant:
+    if not (integration.exclude or integration.hashed) and integration.revenue == "gross":
         return PLAIN
     salt = ""
-    if one.hashed:
+    if integration.hashed:
         try:
-            if one.hash_salt is None:
+            if integration.hash_salt is None:
                 raise Misconfigured("it has no salt")
-            salt = cipher.decrypt(one.hash_salt).reveal()
+            salt = cipher.decrypt(integration.hash_salt).reveal()
         except Misconfigured as error:
-            raise Halted(f"{one.key}: its fields cannot be hashed: {error}") from None
-    fees = tuple(sorted(one.store_fees.items())) if one.revenue == "net" else ()
-    return Variant(frozenset(one.exclude), frozenset(one.hashed), salt, one.revenue, fees)
+            raise Halted(f"{integration.key}: its fields cannot be hashed: {error}") from None
+    fees = tuple(sorted(integration.store_fees.items())) if integration.revenue == "net" else ()
+    return Variant(frozenset(integration.exclude), frozenset(integration.hashed), salt, integration.revenue, fees)

@@ -156,12 +156,12 @@ def _note_unplaced(context: Context, leases: Mapping[str, Lease], source: Source
 
 
 def _unplaced(source: Source, app_ids: Iterable[str]) -> list[Unreadable]:
-    return [Unreadable(*one) for one in source.unplaced if one.app_id in {*app_ids, ""}]
+    return [Unreadable(*row) for row in source.unplaced if row.app_id in {*app_ids, ""}]
 
 
 def _warn(context: Context, unreadable: Iterable[Unreadable]) -> None:
-    for one in unreadable:
-        context.log.warning("%s", one)
+    for finding in unreadable:
+        context.log.warning("%s", finding)
 
 
 def _reached(frontiers: Mapping[str, int | None], settled: int) -> dict[str, int | None]:

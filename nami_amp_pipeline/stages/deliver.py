@@ -83,7 +83,9 @@ def deliver(
     refuse(window, "amplitude_deliveries")
     means = means or Means()
     opener = ChannelLoader(context, means.rng or random.Random(), DESTINATIONS)  # noqa: S311 - jitter
-    done, channels = _open(opener, [one for one in integrations if one.id in leases and one.enabled])
+    done, channels = _open(
+        opener, [integration for integration in integrations if integration.id in leases and integration.enabled]
+    )
     if not channels:
         return done
     wire, background = means.wire, means.background
@@ -117,18 +119,18 @@ def _open(
     pending = opener.pending()
     done: dict[int, Delivered] = {}
     channels: dict[int, Channel] = {}
-    for one in integrations:
-        done[one.id] = Delivered(error=one.halted_reason)
-        if one.halted_reason or one.id not in pending:
+    for integration in integrations:
+        done[integration.id] = Delivered(error=integration.halted_reason)
+        if integration.halted_reason or integration.id not in pending:
             continue
         try:
-            channels[one.id] = opener.open(one)
+            channels[integration.id] = opener.open(integration)
         except StoreUnavailable:
             raise
         except (Misconfigured, Halted) as error:
-            done[one.id].error = str(error)
+            done[integration.id].error = str(error)
             continue
-        done[one.id] = channels[one.id].done
+        done[integration.id] = channels[integration.id].done
     return done, channels
 
 
@@ -206,7 +208,11 @@ class _Run:
             self._commit()
             self._post(starting)
             if stopping_until is None:
-                overdue = [self._channels[one] for one in self._turner.overdue(now) if one in self._channels]
+                overdue = [
+                    self._channels[integration_id]
+                    for integration_id in self._turner.overdue(now)
+                    if integration_id in self._channels
+                ]
                 self._turn([*changed, *overdue])
             for channel_id, error in self._finishing.settle(self._now()):
                 if channel_id in self._channels:

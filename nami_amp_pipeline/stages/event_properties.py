@@ -117,7 +117,7 @@ def create_properties(
             )
         )
         columns.append(_columns(frequency))
-        _find_slow(connection, kind, columns[-1], [one for one in CONTAINERS if one in frequency])
+        _find_slow(connection, kind, columns[-1], [container for container in CONTAINERS if container in frequency])
     slow = _read_slow(connection, {name: kind for kind in kinds for name in kind.types})
     connection.register("slow_properties", slow)
     parts = [_fast(kind, fields, without_slow=slow.num_rows > 0) for kind, fields in zip(kinds, columns, strict=True)]

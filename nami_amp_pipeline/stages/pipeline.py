@@ -125,7 +125,11 @@ def deliver_integrations(
 
 
 def _by_id(integrations: Sequence[Integration], done: Mapping[str, Any]) -> dict[int, Any]:
-    return {one.id: done[one.partition_key] for one in integrations if one.partition_key in done}
+    return {
+        integration.id: done[integration.partition_key]
+        for integration in integrations
+        if integration.partition_key in done
+    }
 
 
 def _apart(

@@ -106,18 +106,22 @@ def _targets(
     """The integrations as they are now: another process may have worked on them before the lease was ours."""
     with context.store.begin() as tx:
         current = reread(tx, integrations)
-    return {one.id: one for one in current if one.id in leases and one.enabled and not one.halted_reason}
+    return {
+        integration.id: integration
+        for integration in current
+        if integration.id in leases and integration.enabled and not integration.halted_reason
+    }
 
 
 def _pending(context: Context, targets: Mapping[int, Integration]) -> list[PreparedSegment]:
     """The segments that one of the integrations lacks, oldest first."""
     by_app: dict[str, list[Integration]] = defaultdict(list)
-    for one in targets.values():
-        by_app[one.app_id].append(one)
+    for integration in targets.values():
+        by_app[integration.app_id].append(integration)
     if not by_app:
         return []
     parts, segments = tables.segment_apps, tables.segments
-    oldest = min(one.prepared_through for one in targets.values())
+    oldest = min(integration.prepared_through for integration in targets.values())
     with context.store.begin() as tx:
         rows = tx.execute(
             sa.select(
@@ -134,12 +138,12 @@ def _pending(context: Context, targets: Mapping[int, Integration]) -> list[Prepa
             blocked.add(app_id)
         if app_id in blocked:
             continue
-        for one in by_app.get(app_id, ()):
-            if not one.lacks(segment_id, newest):
+        for integration in by_app.get(app_id, ()):
+            if not integration.lacks(segment_id, newest):
                 continue
             entry = pending.setdefault(segment_id, (file, set(), []))
             entry[1].add(snapshot_file)
-            entry[2].append(one.id)
+            entry[2].append(integration.id)
     return [
         PreparedSegment(segment_id, file, sorted(snapshot_files), [targets[integration_id] for integration_id in ids])
         for segment_id, (file, snapshot_files, ids) in pending.items()
@@ -193,17 +197,17 @@ def _one(context: Context, leases: Mapping[int, Lease], begun: BegunSegment) -> 
     parts = write_outbox(context, connection, name)
     sent = connection.sql(sql("prepare_6_sent_states")).to_arrow_table()
     _add_payloads(connection, parts, begun.variants)
-    for one in integrations:
-        parts.setdefault(one.id, OutboxPart())
+    for integration in integrations:
+        parts.setdefault(integration.id, OutboxPart())
     written = any(part.rows for part in parts.values())
     context.step("prepare.commit")
-    with context.store.begin(under=[leases[one.id] for one in integrations]) as tx:
+    with context.store.begin(under=[leases[integration.id] for integration in integrations]) as tx:
         for integration_id, part in parts.items():
             _commit(context, tx, integration_id, segment_id, name, part)
         move_sent(context.store, tx, sent)
         tx.execute(
             sa.update(tables.integrations)
-            .where(tables.integrations.c.id.in_([one.id for one in integrations]))
+            .where(tables.integrations.c.id.in_([integration.id for integration in integrations]))
             .values(prepared_through=segment_id)
         )
     if not written:

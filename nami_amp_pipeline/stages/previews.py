@@ -27,7 +27,7 @@ def segment_preview(path: Path, app_id: str) -> list[dict[str, Any]]:
 
 def snapshot_preview(path: Path, app_id: str) -> list[dict[str, Any]]:
     """A few snapshots of an app."""
-    names = [one.name for one in contract.PROPERTIES]
+    names = [prop.name for prop in contract.PROPERTIES]
     return _head(path, snapshot_schema(), app_id, ["user_id", "created_date", *names])
 
 
@@ -60,7 +60,7 @@ def receipt_preview(paths: Sequence[Path]) -> Receipts:
     rows = _dataset(paths[0], schema=RECEIPT_SCHEMA).head(
         PREVIEW_ROWS, columns=["id", "event_type", "user_id", "created_date", "state", "reason", "request_id"]
     )
-    return Receipts(min(one["min"] for one in dates), max(one["max"] for one in dates), rows.to_pylist())
+    return Receipts(min(bounds["min"] for bounds in dates), max(bounds["max"] for bounds in dates), rows.to_pylist())
 
 
 def _head(path: Path, schema: pa.Schema, app_id: str, columns: list[str]) -> list[dict[str, Any]]:

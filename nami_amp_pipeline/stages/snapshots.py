@@ -62,7 +62,7 @@ def snapshot(context: Context, leases: Mapping[str, Lease], *, window: Window | 
     done: dict[str, Snapshotted] = {}
     adding = threading.Lock()
 
-    def one(segment: tuple[int, str, list[str]], shared: Engine, *, careful: bool) -> None:
+    def compute(segment: tuple[int, str, list[str]], shared: Engine, *, careful: bool) -> None:
         parts = _one(context, leases, *segment, shared, careful=careful)
         with adding:
             for app_id, part in parts.items():
@@ -78,14 +78,14 @@ def snapshot(context: Context, leases: Mapping[str, Lease], *, window: Window | 
         try:
             with engine(context.settings) as shared:
                 for together in pending:
-                    in_parallel(lambda segment: one(segment, shared, careful=False), together, shared.divide)
+                    in_parallel(lambda segment: compute(segment, shared, careful=False), together, shared.divide)
             return done
         except OutOfMemory as error:
             context.log.info("%s; going on with one segment at a time", error)
     with engine(context.settings) as alone:
         for together in _pending(context, leases):
             for segment in together:
-                one(segment, alone, careful=True)
+                compute(segment, alone, careful=True)
     return done
 
 
@@ -142,7 +142,7 @@ def _one(
                 "SELECT app_id, count(*), sum(truncated_arrays)::BIGINT FROM snapshots GROUP BY app_id"
             ).fetchall()
         }
-    people = {one["values"]: one["counts"] for one in current["app_id"].value_counts().to_pylist()}
+    people = {app["values"]: app["counts"] for app in current["app_id"].value_counts().to_pylist()}
     done = {
         app_id: Snapshotted(
             events=events.get(app_id, (0, 0))[0],

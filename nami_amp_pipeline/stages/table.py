@@ -122,7 +122,7 @@ The state of each user as of each of their `user.*` events: entitlements, SKUs, 
     schema=snapshot_schema(),
     lineage={
         **_same("nami_events", "app_id", "id", "user_id", "created_date"),
-        **dict.fromkeys((one.name for one in contract.PROPERTIES), (("nami_events", "payload"),)),
+        **dict.fromkeys((prop.name for prop in contract.PROPERTIES), (("nami_events", "payload"),)),
     },
     files={"snapshots": _named_in(tables.segment_apps.c.snapshot_file)},
 )
@@ -151,7 +151,7 @@ What will be posted, as it will be posted: one outbox per segment. **Partition:*
         "identity": (("nami_events", "user_id"), ("nami_events", "payload")),
         "body": (
             ("nami_events", "payload"),
-            *(("user_property_snapshots", one.name) for one in contract.PROPERTIES),
+            *(("user_property_snapshots", prop.name) for prop in contract.PROPERTIES),
         ),
     },
     # Once all its integrations are done the file of an outbox is not needed, though its rows are.

@@ -107,4 +107,4 @@ def forget(store: Store, run_ids: Iterable[str]) -> None:
         StoreUnavailable: the state store cannot be written.
     """
     with store.begin() as tx:
-        tx.execute(sa.delete(tables.leases).where(tables.leases.c.name.in_([_PREFIX + one for one in run_ids])))
+        tx.execute(sa.delete(tables.leases).where(tables.leases.c.name.in_([_PREFIX + run_id for run_id in run_ids])))

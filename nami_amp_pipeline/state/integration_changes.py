@@ -85,10 +85,10 @@ def change(
         Misconfigured: there is none of that name, a value cannot be used, or somebody else changed it since.
         Busy: a run works for it, and its start is to move back.
     """
-    one = get(store, key)
+    integration = get(store, key)
     held = {}
-    if not isinstance(wanted.start_from, Unchanged) and _is_earlier(wanted.start_from, one.start_from):
-        held = store.acquire([f"integration:{one.id}"])
+    if not isinstance(wanted.start_from, Unchanged) and _is_earlier(wanted.start_from, integration.start_from):
+        held = store.acquire([f"integration:{integration.id}"])
         if not held:
             raise Busy(f"a run works for {key} right now: move its start when that has ended")
     try:
@@ -104,85 +104,87 @@ def _change(
     store: Store,
     tx: Transaction,
     cipher: Cipher,
-    one: Integration,
+    integration: Integration,
     wanted: IntegrationChange,
     by: str,
     if_version: int | None,
 ) -> None:
-    if if_version is not None and if_version != one.version:
-        raise Misconfigured(_changed_since(tx, one, if_version))
-    values, what = _differences(cipher, one, wanted)
+    if if_version is not None and if_version != integration.version:
+        raise Misconfigured(_changed_since(tx, integration, if_version))
+    values, what = _differences(cipher, integration, wanted)
     if not what:
         return
-    if wanted.enabled is True and not one.enabled and plan_of(tx, one.app_id) == "free":
-        raise not_paid(one.app_id)
+    if wanted.enabled is True and not integration.enabled and plan_of(tx, integration.app_id) == "free":
+        raise not_paid(integration.app_id)
     if not wanted.allow_shared_key and ("api_key" in what or "events" in what):
-        api_key = cipher.decrypt(one.api_key) if isinstance(wanted.api_key, Unchanged) else wanted.api_key
-        refuse_shared(tx, cipher, one.app_id, one.name, api_key, _given(wanted.events, one.patterns))
-    if "start_from" in what and _is_earlier(values["start_from"], one.start_from):
-        _start_earlier(tx, one, values)
+        api_key = cipher.decrypt(integration.api_key) if isinstance(wanted.api_key, Unchanged) else wanted.api_key
+        refuse_shared(
+            tx, cipher, integration.app_id, integration.name, api_key, _given(wanted.events, integration.patterns)
+        )
+    if "start_from" in what and _is_earlier(values["start_from"], integration.start_from):
+        _start_earlier(tx, integration, values)
     tx.execute(
         sa.update(tables.integrations)
-        .where(tables.integrations.c.id == one.id)
-        .values(version=one.version + 1, **values)
+        .where(tables.integrations.c.id == integration.id)
+        .values(version=integration.version + 1, **values)
     )
-    note(store, tx, one.key, one.version + 1, by, what)
+    note(store, tx, integration.key, integration.version + 1, by, what)
 
 
 def _differences(
-    cipher: Cipher, one: Integration, wanted: IntegrationChange
+    cipher: Cipher, integration: Integration, wanted: IntegrationChange
 ) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
     """The columns to write, and what is recorded of it, of what is not as it is wanted."""
     before = NewIntegration(
-        one.app_id,
-        one.name,
-        one.endpoint,
+        integration.app_id,
+        integration.name,
+        integration.endpoint,
         Secret(""),
-        user_id_kind=one.user_id_kind,
-        anonymous=one.anonymous,
-        events=one.patterns,
-        rename=one.rename,
-        sandbox=one.sandbox,
-        exclude=one.exclude,
-        hashed=one.hashed,
-        revenue=one.revenue,
-        store_fees=one.store_fees,
+        user_id_kind=integration.user_id_kind,
+        anonymous=integration.anonymous,
+        events=integration.patterns,
+        rename=integration.rename,
+        sandbox=integration.sandbox,
+        exclude=integration.exclude,
+        hashed=integration.hashed,
+        revenue=integration.revenue,
+        store_fees=integration.store_fees,
         allow_custom_endpoint=True,
     )
     after = NewIntegration(
-        one.app_id,
-        one.name,
-        _given(wanted.endpoint, one.endpoint),
+        integration.app_id,
+        integration.name,
+        _given(wanted.endpoint, integration.endpoint),
         Secret(""),
-        user_id_kind=_given(wanted.user_id_kind, one.user_id_kind),
-        anonymous=_given(wanted.anonymous, one.anonymous),
-        events=_given(wanted.events, one.patterns),
-        rename=_given(wanted.rename, one.rename),
-        sandbox=_given(wanted.sandbox, one.sandbox),
-        exclude=_given(wanted.exclude, one.exclude),
-        hashed=_given(wanted.hashed, one.hashed),
-        revenue=_given(wanted.revenue, one.revenue),
-        store_fees=_given(wanted.store_fees, one.store_fees),
+        user_id_kind=_given(wanted.user_id_kind, integration.user_id_kind),
+        anonymous=_given(wanted.anonymous, integration.anonymous),
+        events=_given(wanted.events, integration.patterns),
+        rename=_given(wanted.rename, integration.rename),
+        sandbox=_given(wanted.sandbox, integration.sandbox),
+        exclude=_given(wanted.exclude, integration.exclude),
+        hashed=_given(wanted.hashed, integration.hashed),
+        revenue=_given(wanted.revenue, integration.revenue),
+        store_fees=_given(wanted.store_fees, integration.store_fees),
         allow_custom_endpoint=wanted.allow_custom_endpoint or isinstance(wanted.endpoint, Unchanged),
     )
     old, new = checked(before, known=True), checked(after)
     values = {name: value for name, value in new.items() if value != old[name]}
     what = {_CALLED.get(name, name): (_plain(name, old[name]), _plain(name, new[name])) for name in values}
     for name, moved, is_now in (
-        ("enabled", wanted.enabled, one.enabled),
-        ("start_from", wanted.start_from, one.start_from),
+        ("enabled", wanted.enabled, integration.enabled),
+        ("start_from", wanted.start_from, integration.start_from),
     ):
         if not isinstance(moved, Unchanged) and moved != is_now:
             values[name] = moved
             what[name] = (_plain(name, is_now), _plain(name, moved))
-    values |= _keys(cipher, one, wanted, what)
-    if new["hash"] != "[]" and one.hash_salt is None:
+    values |= _keys(cipher, integration, wanted, what)
+    if new["hash"] != "[]" and integration.hash_salt is None:
         values["hash_salt"] = new_salt(cipher)
     return values, what
 
 
 def _keys(
-    cipher: Cipher, one: Integration, wanted: IntegrationChange, what: dict[str, tuple[Any, Any]]
+    cipher: Cipher, integration: Integration, wanted: IntegrationChange, what: dict[str, tuple[Any, Any]]
 ) -> dict[str, str | None]:
     """The keys that change, encrypted; adds to what is recorded that they did."""
     values: dict[str, str | None] = {}
@@ -191,8 +193,8 @@ def _keys(
         what["api_key"] = ("set", "changed")
     if isinstance(wanted.secret_key, Secret):
         values["secret_key"] = cipher.encrypt(rules.check_key(wanted.secret_key, "secret key"))
-        what["secret_key"] = ("set", "changed") if one.secret_key else ("not set", "set")
-    elif wanted.secret_key is None and one.secret_key is not None:
+        what["secret_key"] = ("set", "changed") if integration.secret_key else ("not set", "set")
+    elif wanted.secret_key is None and integration.secret_key is not None:
         values["secret_key"] = None
         what["secret_key"] = ("set", "not set")
     return values
@@ -213,7 +215,7 @@ def _is_earlier(start: int | None, than: int | None) -> bool:
     return than is not None and (start is None or start < than)
 
 
-def _start_earlier(tx: Transaction, one: Integration, values: dict[str, Any]) -> None:
+def _start_earlier(tx: Transaction, integration: Integration, values: dict[str, Any]) -> None:
     """Moves the start of an integration back that nothing was captured for: as if it were added now.
 
     Raises:
@@ -221,32 +223,32 @@ def _start_earlier(tx: Transaction, one: Integration, values: dict[str, Any]) ->
     """
     counts, table = tables.counts, tables.integrations
     captured = tx.execute(
-        sa.select(counts.c.events).where(counts.c.integration_id == one.id, counts.c.state == "captured")
+        sa.select(counts.c.events).where(counts.c.integration_id == integration.id, counts.c.state == "captured")
     ).scalar()
     if captured:
         raise Misconfigured(
-            f"{one.key} has events already, so its start can move to a later time only: earlier events would be sent "
-            "out of order, and some twice"
+            f"{integration.key} has events already, so its start can only move to a later time: earlier events "
+            "would be sent out of order, and some twice"
         )
-    youngest = tx.execute(sa.select(sa.func.max(table.c.id)).where(table.c.app_id == one.app_id)).scalar()
-    if youngest != one.id:
+    youngest = tx.execute(sa.select(sa.func.max(table.c.id)).where(table.c.app_id == integration.app_id)).scalar()
+    if youngest != integration.id:
         raise Misconfigured(
-            f"{one.key} is not the newest integration of its app, so its start can move to a later time only: nothing "
-            "was captured for it yet, so remove it and add it again"
+            f"{integration.key} is not the newest integration of its app, so its start can only move to a later "
+            "time. No event was captured for it yet: remove it and add it again"
         )
     values["prepared_through"] = 0
-    tx.execute(sa.delete(tables.rereads).where(tables.rereads.c.integration_id == one.id))
-    read_from(tx, one.id, one.app_id, values["start_from"])
+    tx.execute(sa.delete(tables.rereads).where(tables.rereads.c.integration_id == integration.id))
+    read_from(tx, integration.id, integration.app_id, values["start_from"])
 
 
-def _changed_since(tx: Transaction, one: Integration, version: int) -> str:
+def _changed_since(tx: Transaction, integration: Integration, version: int) -> str:
     """Who changed what since a version, in one line."""
-    later = [record for record in records_of(tx, one.key) if record.version > version]
-    told = "; ".join(
+    later = [record for record in records_of(tx, integration.key) if record.version > version]
+    changes = "; ".join(
         f"version {record.version} by {record.by or 'somebody'} at {to_text(record.at)}: {', '.join(record.what)}"
         for record in later[-3:]
     )
     return (
-        f"{one.key} has version {one.version}, not {version}{f' ({told})' if told else ''}: look at it again "
-        f"('nami-amp integrations show {one.key}'), then change it"
+        f"{integration.key} has version {integration.version}, not {version}{f' ({changes})' if changes else ''}: look "
+        f"at its settings ('nami-amp integrations show {integration.key}'), then change them"
     )

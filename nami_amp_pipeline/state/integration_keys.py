@@ -43,14 +43,14 @@ def sharing_a_key(integrations: Sequence[Integration], cipher: Cipher) -> list[t
     """
     seen: dict[tuple[str, str], list[Integration]] = {}
     pairs = []
-    for one in integrations:
+    for integration in integrations:
         try:
-            key = cipher.decrypt(one.api_key).reveal()
+            key = cipher.decrypt(integration.api_key).reveal()
         except Misconfigured:
             continue
-        others = seen.setdefault((one.app_id, key), [])
-        pairs += [(other, one) for other in others if set(other.events) & set(one.events)]
-        others.append(one)
+        others = seen.setdefault((integration.app_id, key), [])
+        pairs += [(other, integration) for other in others if set(other.events) & set(integration.events)]
+        others.append(integration)
     return pairs
 
 
@@ -62,7 +62,7 @@ def refuse_shared(
     Raises:
         Misconfigured: one has.
     """
-    events = {one.name for one in contract.select_events(patterns)}
+    events = {event_type.name for event_type in contract.select_events(patterns)}
     for other in read_all(tx):
         if other.app_id != app_id or other.name == name or not events & set(other.events):
             continue

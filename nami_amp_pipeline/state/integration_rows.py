@@ -153,7 +153,7 @@ def reread(tx: Transaction, integrations: Sequence[Integration]) -> list[Integra
     table = tables.integrations
     rows = {row.id: row for row in tx.execute(sa.select(table))}
     rereads = _rereads(tx)
-    return [_from_row(rows[one.id], rereads) for one in integrations if one.id in rows]
+    return [_from_row(rows[integration.id], rereads) for integration in integrations if integration.id in rows]
 
 
 def get(store: Store, key: str) -> Integration:
@@ -173,8 +173,8 @@ def _rereads(tx: Transaction) -> list[Any]:
 def _events(text: str, known: tuple[EventType, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """A selection from its JSON text, and the types that it covers; few texts are shared by all integrations."""
     patterns = tuple(orjson.loads(text))
-    covered = {one.name for one in contract.select_events(patterns)}
-    return patterns, tuple(one.name for one in known if one.name in covered)
+    covered = {event_type.name for event_type in contract.select_events(patterns)}
+    return patterns, tuple(event_type.name for event_type in known if event_type.name in covered)
 
 
 def _from_row(row: Any, rereads: Sequence[Any]) -> Integration:
@@ -207,8 +207,8 @@ def _from_row(row: Any, rereads: Sequence[Any]) -> Integration:
         store_fees=orjson.loads(row.store_fees),
         destination=row.destination,
         rereads=tuple(
-            (one.after_segment, one.frontier)
-            for one in rereads
-            if one.app_id == row.app_id and one.integration_id > row.id
+            (reread.after_segment, reread.frontier)
+            for reread in rereads
+            if reread.app_id == row.app_id and reread.integration_id > row.id
         ),
     )

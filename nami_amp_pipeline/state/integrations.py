@@ -170,9 +170,9 @@ def locked(tx: Transaction, key: str) -> Integration:
     app_id, _, name = key.partition("/")
     table = tables.integrations
     tx.execute(sa.select(table.c.id).where(table.c.app_id == app_id, table.c.name == name).with_for_update())
-    for one in read_all(tx):
-        if one.key == key:
-            return one
+    for integration in read_all(tx):
+        if integration.key == key:
+            return integration
     raise Misconfigured(f"there is no integration {key}; 'nami-amp integrations list' shows those there are")
 
 
@@ -212,17 +212,19 @@ def set_enabled(store: Store, key: str, *, enabled: bool, by: str = "") -> Integ
         Misconfigured: there is none of that name, or its app is not on a paid plan.
     """
     with store.begin() as tx:
-        one = locked(tx, key)
-        if enabled and plan_of(tx, one.app_id) == "free":
-            raise not_paid(one.app_id)
+        integration = locked(tx, key)
+        if enabled and plan_of(tx, integration.app_id) == "free":
+            raise not_paid(integration.app_id)
         values: dict[str, Any] = {}
-        if enabled != one.enabled:
-            values |= {"enabled": enabled, "version": one.version + 1}
-            note(store, tx, key, one.version + 1, by, {"enabled": (one.enabled, enabled)})
+        if enabled != integration.enabled:
+            values |= {"enabled": enabled, "version": integration.version + 1}
+            note(store, tx, key, integration.version + 1, by, {"enabled": (integration.enabled, enabled)})
         if enabled:
             values |= {"halted_reason": None, "halted_at": None, "last_error": None}
         if values:
-            tx.execute(sa.update(tables.integrations).where(tables.integrations.c.id == one.id).values(**values))
+            tx.execute(
+                sa.update(tables.integrations).where(tables.integrations.c.id == integration.id).values(**values)
+            )
     return get(store, key)
 
 

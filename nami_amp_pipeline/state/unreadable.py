@@ -73,33 +73,37 @@ def note(
         Those that have become more.
     """
     table = tables.unreadable_rows
-    before = {(one.app_id, one.reason): one.rows for one in _all(tx)}
+    before = {(finding.app_id, finding.reason): finding.rows for finding in _all(tx)}
     stored = {
         (row.app_id, row.reason): row for row in tx.execute(sa.select(table).where(table.c.app_id.in_([*app_ids, ""])))
     }
     wanted: dict[tuple[str, str], Unreadable] = {
-        (one.app_id, one.reason + after): one for some, after in ((unplaced, ""), (recent, _AFTER)) for one in some
+        (finding.app_id, finding.reason + after): finding
+        for some, after in ((unplaced, ""), (recent, _AFTER))
+        for finding in some
     }
-    for one in settled:
-        old = stored.get((one.app_id, one.reason))
-        wanted[one.app_id, one.reason] = (
-            Unreadable(one.app_id, one.reason, one.rows + old.rows, old.example) if old is not None else one
+    for finding in settled:
+        old = stored.get((finding.app_id, finding.reason))
+        wanted[finding.app_id, finding.reason] = (
+            Unreadable(finding.app_id, finding.reason, finding.rows + old.rows, old.example)
+            if old is not None
+            else finding
         )
     kept = {key for key in stored if key[1] in PLACED}
     for key in stored.keys() - wanted.keys() - kept:
         tx.execute(sa.delete(table).where(table.c.app_id == key[0], table.c.reason == key[1]))
     rows = []
-    for (app_id, reason), one in wanted.items():
+    for (app_id, reason), finding in wanted.items():
         old = stored.get((app_id, reason))
-        if old is None or old.rows != one.rows:
-            example = one.example.replace("\0", "")[:_EXAMPLE_CHARACTERS]
+        if old is None or old.rows != finding.rows:
+            example = finding.example.replace("\0", "")[:_EXAMPLE_CHARACTERS]
             first = now if old is None else old.first_at
-            rows.append({"app_id": app_id, "reason": reason, "rows": one.rows, "example": example,
+            rows.append({"app_id": app_id, "reason": reason, "rows": finding.rows, "example": example,
                          "first_at": first, "last_at": now})  # fmt: skip
     store.upsert(tx, table, rows, ["app_id", "reason"], update=["rows", "example", "first_at", "last_at"])
     if not rows:
         return []
-    return [one for one in _all(tx) if one.rows > before.get((one.app_id, one.reason), 0)]
+    return [finding for finding in _all(tx) if finding.rows > before.get((finding.app_id, finding.reason), 0)]
 
 
 def _all(tx: Transaction) -> list[Unreadable]:
@@ -107,12 +111,12 @@ def _all(tx: Transaction) -> list[Unreadable]:
     table = tables.unreadable_rows
     for row in tx.execute(sa.select(table).order_by(table.c.app_id, table.c.reason)):
         key = row.app_id, row.reason.removesuffix(_AFTER)
-        one = found.get(key)
+        earlier = found.get(key)
         found[key] = Unreadable(
             *key,
-            rows=row.rows + (one.rows if one else 0),
-            example=one.example if one else row.example,
-            first_at=min(row.first_at, one.first_at) if one else row.first_at,
-            last_at=max(row.last_at, one.last_at) if one else row.last_at,
+            rows=row.rows + (earlier.rows if earlier else 0),
+            example=earlier.example if earlier else row.example,
+            first_at=min(row.first_at, earlier.first_at) if earlier else row.first_at,
+            last_at=max(row.last_at, earlier.last_at) if earlier else row.last_at,
         )
     return list(found.values())

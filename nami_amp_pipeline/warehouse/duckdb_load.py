@@ -255,7 +255,7 @@ def _load_file(
     report.rows += mine.rows
     report.bytes += mine.bytes
     report.bad_lines += mine.bad_lines - len(mine.bad)
-    for bad in sorted(mine.bad, key=lambda one: one.line or 0):
+    for bad in sorted(mine.bad, key=lambda line: line.line or 0):
         report.add(bad)
 
 

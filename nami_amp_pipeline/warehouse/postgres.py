@@ -321,7 +321,7 @@ class PostgresWarehouse(AdbcWarehouse):
                 findings.append(self._check_index(session, relkind))
                 findings += self._check_policies(session)
                 with duckdb.connect(":memory:") as connection:
-                    findings += [one.finding for one in self.unplaced(session, connection, None)]
+                    findings += [row.finding for row in self.unplaced(session, connection, None)]
         except WarehouseUnavailable as error:
             findings.append(Finding("columns" if findings else "connection", "error", str(error)))
         return findings
