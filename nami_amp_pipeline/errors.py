@@ -2,7 +2,7 @@
 
 - NamiAmpError
   - Misconfigured: a person has to change a setting or an argument. Exit status 2, one line.
-  - Halted: this work cannot go on until something outside is repaired; what was done stays done. Exit status 1.
+  - Blocked: this work cannot go on until something outside is repaired; what was done stays done. Exit status 1.
     - OutOfMemory: a segment is too large for the compute engine, at least beside others, or for the process.
     - WarehouseUnavailable: the next run reads again from where this one stopped.
     - StoreUnavailable: nothing was committed; the next run does the same again.
@@ -40,23 +40,23 @@ class Misconfigured(NamiAmpError):
     """A setting or an argument cannot be used; the message says what to write instead."""
 
 
-class Halted(NamiAmpError):
+class Blocked(NamiAmpError):
     """Work stops until something outside is repaired; nothing is lost."""
 
 
-class OutOfMemory(Halted):
+class OutOfMemory(Blocked):
     """Memory does not suffice, and neither does the disk that the compute engine spills to."""
 
 
-class WarehouseUnavailable(Halted):
+class WarehouseUnavailable(Blocked):
     """The warehouse cannot be read as it stands."""
 
 
-class StoreUnavailable(Halted):
+class StoreUnavailable(Blocked):
     """The state store cannot be read or written as it stands."""
 
 
-class Unexpected(Halted):
+class Unexpected(Blocked):
     """An error that nobody expected, in the work for one partition."""
 
 

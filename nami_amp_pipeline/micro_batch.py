@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from nami_amp_pipeline import errors
 from nami_amp_pipeline.clock import to_text
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.errors import Halted, Misconfigured, NamiAmpError, StoreUnavailable
+from nami_amp_pipeline.errors import Blocked, Misconfigured, NamiAmpError, StoreUnavailable
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.stages.facts import Facts
 from nami_amp_pipeline.stages.pipeline import in_words, never, run_stage
@@ -227,8 +227,8 @@ class MicroBatch:
 
 def _kind(name: str) -> type[NamiAmpError]:
     """The class of a noted error; one that only a newer version knows is shown as what stopped work."""
-    found = getattr(errors, name, Halted)
-    return found if isinstance(found, type) and issubclass(found, NamiAmpError) else Halted
+    found = getattr(errors, name, Blocked)
+    return found if isinstance(found, type) and issubclass(found, NamiAmpError) else Blocked
 
 
 def _growth(was: dict[str, int], now: dict[str, int]) -> dict[str, int]:

@@ -18,7 +18,7 @@ from nami_amp_pipeline.dagster_support.shutdown import ASKED_TO_END, guarded
 from nami_amp_pipeline.defs.jobs import micro_batch
 from nami_amp_pipeline.defs.ours import STORE_TAG, store_label
 from nami_amp_pipeline.defs.resources import PipelineSession
-from nami_amp_pipeline.errors import Halted, NamiAmpError
+from nami_amp_pipeline.errors import Blocked, NamiAmpError
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state.integrations import all_integrations
 
@@ -67,7 +67,7 @@ def run_micro_batch(
     Raises:
         Misconfigured: a setting cannot be used, or one of the integrations is unknown; nothing was run.
         StoreUnavailable: the state store cannot be read or written.
-        Halted: Dagster's history cannot be written; what was done up to then is recorded.
+        Blocked: Dagster's history cannot be written; what was done up to then is recorded.
         KeyboardInterrupt: SIGINT asked this process to end; what was under way is recorded.
         SystemExit: SIGTERM did; with 143.
     """
@@ -79,7 +79,7 @@ def run_micro_batch(
             _execute(instance, pipeline, run_id, integrations, verbose)
         tick = pipeline.last_micro_batch
         if pipeline.error is not None or tick is None:
-            raise pipeline.error or Halted(f"run {run_id} did not begin")
+            raise pipeline.error or Blocked(f"run {run_id} did not begin")
         troubles = tick.troubles
         return RunReport(run_id, tick.report(), tick.problems(), troubles[0][1] if troubles else None)
     finally:

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.errors import Halted
+from nami_amp_pipeline.errors import Blocked
 from nami_amp_pipeline.operations.repair import LostFile, lost_files, repair
 from nami_amp_pipeline.stages import pipeline as stages
 from nami_amp_pipeline.state import tables
@@ -165,7 +165,7 @@ def test_lost_ledger_is_made_again(scene: Pipeline) -> None:
     scene.tick()
     lose(scene, "ledger")
     assert names(scene, "ledger")
-    with pytest.raises(Halted, match="ledger"):
+    with pytest.raises(Blocked, match="ledger"):
         stages.capture_apps(scene.context)
     assert [why for _, why in repair(scene.context, lost_in(scene))] == [None]
     scene.insert(rows(0, 40, ingested_at=START + timedelta(hours=2)))  # loaded again: known all the same

@@ -14,7 +14,7 @@ import dagster as dg
 import sqlalchemy as sa
 import yaml
 
-from nami_amp_pipeline.errors import Halted, Misconfigured
+from nami_amp_pipeline.errors import Blocked, Misconfigured
 from nami_amp_pipeline.settings import Settings
 
 CODE_LOCATION: Final = "nami_amp_pipeline"
@@ -55,7 +55,7 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
 
     Raises:
         Misconfigured: ``DAGSTER_HOME`` is no folder, or its ``dagster.yaml`` cannot be used.
-        Halted: the folder cannot be written.
+        Blocked: the folder cannot be written.
     """
     home = dagster_home(settings)
     if os.environ.get("DAGSTER_HOME") and not home.is_dir():
@@ -66,7 +66,7 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
             _make_settings(home / "dagster.yaml")
             instance = _open(home)
     except OSError as error:
-        raise Halted(f"cannot write to {home}: {error.strerror or error}") from None
+        raise Blocked(f"cannot write to {home}: {error.strerror or error}") from None
     except sa.exc.OperationalError as error:
         raise _unwritable(home, error) from None
     try:
@@ -76,8 +76,8 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
         raise _unwritable(home, error) from None
 
 
-def _unwritable(home: Path, error: sa.exc.OperationalError) -> Halted:
-    return Halted(f"Dagster's history in {home} cannot be read or written: {' '.join(str(error.orig).split())[:200]}")
+def _unwritable(home: Path, error: sa.exc.OperationalError) -> Blocked:
+    return Blocked(f"Dagster's history in {home} cannot be read or written: {' '.join(str(error.orig).split())[:200]}")
 
 
 def _make_settings(file: Path) -> None:
@@ -108,7 +108,7 @@ def _alone(home: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= until:
-                    raise Halted(
+                    raise Blocked(
                         f"Dagster's history in {home} is locked by another process; the next run tries again"
                     ) from None
             time.sleep(0.05)

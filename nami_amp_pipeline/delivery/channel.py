@@ -44,7 +44,7 @@ class Channel:
         integration_id: whose channel this is.
         target: where requests go.
         shelf: the outbox files.
-        read_held: reads waiting events from the store.
+        read_held: reads held events from the store.
         limits: what may be under way.
         run_id: goes into each record.
         rng: for jitter.
@@ -83,7 +83,7 @@ class Channel:
         limits = replace(limits, events=min(limits.events, target.limits.events))
         self.held = HeldQueue(read_held, pacer, limits.events)
         self._desk = Desk(target, limits, size, shelf, pacer, self.held, self.ends)
-        self._waiting = HeldSource(self._desk)
+        self._held_source = HeldSource(self._desk)
         self._lanes: list[LaneSource] = []
 
     @property
@@ -125,7 +125,7 @@ class Channel:
         return bool(self.held) or any(lane.has_pending for lane in self._lanes)
 
     def _sources(self) -> Iterator[Source]:
-        yield self._waiting
+        yield self._held_source
         yield from self._lanes
 
     def next_at(self, now: int) -> int | None:
@@ -141,7 +141,7 @@ class Channel:
             return None
         for source in self._sources():
             at = source.next_at()
-            if at is None or at > now or (source is self._waiting and self.waits_for_commit):
+            if at is None or at > now or (source is self._held_source and self.waits_for_commit):
                 continue
             attempt = source.start(now)
             if attempt is not None:

@@ -16,7 +16,7 @@ from nami_amp_pipeline.delivery.destination import FORBIDDEN, Destination, Targe
 from nami_amp_pipeline.delivery.held_queue import HeldEvent
 from nami_amp_pipeline.delivery.lane import Lane
 from nami_amp_pipeline.delivery.outbox import OutboxCache
-from nami_amp_pipeline.errors import Halted, Misconfigured
+from nami_amp_pipeline.errors import Blocked, Misconfigured
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline.state.store import Transaction
@@ -73,7 +73,7 @@ class ChannelLoader:
         now = context.now()
         with context.store.begin() as tx:
             held = sa.and_(table.c.integration_id == integration.id, table.c.state == "held")
-            waiting = tx.execute(sa.select(table.c.identity).where(held).distinct()).scalars().all()
+            identities = tx.execute(sa.select(table.c.identity).where(held).distinct()).scalars().all()
             until = dict(
                 tx.execute(
                     sa.select(pauses.c.identity, pauses.c.until).where(pauses.c.integration_id == integration.id)
@@ -82,7 +82,7 @@ class ChannelLoader:
                 .all()
             )
             channel.refused_alone = _refused_alone(tx, integration.id)
-        for identity in waiting:
+        for identity in identities:
             channel.held.wait(identity, _sane(until.get(identity, now), now))
         channel.resume_at = _sane(until.get("", 0), now)
         return channel
@@ -93,7 +93,7 @@ class ChannelLoader:
         Those before the one that it was turned to last are done; their receipts may still be being written.
 
         Raises:
-            Halted: the outbox file cannot be read.
+            Blocked: the outbox file cannot be read.
         """
         boxes, lanes, exceptions = tables.outboxes, tables.lanes, tables.exceptions
         channel.unload()
@@ -122,7 +122,7 @@ class ChannelLoader:
             if any(row.next_row < row.rows for row in rows):
                 self.shelf.batch(box.file, rows[0].batch)
         except (OSError, pa.ArrowException) as error:
-            raise Halted(
+            raise Blocked(
                 f"outbox {box.file} cannot be read: {type(error).__name__}; 'nami-amp repair' makes a lost one again"
             ) from None
         self._last[channel.id] = box.id

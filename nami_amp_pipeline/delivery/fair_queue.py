@@ -17,7 +17,7 @@ class _Endpoint:
     limit: int = _FIRST
     under_way: int = 0
     turns: deque[int] = field(default_factory=deque)
-    waiting: set[int] = field(default_factory=set)
+    queued: set[int] = field(default_factory=set)
     listed: bool = False
 
 
@@ -31,19 +31,19 @@ class FairQueue:
     def enqueue(self, endpoint: str, integration_id: int) -> None:
         """An integration wants to post; asking twice counts once."""
         known = self._known.setdefault(endpoint, _Endpoint())
-        if integration_id not in known.waiting:
-            known.waiting.add(integration_id)
+        if integration_id not in known.queued:
+            known.queued.add(integration_id)
             known.turns.append(integration_id)
             self._list(known)
 
     def next(self) -> int | None:
-        """The integration whose turn it is, which no longer waits then."""
+        """The integration whose turn it is; it leaves the queue."""
         while self._ready:
             known = self._ready.popleft()
             known.listed = False
             if known.turns and known.under_way < known.limit:
                 integration_id = known.turns.popleft()
-                known.waiting.discard(integration_id)
+                known.queued.discard(integration_id)
                 self._list(known)
                 return integration_id
         return None

@@ -33,7 +33,7 @@ ReadHeld = Callable[[str, int], Sequence[HeldEvent]]
 
 @dataclass
 class Taken:
-    """What the next request of waiting events carries.
+    """What the next request of held events carries.
 
     Attributes:
         events: in posting order, by identity.

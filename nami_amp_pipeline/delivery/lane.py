@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from nami_amp_pipeline.delivery.bisection import Bisection
-from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS, OutboxBatch, runs_without
+from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS, OutboxBatch, spans_without
 from nami_amp_pipeline.delivery.rate_limit import RateLimiter
 
 
@@ -78,14 +78,14 @@ class Plan:
 
     Attributes:
         rows: of the record batch; the events of the request.
-        runs: the same as runs (start, end).
+        spans: the same as spans (start, end).
         end: the row behind the last one looked at.
         aside: rows before ``end`` that wait, because their identity does.
         hot: events of the identities that are watched.
     """
 
     rows: Sequence[int]
-    runs: Sequence[tuple[int, int]]
+    spans: Sequence[tuple[int, int]]
     end: int
     aside: Sequence[int]
     hot: dict[str, int]
@@ -130,10 +130,10 @@ def plan(
         skipped: list[int] = []
     else:
         skipped = sorted({*aside, *(row - base for row in lane.taken if start <= row - base < end)})
-    rows_left = [row for run in runs_without(start, end, skipped) for row in range(*run)]
+    rows_left = [row for span in spans_without(start, end, skipped) for row in range(*span)]
     if lane.search is not None and len(rows_left) > 1:
         rows_left = rows_left[: len(rows_left) // 2]
         end = rows_left[-1] + 1
         aside = [row for row in aside if row < end]
         skipped = [row for row in skipped if row < end]
-    return Plan(rows_left, runs_without(start, end, skipped), end, sorted(aside), hot)
+    return Plan(rows_left, spans_without(start, end, skipped), end, sorted(aside), hot)

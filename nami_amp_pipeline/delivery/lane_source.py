@@ -92,7 +92,7 @@ class LaneSource:
         lane.unknown_since = now if lane.unknown_since is None else lane.unknown_since
         lane.busy = True
         self._note()
-        body = batch.text(frame.head, chosen.runs, frame.tail)
+        body = batch.text(frame.head, chosen.spans, frame.tail)
         return Attempt(body, len(chosen.rows), now, self, (lane.id, lane.next_row, end))
 
     # -- what came of it -------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class OutboxBatch:
         return OutboxBatch(rows, numbers, memoryview(data) if data is not None else memoryview(b""))
 
     def end_within(self, start: int, events: int, size: int) -> int:
-        """The row behind the longest run from ``start`` of at most ``events`` events and ``size`` bytes, or of one."""
+        """The row behind the longest span from ``start`` of at most ``events`` events and ``size`` bytes, or of one."""
         end = min(start + events, len(self.offsets) - 1)
         most = np.int32(min(int(self.offsets[start]) + size, _MOST_BYTES))  # of the offsets' type: they are not copied
         fitting = int(self.offsets.searchsorted(most, side="right")) - 1
@@ -59,11 +59,11 @@ class OutboxBatch:
         """Bytes of one body, its comma included."""
         return int(self.offsets[row + 1] - self.offsets[row])
 
-    def text(self, head: bytes, runs: Iterable[tuple[int, int]], tail: bytes) -> bytes:
-        """A request body: the events of runs of rows (start, end) between ``head`` and ``tail``."""
+    def text(self, head: bytes, spans: Iterable[tuple[int, int]], tail: bytes) -> bytes:
+        """A request body: the events of spans of rows (start, end) between ``head`` and ``tail``."""
         parts: list[bytes | memoryview] = [head]
         skip = 1  # the first body's comma
-        for start, end in runs:
+        for start, end in spans:
             parts.append(self.data[int(self.offsets[start]) + skip : int(self.offsets[end])])
             skip = 0
         parts.append(tail)
@@ -161,13 +161,13 @@ class OutboxCache:
             self._bytes -= batch.rows.nbytes
 
 
-def runs_without(start: int, end: int, skipped: Sequence[int]) -> list[tuple[int, int]]:
-    """The runs of rows from ``start`` to ``end`` that remain without the (sorted) skipped ones."""
-    runs = []
+def spans_without(start: int, end: int, skipped: Sequence[int]) -> list[tuple[int, int]]:
+    """The spans of rows from ``start`` to ``end`` that remain without the (sorted) skipped ones."""
+    spans = []
     for row in skipped:
         if row > start:
-            runs.append((start, row))
+            spans.append((start, row))
         start = max(start, row + 1)
     if start < end:
-        runs.append((start, end))
-    return runs
+        spans.append((start, end))
+    return spans

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS
-from nami_amp_pipeline.errors import Halted
+from nami_amp_pipeline.errors import Blocked
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease
 
@@ -77,7 +77,7 @@ def finish_outbox(context: Context, outbox_id: int, lease: Lease) -> None:
         with context.folder.parquet(name, RECEIPT_SCHEMA) as writer:
             writer.write_table(pa.Table.from_batches(parts, RECEIPT_SCHEMA))
     except (OSError, pa.ArrowException) as error:
-        raise Halted(f"the receipts of {box.file} cannot be written: {type(error).__name__}") from None
+        raise Blocked(f"the receipts of {box.file} cannot be written: {type(error).__name__}") from None
     context.step("receipts.commit")
     with context.store.begin() as tx:
         # Only looked at: whoever posts counts the transactions that prolong it, and tells by them what was committed.

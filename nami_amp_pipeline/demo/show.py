@@ -18,7 +18,7 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.dagster_support.instance import dagster_home
 from nami_amp_pipeline.demo.arrivals import LocalAmplitude, Person, people, sent_by_type
 from nami_amp_pipeline.demo.setup import demo_keys, ensure_integrations, journal, load_sample
-from nami_amp_pipeline.errors import Halted
+from nami_amp_pipeline.errors import Blocked
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.runner import RunReport, run_micro_batch
 from nami_amp_pipeline.sandbox import Options, Sandbox, SandboxServer
@@ -52,7 +52,7 @@ def run_demo(
 
     Raises:
         Misconfigured: the settings name a warehouse that is not the demo's.
-        Halted: something outside keeps the demo from running.
+        Blocked: something outside keeps the demo from running.
     """
     console = Console(
         file=out, markup=False, highlight=False, emoji=False, width=None if out.isatty() else _PIPE_COLUMNS
@@ -86,7 +86,7 @@ def _local_amplitude(settings: Settings, port: int | None) -> Iterator[SandboxSe
     try:
         sandbox = Sandbox(options=Options(throttle=False), journal=journal(settings))
     except OSError as error:
-        raise Halted(f"cannot open {journal(settings)}: {error.strerror or error}") from None
+        raise Blocked(f"cannot open {journal(settings)}: {error.strerror or error}") from None
     try:
         server = _listen(sandbox, port)
         try:
@@ -109,7 +109,7 @@ def _listen(sandbox: Sandbox, port: int | None) -> SandboxServer:
             continue
         return server
     ports = f"port {tried[0]}" if len(tried) == 1 else f"any port from {tried[0]} to {tried[-1]}"
-    raise Halted(f"the local Amplitude cannot listen on {ports}: {reason}")
+    raise Blocked(f"the local Amplitude cannot listen on {ports}: {reason}")
 
 
 def _show(

@@ -17,7 +17,7 @@ _BEGINNING = -(2**52)
 
 
 @dataclass(frozen=True)
-class Waiting:
+class DueWork:
     """Something that a micro-batch could do something about.
 
     Attributes:
@@ -31,7 +31,7 @@ class Waiting:
     events: int | None = None
 
 
-def due(context: Context) -> list[Waiting]:
+def due(context: Context) -> list[DueWork]:
     """What a micro-batch could capture or post now, by app and integration.
 
     Integrations that are switched off, halted or paused by Amplitude count for nothing, nor do events that are held.
@@ -46,7 +46,7 @@ def due(context: Context) -> list[Waiting]:
         captured = tx.execute(sa.select(sa.func.max(tables.apps.c.watermark))).scalar()
     # A capture that had to stop at its limit leaves rows behind that it saw.
     rows = _newer(context, captured if captured is not None else _BEGINNING)
-    return found + [Waiting(f"rows of {app} in the warehouse", since) for app, since in rows.items()]
+    return found + [DueWork(f"rows of {app} in the warehouse", since) for app, since in rows.items()]
 
 
 def not_captured(context: Context) -> dict[str, int]:
@@ -84,7 +84,7 @@ def _starts(integrations: Sequence[Integration]) -> dict[str, int]:
     return starts
 
 
-def _pending(context: Context) -> list[Waiting]:
+def _pending(context: Context) -> list[DueWork]:
     """The integrations that could post something now."""
     integrations = all_integrations(context.store)
     working = [integration for integration in integrations if integration.enabled and not integration.halted_reason]
@@ -97,7 +97,7 @@ def _pending(context: Context) -> list[Waiting]:
         )
     now = context.now()
     return [
-        Waiting(f"events of {row.integration}", now - int(row.lag_by["queued"] * 1e6), row.pending_by["queued"])
+        DueWork(f"events of {row.integration}", now - int(row.lag_by["queued"] * 1e6), row.pending_by["queued"])
         for row in status(context, [integration for integration in working if integration.id not in paused])
         if row.lag_by.get("queued")
     ]

@@ -15,7 +15,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.errors import Busy, Halted, NamiAmpError
+from nami_amp_pipeline.errors import Blocked, Busy, NamiAmpError
 from nami_amp_pipeline.stages import captured_ids
 from nami_amp_pipeline.stages.rebuild import rebuild_outbox
 from nami_amp_pipeline.stages.snapshots import snapshot
@@ -192,7 +192,7 @@ def _mend_segment(context: Context, file: str, _resend: bool) -> None:
             if not any(lacks):
                 continue
             if not all(lacks):
-                raise Halted(
+                raise Blocked(
                     f"segment {file}: some integrations of {part.app_id} have prepared it and some have not: restore "
                     "the file from a backup, or remove the integrations that lack it"
                 )

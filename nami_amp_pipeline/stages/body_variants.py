@@ -11,7 +11,7 @@ from typing import Final
 import duckdb
 
 from nami_amp_pipeline import contract
-from nami_amp_pipeline.errors import Halted, Misconfigured
+from nami_amp_pipeline.errors import Blocked, Misconfigured
 from nami_amp_pipeline.secrets import Cipher
 from nami_amp_pipeline.state.integration_rows import Integration
 from nami_amp_pipeline.storage.duckdb_engine import literal
@@ -153,7 +153,7 @@ def variants_of(integrations: Sequence[Integration], cipher: Cipher) -> Variants
     """The variants of some integrations.
 
     Raises:
-        Halted: the salt of one cannot be decrypted.
+        Blocked: the salt of one cannot be decrypted.
     """
     wanted = {integration.id: _variant_of(integration, cipher) for integration in integrations}
     distinct = list(dict.fromkeys(wanted.values()))
@@ -175,6 +175,6 @@ def _variant_of(integration: Integration, cipher: Cipher) -> Variant:
                 raise Misconfigured("it has no salt")
             salt = cipher.decrypt(integration.hash_salt).reveal()
         except Misconfigured as error:
-            raise Halted(f"{integration.key}: its fields cannot be hashed: {error}") from None
+            raise Blocked(f"{integration.key}: its fields cannot be hashed: {error}") from None
     fees = tuple(sorted(integration.store_fees.items())) if integration.revenue == "net" else ()
     return Variant(frozenset(integration.exclude), frozenset(integration.hashed), salt, integration.revenue, fees)

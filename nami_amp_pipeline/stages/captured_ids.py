@@ -27,7 +27,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.errors import Halted, NamiAmpError
+from nami_amp_pipeline.errors import Blocked, NamiAmpError
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease, Transaction
 from nami_amp_pipeline.storage.duckdb_engine import compute, read_files
@@ -77,7 +77,7 @@ class Ledger:
         context: for the store and the files.
 
     Raises:
-        Halted: a file of it cannot be read.
+        Blocked: a file of it cannot be read.
     """
 
     def __init__(self, context: Context) -> None:
@@ -91,8 +91,8 @@ class Ledger:
             except FileNotFoundError:  # merged with another by another process just now
                 time.sleep(0.05)
             except (OSError, pa.ArrowException) as error:
-                raise Halted(f"the ledger of captured ids cannot be read: {type(error).__name__}") from None
-        raise Halted(
+                raise Blocked(f"the ledger of captured ids cannot be read: {type(error).__name__}") from None
+        raise Blocked(
             f"a file of the ledger of captured ids is missing in {context.folder.root}/ledger: restore it, or run "
             "'nami-amp repair'"
         )
@@ -153,7 +153,7 @@ def fold(context: Context, captured: JustCaptured | None = None) -> None:
     try:
         for runs, segments in _work(context):
             _merge(context, lease, runs, segments, captured)
-    except (OSError, pa.ArrowException, Halted) as error:
+    except (OSError, pa.ArrowException, Blocked) as error:
         context.log.warning("the ledger of captured ids was not brought up to date: %s", error)
     finally:
         with suppress(NamiAmpError):  # a lease that is not given back runs out by itself

@@ -22,7 +22,7 @@ from nami_amp_pipeline.delivery.recorder import STORE_PATIENCE_SECONDS, Recorder
 from nami_amp_pipeline.delivery.request_threads import MAX_REQUESTS, ThreadedWire, Wire
 from nami_amp_pipeline.delivery.transport import HttpAnswer, HttpTransport, NoAnswer, Request
 from nami_amp_pipeline.delivery.wake_ups import WakeUps
-from nami_amp_pipeline.errors import Halted, Misconfigured, NamiAmpError, StoreUnavailable
+from nami_amp_pipeline.errors import Blocked, Misconfigured, NamiAmpError, StoreUnavailable
 from nami_amp_pipeline.stages.destinations import DESTINATIONS
 from nami_amp_pipeline.stages.window import Window, refuse
 from nami_amp_pipeline.state.integrations import Integration
@@ -101,7 +101,7 @@ def deliver(
     )
     turner = OutboxTurner(opener.load_next, finishing, patience)
     try:
-        _Run(context, wire, finishing, turner, leases, channels, means.stop).loop()
+        _Delivery(context, wire, finishing, turner, leases, channels, means.stop).loop()
     finally:
         finishing.close()
         wire.close()
@@ -127,7 +127,7 @@ def _open(
             channels[integration.id] = opener.open(integration)
         except StoreUnavailable:
             raise
-        except (Misconfigured, Halted) as error:
+        except (Misconfigured, Blocked) as error:
             done[integration.id].error = str(error)
             continue
         done[integration.id] = channels[integration.id].done
@@ -159,7 +159,7 @@ class _SteadyClock:
         return now + self._ahead
 
 
-class _Run:
+class _Delivery:
     """One run of the delivery loop: its work for an answer does not grow with the number of integrations."""
 
     def __init__(

@@ -29,10 +29,10 @@ from nami_amp_pipeline.stages.prepare_inputs import (
 )
 from nami_amp_pipeline.stages.window import Window, refuse
 from nami_amp_pipeline.state import bulk, tables
-from nami_amp_pipeline.state.integrations import Integration, reread
+from nami_amp_pipeline.state.integrations import Integration, refreshed
 from nami_amp_pipeline.state.store import Lease, Transaction
 from nami_amp_pipeline.state.users import move_sent
-from nami_amp_pipeline.storage.duckdb_engine import Engine, engine, run, sql
+from nami_amp_pipeline.storage.duckdb_engine import Engine, engine, execute, sql
 from nami_amp_pipeline.storage.parallel import is_parallel, with_next_ahead
 
 
@@ -105,7 +105,7 @@ def _targets(
 ) -> dict[int, Integration]:
     """The integrations as they are now: another process may have worked on them before the lease was ours."""
     with context.store.begin() as tx:
-        current = reread(tx, integrations)
+        current = refreshed(tx, integrations)
     return {
         integration.id: integration
         for integration in current
@@ -165,7 +165,7 @@ def begin_segment(context: Context, segment: PreparedSegment, shared: Engine) ->
 
 def _create_bodies(connection: duckdb.DuckDBPyConnection, variants: Variants) -> None:
     """Creates the view ``bodies``: what integrations that want the same of a body share is computed once."""
-    run(connection, "prepare_0_macros")
+    execute(connection, "prepare_0_macros")
     several = len(variants.distinct)
     # One number names a body, as joining on two takes longer; mostly it is the row's own.
     number_of = "row" if several == 1 else f"row * {several} + variant"
@@ -189,11 +189,11 @@ def _create_bodies(connection: duckdb.DuckDBPyConnection, variants: Variants) ->
 def _one(context: Context, leases: Mapping[int, Lease], begun: BegunSegment) -> dict[int, Prepared]:
     name = context.folder.new_name("outboxes", "arrow")
     connection, segment_id, integrations = begun.connection, begun.segment.id, begun.segment.integrations
-    run(connection, "prepare_2_decide")
+    execute(connection, "prepare_2_decide")
     if register_released(context, connection, integrations, begun.logged_in):
-        run(connection, "prepare_3_release_logins")
+        execute(connection, "prepare_3_release_logins")
     register_sent(context, connection)
-    run(connection, "prepare_4_lanes")
+    execute(connection, "prepare_4_lanes")
     parts = write_outbox(context, connection, name)
     sent = connection.sql(sql("prepare_6_sent_states")).to_arrow_table()
     _add_payloads(connection, parts, begun.variants)

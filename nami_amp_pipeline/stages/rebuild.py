@@ -9,14 +9,14 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.contract import DEDUPLICATION_WINDOW
-from nami_amp_pipeline.errors import Halted
+from nami_amp_pipeline.errors import Blocked
 from nami_amp_pipeline.stages.outbox_writer import OutboxPart, add_outbox, write_outbox
 from nami_amp_pipeline.stages.prepare import PreparedSegment, begin_segment
 from nami_amp_pipeline.stages.prepare_inputs import register_released, register_sent
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import all_integrations
 from nami_amp_pipeline.state.store import Lease, Transaction
-from nami_amp_pipeline.storage.duckdb_engine import engine, run
+from nami_amp_pipeline.storage.duckdb_engine import engine, execute
 
 LOST_FILE = "lost_file"
 """Why an event is skipped that was in a lost outbox and cannot be made again."""
@@ -36,7 +36,7 @@ def rebuild_outbox(context: Context, outbox_id: int, lease: Lease, *, resend: bo
         resend: sends them also when Amplitude may not recognise them any more.
 
     Raises:
-        Halted: they may be too old, or the segment is gone too.
+        Blocked: they may be too old, or the segment is gone too.
         LostLease: another process works for the integration.
     """
     boxes = tables.outboxes
@@ -49,7 +49,7 @@ def rebuild_outbox(context: Context, outbox_id: int, lease: Lease, *, resend: bo
         ended = _ended(tx, box)
     age = context.now() - box.prepared_at
     if age > DEDUPLICATION_WINDOW.total_seconds() * 1_000_000 and not resend:
-        raise Halted(
+        raise Blocked(
             f"outbox {box.file} is older than 7 days: Amplitude may store its events a second time; --resend sends them"
         )
     name = context.folder.new_name("outboxes", "arrow")
@@ -106,11 +106,11 @@ def _segment(context: Context, tx: Transaction, box: Any) -> PreparedSegment:
         .where(segments.c.id == box.segment_id, integrations.c.id == box.integration_id)
     ).one_or_none()
     if row is not None and row.snapshot_file is None:
-        raise Halted(
+        raise Blocked(
             f"outbox {box.file} needs snapshots that the next run computes: run 'nami-amp run', then 'repair' again"
         )
     if row is None or not context.folder.path(row.file).exists():
-        raise Halted(f"outbox {box.file} cannot be made again: its segment is gone too; restore a backup")
+        raise Blocked(f"outbox {box.file} cannot be made again: its segment is gone too; restore a backup")
     (integration,) = all_integrations(context.store, [f"{row.app_id}/{row.name}"])
     return PreparedSegment(box.segment_id, row.file, [row.snapshot_file], [integration])
 
@@ -127,10 +127,10 @@ def _ended(tx: Transaction, box: Any) -> list[str]:
 def _write_again(context: Context, segment: PreparedSegment, name: str, ended: list[str]) -> OutboxPart:
     with engine(context.settings) as alone, begin_segment(context, segment, alone) as begun:
         connection = begun.connection
-        run(connection, "prepare_2_decide")
+        execute(connection, "prepare_2_decide")
         connection.register("ended", pa.table({"id": pa.array(ended, pa.string())}))
         connection.execute("DELETE FROM decided WHERE state <> 'send' OR id IN (SELECT id FROM ended)")
         register_released(context, connection, [], {})
         register_sent(context, connection)
-        run(connection, "prepare_4_lanes")
+        execute(connection, "prepare_4_lanes")
         return write_outbox(context, connection, name).get(segment.integrations[0].id, OutboxPart())

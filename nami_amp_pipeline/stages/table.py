@@ -172,7 +172,7 @@ Posted to Amplitude, with a receipt for each event. **Partition:** `<app_id>|<in
 
 - **A partition fails** when its API key is refused, its region is down, or a user is throttled for longer than a run
   goes on (`NAMI_AMP_RUN_RETRY_SECONDS`). Others are not affected, nothing is lost, and the next run goes on.
-- **Halted** by a refused key: the check `not_halted` of the partition says why and what to do. Set the right key
+- **Blocked** by a refused key: the check `not_halted` of the partition says why and what to do. Set the right key
   with `nami-amp integrations update APP/NAME`, then `nami-amp integrations enable APP/NAME`.
 - **Where is one event?** `nami-amp trace EVENT_ID`. **What was refused?** `nami-amp dead-letters list`.
   **How do things stand?** `nami-amp status`.

@@ -148,7 +148,7 @@ def read_all(tx: Transaction) -> list[Integration]:
     return [_from_row(row, rereads) for row in rows]
 
 
-def reread(tx: Transaction, integrations: Sequence[Integration]) -> list[Integration]:
+def refreshed(tx: Transaction, integrations: Sequence[Integration]) -> list[Integration]:
     """The same integrations as they are now; those that were removed meanwhile are left out."""
     table = tables.integrations
     rows = {row.id: row for row in tx.execute(sa.select(table))}

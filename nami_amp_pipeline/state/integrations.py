@@ -24,7 +24,7 @@ from nami_amp_pipeline.state.integration_rows import (
     apps_with_integrations,
     get,
     read_all,
-    reread,
+    refreshed,
 )
 from nami_amp_pipeline.state.integration_rules import check_endpoint
 from nami_amp_pipeline.state.store import Store, Transaction
@@ -45,8 +45,8 @@ __all__ = [
     "plan_of",
     "read_all",
     "read_from",
+    "refreshed",
     "remove",
-    "reread",
     "set_enabled",
     "set_plan",
 ]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nami_amp_pipeline.errors import Halted
+from nami_amp_pipeline.errors import Blocked
 
 if TYPE_CHECKING:  # a third of the time that it takes to say how things stand would go into the import
     import pyarrow as pa
@@ -25,7 +25,7 @@ class DataFolder:
         root: made where it is missing.
 
     Raises:
-        Halted: the folder cannot be written.
+        Blocked: the folder cannot be written.
     """
 
     def __init__(self, root: Path) -> None:
@@ -126,4 +126,4 @@ def _disk(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Halted(f"cannot write to {root}: {error.strerror or error}") from None
+        raise Blocked(f"cannot write to {root}: {error.strerror or error}") from None

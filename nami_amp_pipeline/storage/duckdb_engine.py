@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from nami_amp_pipeline.contract import CATEGORIES
-from nami_amp_pipeline.errors import Halted, OutOfMemory
+from nami_amp_pipeline.errors import Blocked, OutOfMemory
 
 if TYPE_CHECKING:
     from nami_amp_pipeline.settings import Settings
@@ -81,7 +81,7 @@ class Engine:
 
         Raises:
             OutOfMemory: memory and disk do not suffice.
-            Halted: the data folder cannot be read or written.
+            Blocked: the data folder cannot be read or written.
         """
         with self._instance.cursor() as connection:
             connection.execute("SET TimeZone = 'UTC'")
@@ -95,7 +95,7 @@ class Engine:
                     "NAMI_AMP_DUCKDB_MEMORY, lower NAMI_AMP_SEGMENT_ROWS, or free disk space"
                 ) from None
             except duckdb.IOException as error:
-                raise Halted(
+                raise Blocked(
                     f"the compute engine cannot read or write in {self._folder}: {str(error).splitlines()[0][:200]}"
                 ) from None
 
@@ -139,7 +139,7 @@ def sql(name: str) -> str:
     return (folder / f"{name}.sql").read_text("utf-8")
 
 
-def run(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+def execute(connection: duckdb.DuckDBPyConnection, name: str) -> None:
     """Runs every statement of an SQL file."""
     connection.execute(sql(name))
 
