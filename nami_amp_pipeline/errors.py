@@ -20,7 +20,7 @@ from typing import Final
 from nami_amp_pipeline import redaction
 
 OUT_OF_MEMORY: Final = (
-    "this process ran out of memory; the next run goes on where it stopped. Give it more memory, or lower "
+    "this process ran out of memory; the next run continues where it stopped. Give it more memory, or lower "
     "NAMI_AMP_DUCKDB_MEMORY, NAMI_AMP_SEGMENT_ROWS or NAMI_AMP_DUCKDB_THREADS"
 )
 

@@ -79,7 +79,7 @@ def run_micro_batch(
             _execute(instance, pipeline, run_id, integrations, verbose)
         tick = pipeline.last_micro_batch
         if pipeline.error is not None or tick is None:
-            raise pipeline.error or Blocked(f"run {run_id} did not begin")
+            raise pipeline.error or Blocked(f"run {run_id} did not start")
         troubles = tick.troubles
         return RunReport(run_id, tick.report(), tick.problems(), troubles[0][1] if troubles else None)
     finally:

@@ -30,7 +30,7 @@ class Secret:
     __str__ = __repr__
 
     def __reduce__(self) -> str | tuple[object, ...]:
-        raise TypeError("a secret is not to be serialised")
+        raise TypeError("a secret must not be serialised")
 
 
 class Cipher:
@@ -67,8 +67,8 @@ class Cipher:
             return Secret(MultiFernet(self._fernets(create=False)).decrypt(token).decode())
         except InvalidToken:
             raise Misconfigured(
-                "the stored API keys were encrypted with another key: set NAMI_AMP_ENCRYPTION_KEY to that one, "
-                f"or restore {self.key_file}"
+                "the stored API keys were encrypted with another key: set NAMI_AMP_ENCRYPTION_KEY to that key, or "
+                f"restore {self.key_file}"
             ) from None
 
     def is_current(self, token: str) -> bool:
@@ -112,7 +112,8 @@ class Cipher:
             raise Misconfigured(f"{self.key_file} is empty: restore it, or set NAMI_AMP_ENCRYPTION_KEY")
         if not create:
             raise Misconfigured(
-                f"{self.key_file} is missing, and with it the key of the stored API keys: restore it, or set "
+                f"{self.key_file} is missing, and the stored API keys cannot be decrypted without it: restore it, or "
+                "set "
                 "NAMI_AMP_ENCRYPTION_KEY"
             )
         try:

@@ -290,7 +290,7 @@ def test_segment_that_is_being_prepared_is_left_to_who_has_it_open(scene: Pipeli
     scene.tick()
     other.store.close()
     assert said
-    assert all(why is not None and "worked on by another process" in why for why in said)
+    assert all(why is not None and "in use by another process" in why for why in said)
     assert [why for _, why in repair(scene.context, lost_in(scene))] == [None]
     assert finish(scene, one) == GOOD
     assert len(scene.sent(one)) == len(GOOD)  # each once

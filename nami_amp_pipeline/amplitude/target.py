@@ -28,7 +28,7 @@ _UPDATE: Final = "'nami-amp integrations update APP/NAME"
 _ADDRESS: Final = f"Give it the address of Amplitude's HTTP API with {_UPDATE} --endpoint us' (or eu)"
 _REPAIRS: Final = {
     "invalid_api_key": f"Give it the key of the right project, or the endpoint of its region, with {_UPDATE} …'",
-    "forbidden": "A firewall or the region refuses this sender: ask Amplitude's support",
+    "forbidden": "A firewall or the region refuses requests from this machine: contact Amplitude's support",
     "redirect": _ADDRESS,
     "http_404": _ADDRESS,
 }

@@ -49,6 +49,6 @@ def _findings(invocation: Invocation) -> list[Finding]:
     try:
         settings = invocation.settings
     except Misconfigured as error:
-        return [Finding("settings", "error", str(error), "docs/settings.md has every setting")]
+        return [Finding("settings", "error", str(error), "docs/settings.md lists all settings")]
     checks = [*library.CHECKS, ("dagster", check_dagster)]
-    return [Finding("settings", "ok", "all can be used"), *library.examine(settings, checks)]
+    return [Finding("settings", "ok", "all are valid"), *library.examine(settings, checks)]

@@ -23,7 +23,7 @@ _FIELDS = {"api_key": "API key", "user_id": "user id", "hash": "hashed fields", 
 
 @click.group()
 def integrations() -> None:
-    """Say which events of which app go to which Amplitude project.
+    """Manage which events of which app go to which Amplitude project.
 
     An integration is named APP/NAME; an app may have several.
     """
@@ -109,7 +109,7 @@ def list_integrations(invocation: Invocation, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def show(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
-    """Show all settings of an integration; of the keys only whether they are set."""
+    """Show all settings of an integration; keys only as set or not set."""
     from nami_amp_pipeline.clock import to_text
     from nami_amp_pipeline.commands import output as screen
     from nami_amp_pipeline.operations.integrations import described, state
@@ -155,7 +155,7 @@ def show(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
 @setting_options(is_new=False)
 @options.clearing_options
 @click.option("--enabled/--disabled", "enabled", default=None, help="Switch it on or off.")
-@click.option("--if-version", type=int, metavar="N", help="Only if it still has this version, as 'show' tells it.")
+@click.option("--if-version", type=int, metavar="N", help="Change it only if it still has this version (see 'show').")
 @click.pass_obj
 def update(invocation: Invocation, /, names: tuple[str, ...], if_version: int | None, **given: Any) -> None:
     """Change settings of an integration; what is not given stays as it is.
@@ -167,7 +167,7 @@ def update(invocation: Invocation, /, names: tuple[str, ...], if_version: int | 
 
     key, *others = integration_keys(names, in_two_words=True)
     if others:
-        raise Misconfigured("name one integration: a change is made to one at a time")
+        raise Misconfigured("name exactly one integration")
     sources = KeySources(invocation, given)
     api_key, secret_key = sources.read("api"), sources.read("secret")
     changes = options.given_changes(given)
@@ -186,7 +186,9 @@ def update(invocation: Invocation, /, names: tuple[str, ...], if_version: int | 
     said = ", ".join(_FIELDS.get(name, name.replace("_", " ")) for name in fields)
     click.echo(f"{key}: {said or 'nothing'} changed, version {updated.version}.")
     if updated.halted_reason:
-        click.echo(f"It is halted: 'nami-amp integrations test {key}', then 'nami-amp integrations enable {key}'.")
+        click.echo(
+            f"It is still halted: run 'nami-amp integrations test {key}', then 'nami-amp integrations enable {key}'."
+        )
 
 
 @integrations.command()
@@ -224,7 +226,7 @@ def history(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> No
 @click.argument("names", nargs=-1, required=True, metavar="APP/NAME")
 @click.pass_obj
 def enable(invocation: Invocation, names: tuple[str, ...]) -> None:
-    """Switch an integration on; it goes on where it stopped."""
+    """Switch an integration on; it continues where it stopped."""
     _switch(invocation, names, on=True)
 
 
@@ -247,7 +249,7 @@ def _switch(invocation: Invocation, names: Sequence[str], *, on: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def remove(invocation: Invocation, names: tuple[str, ...], yes: bool) -> None:
-    """Remove an integration with what is pending and its dead letters.
+    """Remove an integration with its pending events and dead letters.
 
     What was sent stays in Amplitude. To stop for a while, use 'disable'.
     """
@@ -255,8 +257,8 @@ def remove(invocation: Invocation, names: tuple[str, ...], yes: bool) -> None:
     for integration in found:
         if not yes:
             if not sys.stdin.isatty():
-                raise Misconfigured(f"give --yes to remove {integration.key} with what is pending and its dead letters")
-            click.confirm(f"Remove {integration.key} with what is pending and its dead letters?", abort=True)
+                raise Misconfigured(f"give --yes to remove {integration.key} with its pending events and dead letters")
+            click.confirm(f"Remove {integration.key} with its pending events and dead letters?", abort=True)
         invocation.operations.remove(integration.key)
         click.echo(f"{integration.key} removed.")
 
@@ -266,7 +268,7 @@ def remove(invocation: Invocation, names: tuple[str, ...], yes: bool) -> None:
 @json_option
 @click.pass_obj
 def test(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> int:
-    """Ask Amplitude whether it takes an integration's key; no event is stored.
+    """Ask Amplitude whether it accepts an integration's key; no event is stored.
 
     Without a name all integrations are tested.
     """

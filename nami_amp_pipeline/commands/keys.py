@@ -34,7 +34,7 @@ def rotate(invocation: Invocation) -> None:
     be stopped for it.
     """
     done = invocation.operations.rotate_keys()
-    click.echo(f"{done.encrypted} stored keys were encrypted anew, {done.current} had the newest key already.")
+    click.echo(f"{done.encrypted} stored keys were encrypted again, {done.current} had the newest key already.")
     if done.older and done.key_file:
         click.echo(
             f"Older keys stay in {done.key_file}, for backups of the store: 'nami-amp keys forget' removes them."

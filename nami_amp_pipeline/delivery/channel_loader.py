@@ -59,7 +59,7 @@ class ChannelLoader:
         context = self._context
         destination = self._destinations.get(integration.destination)
         if destination is None:
-            raise Misconfigured(f"{integration.key}: this program knows no destination {integration.destination!r}")
+            raise Misconfigured(f"{integration.key}: unknown destination {integration.destination!r}")
         channel = Channel(
             integration.id,
             Target(destination, integration.endpoint, context.cipher.decrypt(integration.api_key)),
@@ -123,7 +123,7 @@ class ChannelLoader:
                 self.shelf.batch(box.file, rows[0].batch)
         except (OSError, pa.ArrowException) as error:
             raise Blocked(
-                f"outbox {box.file} cannot be read: {type(error).__name__}; 'nami-amp repair' makes a lost one again"
+                f"outbox {box.file} cannot be read: {type(error).__name__}; 'nami-amp repair' rebuilds a lost outbox"
             ) from None
         self._last[channel.id] = box.id
         channel.load(

@@ -154,7 +154,7 @@ class _Guarded:
             raise
         if guard.broke_off:
             exchange.note("proxy")
-            raise OSError("the proxy's answer broke off")
+            raise OSError("the proxy's answer was cut off")
         if guard.buffer:
             raise exchange.out_of_step()
         self_.sock = plain
@@ -284,7 +284,7 @@ class _Adapter(HTTPAdapter):
             return self.poolmanager, options, proxies
         if proxy.lower().startswith("socks"):
             current().note("proxy")
-            raise ValueError("a SOCKS proxy cannot be used")
+            raise ValueError("SOCKS proxies are not supported")
         more = {"proxy_ssl_context": tls_context()} if proxy.startswith("https:") else {}
         return self.proxy_manager_for(proxy if "://" in proxy else f"http://{proxy}", **more), options, proxies
 
@@ -303,10 +303,10 @@ def prepared(url: str, headers: Mapping[str, str], body: bytes, method: str = "P
     """A request as it goes.
 
     Raises:
-        ValueError: the address cannot be one.
+        ValueError: the address is not valid.
     """
     if any(character <= " " or character > "~" for character in url):
-        raise ValueError("the address holds characters that a request line cannot")
+        raise ValueError("the address contains characters that are not allowed in a request line")
     request = _prepared(url, method).copy()
     request.headers.update(headers)
     if body or method == "POST":

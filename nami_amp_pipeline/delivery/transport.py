@@ -83,7 +83,7 @@ class HttpTransport:
     """Posts with `requests`, one session a thread, through the proxy and with the certificates of the environment.
 
     Args:
-        timeout_seconds: for a whole request, its answer included; what trickles in is cut off too.
+        timeout_seconds: timeout of a whole request, including its answer; what trickles in is cut off too.
         compress: whether bodies go gzipped.
     """
 

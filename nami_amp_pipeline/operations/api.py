@@ -125,7 +125,7 @@ class Operations:
         return self._switch(key, on=False)
 
     def remove(self, key: str) -> None:
-        """Removes an integration with what is pending and its dead letters; what it sent stays in Amplitude.
+        """Removes an integration with its pending events and dead letters; what it sent stays in Amplitude.
 
         Raises:
             Busy: a run delivers for it, and must not have it pulled away.
@@ -136,7 +136,7 @@ class Operations:
         integration_id = integrations.get(store, key).id
         leases = store.acquire([f"integration:{integration_id}"])
         if not leases:
-            raise Busy(f"a run delivers for {key} right now: remove it when that has ended")
+            raise Busy(f"a run is delivering for {key}: remove it when the run has ended")
         try:
             files = integrations.remove(store, key, by=self._by)
         finally:

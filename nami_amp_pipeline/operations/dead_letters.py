@@ -23,11 +23,11 @@ _AT_ONCE = 500
 OUTCOME_UNKNOWN = "outcome_unknown"
 RETRIED = "retried"
 
-NO_BODY = "it was never made into an Amplitude event, so there is nothing to send"
+NO_BODY = "no Amplitude event was made from it, so there is nothing to send"
 TOO_OLD = (
     "it may have been sent more than 7 days ago, and Amplitude would no longer recognise a repeat (--force sends it)"
 )
-BUSY = "a run delivers for its integration right now: retry when that has ended"
+BUSY = "a run is delivering for its integration: retry when the run has ended"
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,9 @@ def _all_found(tx: Transaction, which: Filter) -> None:
     table = tables.exceptions
     for text in which.ids:
         if not tx.execute(sa.select(table.c.id).where(_condition(Filter(ids=[text]))).select_from(_joined())).first():
-            raise Misconfigured(f"there is no dead letter {text!r}; 'nami-amp dead-letters list' shows those there are")
+            raise Misconfigured(
+                f"there is no dead letter {text!r}; 'nami-amp dead-letters list' shows all dead letters"
+            )
 
 
 def _query(condition: sa.ColumnElement[bool], *, with_texts: bool) -> sa.Select[Any]:

@@ -61,7 +61,7 @@ def examine(settings: Settings, checks: Sequence[tuple[str, Check]]) -> Iterator
             yield Finding(subject, "error", str(error))
         except Exception as error:  # noqa: BLE001 - one check that fails must not hide what the others have to say
             first = next(iter(str(error).splitlines()), "")[:200]
-            yield Finding(subject, "error", f"could not be looked at: {type(error).__name__}: {first}")
+            yield Finding(subject, "error", f"the check failed: {type(error).__name__}: {first}")
 
 
 def check_warehouse(settings: Settings) -> list[Finding]:
@@ -85,17 +85,17 @@ def check_store(settings: Settings) -> list[Finding]:
     """Whether the store can be reached and written."""
     missing = _no_file(settings)
     if missing is not None:
-        return [_can_be_made("store", missing, "the first command makes it")]
+        return [_can_be_made("store", missing, "the first command creates it")]
     with _opened(settings) as store:
         version = store.schema_version()
         kind = "SQLite" if store.is_sqlite else "PostgreSQL"
         if version == 0:
-            return [Finding("store", "ok", f"{kind}, empty: the first command makes its tables")]
+            return [Finding("store", "ok", f"{kind}, empty: the first command creates its tables")]
         with store.begin() as tx:
             # Undone at once; what a read-only server, role or file would refuse.
             tx.execute(sa.insert(tables.leases).values(name="doctor", owner="", fence=0, expires_at=0))
             tx.rollback()
-        return [Finding("store", "ok", f"{kind}, can be read and written")]
+        return [Finding("store", "ok", f"{kind}, readable and writable")]
 
 
 def check_migrations(settings: Settings) -> list[Finding]:
@@ -111,13 +111,14 @@ def check_migrations(settings: Settings) -> list[Finding]:
                 Finding(
                     "migrations",
                     "error",
-                    f"the store has schema version {version}, this program knows {tables.SCHEMA_VERSION} at most",
+                    f"the store has schema version {version}, this program supports versions up to "
+                    f"{tables.SCHEMA_VERSION} only",
                     "install the program version that wrote it",
                 )
             ]
         behind = f"the store has schema version {version}, this program needs {tables.SCHEMA_VERSION}"
         if migrate.is_safe(tx, version) or not migrate.others_at_work(store, tx):
-            return [Finding("migrations", "warning", behind, "nothing: the next command brings it up to date")]
+            return [Finding("migrations", "warning", behind, "nothing to do: the next command upgrades it")]
         return [Finding("migrations", "error", behind, "stop the pipeline, make a backup, and run 'nami-amp migrate'")]
 
 
@@ -139,7 +140,7 @@ def check_keys(settings: Settings) -> list[Finding]:
             "encryption key",
             "error",
             f"{where} does not decrypt the keys of {', '.join(lost[:5])}{' and others' if len(lost) > 5 else ''}",
-            "restore the key they were encrypted with, or 'nami-amp integrations update' with --api-key-…",
+            "restore the key that encrypted them, or set the API keys again with 'nami-amp integrations update'",
         )
     ]
 
@@ -156,8 +157,8 @@ def check_shared_keys(settings: Settings) -> list[Finding]:
         Finding(
             "shared key",
             "warning",
-            f"{integration.key} and {other.key} have the same API key and event types in common: Amplitude keeps "
-            "only one copy of such an event",
+            f"{integration.key} and {other.key} have the same API key and some of the same event types: Amplitude "
+            "keeps only one copy of such an event",
             f"let them select different events, or remove one: 'nami-amp integrations update {other.key} --events …'",
         )
         for integration, other in pairs[:_PAIRS]
@@ -171,14 +172,14 @@ def check_files(settings: Settings) -> list[Finding]:
     with _opened(settings) as store:
         lost = lost_files(store, settings.data_dir)
     if not lost:
-        return [Finding("data files", "ok", "every file that the store refers to is there")]
+        return [Finding("data files", "ok", "every file that the store refers to exists")]
     some = ", ".join(lost_file.file for lost_file in lost[:_PAIRS])
     return [
         Finding(
             "data files",
             "error",
             f"{_count(len(lost), 'file')} missing in {settings.data_dir}: {some}; this stops: {lost[0].stops}",
-            "restore them, or see what 'nami-amp repair --dry-run' would do",
+            "restore them, or let 'nami-amp repair --dry-run' show what a repair does",
         )
     ]
 
@@ -188,26 +189,26 @@ def check_folder(settings: Settings) -> list[Finding]:
     folder = settings.data_dir
     there = _nearest(folder)
     if there != folder.absolute():
-        found = _can_be_made("data folder", folder, "the first run makes it")
+        found = _can_be_made("data folder", folder, "the first run creates it")
     else:
         try:
             with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
                 file.write(b"x" * 4096)
                 file.flush()
                 os.fsync(file.fileno())
-            found = Finding("data folder", "ok", f"{folder} can be written")
+            found = Finding("data folder", "ok", f"{folder} is writable")
         except OSError as error:
             found = Finding(
                 "data folder",
                 "error",
-                f"{folder} cannot be written: {error.strerror}",
+                f"{folder} is not writable: {error.strerror}",
                 "make it writable for this user",
             )
     if found.level == "error":
         return [found]
     free = shutil.disk_usage(there).free
     room = f"{free / 1e9:,.1f} GB free in {there}"
-    fix = "make room, or shorten the retention"
+    fix = "free disk space, or shorten the retention"
     if free < LEAST_FREE_BYTES:
         return [found, Finding("disk", "error", f"only {room}", fix)]
     return [
@@ -233,7 +234,7 @@ def check_endpoints(settings: Settings, clock: Clock = system_clock) -> list[Fin
                 ahead["the store's server"] = _ahead_of(store, clock)
         findings += _reach_all(endpoints, ahead, clock)
     else:
-        findings.append(Finding("endpoints", "ok", "skipped: there is no store to look them up in"))
+        findings.append(Finding("endpoints", "ok", "skipped: the state store does not exist yet"))
     return [*findings, _judge_clock(ahead, settings)]
 
 
@@ -244,7 +245,7 @@ def _reach_all(endpoints: Sequence[tuple[str, str]], ahead: dict[str, float], cl
         return DESTINATIONS[target[0]].probe(target[1], None, transport), clock()
 
     if not endpoints:
-        return [Finding("endpoints", "ok", "skipped: no integration is on")]
+        return [Finding("endpoints", "ok", "skipped: no integration is enabled")]
     findings = []
     with ThreadPoolExecutor(max_workers=8) as pool:
         for (_, endpoint), (found, now) in zip(endpoints, pool.map(ask, endpoints), strict=True):
@@ -255,7 +256,7 @@ def _reach_all(endpoints: Sequence[tuple[str, str]], ahead: dict[str, float], cl
                         "endpoint",
                         "error",
                         f"{found.message}{way}",
-                        "check name, proxy, firewall and certificates; events wait until it is back",
+                        "check name, proxy, firewall and certificates; events stay queued until it is reachable",
                     )
                 )
                 continue
@@ -335,12 +336,10 @@ def _can_be_made(subject: str, path: Path, when: str) -> Finding:
     if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
         try:
             with tempfile.TemporaryFile(dir=parent):
-                return Finding(subject, "ok", f"{path} is not there yet: {when}")
+                return Finding(subject, "ok", f"{path} does not exist yet: {when}")
         except OSError:
             pass
-    return Finding(
-        subject, "error", f"{path} cannot be made: {parent} is no folder that can be written", "name another"
-    )
+    return Finding(subject, "error", f"cannot create {path}: {parent} is not a writable folder", "choose another path")
 
 
 def _nearest(path: Path) -> Path:

@@ -49,19 +49,19 @@ class LostFile:
 _TEXTS: Final[Mapping[str, tuple[str, str]]] = {
     "segment": (
         "its events cannot be prepared",
-        "reads its rows from the warehouse again; where every integration has prepared it, only forgets it",
+        "reads its rows from the warehouse again; if every integration has prepared it, only removes its record",
     ),
     "ledger": (
-        "nothing can be captured: which rows were captured before is not known",
-        "makes the ledger again from the segments that are kept; ids of older rows are forgotten",
+        "nothing can be captured: it is unknown which rows were captured before",
+        "rebuilds the ledger from the segments that are kept; ids of older rows are forgotten",
     ),
-    "snapshots": ("stage 3 of its apps, and late events", "computes the snapshots again from the segment"),
+    "snapshots": ("stage 3 of its apps, and late events", "recomputes the snapshots from the segment"),
     "outbox": (
         "its integration's events, from this outbox on",
-        "prepares the segment again; events with the same insert ids are sent again, which Amplitude recognises within "
-        "7 days",
+        "prepares the segment again and sends its events again, with the same insert ids; Amplitude drops repeats "
+        "within 7 days",
     ),
-    "receipts": ("nothing; trace lacks the details of its events", "forgets that there were receipts"),
+    "receipts": ("nothing; trace lacks the details of its events", "removes the record of the receipts"),
 }
 
 
@@ -124,7 +124,9 @@ def _under(context: Context, names: Iterable[str]) -> Iterator[list[Lease]]:
     leases = context.store.acquire(wanted)
     try:
         if len(leases) < len(wanted):
-            raise Busy(f"{sorted(set(wanted) - leases.keys())[0]} is worked on by another process: try again after it")
+            raise Busy(
+                f"{sorted(set(wanted) - leases.keys())[0]} is in use by another process: try again when it has finished"
+            )
         yield list(leases.values())
     finally:
         with suppress(NamiAmpError):  # a lease that is not given back runs out by itself

@@ -172,9 +172,9 @@ def _variant_of(integration: Integration, cipher: Cipher) -> Variant:
     if integration.hashed:
         try:
             if integration.hash_salt is None:
-                raise Misconfigured("it has no salt")
+                raise Misconfigured("the salt is missing")
             salt = cipher.decrypt(integration.hash_salt).reveal()
         except Misconfigured as error:
-            raise Blocked(f"{integration.key}: its fields cannot be hashed: {error}") from None
+            raise Blocked(f"{integration.key}: cannot hash its fields: {error}") from None
     fees = tuple(sorted(integration.store_fees.items())) if integration.revenue == "net" else ()
     return Variant(frozenset(integration.exclude), frozenset(integration.hashed), salt, integration.revenue, fees)

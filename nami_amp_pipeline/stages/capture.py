@@ -96,7 +96,7 @@ def capture(context: Context, leases: Mapping[str, Lease], *, window: Window | N
             if most <= FEWEST_ROWS:
                 raise
             most = max(FEWEST_ROWS, min(most, context.settings.segment_rows) // 8)
-            context.log.info("%s; going on with %s rows at most", error, f"{most:,}")
+            context.log.info("%s; continuing with at most %s rows", error, f"{most:,}")
 
 
 def _capture(context: Context, leases: Mapping[str, Lease], most: int) -> dict[str, Captured]:
@@ -248,7 +248,7 @@ def _write(context: Context, connection: duckdb.DuckDBPyConnection, source: Sour
     except (duckdb.DataError, duckdb.NotSupportedError, duckdb.InternalError, pa.ArrowInvalid, ValueError) as error:
         if source.broke():
             raise
-        context.log.warning("a row cannot be read with the others and is looked for: %s", one_line(error))
+        context.log.warning("a row makes the read fail; searching for it: %s", one_line(error))
         if not set_aside(connection, lambda: _read(context, connection, source), one_line, source.broke):
             raise
     return _write_all(context, connection, source)

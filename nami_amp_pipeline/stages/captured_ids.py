@@ -154,7 +154,7 @@ def fold(context: Context, captured: JustCaptured | None = None) -> None:
         for runs, segments in _work(context):
             _merge(context, lease, runs, segments, captured)
     except (OSError, pa.ArrowException, Blocked) as error:
-        context.log.warning("the ledger of captured ids was not brought up to date: %s", error)
+        context.log.warning("the ledger of captured ids was not updated: %s", error)
     finally:
         with suppress(NamiAmpError):  # a lease that is not given back runs out by itself
             context.store.release([lease])

@@ -153,7 +153,7 @@ def _apart(
             lost += 1
             if lost > MOST_LOST:
                 raise
-            context.log.info("%s; going on with the others", error)
+            context.log.info("%s; continuing with the others", error)
             return some(part)
         except _SHARED:
             raise
@@ -187,7 +187,7 @@ def in_words(context: Context, error: Exception) -> NamiAmpError:
 def _leases(context: Context, names: Mapping[str, str | int]) -> Iterator[dict[str | int, Lease]]:
     taken = context.store.acquire(list(names))
     for name in names.keys() - taken.keys():
-        context.log.info("%s is worked on by another process; left to it", name)
+        context.log.info("skipped %s: another process is working on it", name)
     try:
         yield {names[name]: lease for name, lease in taken.items()}
     finally:

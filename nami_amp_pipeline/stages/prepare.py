@@ -92,7 +92,7 @@ def prepare(
                 )
             return done
         except OutOfMemory as error:
-            context.log.info("%s; going on with one segment at a time", error)
+            context.log.info("%s; continuing with one segment at a time", error)
     with engine(context.settings) as alone:
         for segment in _pending(context, _targets(context, integrations, leases)):
             with begin_segment(context, segment, alone) as begun:

@@ -50,7 +50,8 @@ def rebuild_outbox(context: Context, outbox_id: int, lease: Lease, *, resend: bo
     age = context.now() - box.prepared_at
     if age > DEDUPLICATION_WINDOW.total_seconds() * 1_000_000 and not resend:
         raise Blocked(
-            f"outbox {box.file} is older than 7 days: Amplitude may store its events a second time; --resend sends them"
+            f"outbox {box.file} is older than 7 days: Amplitude may store its events a second time; --resend sends "
+            f"them anyway"
         )
     name = context.folder.new_name("outboxes", "arrow")
     part = _write_again(context, segment, name, ended)
@@ -107,10 +108,11 @@ def _segment(context: Context, tx: Transaction, box: Any) -> PreparedSegment:
     ).one_or_none()
     if row is not None and row.snapshot_file is None:
         raise Blocked(
-            f"outbox {box.file} needs snapshots that the next run computes: run 'nami-amp run', then 'repair' again"
+            f"outbox {box.file} needs snapshots that the next run computes: run 'nami-amp run', then 'nami-amp "
+            "repair' again"
         )
     if row is None or not context.folder.path(row.file).exists():
-        raise Blocked(f"outbox {box.file} cannot be made again: its segment is gone too; restore a backup")
+        raise Blocked(f"outbox {box.file} cannot be rebuilt: its segment is lost too; restore a backup")
     (integration,) = all_integrations(context.store, [f"{row.app_id}/{row.name}"])
     return PreparedSegment(box.segment_id, row.file, [row.snapshot_file], [integration])
 

@@ -81,7 +81,7 @@ def snapshot(context: Context, leases: Mapping[str, Lease], *, window: Window | 
                     in_parallel(lambda segment: compute(segment, shared, careful=False), together, shared.divide)
             return done
         except OutOfMemory as error:
-            context.log.info("%s; going on with one segment at a time", error)
+            context.log.info("%s; continuing with one segment at a time", error)
     with engine(context.settings) as alone:
         for together in _pending(context, leases):
             for segment in together:
@@ -212,7 +212,7 @@ def _parse_few(context: Context, connection: duckdb.DuckDBPyConnection, rows: pa
             return
         (row,) = rows.select(["app_id", "id"]).to_pylist()
         context.log.warning(
-            "event %s of app %s: its payload cannot be read (%s), so it tells nothing of its user",
+            "event %s of app %s: cannot read its payload (%s); it sets no user properties",
             row["id"], row["app_id"], type(error).__name__,
         )  # fmt: skip
         connection.execute("INSERT INTO carried_by_event BY NAME FROM carried_nothing('few_rows')")

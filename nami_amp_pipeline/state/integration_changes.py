@@ -90,7 +90,7 @@ def change(
     if not isinstance(wanted.start_from, Unchanged) and _is_earlier(wanted.start_from, integration.start_from):
         held = store.acquire([f"integration:{integration.id}"])
         if not held:
-            raise Busy(f"a run works for {key} right now: move its start when that has ended")
+            raise Busy(f"a run is working for {key}: move its start when the run has ended")
     try:
         with store.begin(under=held.values()) as tx:
             hold_keys(store, tx)

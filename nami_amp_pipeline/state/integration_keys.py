@@ -72,6 +72,6 @@ def refuse_shared(
             continue
         if same:
             raise Misconfigured(
-                f"{other.key} has the same API key and event types in common with it: Amplitude would keep one of two "
-                "copies of an event; select other events, or give --allow-shared-key"
+                f"{other.key} has the same API key and some of the same event types: Amplitude would keep only one "
+                "copy of such an event. Select other events, or give --allow-shared-key"
             )

@@ -136,7 +136,7 @@ def all_integrations(store: Store, keys: Sequence[str] | None = None) -> list[In
     known = {integration.key: integration for integration in found}
     for key in keys:
         if key not in known:
-            raise Misconfigured(f"there is no integration {key}; 'nami-amp integrations list' shows those there are")
+            raise Misconfigured(f"there is no integration {key}; 'nami-amp integrations list' shows all integrations")
     return [known[key] for key in dict.fromkeys(keys)]
 
 

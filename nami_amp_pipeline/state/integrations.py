@@ -161,7 +161,7 @@ def checked(given: NewIntegration, *, known: bool = False) -> dict[str, Any]:
             "store_fees": rules.check_fees(given.store_fees),
         }
         if given.user_id_kind == "external_id" and "external_ids" in (*exclude, *hashed):
-            raise Misconfigured("'external_ids' cannot be excluded or hashed while users go by their External ID")
+            raise Misconfigured("'external_ids' cannot be excluded or hashed while the External ID is the user id")
     return values | {name: orjson.dumps(value).decode() for name, value in structured.items()}
 
 
@@ -173,7 +173,7 @@ def locked(tx: Transaction, key: str) -> Integration:
     for integration in read_all(tx):
         if integration.key == key:
             return integration
-    raise Misconfigured(f"there is no integration {key}; 'nami-amp integrations list' shows those there are")
+    raise Misconfigured(f"there is no integration {key}; 'nami-amp integrations list' shows all integrations")
 
 
 def read_from(tx: Transaction, integration_id: int, app_id: str, start_from: int | None) -> None:
@@ -196,7 +196,9 @@ def read_from(tx: Transaction, integration_id: int, app_id: str, start_from: int
 
 def not_paid(app_id: str) -> Misconfigured:
     """The error of whoever wants to enable an integration of an app on the free plan."""
-    return Misconfigured(f"app {app_id} is not on a paid plan: its organisation needs one to enable an integration")
+    return Misconfigured(
+        f"app {app_id} is not on a paid plan: its organisation needs a paid plan to enable an integration"
+    )
 
 
 def plan_of(tx: Transaction, app_id: str) -> str | None:

@@ -69,8 +69,8 @@ def migrate(store: Store, *, beside_others: bool) -> tuple[int, int]:
         version = read_schema_version(tx)
         if version > tables.SCHEMA_VERSION:
             raise Misconfigured(
-                f"the state store has schema version {version}, this program knows {tables.SCHEMA_VERSION} at most: "
-                "use the newer program that wrote it"
+                f"the state store has schema version {version}, but this program supports versions up to "
+                f"{tables.SCHEMA_VERSION} only: use the newer program that wrote it"
             )
         if version == 0:
             _create(tx)
@@ -99,7 +99,7 @@ def alone(store: Store) -> Iterator[Transaction]:
             with connection.begin():
                 yield connection
                 if connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
-                    raise StoreUnavailable("the state store holds rows that refer to nothing: restore a backup")
+                    raise StoreUnavailable("the state store has rows with broken references: restore a backup")
         finally:
             driver.execute("PRAGMA foreign_keys=ON")
 
@@ -124,9 +124,9 @@ def _refuse_beside_others(store: Store, tx: Transaction, version: int) -> None:
         tx.exec_driver_sql("LOCK TABLE leases IN SHARE ROW EXCLUSIVE MODE")
     if others_at_work(store, tx):
         raise Misconfigured(
-            f"the state store has schema version {version}, this program needs {tables.SCHEMA_VERSION}, and a process "
-            "is at work on it: when none is, the next command or run brings it up to date; or stop what works with it, "
-            "make a backup, and run 'nami-amp migrate'"
+            f"the state store has schema version {version}, this program needs {tables.SCHEMA_VERSION}, and another "
+            "process is using the store. Once no process uses it, the next command or run upgrades it. To upgrade it "
+            "now, stop these processes, make a backup and run 'nami-amp migrate'"
         )
 
 

@@ -79,12 +79,14 @@ def forget(store: Store, cipher: Cipher) -> int:
         Misconfigured: the keys are not those of a file, or something is still of an older one.
     """
     if not cipher.uses_file:
-        raise Misconfigured("the keys are those of NAMI_AMP_ENCRYPTION_KEY: take the older ones out there")
+        raise Misconfigured("the keys come from NAMI_AMP_ENCRYPTION_KEY: remove the older keys there")
     with store.begin() as tx:
         hold_keys(store, tx, alone=True)
         older = cipher.older_keys()
         if not all(map(cipher.is_current, _tokens(tx).values())):
-            raise Misconfigured("stored API keys are still encrypted with an older key: 'nami-amp keys rotate' first")
+            raise Misconfigured(
+                "stored API keys are still encrypted with an older key: run 'nami-amp keys rotate' first"
+            )
         if older:
             cipher.forget_older_keys_of_file()
     return older
@@ -108,8 +110,8 @@ def _check(tx: Transaction, cipher: Cipher) -> None:
     if names := unreadable(tx, cipher):
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         raise Misconfigured(
-            f"the keys of {', '.join(names[:_NAMED])}{more} were encrypted with a key that is not given: add it to "
-            "NAMI_AMP_ENCRYPTION_KEY after a comma, or give them their keys again with 'nami-amp integrations update'"
+            f"the keys of {', '.join(names[:_NAMED])}{more} were encrypted with a key that is missing: append it to "
+            "NAMI_AMP_ENCRYPTION_KEY after a comma, or set the API keys again with 'nami-amp integrations update'"
         )
 
 

@@ -314,7 +314,7 @@ def plainly() -> Iterator[None]:
     except sa.exc.DBAPIError as error:
         if getattr(error.orig, "pgcode", None) == _INSUFFICIENT_PRIVILEGE:
             raise StoreUnavailable(
-                f"state store: {_one_line(error)}: the role of the address may not do this"
+                f"state store: {_one_line(error)}: the database role of NAMI_AMP_STATE_URL lacks this privilege"
             ) from None
         if isinstance(error, sa.exc.ProgrammingError | sa.exc.IntegrityError | sa.exc.DataError):
             raise
@@ -331,12 +331,12 @@ def read_schema_version(tx: Transaction) -> int:
         return 0
     version: int | None = tx.execute(sa.select(tables.schema_version.c.version)).scalar()
     if version is None:
-        raise StoreUnavailable("the state store does not say which version its tables are of: restore a backup")
+        raise StoreUnavailable("the tables of the state store have no schema version: restore a backup")
     return version
 
 
 def _lost(lease: Lease) -> LostLease:
-    return LostLease(f"another process took {lease.name} over")
+    return LostLease(f"lease lost: another process now holds {lease.name}")
 
 
 @cache  # making a statement takes longer than SQLite takes to carry it out

@@ -57,7 +57,7 @@ class Unplaced(NamedTuple):
             "rows",
             "warning",
             contract.unreadable_text(*self),
-            "load them again with the value that is missing or wrong, and NOT NULL on the columns",
+            "load them again with correct values, and declare the columns NOT NULL",
         )
 
 

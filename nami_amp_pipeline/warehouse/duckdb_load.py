@@ -167,7 +167,7 @@ def load(
         WarehouseUnavailable: the DuckDB file cannot be opened or written; files before the one at work are loaded.
     """
     if not contract.APP_ID.fullmatch(app_id):
-        raise Misconfigured(f"app id {app_id!r} must be of letters, digits, '.', '_' and '-'")
+        raise Misconfigured(f"app id {app_id!r} must consist of letters, digits, '.', '_' and '-'")
     if not settings.warehouse_url.startswith("duckdb:///"):
         raise Misconfigured(
             "load fills the embedded DuckDB warehouse only: fill the table of NAMI_AMP_WAREHOUSE_URL with the "
@@ -202,7 +202,7 @@ def _opened(connection: duckdb.DuckDBPyConnection, settings: Settings, sleep: Ca
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WarehouseUnavailable(f"cannot create the folder of {path}: {error.strerror}") from None
-    attach(connection, path, sleep, read_only=False, locked=": end it, or load again once it is done")
+    attach(connection, path, sleep, read_only=False, locked=": stop it, or load again when it has finished")
     with _writing(path):
         connection.execute(f"CREATE SCHEMA IF NOT EXISTS warehouse.{quoted(schema)}")
         connection.execute(f"USE warehouse.{quoted(schema)}")
@@ -301,7 +301,7 @@ def _chunks(file: Path, progress: Callable[[int], None]) -> Iterator[bytes]:
     except (zlib.error, gzip.BadGzipFile):
         raise _UnreadableError("the gzip file is damaged") from None
     except OSError as error:
-        raise _UnreadableError(f"cannot read it to its end: {error.strerror}") from None
+        raise _UnreadableError(f"cannot read it completely: {error.strerror}") from None
 
 
 def _load_block(
