@@ -2,13 +2,13 @@
 
 - NamiAmpError
   - Misconfigured: a person has to change a setting or an argument. Exit status 2, one line.
-  - Blocked: this work cannot go on until something outside is repaired; what was done stays done. Exit status 1.
-    - OutOfMemory: a segment is too large for the compute engine, at least beside others, or for the process.
-    - WarehouseUnavailable: the next run reads again from where this one stopped.
+  - Blocked: this work cannot continue until something outside is repaired; finished work stays. Exit status 1.
+    - OutOfMemory: a segment is too large for the compute engine or the process, at least beside other segments.
+    - WarehouseUnavailable: the next run reads again from where this run stopped.
     - StoreUnavailable: nothing was committed; the next run does the same again.
     - Unexpected: a bug met one partition; the others go on, and the next run tries again.
-  - Busy: somebody else holds the lease or the lock; the same later.
-  - LostLease: somebody else works on this partition now; leave without writing anything more.
+  - Busy: another process holds the lease or the lock; try again later.
+  - LostLease: another process works on this partition now; stop without writing anything more.
 
 Anything else that is raised is a bug.
 """
@@ -29,7 +29,7 @@ class NamiAmpError(Exception):
     """Base of all errors that this package raises on purpose; the message is one line for a person, without secrets.
 
     Args:
-        message: what went wrong, and what to do about it; what a driver or a server said may stand in it.
+        message: what went wrong, and what to do about it; it may quote a driver or a server.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -45,15 +45,15 @@ class Blocked(NamiAmpError):
 
 
 class OutOfMemory(Blocked):
-    """Memory does not suffice, and neither does the disk that the compute engine spills to."""
+    """Neither memory nor the disk that the compute engine spills to is large enough."""
 
 
 class WarehouseUnavailable(Blocked):
-    """The warehouse cannot be read as it stands."""
+    """The warehouse cannot be read in its present state."""
 
 
 class StoreUnavailable(Blocked):
-    """The state store cannot be read or written as it stands."""
+    """The state store cannot be read or written in its present state."""
 
 
 class Unexpected(Blocked):
@@ -69,7 +69,7 @@ class LostLease(NamiAmpError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says in some library's words that there is no memory left, or none for a thread."""
+    """Whether an error means, in the words of some library, that memory or threads are exhausted."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryException":  # DuckDB's
         return True
     said = str(error).lower()

@@ -34,7 +34,7 @@ class Secret:
 
 
 class Cipher:
-    """Encrypts with one key, decrypts with that and older ones: those of the environment, or those of a file.
+    """Encrypts with the newest key, decrypts with all keys; they come from the environment or a file.
 
     Args:
         keys: Fernet keys separated by commas (``NAMI_AMP_ENCRYPTION_KEY``), the newest first; without any, ``key_file``
@@ -50,7 +50,7 @@ class Cipher:
 
     @property
     def uses_file(self) -> bool:
-        """Whether the keys are those of the file."""
+        """Whether the keys come from the file."""
         return not self._keys
 
     def encrypt(self, secret: Secret) -> str:
@@ -61,7 +61,7 @@ class Cipher:
         """The secret behind a token.
 
         Raises:
-            Misconfigured: none of the keys is the one that the token was made with.
+            Misconfigured: none of the keys made the token.
         """
         try:
             return Secret(MultiFernet(self._fernets(create=False)).decrypt(token).decode())
@@ -92,7 +92,7 @@ class Cipher:
         self._write([Fernet.generate_key().decode(), *self._read_key_file(create=True)])
 
     def forget_older_keys_of_file(self) -> None:
-        """Drops all keys of the file but the newest; what the others encrypted cannot be read any more."""
+        """Drops all keys of the file but the newest; secrets under the older keys become unreadable."""
         self._write(self._read_key_file(create=False)[:1])
         self._known = []
 
@@ -169,7 +169,7 @@ def _lines(file: Path) -> list[str] | None:
 
 
 def _valid_lines(file: Path) -> list[str]:
-    """The keys of a file as far as it can be read just now; those who need them will say what is wrong."""
+    """The keys of a file, as far as it can be read now; whoever needs a key reports the error."""
     try:
         lines = _lines(file) or []
         for line in lines:

@@ -60,11 +60,11 @@ def _database(schemes: Callable[[], Iterable[str]]) -> AfterValidator:
 _HOST: Final = r"([\w.\-%]*|\[[\da-fA-F:.]+\])(:\d*)?"
 _HOSTS: Final = re.compile(f"{_HOST}(,{_HOST})*")
 _AFTER_LOGIN: Final = re.compile(rf"{_HOSTS.pattern}(/[^@/?#]*)?(\?[^@#]*)?")
-"""What follows the login in a database URL: hosts, a database, parameters."""
+"""The part after the login in a database URL: hosts, a database, parameters."""
 
 
 def _with_quoted_password(rest: str) -> str:
-    """An address without its scheme, with a user and password that may be written with ``@``, ``/``, ``#`` or ``?``.
+    """An address without its scheme, whose user and password may contain ``@``, ``/``, ``#`` or ``?``.
 
     An address that is well formed is left as it is, parameters with an ``@`` included.
     """
@@ -117,11 +117,11 @@ def _setting(
     """A field of :class:`Settings`.
 
     Args:
-        default: what holds where nothing is set, or a function that makes it of the settings before it.
+        default: the value if nothing is set, or a function that computes it from the earlier settings.
         means: what it sets, for people.
         unit: of a number.
-        expected: what it must be, where the type, unit and bounds do not say it.
-        shown: the default as the table shows it, where it is none that could be written down.
+        expected: what it must be, if type, unit and bounds do not say it.
+        shown: the default for the table, if it is not a plain value.
         secret: whether it stays out of every text.
         more: as pydantic's ``Field`` has it.
     """
@@ -148,7 +148,7 @@ def _in_home(address: str) -> Callable[[dict[str, Any]], str]:
 class Settings(BaseSettings):
     """Everything that can be set, with its default; each field is ``NAMI_AMP_<NAME>`` in the environment.
 
-    :meth:`load` reads the environment; an object made directly has what it is given and defaults, and reads nothing.
+    :meth:`load` reads the environment; an object made directly takes arguments and defaults, and reads nothing.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", validate_default=False)
@@ -295,7 +295,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what is given: :meth:`load` decides what is read."""
+        """Only the arguments count: :meth:`load` decides what is read."""
         return (init_settings,)
 
     @classmethod
@@ -337,7 +337,7 @@ def _given(environ: Mapping[str, str] | None, dotenv: Path) -> dict[str, str]:
 
 
 def _from_file(values: Mapping[str, str], variable: str) -> dict[str, str]:
-    """The value of a variable that is given by a file, as containers are given their secrets."""
+    """The value of a variable whose content comes from a file, as containers receive secrets."""
     path = values.get(f"{variable}_FILE", "")
     if not path:
         return {}
@@ -355,7 +355,7 @@ _warned: set[str] = set()
 
 
 def _warn_of_unknown(values: Mapping[str, str]) -> None:
-    """Says once of each variable with our prefix that it sets nothing, and which one may have been meant."""
+    """Warns once about each variable with our prefix that sets nothing, and suggests a similar name."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     known |= {f"{PREFIX}{name}_FILE" for name in SECRETS} | {PREFIX + name for name in NOT_SETTINGS}
     for name in sorted(values.keys() - known - _warned):
@@ -370,7 +370,7 @@ def _warn_of_unknown(values: Mapping[str, str]) -> None:
 
 
 def _in_one_line(error: ValidationError) -> str:
-    """The first thing that is wrong, without the value."""
+    """The first error, without the value."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if not first["loc"]:
         return (

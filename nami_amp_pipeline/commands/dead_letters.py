@@ -166,8 +166,8 @@ def retry(
 ) -> int:
     """Send dead letters again, with the next run.
 
-    They keep their content and their insert id, so that Amplitude recognises one that it has already. Name them by
-    number or event id, or choose by reason, integration or time.
+    They keep their content and their insert id, so that Amplitude recognises events that it has already. Name them by
+    number or event id, or choose them by reason, integration or time.
     """
     if not (ids or integrations or reasons or since or until or everything):
         raise click.UsageError(

@@ -38,8 +38,8 @@ def integrations() -> None:
 def add(invocation: Invocation, /, app: str, name: str, disabled: bool, **given: Any) -> None:
     """Send events of APP to an Amplitude project, under NAME.
 
-    The API key is read from an environment variable, a file or standard input, so that it stands in no shell history
-    and no list of processes; it is kept encrypted and never shown again.
+    The API key is read from an environment variable, a file or standard input, so that it appears in no shell history
+    or process list; it is stored encrypted and never shown again.
     """
     from nami_amp_pipeline.operations.integrations import NewIntegration
 
@@ -158,10 +158,10 @@ def show(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
 @click.option("--if-version", type=int, metavar="N", help="Change it only if it still has this version (see 'show').")
 @click.pass_obj
 def update(invocation: Invocation, /, names: tuple[str, ...], if_version: int | None, **given: Any) -> None:
-    """Change settings of an integration; what is not given stays as it is.
+    """Change settings of an integration; the other settings stay as they are.
 
-    A list that is given takes the place of the one that was set. A change holds for events that are not prepared yet;
-    another key or endpoint holds for all that is pending. A halted integration stays halted until it is enabled.
+    A list replaces the old list. A change applies to events that are not prepared yet; a new key or endpoint applies to
+    all pending events. A halted integration stays halted until it is enabled.
     """
     from nami_amp_pipeline.operations.integrations import IntegrationChange
 
@@ -196,7 +196,7 @@ def update(invocation: Invocation, /, names: tuple[str, ...], if_version: int | 
 @json_option
 @click.pass_obj
 def history(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
-    """Show who changed what of an integration, and when."""
+    """Show who changed which settings of an integration, and when."""
     from nami_amp_pipeline.commands import output as screen
     from nami_amp_pipeline.operations.integrations import recorded
 
@@ -251,7 +251,7 @@ def _switch(invocation: Invocation, names: Sequence[str], *, on: bool) -> None:
 def remove(invocation: Invocation, names: tuple[str, ...], yes: bool) -> None:
     """Remove an integration with its pending events and dead letters.
 
-    What was sent stays in Amplitude. To stop for a while, use 'disable'.
+    Events that were sent stay in Amplitude. To stop for a while, use 'disable'.
     """
     found = invocation.operations.integrations(integration_keys(names, in_two_words=True))
     for integration in found:

@@ -19,8 +19,8 @@ from nami_amp_pipeline.commands.base import Invocation, json_option
 def repair(ctx: click.Context, dry_run: bool, resend: bool, as_json: bool) -> None:
     """Repair the data folder after files were lost.
 
-    A file that the state store refers to may be gone: deleted by hand, or missing from a restored backup. If you can
-    restore it, do that instead. Ends with 1 if a file could not be mended.
+    A file that the state store refers to may be lost: deleted by hand, or missing from a restored backup. If you can
+    restore it, do that instead. Exit status 1 if a file could not be repaired.
     """
     from nami_amp_pipeline.commands import output as screen
 

@@ -98,7 +98,7 @@ class Operations:
         Args:
             key: ``<app_id>/<name>``.
             change: what to change.
-            if_version: the version that the change was made for.
+            if_version: the version that the change is based on.
 
         Raises:
             Misconfigured: a value cannot be used, or somebody else changed it since that version.

@@ -28,8 +28,8 @@ class Variant:
     """The settings that the content of a body depends on.
 
     Attributes:
-        exclude: payload fields that never leave.
-        hashed: payload fields that leave hashed.
+        exclude: payload fields that are never sent.
+        hashed: payload fields that are sent as hashes.
         salt: of the hashes; empty without any.
         revenue: which amount is the price.
         fees: the store's share by ``event_platform``, where it is not the default; empty unless the price is net.

@@ -375,7 +375,7 @@ def _commit(
     _warn(context, more)
     halves = sum(part.half_characters for part in captured.values())
     if halves:
-        context.log.warning("%s", f"{halves:,} events had half a character (of a surrogate pair), now U+FFFD")
+        context.log.warning("%s", f"{halves:,} events had half of a surrogate pair, replaced by U+FFFD")
     return captured
 
 

@@ -1,4 +1,4 @@
-"""Changes of an integration: every setting, with a version that each change raises, and a record of it."""
+"""Changes an integration's settings: each change raises its version and is recorded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nami_amp_pipeline.state.store import Store, Transaction
 T = TypeVar("T")
 
 _CALLED: Final = {"user_id_kind": "user_id"}
-"""What people call a column of another name."""
+"""The names that people use for columns."""
 
 _JSON: Final = ("events", "rename", "exclude", "hash", "store_fees")
 
@@ -37,14 +37,14 @@ class Unchanged(Enum):
 
 
 UNCHANGED: Final = Unchanged.UNCHANGED
-"""In place of a value that stays as it is."""
+"""Stands for a value that does not change."""
 
 
 @dataclass(frozen=True)
 class IntegrationChange:
-    """What a person changes of an integration; what is :data:`UNCHANGED` stays as it is.
+    """The changes that a person makes to an integration; :data:`UNCHANGED` values stay.
 
-    ``secret_key=None`` takes the secret key away; ``start_from=None`` is the beginning. See :class:`Integration`.
+    ``secret_key=None`` removes the secret key; ``start_from=None`` is the beginning. See :class:`Integration`.
     """
 
     endpoint: str | Unchanged = UNCHANGED
@@ -70,8 +70,8 @@ def change(
 ) -> Integration:
     """Changes settings of an integration; each change raises its version and is recorded.
 
-    It holds for what is in no outbox yet; keys and endpoint for all that is still to be posted. A run that is under way
-    goes on with what it began with. A halt stays until ``set_enabled``.
+    It applies to events that are in no outbox yet; a key or endpoint applies to all pending events. A run under way
+    keeps the old settings. A halted integration stays halted until ``set_enabled``.
 
     Args:
         store: where it is.
@@ -79,11 +79,11 @@ def change(
         key: ``<app_id>/<name>``.
         wanted: what to change.
         by: who changes it.
-        if_version: the version that the change was made for.
+        if_version: the version that the change is based on.
 
     Raises:
-        Misconfigured: there is none of that name, a value cannot be used, or somebody else changed it since.
-        Busy: a run works for it, and its start is to move back.
+        Misconfigured: it does not exist, a value is not valid, or somebody else changed it since.
+        Busy: a run works for it, so its start cannot move back.
     """
     integration = get(store, key)
     held = {}
@@ -134,7 +134,7 @@ def _change(
 def _differences(
     cipher: Cipher, integration: Integration, wanted: IntegrationChange
 ) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
-    """The columns to write, and what is recorded of it, of what is not as it is wanted."""
+    """The columns to write and the changes to record, for all values that differ."""
     before = NewIntegration(
         integration.app_id,
         integration.name,
@@ -186,7 +186,7 @@ def _differences(
 def _keys(
     cipher: Cipher, integration: Integration, wanted: IntegrationChange, what: dict[str, tuple[Any, Any]]
 ) -> dict[str, str | None]:
-    """The keys that change, encrypted; adds to what is recorded that they did."""
+    """The changed keys, encrypted; records that they changed."""
     values: dict[str, str | None] = {}
     if not isinstance(wanted.api_key, Unchanged):
         values["api_key"] = cipher.encrypt(rules.check_key(wanted.api_key, "API key"))
@@ -201,7 +201,7 @@ def _keys(
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A value as it is recorded."""
+    """A value in the form that is recorded."""
     if name == "start_from":
         return to_text(value) or "beginning"
     return orjson.loads(value) if name in _JSON else value
@@ -216,10 +216,10 @@ def _is_earlier(start: int | None, than: int | None) -> bool:
 
 
 def _start_earlier(tx: Transaction, integration: Integration, values: dict[str, Any]) -> None:
-    """Moves the start of an integration back that nothing was captured for: as if it were added now.
+    """Moves back the start of an integration without captured events, as if it were added now.
 
     Raises:
-        Misconfigured: what it has in outboxes, or what younger integrations have, could come a second time.
+        Misconfigured: events in its outboxes, or of younger integrations, could be sent a second time.
     """
     counts, table = tables.counts, tables.integrations
     captured = tx.execute(
@@ -242,7 +242,7 @@ def _start_earlier(tx: Transaction, integration: Integration, values: dict[str, 
 
 
 def _changed_since(tx: Transaction, integration: Integration, version: int) -> str:
-    """Who changed what since a version, in one line."""
+    """The changes since a version, in one line."""
     later = [record for record in records_of(tx, integration.key) if record.version > version]
     changes = "; ".join(
         f"version {record.version} by {record.by or 'somebody'} at {to_text(record.at)}: {', '.join(record.what)}"

@@ -1,4 +1,4 @@
-"""What an integration may be set to: each value is checked here, whoever gives it."""
+"""The rules for an integration's settings: every value is checked here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_app_id(app_id: str) -> str:
     """An app id as it is.
 
     Raises:
-        Misconfigured: it has other characters than the contract allows.
+        Misconfigured: it has characters that the contract does not allow.
     """
     if not contract.APP_ID.fullmatch(app_id):
         raise Misconfigured(f"app id {app_id!r} must consist of letters, digits, '.', '_' and '-'")
@@ -30,7 +30,7 @@ def check_name(name: str) -> str:
     """The name of an integration as it is.
 
     Raises:
-        Misconfigured: it has other characters than the contract allows.
+        Misconfigured: it has characters that the contract does not allow.
     """
     if not contract.INTEGRATION_NAME.fullmatch(name):
         raise Misconfigured(f"integration name {name!r} must consist of letters, digits, '-' and '_'")
@@ -38,7 +38,7 @@ def check_name(name: str) -> str:
 
 
 def check_choice(value: str, allowed: Iterable[str], what: str) -> str:
-    """A value that is one of a few.
+    """A value from a list of choices.
 
     Raises:
         Misconfigured: it is none of them.
@@ -50,10 +50,10 @@ def check_choice(value: str, allowed: Iterable[str], what: str) -> str:
 
 
 def check_key(secret: Secret, what: str) -> Secret:
-    """A key without the space around it.
+    """A key without surrounding space.
 
     Raises:
-        Misconfigured: nothing is left.
+        Misconfigured: it is empty.
     """
     text = secret.reveal().strip()
     if not text:
@@ -62,7 +62,7 @@ def check_key(secret: Secret, what: str) -> Secret:
 
 
 def check_events(patterns: Iterable[str]) -> tuple[str, ...]:
-    """A selection of event types as it is kept.
+    """A selection of event types in the stored form.
 
     Raises:
         Misconfigured: a pattern covers none of the event types.
@@ -77,7 +77,7 @@ def check_rename(rename: Mapping[str, str]) -> dict[str, str]:
     """Names for Amplitude by Nami's event type.
 
     Raises:
-        Misconfigured: a type is unknown, or Amplitude does not take a name.
+        Misconfigured: a type is unknown, or Amplitude does not accept a name.
     """
     for old, name in rename.items():
         if old not in contract.event_type_names():
@@ -92,7 +92,7 @@ def check_rename(rename: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_fields(exclude: Iterable[str], hashed: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Payload fields that never leave, and those that leave hashed, in order.
+    """The payload fields to exclude and to hash, in order.
 
     Raises:
         Misconfigured: a field has no name, cannot be hidden, or is named for both.
@@ -114,7 +114,7 @@ def check_fees(fees: Mapping[str, float]) -> dict[str, float]:
     """The store's share of a price by ``event_platform``, in lower case.
 
     Raises:
-        Misconfigured: a share is not from 0 to 1, or of no platform.
+        Misconfigured: a share is not from 0 to 1, or names no platform.
     """
     for platform, share in fees.items():
         if not platform.strip():
@@ -125,10 +125,10 @@ def check_fees(fees: Mapping[str, float]) -> dict[str, float]:
 
 
 def check_endpoint(endpoint: str, *, allow_custom: bool) -> str:
-    """The URL of an endpoint: ``us``, ``eu``, or a URL that was allowed.
+    """The URL of an endpoint: ``us``, ``eu``, or an allowed URL.
 
     Raises:
-        Misconfigured: it may not be used; the message says why.
+        Misconfigured: it is not allowed; the message says why.
     """
     if endpoint in contract.ENDPOINTS:
         return contract.ENDPOINTS[endpoint]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from nami_amp_pipeline.errors import Blocked
 
-if TYPE_CHECKING:  # a third of the time that it takes to say how things stand would go into the import
+if TYPE_CHECKING:  # imported lazily: pyarrow would be a third of `nami-amp status`'s run time
     import pyarrow as pa
     import pyarrow.parquet as pq
 

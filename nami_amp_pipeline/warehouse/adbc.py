@@ -288,7 +288,7 @@ class _Reading:
     def rows(self) -> str:
         """A relation with the rows of the table ``fresh``, as :class:`Source` has it."""
         columns = ", ".join(COLUMNS)
-        # Only a stream's own order of a join is bounded: DuckDB knows nothing of its size, and would keep the payloads.
+        # Keep the stream on the probe side: DuckDB cannot estimate it and would build a hash table of payloads.
         self._duck.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
         self._duck.execute(
             "CREATE OR REPLACE TEMP TABLE warehouse_wanted AS FROM warehouse_keys WHERE rid IN (SELECT rid FROM fresh)"
