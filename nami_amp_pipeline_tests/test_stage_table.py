@@ -157,7 +157,7 @@ def test_a_window_is_worked_on_or_refused(stage: Scene) -> None:
     assert run_stage(stage.context, SPELL, [one], window=window) == {"radio|main": 7}
     for known in STAGES:
         subject = one if known.per == "integration" else "radio"
-        with pytest.raises(Misconfigured, match=f"{known.asset} works on what is new"):
+        with pytest.raises(Misconfigured, match=f"{known.asset} works on new data only"):
             run_stage(stage.context, known, [subject], window=window)
     with pytest.raises(Misconfigured, match="must end after it begins"):
         Window(since=7, until=7)

@@ -1,4 +1,4 @@
-"""What a stage did for a partition, as plain values that any page can show: counts by outcome, times, a few rows."""
+"""The facts of a stage's work for a partition, as plain values for any page: counts by outcome, times, a few rows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PREVIEWED_PARTITIONS = 20
 
 @dataclass(frozen=True)
 class Moment:
-    """A time; None where there is none."""
+    """A time, or None."""
 
     at: datetime | None
 
@@ -45,7 +45,7 @@ class Counts:
     """Numbers by name.
 
     Attributes:
-        of: what the names are.
+        of: the meaning of the names.
         numbers: by name.
     """
 
@@ -62,7 +62,7 @@ class Rows:
 
 Fact = int | float | str | Moment | Counts | Rows
 Facts = dict[str, Fact]
-"""What there is to say of one partition, by name; :data:`ROWS` is always there."""
+"""The facts of one partition, by name; :data:`ROWS` is always present."""
 
 
 def describe_captured(context: Context, _apps: Sequence[str], moved: Mapping[str, Captured]) -> dict[str, Facts]:

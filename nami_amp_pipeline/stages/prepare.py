@@ -1,8 +1,7 @@
-"""Stage 3, ``amplitude_events``: what will be posted, as it will be posted.
+"""Stage 3, ``amplitude_events``: writes the events exactly as they will be posted.
 
-An outbox is written once, and from then on nothing of it is computed again: what is sent a second time is the same
-bytes, whatever was learned meanwhile. It is an Arrow IPC file; the events of a lane are consecutive record batches in
-posting order.
+An outbox is written once, and nothing in it is computed again: a repeat is the same bytes, whatever was learned
+meanwhile. It is an Arrow IPC file; the events of a lane are consecutive record batches in posting order.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class PreparedSegment:
 
 @dataclass(frozen=True)
 class BegunSegment:
-    """A segment in an engine that has the bodies of its events, who has logged in, and who wants which body."""
+    """A segment loaded into an engine: the bodies of its events, the users who have logged in, and the variants."""
 
     segment: PreparedSegment
     connection: duckdb.DuckDBPyConnection
@@ -67,12 +66,12 @@ def prepare(
 
     Args:
         context: the process at work.
-        integrations: those to prepare for; others of their apps are left alone.
+        integrations: the integrations to prepare for; other integrations of their apps are not touched.
         leases: by integration id.
         window: refused.
 
     Returns:
-        By integration id; those without new segments are left out.
+        Results by integration id; integrations without new segments are left out.
     """
     refuse(window, "amplitude_events")
     done: dict[int, Prepared] = {}
@@ -103,7 +102,7 @@ def prepare(
 def _targets(
     context: Context, integrations: Sequence[Integration], leases: Mapping[int, Lease]
 ) -> dict[int, Integration]:
-    """The integrations as they are now: another process may have worked on them before the lease was ours."""
+    """The integrations, read again: another process may have worked on them before we got the lease."""
     with context.store.begin() as tx:
         current = refreshed(tx, integrations)
     return {
@@ -152,7 +151,7 @@ def _pending(context: Context, targets: Mapping[int, Integration]) -> list[Prepa
 
 @contextmanager
 def begin_segment(context: Context, segment: PreparedSegment, shared: Engine) -> Iterator[BegunSegment]:
-    """A connection with the larger half of what does not depend on what the segments before this one come to."""
+    """A connection with most of the work that does not depend on the results of earlier segments."""
     with shared.connection() as connection:
         variants = variants_of(segment.integrations, context.cipher)
         register_segment(
@@ -164,7 +163,7 @@ def begin_segment(context: Context, segment: PreparedSegment, shared: Engine) ->
 
 
 def _create_bodies(connection: duckdb.DuckDBPyConnection, variants: Variants) -> None:
-    """Creates the view ``bodies``: what integrations that want the same of a body share is computed once."""
+    """Creates the view ``bodies``: integrations with the same variant share the computation."""
     execute(connection, "prepare_0_macros")
     several = len(variants.distinct)
     # One number names a body, as joining on two takes longer; mostly it is the row's own.
@@ -217,7 +216,7 @@ def _one(context: Context, leases: Mapping[int, Lease], begun: BegunSegment) -> 
 
 
 def _add_payloads(connection: duckdb.DuckDBPyConnection, parts: Mapping[int, OutboxPart], variants: Variants) -> None:
-    """Gives dead letters the payload that they are about, as far as the integration may show it."""
+    """Adds the payload to dead letters, without the integration's hidden fields."""
     numbers = [row["row"] for part in parts.values() for row in part.exceptions if row["state"] == "dead"]
     if not numbers:
         return

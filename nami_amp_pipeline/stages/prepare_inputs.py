@@ -1,4 +1,4 @@
-"""The relations that stage 3's SQL files name: a segment, its snapshots, the integrations, and what the store knows."""
+"""The input relations of stage 3's SQL files: a segment, its snapshots, the integrations, and data from the store."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def register_segment(
     integrations: Sequence[Integration],
     variants: Variants,
 ) -> None:
-    """Makes the relations of one segment that do not depend on what the store knows.
+    """Makes the relations of one segment that do not depend on the store.
 
     Args:
         context: for the files and the settings.
@@ -51,8 +51,8 @@ def register_segment(
         segment_id: the segment.
         file: of the segment, in the data folder.
         snapshot_files: with the snapshots of the segment.
-        integrations: those that lack the segment.
-        variants: what they want of a body.
+        integrations: those that have not prepared the segment.
+        variants: of the integrations.
     """
     path = read_files([context.folder.path(file)], SEGMENT_SCHEMA, "file_row_number")
     snapshots = read_files([context.folder.path(name) for name in snapshot_files], snapshot_schema())
@@ -92,7 +92,7 @@ def register_segment(
 
 
 def _create_contract_macros(connection: duckdb.DuckDBPyConnection) -> None:
-    """The contract's rules that SQL needs, made of its tables."""
+    """The contract's rules as SQL macros, made from its tables."""
     revenue = (
         ", ".join(literal(event_type.name) for event_type in contract.EVENT_TYPES if event_type.is_revenue) or "NULL"
     )
@@ -106,15 +106,15 @@ def _create_contract_macros(connection: duckdb.DuckDBPyConnection) -> None:
 def register_identities(
     context: Context, connection: duckdb.DuckDBPyConnection, integrations: Sequence[Integration]
 ) -> dict[str, set[str]]:
-    """Makes the relation of who has logged in by now.
+    """Makes the relation of users who have logged in.
 
     Args:
         context: for the store.
         connection: after :func:`register_segment`; gets the table ``identities``.
-        integrations: those that lack the segment.
+        integrations: those that have not prepared the segment.
 
     Returns:
-        The Nami users of the segment who have, by app.
+        The Nami users of the segment who have logged in, by app.
     """
     with context.store.reading() as tx:
         waiting = _with_waiting(tx)
@@ -146,12 +146,12 @@ def register_released(
     integrations: Sequence[Integration],
     logged_in: Mapping[str, set[str]],
 ) -> bool:
-    """Makes the relation of the events that waited for a login that is known by now.
+    """Makes the relation of the waiting events whose user has logged in.
 
     Args:
         context: for the store.
         connection: gets the view ``released``.
-        integrations: those that lack the segment.
+        integrations: those that have not prepared the segment.
         logged_in: what :func:`register_identities` returned.
 
     Returns:
@@ -172,7 +172,7 @@ def register_released(
 
 
 def register_sent(context: Context, connection: duckdb.DuckDBPyConnection) -> None:
-    """Makes the relation of the states that Amplitude users were given before.
+    """Makes the relation of the states that Amplitude users were already sent.
 
     Args:
         context: for the store.
@@ -201,13 +201,13 @@ def register_sent(context: Context, connection: duckdb.DuckDBPyConnection) -> No
 
 
 def _with_waiting(tx: Transaction) -> set[int]:
-    """The ids of the integrations that have events waiting for a login."""
+    """The ids of the integrations with waiting events."""
     table = tables.exceptions
     return set(tx.execute(sa.select(table.c.integration_id).where(table.c.state == "waiting").distinct()).scalars())
 
 
 def _released(tx: Transaction, integration: Integration, known: set[str]) -> list[dict[str, object]]:
-    """Events that waited for a login that has been read now."""
+    """The waiting events whose user's login has been read."""
     table = tables.exceptions
     waiting = sa.select(table).where(table.c.integration_id == integration.id, table.c.state == "waiting")
     users = set(

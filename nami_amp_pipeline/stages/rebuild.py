@@ -1,4 +1,4 @@
-"""An outbox whose file is lost is made again from its segment: the same insert ids, what has an end state left out."""
+"""Rebuilds a lost outbox from its segment: the same insert ids, without events that have an end state."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from nami_amp_pipeline.state.store import Lease, Transaction
 from nami_amp_pipeline.storage.duckdb_engine import engine, execute
 
 LOST_FILE = "lost_file"
-"""Why an event is skipped that was in a lost outbox and cannot be made again."""
+"""Why an event of a lost outbox is skipped if it cannot be rebuilt."""
 
 
 def rebuild_outbox(context: Context, outbox_id: int, lease: Lease, *, resend: bool = False) -> None:
-    """Makes a lost outbox again.
+    """Rebuilds a lost outbox.
 
-    Which of its events had been delivered stood in the file, so all are sent again, with the same insert ids. Amplitude
-    recognises them for seven days. Events of other segments that had waited for a login and were in the file are gone:
-    they are counted as skipped.
+    The lost file knew which events had been delivered, so all of them are sent again, with the same insert ids.
+    Amplitude recognises them for seven days. Events of other segments that had waited for a login and were in the file
+    are lost: they count as skipped.
 
     Args:
         context: for the store and the files.
         outbox_id: of the store.
         lease: of its integration.
-        resend: sends them also when Amplitude may not recognise them any more.
+        resend: sends them even if Amplitude may no longer recognise them.
 
     Raises:
-        Blocked: they may be too old, or the segment is gone too.
+        Blocked: they may be too old, or the segment is lost too.
         LostLease: another process works for the integration.
     """
     boxes = tables.outboxes
@@ -71,10 +71,10 @@ def rebuild_outbox(context: Context, outbox_id: int, lease: Lease, *, resend: bo
 
 
 class _Left:
-    """What the store knows of the events of an outbox that were to be posted.
+    """The store's knowledge of an outbox's events.
 
     Attributes:
-        rows: those without a dead letter, hold or other record of their own.
+        rows: events without a record of their own, such as a dead letter or a hold.
         delivered: of them, how many have been delivered.
     """
 
@@ -118,7 +118,7 @@ def _segment(context: Context, tx: Transaction, box: Any) -> PreparedSegment:
 
 
 def _ended(tx: Transaction, box: Any) -> list[str]:
-    """The ids of events of the segment that have a record of their own: dead letters, and those that wait."""
+    """The ids of the segment's events with a record of their own: dead letters, held and waiting events."""
     table = tables.exceptions
     query = sa.select(table.c.event_id).where(
         table.c.integration_id == box.integration_id, table.c.segment_id == box.segment_id

@@ -1,4 +1,4 @@
-"""Stage 2's SQL and schemas, made of ``contract.PROPERTIES``: fills the double braces in sql/snapshots_*.sql."""
+"""Stage 2's SQL and schemas, made from ``contract.PROPERTIES``: fills the double braces in sql/snapshots_*.sql."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")
 _ARROW = {"texts": pa.list_(pa.string()), "flag": pa.bool_()}
 
 HAS_ACTIVE = "has_active_entitlement"
-"""What is kept beside the properties of entitlements: whether there are any, whatever their ids are."""
+"""Kept beside the properties of entitlements: whether there are any, whatever their ids are."""
 
 
 def snapshot_sql(name: str) -> str:
@@ -110,7 +110,7 @@ def _parts(properties: Sequence[Property]) -> dict[str, str]:
 
 
 def _payload_structure(members: dict[str, list[Property]]) -> str:
-    """What DuckDB's ``from_json`` is to look for in a payload."""
+    """The structure that DuckDB's ``from_json`` extracts from a payload."""
     structure: dict[str, Any] = {}
     for group, of in members.items():
         fields: dict[str, Any] = {}
@@ -155,7 +155,7 @@ def _stored_as_text(prop: Property) -> str:
 
 
 def _column(prop: Property) -> str:
-    """A property's column, from its group's struct: the one place that knows when a flag is not what Nami says."""
+    """A property's column, from its group's struct: the only place where a flag may differ from Nami's."""
     value = f"{prop.group}.{prop.carried}"
     if prop.unless_active:
         active = f"coalesce(entitlements.{HAS_ACTIVE}, false)"
@@ -184,7 +184,7 @@ def _stored_text(group: str, of: Sequence[Property]) -> str:
 
 
 def _beside(group: str, of: Sequence[Property]) -> list[str]:
-    """What the store keeps of a group that is not sent as it is."""
+    """The stored fields of a group that are not sent unchanged."""
     return [prop.carried for prop in of if prop.unless_active] + ([HAS_ACTIVE] if group == "entitlements" else [])
 
 

@@ -1,7 +1,7 @@
 """All stages, in the order in which an event passes them. Whatever is done for each stage is a loop over this table.
 
-Assets, ops, the chain of the job, descriptions, columns, the facts of a page and the removal of unused files are made
-of these entries, so a new stage is one more of them.
+Assets, ops, the order of the job, descriptions, columns, the facts of a page and the removal of unused files come from
+these entries, so a new stage is one more entry.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _prepare(
 
 
 def delivering(**options: Any) -> Run:
-    """Stage 4 with some :class:`nami_amp_pipeline.stages.deliver.Means` of its own, such as its wire."""
+    """Stage 4 with :class:`nami_amp_pipeline.stages.deliver.Means` of its own, such as a wire."""
 
     def run(
         context: Context, some: Sequence[Integration], leases: Mapping[int, Lease], window: Window | None, stop: Stop

@@ -1,4 +1,4 @@
-"""Rows of the warehouse that cannot be captured: how many of which app, why, and one of them by name."""
+"""Rows of the warehouse that cannot be captured: how many, of which app, why, and an example."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Store, Transaction
 
 PLACED: Final = ("no_id", "long_id", "odd_row")
-"""Reasons of rows whose place is known: those before an app's frontier are counted once, the others by each reading."""
+"""Reasons of rows whose position is known: rows before an app's frontier count once, later rows at each reading."""
 
 _AFTER: Final = "/recent"
 _EXAMPLE_CHARACTERS: Final = 300
@@ -24,11 +24,11 @@ class Unreadable:
     """Rows of one app that cannot be captured for one reason.
 
     Attributes:
-        app_id: empty where the rows name no app.
+        app_id: empty if the rows name no app.
         reason: one of :data:`~nami_amp_pipeline.contract.UNREADABLE`.
         rows: how many.
         example: names one of them.
-        first_at, last_at: when the first was seen, and when their number last changed; in µs since the epoch.
+        first_at, last_at: when the first row was seen, and when their number last changed; in µs since the epoch.
     """
 
     app_id: str
@@ -58,19 +58,19 @@ def note(
     settled: Sequence[Unreadable],
     recent: Sequence[Unreadable],
 ) -> list[Unreadable]:
-    """Notes what one reading of the warehouse could not capture.
+    """Notes the rows that one reading of the warehouse could not capture.
 
     Args:
         store: of the transaction.
         tx: the transaction that moves the apps' frontiers.
         app_ids: the apps that were read.
         now: in µs since the epoch.
-        unplaced: all rows there are whose place in the reading is not known.
-        settled: rows that the frontier has passed in this reading.
+        unplaced: all rows whose position in the reading is unknown.
+        settled: rows that the frontier passed in this reading.
         recent: rows that the next reading will see again.
 
     Returns:
-        Those that have become more.
+        The findings whose number has grown.
     """
     table = tables.unreadable_rows
     before = {(finding.app_id, finding.reason): finding.rows for finding in _all(tx)}

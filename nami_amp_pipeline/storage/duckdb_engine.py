@@ -28,9 +28,9 @@ def _of_categories(names: Iterable[str]) -> str:
 
 _CARRIES = f"""
 CREATE TEMP MACRO carries_state(event_type) AS
-    ({_of_categories(name for name, one in CATEGORIES.items() if one.carries_state)});
+    ({_of_categories(name for name, category in CATEGORIES.items() if category.carries_state)});
 CREATE TEMP MACRO carries_device(event_type) AS
-    ({_of_categories(name for name, one in CATEGORIES.items() if one.carries_device)});
+    ({_of_categories(name for name, category in CATEGORIES.items() if category.carries_device)});
 """
 """What an event tells of, by its type."""
 

@@ -96,13 +96,13 @@ AND NOT EXISTS (
     FROM pg_catalog.pg_index i
     JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
     JOIN pg_catalog.pg_am m ON m.oid = c.relam
-    JOIN pg_catalog.pg_attribute one ON one.attrelid = i.indrelid AND one.attnum = i.indkey[0]
-    LEFT JOIN pg_catalog.pg_attribute two
-        ON i.indnatts > 1 AND two.attrelid = i.indrelid AND two.attnum = i.indkey[1]
+    JOIN pg_catalog.pg_attribute first ON first.attrelid = i.indrelid AND first.attnum = i.indkey[0]
+    LEFT JOIN pg_catalog.pg_attribute second
+        ON i.indnatts > 1 AND second.attrelid = i.indrelid AND second.attnum = i.indkey[1]
     WHERE i.indrelid = parts.oid AND i.indisvalid AND i.indpred IS NULL
         AND (
-            m.amname IN ('btree', 'brin') AND one.attname = 'ingested_at'
-            OR m.amname = 'btree' AND one.attname = 'app_id' AND two.attname = 'ingested_at'
+            m.amname IN ('btree', 'brin') AND first.attname = 'ingested_at'
+            OR m.amname = 'btree' AND first.attname = 'app_id' AND second.attname = 'ingested_at'
         )
 )
 """
