@@ -371,7 +371,7 @@ def test_dagster_and_its_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "cannot be used" in found.message
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "file"))
-    assert "no folder" in only(check_dagster(chosen), "error").message
+    assert "is not a folder" in only(check_dagster(chosen), "error").message
 
 
 def test_a_check_that_breaks_hides_no_other(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whether an endpoint can be reached and takes a key, with requests that cannot store anything."""
+"""Checks whether an endpoint is reachable and accepts a key, with requests that cannot store anything."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NO_ANSWER = {
 
 
 def probe(amplitude: Amplitude, endpoint: str, api_key: Secret | None, transport: Transport) -> Probe:
-    """Asks an endpoint for its headers, or for what it makes of a key.
+    """Asks an endpoint for its headers, or whether it accepts a key.
 
     Amplitude looks at the key before it looks at the events, and refuses an event without ``event_type``: so a
     refusal of the event is the good answer.

@@ -1,4 +1,4 @@
-"""Looks at what the pipeline needs of Dagster: a history that can be read, and daemons that are alive."""
+"""Checks what the pipeline needs of Dagster: a readable history and living daemons."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _START = "start 'dagster-daemon run' (or 'dagster dev'), or call 'nami-amp run' 
 
 
 def check_dagster(settings: Settings) -> list[Finding]:
-    """Whether Dagster's history can be read and its daemons have told lately that they are alive."""
+    """Checks that Dagster's history is readable and its daemons had a recent heartbeat."""
     home = dagster_home(settings)
     if not (home / "dagster.yaml").exists():
         if home.exists() and not home.is_dir():

@@ -18,10 +18,10 @@ from nami_amp_pipeline.errors import Blocked, Misconfigured
 from nami_amp_pipeline.settings import Settings
 
 CODE_LOCATION: Final = "nami_amp_pipeline"
-"""What this code location is called where nothing else says so."""
+"""The default name of this code location."""
 
 OPENING_SECONDS: Final = 30.0
-"""How long another process that opens Dagster's history is waited for: one that was stopped would never be done."""
+"""How long to wait for another process that opens Dagster's history: a stopped process would never finish."""
 
 DAGSTER_YAML: Final = """\
 # Dagster's settings for one machine, made by nami-amp; its storage is this folder. Change it as you like.
@@ -41,7 +41,7 @@ retention:
   schedule: {purge_after_days: 14}
   sensor: {purge_after_days: {skipped: 2, failure: 30, success: 14}}
 """
-"""The same as ``dagster.yaml`` of a clone, for where there is none."""
+"""The same as ``dagster.yaml`` of a clone, for a home without one."""
 
 
 def dagster_home(settings: Settings) -> Path:
@@ -99,7 +99,7 @@ def _open(home: Path) -> dg.DagsterInstance:
 
 @contextmanager
 def _alone(home: Path) -> Iterator[None]:
-    """Lets one process at a time make the tables: two at once leave a history that Dagster refuses to open."""
+    """Lets only one process at a time make the tables: two at once break the history."""
     until = time.monotonic() + OPENING_SECONDS
     with (home / ".nami-amp.lock").open("w") as file:
         while True:

@@ -22,16 +22,16 @@ from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline.state.store import Transaction
 
 _LONGEST_PAUSE = 2 * 3_600_000_000
-"""A pause that seems longer than this was noted by a clock that was ahead: nobody waits for it."""
+"""A longer pause was noted by a clock that was ahead, and is ignored."""
 
 
 class ChannelLoader:
-    """Reads what is pending from the store.
+    """Reads pending work from the store.
 
     Args:
         context: the process at work.
         rng: for the jitter of the channels.
-        destinations: whoever can receive events, by name.
+        destinations: by name.
     """
 
     def __init__(self, context: Context, rng: random.Random, destinations: Mapping[str, Destination]) -> None:
@@ -42,7 +42,7 @@ class ChannelLoader:
         self._last: dict[int, int] = {}
 
     def pending(self) -> set[int]:
-        """The integrations that have an outbox that is not done, or events that wait."""
+        """The integrations with an unfinished outbox or held events."""
         boxes, exceptions = tables.outboxes, tables.exceptions
         with self._context.store.begin() as tx:
             open_boxes = sa.select(boxes.c.integration_id).where(boxes.c.done_at.is_(None)).distinct()
@@ -51,10 +51,10 @@ class ChannelLoader:
             return ids | set(tx.execute(held).scalars())
 
     def open(self, integration: Integration) -> Channel:
-        """The channel of an integration, with what waits already.
+        """The channel of an integration, with its held events.
 
         Raises:
-            Misconfigured: its API key cannot be decrypted, or its destination is none of this program's.
+            Misconfigured: its API key cannot be decrypted, or its destination is unknown.
         """
         context = self._context
         destination = self._destinations.get(integration.destination)
@@ -88,9 +88,9 @@ class ChannelLoader:
         return channel
 
     def load_next(self, channel: Channel) -> bool:
-        """Turns a channel to its oldest outbox that is not done; False if there is none.
+        """Turns a channel to its oldest unfinished outbox; False if there is none.
 
-        Those before the one that it was turned to last are done; their receipts may still be being written.
+        Outboxes before the current outbox are done; their receipts may still be under way.
 
         Raises:
             Blocked: the outbox file cannot be read.
@@ -162,7 +162,7 @@ class ChannelLoader:
 
 
 def _refused_alone(tx: Transaction, integration_id: int) -> list[tuple[int | None, int]]:
-    """Where the last single events stand that were refused with 403 since anything was delivered, oldest first."""
+    """The places of the single events that were refused with 403 since the last delivery, oldest first."""
     table, requests = tables.exceptions, tables.requests
     rows = tx.execute(
         sa.select(table.c.id, table.c.request_id)

@@ -17,7 +17,7 @@ LANE_BATCH_ROWS = 5_000
 """Rows of each record batch of a lane but its last."""
 
 HOT_ROWS = 100
-"""An identity with more rows than this in a record batch is watched for its rate."""
+"""The rate of an identity with more rows than this in a record batch is watched."""
 
 _CACHED_BYTES = 256_000_000
 _OPEN_FILES = 8
@@ -104,19 +104,19 @@ class OutboxBatch:
         return found
 
     def identities(self, rows: Sequence[int]) -> list[tuple[str, ...]]:
-        """What each of these events may be throttled by; see :func:`identities_of`."""
+        """The identities by which each of these events may be throttled; see :func:`identities_of`."""
         lane = self.rows["identity"].take(pa.array(rows, pa.int64())).to_pylist()
         return [identities_of(own, body) for own, body in zip(lane, self.bodies(rows), strict=True)]
 
 
 def identities_of(own: str, body: bytes) -> tuple[str, ...]:
-    """What an event may be throttled by: its lane's identity first, then its device."""
+    """The identities by which an event may be throttled: its lane's identity, then its device."""
     device = orjson.loads(body).get("device_id")
     return (own,) if device is None or own == f"d:{device}" else (own, f"d:{device}")
 
 
 class OutboxCache:
-    """The outbox files at hand, shared by all integrations, with the record batches that were used last.
+    """The open outbox files, shared by all integrations, with the recently used record batches.
 
     Args:
         open_file: opens a file of the data folder by its name.
@@ -155,7 +155,7 @@ class OutboxCache:
         return self._readers[name]
 
     def drop(self, name: str, number: int) -> None:
-        """Lets a record batch go that is not needed any more: the next one is read into its memory."""
+        """Drops a record batch, so that the next batch can use its memory."""
         batch = self._batches.pop((name, number), None)
         if batch is not None:
             self._bytes -= batch.rows.nbytes

@@ -33,11 +33,11 @@ or dead may have changed since: the store's ``exceptions`` win. ``request_id`` i
 
 
 def finish_outbox(context: Context, outbox_id: int, lease: Lease) -> None:
-    """Writes the receipts of an outbox that is done, and lets its file go once all its integrations are done."""
+    """Writes the receipts of a done outbox, and removes its file when all its integrations are done."""
     boxes, lanes, requests, exceptions = tables.outboxes, tables.lanes, tables.requests, tables.exceptions
-    with context.store.reading() as tx:  # waits for no answer that is being recorded, and keeps none waiting
+    with context.store.reading() as tx:  # neither waits for the recording of answers nor blocks it
         box = tx.execute(sa.select(boxes).where(boxes.c.id == outbox_id)).one()
-        if box.done_at is not None:  # written already by a transaction that seemed to have failed
+        if box.done_at is not None:  # a transaction that seemed to fail has written them
             return
         lane_rows = tx.execute(sa.select(lanes).where(lanes.c.outbox_id == outbox_id).order_by(lanes.c.id)).all()
         ids = [lane.id for lane in lane_rows]

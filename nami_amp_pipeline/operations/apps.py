@@ -1,4 +1,4 @@
-"""The Nami apps that are known here, their plans, and the run that last did something."""
+"""The known Nami apps, their plans, and the last run that did something."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What waits for a micro-batch, and since when; cheap enough to be asked every half minute."""
+"""The work that is due for a micro-batch, and since when; cheap enough to check every half minute."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _BEGINNING = -(2**52)
 
 @dataclass(frozen=True)
 class DueWork:
-    """Something that a micro-batch could do something about.
+    """Work that a micro-batch could do.
 
     Attributes:
         what: for people, such as ``rows of fit in the warehouse``.
         since: the oldest ``ingested_at`` of it, in µs since the epoch.
-        events: how many there are, where that is known.
+        events: how many, if known.
     """
 
     what: str
@@ -32,10 +32,10 @@ class DueWork:
 
 
 def due(context: Context) -> list[DueWork]:
-    """What a micro-batch could capture or post now, by app and integration.
+    """The work that a micro-batch could do now, by app and integration.
 
-    Integrations that are switched off, halted or paused by Amplitude count for nothing, nor do events that are held.
-    Rows that were loaded again may be among it, as only a capture can tell.
+    Disabled, halted and paused integrations do not count, nor do held events. Rows that were loaded again may be
+    included, because only a capture can tell.
 
     Raises:
         StoreUnavailable: the state store cannot be read.
@@ -52,7 +52,7 @@ def due(context: Context) -> list[DueWork]:
 def not_captured(context: Context) -> dict[str, int]:
     """The apps with rows newer than all that any micro-batch saw, with the oldest ``ingested_at`` of those.
 
-    Rows that commit late or are loaded again are none: this is for certain.
+    Rows that commit late or are loaded again do not count.
 
     Raises:
         StoreUnavailable: the state store cannot be read.
@@ -64,7 +64,7 @@ def not_captured(context: Context) -> dict[str, int]:
 
 
 def _newer(context: Context, after: int) -> dict[str, int]:
-    """The oldest ``ingested_at`` after a time, by app that has an integration switched on."""
+    """The oldest ``ingested_at`` after a time, by app with an enabled integration."""
     apps = apps_with_integrations(context.store)
     if not apps:
         return {}

@@ -85,7 +85,7 @@ class DeadLetter:
 
 @dataclass(frozen=True)
 class Filter:
-    """Which dead letters; what is not given does not narrow.
+    """A filter for dead letters; empty fields do not narrow it.
 
     Attributes:
         ids: numbers or event ids.
@@ -104,11 +104,11 @@ class Filter:
 
 @dataclass
 class Retried:
-    """What a retry did.
+    """The result of a retry.
 
     Attributes:
-        retried: how many go with the next run.
-        refused: how many do not, by why.
+        retried: how many the next run sends.
+        refused: how many it does not send, by cause.
     """
 
     retried: int = 0
@@ -119,7 +119,7 @@ def find(store: Store, which: Filter, limit: int | None = None) -> tuple[list[De
     """The newest dead letters, without their texts, and how many there are in all.
 
     Raises:
-        Misconfigured: one of the ids is that of no dead letter.
+        Misconfigured: one of the ids matches no dead letter.
     """
     condition = _condition(which)
     query = _query(condition, with_texts=False).order_by(tables.exceptions.c.id.desc())
@@ -143,18 +143,18 @@ def show(store: Store, which: str) -> list[DeadLetter]:
 
 
 def retry(store: Store, which: Filter, *, force: bool = False) -> Retried:
-    """Lets dead letters wait for the next run, which posts them again: same body, same ``insert_id``.
+    """Holds dead letters for the next run, which posts them again: same body, same ``insert_id``.
 
-    One thing is added to an event that was refused, so was never stored: where its user has been sent newer state by
-    now, ``$skip_user_properties_sync``, as for every event that comes late. What may be stored keeps its bytes.
+    A refused event, which was never stored, gets ``$skip_user_properties_sync`` if its user has been sent newer state
+    by now. Events that may be stored keep their bytes.
 
     Args:
         store: where they are.
-        which: those that are meant.
-        force: also those that Amplitude may hold already and would not recognise.
+        which: the filter.
+        force: also events that Amplitude may have stored already but would not recognise.
 
     Raises:
-        Misconfigured: one of the ids is that of no dead letter.
+        Misconfigured: one of the ids matches no dead letter.
     """
     done = Retried()
     letters, _ = find(store, which)
@@ -215,7 +215,7 @@ def _retry(store: Store, tx: Transaction, integration_id: int, ids: Sequence[int
 def _become_history(
     store: Store, tx: Transaction, integration_id: int, rows: Sequence[sa.Row[Any]]
 ) -> Iterator[tuple[int, str]]:
-    """(id, new body) of refused events that carry a state older than what their user has been sent since."""
+    """(id, new body) of refused events whose state is older than the state that their user was sent since."""
     stateful: dict[str, list[sa.Row[Any]]] = defaultdict(list)
     for row in rows:
         if row.unknown_since is not None or row.reason == OUTCOME_UNKNOWN:
@@ -230,7 +230,7 @@ def _become_history(
 
 
 def _first_sent() -> sa.ColumnElement[int | None]:
-    """Since when an event may be in Amplitude; an event with a body died of an answer, or of none."""
+    """Since when an event may be in Amplitude, if it has a body."""
     table = tables.exceptions
     return sa.case(
         (table.c.body.is_not(None), sa.func.coalesce(table.c.first_sent_at, table.c.unknown_since, table.c.at)),

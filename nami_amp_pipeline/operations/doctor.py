@@ -1,4 +1,4 @@
-"""Looks at everything that the pipeline needs, changes nothing, and says in one line each what is wrong with it.
+"""Checks everything that the pipeline needs, changes nothing, and reports each problem in one line.
 
 What Dagster needs is looked at in :mod:`nami_amp_pipeline.dagster_support.health`.
 """
@@ -37,22 +37,22 @@ LEAST_FREE_BYTES = 200_000_000
 
 LITTLE_FREE_BYTES = 2_000_000_000
 CLOCK_SECONDS = 5.0
-"""A clock that is off by more than this is worth a word."""
+"""A clock that is off by more than this gets a warning."""
 
 REACH_SECONDS = 10.0
 
 _PAIRS = 5
-"""So many pairs of integrations with one key are told."""
+"""The most pairs of integrations with one key that are reported."""
 
 Check = Callable[[Settings], Sequence[Finding]]
 
 
 def examine(settings: Settings, checks: Sequence[tuple[str, Check]]) -> Iterator[Finding]:
-    """Runs checks, each of which may break without hindering the others.
+    """Runs checks; a check that fails does not stop the others.
 
     Args:
         settings: what was set.
-        checks: what each is called, and the check.
+        checks: the name of each check, and the check.
     """
     for subject, check in checks:
         try:
@@ -65,12 +65,12 @@ def examine(settings: Settings, checks: Sequence[tuple[str, Check]]) -> Iterator
 
 
 def check_warehouse(settings: Settings) -> list[Finding]:
-    """Whether the events table can be reached and read, and has its columns and its index."""
+    """Checks that the events table is reachable and has its columns and index."""
     return [replace(finding, subject=f"warehouse {finding.subject}") for finding in open_warehouse(settings).check()]
 
 
 def check_rows(settings: Settings) -> list[Finding]:
-    """Which rows runs could not read, beside those that the warehouse itself can be asked for."""
+    """Reports rows that runs could not read, except those that a check of the warehouse finds."""
     if not _up_to_date(settings):
         return []
     with _opened(settings) as store:
@@ -218,7 +218,7 @@ def check_folder(settings: Settings) -> list[Finding]:
 
 
 def check_endpoints(settings: Settings, clock: Clock = system_clock) -> list[Finding]:
-    """Whether Amplitude can be reached, and whether this machine's clock agrees with its, and with the store's."""
+    """Checks that Amplitude is reachable, and compares this machine's clock with Amplitude's and the store's."""
     ahead: dict[str, float] = {}
     findings: list[Finding] = []
     if _up_to_date(settings):
@@ -270,7 +270,7 @@ def _reach_all(endpoints: Sequence[tuple[str, str]], ahead: dict[str, float], cl
 
 
 def _way_to(endpoint: str) -> str:
-    """The proxy and the certificates in use, where the environment names any."""
+    """The proxy and certificates that the environment names."""
     proxy = proxy_of(endpoint)
     bundle = ca_bundle()
     through = f" through the proxy {without_password(proxy)}" if proxy else ""
@@ -314,7 +314,7 @@ class _opened:  # noqa: N801 - a context manager, used like a function
 
 
 def _no_file(settings: Settings) -> Path | None:
-    """The file of an SQLite store that is not there: to look at it would make it."""
+    """The missing file of an SQLite store: opening the store would create it."""
     if not settings.state_url.startswith("sqlite:///"):
         return None
     path = Path(settings.state_url.removeprefix("sqlite:///"))
@@ -343,7 +343,7 @@ def _can_be_made(subject: str, path: Path, when: str) -> Finding:
 
 
 def _nearest(path: Path) -> Path:
-    """The path, or the nearest part of it that is there."""
+    """The path, or its nearest existing parent."""
     path = path.absolute()
     while True:
         try:
@@ -368,4 +368,4 @@ CHECKS: Sequence[tuple[str, Check]] = (
     ("data folder", check_folder),
     ("endpoints", check_endpoints),
 )
-"""All checks, in the order in which what they look at is needed."""
+"""All checks, in order of dependency."""

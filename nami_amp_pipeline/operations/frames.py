@@ -86,7 +86,7 @@ _WORDS: Final = {"dead": "dead_letter", "waiting": "waiting_for_login", "send": 
 
 @dataclass(frozen=True)
 class Frame:
-    """A table, in the form that is asked for.
+    """A table, in the requested form.
 
     Args:
         table: the data.
@@ -95,7 +95,7 @@ class Frame:
     table: pa.Table
 
     def to_arrow(self) -> pa.Table:
-        """An Arrow table, which DuckDB and Polars take too."""
+        """An Arrow table, which DuckDB and Polars accept too."""
         return self.table
 
     def to_pandas(self) -> pd.DataFrame:
@@ -114,10 +114,10 @@ class Frame:
 
 
 class Frames:
-    """What the pipeline knows, as tables. Use it as a context manager, or close it.
+    """The pipeline's data as tables. Use it as a context manager, or close it.
 
     Args:
-        settings: where the state store and the data folder are; those of the environment where not given.
+        settings: where the state store and the data folder are; by default from the environment.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -238,7 +238,7 @@ class Frames:
         return [{**row, "integration": keys[row["integration_id"]]} for row in rows]
 
     def _excepted(self, chosen: Sequence[Integration]) -> pa.Table:
-        """What the store says of single events wins over files."""
+        """The store's records of single events take precedence over files."""
         table = tables.exceptions
         names = ("integration_id", "event_id", "identity", "state", "reason", "request_id")
         query = sa.select(*(table.c[name] for name in names)).where(table.c.integration_id.in_([o.id for o in chosen]))

@@ -1,4 +1,4 @@
-"""What a person gives to add or change an integration, and how one is shown; see ``Operations``."""
+"""The input to add or change an integration, and how it is shown; see ``Operations``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def described(integration: Integration) -> dict[str, Any]:
-    """All settings of an integration as a JSON object; of the keys only whether they are set."""
+    """All settings of an integration as a JSON object; keys only as set or not set."""
     return {
         "integration": integration.key,
         "state": state(integration),

@@ -1,7 +1,7 @@
-"""Files that the store refers to and that are gone from the data folder: which, what that stops, and how it is mended.
+"""Finds and repairs lost files: files that the store refers to but the data folder lacks.
 
-A lost file is never mended by itself: somebody may be about to restore it. Each mend is one transaction under the
-lease of whoever works with such files, so a process at work is never in the way.
+A lost file is never repaired automatically: somebody may be about to restore it. Each repair is one transaction under
+the lease of the stage that uses such files, so it cannot collide with a running process.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _DAY: Final = 86_400_000_000
 
 @dataclass(frozen=True)
 class LostFile:
-    """A file of the data folder that is gone.
+    """A lost file of the data folder.
 
     Attributes:
         file: its name in the data folder.
         kind: ``segment``, ``ledger``, ``snapshots``, ``outbox`` or ``receipts``.
-        stops: what it keeps from going on, for people.
-        mend: what mending it does, for people.
+        stops: the work that it blocks, for people.
+        mend: the effect of a repair, for people.
     """
 
     file: str
@@ -66,7 +66,7 @@ _TEXTS: Final[Mapping[str, tuple[str, str]]] = {
 
 
 def lost_files(store: Store, folder: Path) -> list[LostFile]:
-    """The files that the store needs and that are gone, those that stop most first.
+    """The lost files that the store needs; files that block most come first.
 
     Args:
         store: the state store.
@@ -86,7 +86,7 @@ def lost_files(store: Store, folder: Path) -> list[LostFile]:
 
 
 def repair(context: Context, lost: Iterable[LostFile], *, resend: bool = False) -> list[tuple[LostFile, str | None]]:
-    """Mends what can be mended, one file after the other.
+    """Repairs what it can, one file after the other.
 
     Args:
         context: the process at work.
@@ -94,7 +94,7 @@ def repair(context: Context, lost: Iterable[LostFile], *, resend: bool = False) 
         resend: sends events again even if Amplitude may not recognise the repeat any more.
 
     Returns:
-        Each file with why it could not be mended, or None.
+        Each file with the reason why it was not repaired, or None.
     """
     found: list[tuple[LostFile, str | None]] = []
     for file in lost:
@@ -139,7 +139,7 @@ def _mend_ledger(context: Context, file: str, _resend: bool) -> None:
 
 
 def _forget_run(tx: Transaction, which: sa.ColumnElement[bool]) -> None:
-    """Lets runs of the ledger go; the segments that they index are read themselves until the next fold."""
+    """Drops sorted runs of the ledger; their segments are read directly until the next merge."""
     runs, segments = tables.captured_ids, tables.segments
     for run in tx.execute(sa.select(runs).where(which)).all():
         tx.execute(

@@ -47,12 +47,12 @@ Config = dict[str, str | bool | int | float | list[str]]
 
 
 def open_engine(config: Config) -> duckdb.DuckDBPyConnection:
-    """An empty in-memory DuckDB; a simulation puts something in its place that costs less to open."""
+    """An empty in-memory DuckDB; a simulation replaces this with something cheaper to open."""
     return duckdb.connect(":memory:", config=config)
 
 
 class Engine:
-    """An in-memory DuckDB that spills into the data folder; one for many segments, as opening it takes its time.
+    """An in-memory DuckDB that spills into the data folder; one for many segments, because opening it is slow.
 
     Its connections see nothing of each other. They share its memory and its threads.
 
@@ -67,10 +67,10 @@ class Engine:
         self._folder = settings.data_dir
 
     def divide(self, workers: int) -> None:
-        """Says how many connections are worked with at once, each in a thread that works on its own queries.
+        """Sets how many connections are used at once, each in a thread of its own.
 
         Args:
-            workers: threads beyond so many help them all; while none of them runs a query.
+            workers: the number of these threads; call it while no query runs.
         """
         if self._threads > 1:
             self._instance.execute(f"SET threads = {max(1, self._threads - workers + 1)}")
@@ -106,7 +106,7 @@ def engine(settings: Settings, *, share: int = 1) -> Iterator[Engine]:
 
     Args:
         settings: memory and threads.
-        share: what part of the memory it gets: half of it, a third, ….
+        share: its share of the memory: 2 for a half, 3 for a third, ….
     """
     config: Config = {
         "memory_limit": _part(settings.duckdb_memory, share),
@@ -145,7 +145,7 @@ def execute(connection: duckdb.DuckDBPyConnection, name: str) -> None:
 
 
 def table(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
-    """The whole answer of a query that is known to be small."""
+    """The whole result of a query that is known to be small."""
     return connection.sql(query).to_arrow_table()
 
 
@@ -155,11 +155,11 @@ def files(paths: list[Path]) -> str:
 
 
 def read_files(paths: Sequence[Path], schema: pa.Schema, *options: str) -> str:
-    """The rows of Parquet files as a relation in SQL; files of an older layout are read with those of today's.
+    """The rows of Parquet files as an SQL relation; older and current layouts can be mixed.
 
     Args:
-        paths: of files of one kind, in any mixture of layouts; none is fine.
-        schema: the columns of today's layout. What a file lacks of them is null; what it has beyond them is kept.
+        paths: files of one kind, in any mixture of layouts; may be empty.
+        schema: the columns of the current layout. Missing columns are null; extra columns are kept.
         *options: of ``read_parquet`` that add a column: ``file_row_number``, ``filename``.
     """
     nothing = ", ".join(f'NULL::{_sql_type(column.type)} AS "{column.name}"' for column in schema)
