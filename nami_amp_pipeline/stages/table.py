@@ -1,7 +1,7 @@
 """All stages, in the order in which an event passes them. Whatever is done for each stage is a loop over this table.
 
-Assets, ops, the chain of the job, descriptions, columns, the facts of a page and the removal of unused files are made
-of these entries, so a new stage is one more of them.
+Assets, ops, the order of the job, descriptions, columns, the facts of a page and the removal of unused files come from
+these entries, so a new stage is one more entry.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _prepare(
 
 
 def delivering(**options: Any) -> Run:
-    """Stage 4 with some :class:`nami_amp_pipeline.stages.deliver.Means` of its own, such as its wire."""
+    """Stage 4 with :class:`nami_amp_pipeline.stages.deliver.Means` of its own, such as a wire."""
 
     def run(
         context: Context, some: Sequence[Integration], leases: Mapping[int, Lease], window: Window | None, stop: Stop
@@ -122,7 +122,7 @@ The state of each user as of each of their `user.*` events: entitlements, SKUs, 
     schema=snapshot_schema(),
     lineage={
         **_same("nami_events", "app_id", "id", "user_id", "created_date"),
-        **dict.fromkeys((one.name for one in contract.PROPERTIES), (("nami_events", "payload"),)),
+        **dict.fromkeys((prop.name for prop in contract.PROPERTIES), (("nami_events", "payload"),)),
     },
     files={"snapshots": _named_in(tables.segment_apps.c.snapshot_file)},
 )
@@ -151,7 +151,7 @@ What will be posted, as it will be posted: one outbox per segment. **Partition:*
         "identity": (("nami_events", "user_id"), ("nami_events", "payload")),
         "body": (
             ("nami_events", "payload"),
-            *(("user_property_snapshots", one.name) for one in contract.PROPERTIES),
+            *(("user_property_snapshots", prop.name) for prop in contract.PROPERTIES),
         ),
     },
     # Once all its integrations are done the file of an outbox is not needed, though its rows are.
@@ -172,7 +172,7 @@ Posted to Amplitude, with a receipt for each event. **Partition:** `<app_id>|<in
 
 - **A partition fails** when its API key is refused, its region is down, or a user is throttled for longer than a run
   goes on (`NAMI_AMP_RUN_RETRY_SECONDS`). Others are not affected, nothing is lost, and the next run goes on.
-- **Halted** by a refused key: the check `not_halted` of the partition says why and what to do. Set the right key
+- **Blocked** by a refused key: the check `not_halted` of the partition says why and what to do. Set the right key
   with `nami-amp integrations update APP/NAME`, then `nami-amp integrations enable APP/NAME`.
 - **Where is one event?** `nami-amp trace EVENT_ID`. **What was refused?** `nami-amp dead-letters list`.
   **How do things stand?** `nami-amp status`.
