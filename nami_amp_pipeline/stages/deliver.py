@@ -141,7 +141,7 @@ def _conclude(context: Context, channel: Channel) -> None:
         context.log.warning("integration %s: %s (%s requests)", channel.id, text, times)
     if done.error is None and (channel.has_pending or channel.outbox_id is not None):
         trouble = channel.last_trouble or ("throttled" if channel.held else "")
-        done.error = f"not everything was delivered in time{f' ({trouble})' if trouble else ''}"
+        done.error = f"some events were not delivered in time{f' ({trouble})' if trouble else ''}"
 
 
 class _SteadyClock:

@@ -89,7 +89,7 @@ New rows of the warehouse table, copied once into immutable Parquet segments. **
   is still read, once. The same id loaded again is not captured again.
 - **Nothing new although there are new rows?** The app needs an integration that is switched on:
   `nami-amp integrations list`.
-- **Fails?** The message says what is wrong with the warehouse. Nothing is lost: the next run reads the same again.
+- **Fails?** The message says what is wrong with the warehouse. Nothing is lost: the next run reads the same rows again.
 - Running it again is always safe.
 """,
     kinds=frozenset({"duckdb", "parquet"}),
@@ -112,8 +112,8 @@ SNAPSHOTS: Final = Stage(
 The state of each user as of each of their `user.*` events: entitlements, SKUs, devices, journey flags.
 **Partition:** the Nami app.
 
-- What an event does not carry is taken from the user's newest earlier event that does. An event that arrives late never
-  moves the current state back.
+- If an event lacks a group, the group comes from the user's newest earlier event that carries it. An event that arrives
+  late never moves the current state back.
 - `truncated_arrays` counts arrays cut to the 1,024 characters that Amplitude keeps.
 - The current state of every user is the table `user_property_snapshots` of the state store.
 - Running it again is always safe.
@@ -136,12 +136,12 @@ PREPARE: Final = Stage(
     describe=describe_prepared,
     summary="Writes the events as they will be posted.",
     description="""
-What will be posted, as it will be posted: one outbox per segment. **Partition:** `<app_id>|<integration>`.
+The events exactly as they will be posted: one outbox per segment. **Partition:** `<app_id>|<integration>`.
 
-- From here on nothing is computed again: what is sent a second time is the same bytes, with the same `insert_id`.
-- **Skipped** events have no External ID yet, and the integration's `anonymous` says not to send those. **Dead letters**
-  are malformed, or carry an id that Amplitude reserves: `nami-amp dead-letters list`.
-- A pair of app and integration that does not exist does nothing.
+- From here on nothing is computed again: a repeat is the same bytes, with the same `insert_id`.
+- **Skipped** events are left out on purpose, mostly because their user has no External ID yet (setting `anonymous`).
+  **Dead letters** are malformed, or carry an id that Amplitude reserves: `nami-amp dead-letters list`.
+- A partition whose integration does not exist does nothing.
 - Running it again is always safe.
 """,
     kinds=frozenset({"duckdb", "arrow"}),
@@ -171,11 +171,11 @@ DELIVER: Final = Stage(
 Posted to Amplitude, with a receipt for each event. **Partition:** `<app_id>|<integration>`.
 
 - **A partition fails** when its API key is refused, its region is down, or a user is throttled for longer than a run
-  goes on (`NAMI_AMP_RUN_RETRY_SECONDS`). Others are not affected, nothing is lost, and the next run goes on.
-- **Blocked** by a refused key: the check `not_halted` of the partition says why and what to do. Set the right key
+  waits (`NAMI_AMP_RUN_RETRY_SECONDS`). Others are not affected, nothing is lost, and the next run continues.
+- **Halted** by a refused key: the check `not_halted` of the partition says why and what to do. Set the right key
   with `nami-amp integrations update APP/NAME`, then `nami-amp integrations enable APP/NAME`.
 - **Where is one event?** `nami-amp trace EVENT_ID`. **What was refused?** `nami-amp dead-letters list`.
-  **How do things stand?** `nami-amp status`.
+  **Where are all events?** `nami-amp status`.
 - *Terminate* is safe: requests under way are finished and recorded.
 - Running it again is always safe: each event is sent once, and repeats carry the same `insert_id`.
 """,
