@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import dagster as dg
+from dagster._core.event_api import EventRecordsFilter
 from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent
 
 # No public name has the plan of a materialization, nor the newest event of each partition.
@@ -78,22 +79,24 @@ def last_failures(instance: dg.DagsterInstance, asset: str, partitions: Iterable
 def _failed(instance: dg.DagsterInstance, asset: dg.AssetKey, storage_ids: Sequence[int]) -> dict[str, Failed]:
     found: dict[str, Failed] = {}
     for some in _parts(storage_ids):
-        filters = dg.AssetRecordsFilter(asset_key=asset, storage_ids=list(some))
-        for record in instance.fetch_planned_materializations(filters, limit=len(some)).records:
+        filters = EventRecordsFilter(
+            dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED, asset_key=asset, storage_ids=list(some)
+        )
+        for record in instance.event_log_storage.get_event_records(filters, limit=len(some)):
             event = record.event_log_entry.dagster_event
             if event is not None and record.partition_key is not None:
                 found[record.partition_key] = Failed(record.run_id, event.job_name, event.message or "")
-    run_ids = list({one.run_id for one in found.values()})
-    failed: set[str] = set()
+    run_ids = list({failed.run_id for failed in found.values()})
+    of_failed_runs: set[str] = set()
     for part in _parts(run_ids):
         filters_of_runs = dg.RunsFilter(run_ids=list(part), statuses=[dg.DagsterRunStatus.FAILURE])
-        failed |= {run.run_id for run in instance.get_runs(filters_of_runs)}
-    return {partition: one for partition, one in found.items() if one.run_id in failed}
+        of_failed_runs |= {run.run_id for run in instance.get_runs(filters_of_runs)}
+    return {partition: failed for partition, failed in found.items() if failed.run_id in of_failed_runs}
 
 
 def runs_that_partitions_failed_in(instance: dg.DagsterInstance, asset: dg.AssetKey) -> set[str]:
     """The runs whose removal would make a failed partition look as if nothing were wrong with it."""
-    return {one.run_id for one in failed_partitions(instance, asset.to_user_string()).values()}
+    return {failed.run_id for failed in failed_partitions(instance, asset.to_user_string()).values()}
 
 
 def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:

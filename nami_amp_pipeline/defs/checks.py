@@ -32,45 +32,49 @@ def is_conserved(now: IntegrationStatus) -> bool:
 
 def conservation_result(found: Sequence[Standing]) -> dg.AssetCheckResult:
     """``captured = delivered + skipped + dead letters + pending`` of each of these."""
-    broken = [partition_of(one) for one in found if not is_conserved(one.numbers)]
-    numbers = [one.numbers for one in found]
+    broken = [partition_of(standing) for standing in found if not is_conserved(standing.numbers)]
+    numbers = [standing.numbers for standing in found]
     return dg.AssetCheckResult(
         passed=not broken,
         check_name="conservation",
         asset_key=DELIVERIES,
-        description="; ".join(f"{one}: the counts do not add up: a bug, please report it" for one in broken)
+        description="; ".join(f"{standing}: the counts do not add up: a bug, please report it" for standing in broken)
         or _all_well(found, "the counts add up"),
         metadata={
-            "captured": sum(one.captured for one in numbers),
-            "delivered": sum(one.delivered for one in numbers),
-            "skipped": sum(sum(one.skipped.values()) for one in numbers),
-            "dead_letters": sum(sum(one.dead_letters.values()) for one in numbers),
-            "pending": sum(one.pending for one in numbers),
+            "captured": sum(standing.captured for standing in numbers),
+            "delivered": sum(standing.delivered for standing in numbers),
+            "skipped": sum(sum(standing.skipped.values()) for standing in numbers),
+            "dead_letters": sum(sum(standing.dead_letters.values()) for standing in numbers),
+            "pending": sum(standing.pending for standing in numbers),
         },
     )
 
 
 def lag_result(found: Sequence[Standing], allowed: int) -> dg.AssetCheckResult:
     """Whether the oldest event of each of these that is still to be posted is at most so many seconds old."""
-    late = [one for one in found if one.state != "off" and one.lag_seconds > allowed]
+    late = [standing for standing in found if standing.state != "off" and standing.lag_seconds > allowed]
     return dg.AssetCheckResult(
         passed=not late,
         check_name="lag",
         asset_key=DELIVERIES,
         severity=dg.AssetCheckSeverity.WARN,
-        description="; ".join(f"{partition_of(one)}: {one.why or _still_to_post(one.numbers)}" for one in late)
+        description="; ".join(
+            f"{partition_of(standing)}: {standing.why or _still_to_post(standing.numbers)}" for standing in late
+        )
         or _all_well(found, "nothing is late"),
         metadata={
-            "lag_seconds": max((round(one.lag_seconds, 3) for one in found), default=0.0),
+            "lag_seconds": max((round(standing.lag_seconds, 3) for standing in found), default=0.0),
             "allowed_seconds": allowed,
-            "pending": sum(one.pending for one in found),
-            "waiting_for_login": sum(one.numbers.waiting for one in found),
+            "pending": sum(standing.pending for standing in found),
+            "waiting_for_login": sum(standing.numbers.waiting for standing in found),
         },
     )
 
 
-def _still_to_post(one: IntegrationStatus) -> str:
-    return ", ".join(f"{events:,} {why.replace('_', ' ')}" for why, events in one.pending_by.items() if why != WAITING)
+def _still_to_post(standing: IntegrationStatus) -> str:
+    return ", ".join(
+        f"{events:,} {why.replace('_', ' ')}" for why, events in standing.pending_by.items() if why != WAITING
+    )
 
 
 def _all_well(found: Sequence[Standing], said: str) -> str:
@@ -80,19 +84,19 @@ def _all_well(found: Sequence[Standing], said: str) -> str:
 
 def not_halted_result(found: Sequence[Standing]) -> dg.AssetCheckResult:
     """Whether each of these is at work, or at least waits for nobody."""
-    halted = [one for one in found if one.state == "halted"]
+    halted = [standing for standing in found if standing.state == "halted"]
     return dg.AssetCheckResult(
         passed=not halted,
         check_name="not_halted",
         asset_key=DELIVERIES,
         description="\n".join(map(in_a_line, halted)) or _all_well(found, "not halted"),
-        metadata=facts(halted[0]) if len(halted) == 1 else {"pending": sum(one.pending for one in found)},
+        metadata=facts(halted[0]) if len(halted) == 1 else {"pending": sum(standing.pending for standing in found)},
     )
 
 
 def none_rejected_result(found: Sequence[Standing]) -> dg.AssetCheckResult:
     """Whether none of these has rejected events that a person could send again."""
-    rejected = [one for one in found if one.rejected and one.state != "off"]
+    rejected = [standing for standing in found if standing.rejected and standing.state != "off"]
     return dg.AssetCheckResult(
         passed=not rejected,
         check_name="none_rejected",
@@ -101,7 +105,7 @@ def none_rejected_result(found: Sequence[Standing]) -> dg.AssetCheckResult:
         description="\n".join(map(in_a_line, rejected)) or _all_well(found, "no rejected event can be sent again"),
         metadata={
             **(facts(rejected[0]) if len(rejected) == 1 else {}),
-            "rejected": sum(one.rejected for one in rejected),
+            "rejected": sum(standing.rejected for standing in rejected),
         },
     )
 
@@ -123,7 +127,7 @@ def evaluations(
 
     Those that do not pass come last: of all partitions, the asset's page shows the newest evaluation.
     """
-    results = [(partition_of(one), result) for one in concerned for result in results_of([one], context)]
+    results = [(partition_of(standing), result) for standing in concerned for result in results_of([standing], context)]
     lately = _failed_lately(instance) if len(concerned) > LOGGED_PARTITIONS else None
     for partition, result in sorted(results, key=lambda pair: not pair[1].passed):
         if result.passed and lately is not None and (result.check_name, partition) not in lately:
@@ -153,7 +157,9 @@ def _failed_lately(instance: dg.DagsterInstance) -> set[tuple[str | None, str | 
 def _found(context: dg.AssetCheckExecutionContext, pipeline: PipelineSession) -> list[Standing]:
     opened = pipeline.open()
     keys = {str(key) for key in context.partition_keys} if context.has_partition_key_range else {context.partition_key}
-    chosen: list[Integration] = [one for one in all_integrations(opened.store) if one.partition_key in keys]
+    chosen: list[Integration] = [
+        standing for standing in all_integrations(opened.store) if standing.partition_key in keys
+    ]
     return standings(opened, integrations=chosen)
 
 

@@ -37,28 +37,30 @@ def report(found: Sequence[Standing]) -> dict[str, Any]:
     Args:
         found: all integrations.
     """
-    order = sorted(found, key=lambda one: (not one.needs_you, not is_in_trouble(one), one.integration))
-    you = [one for one in order if one.needs_you]
+    order = sorted(
+        found, key=lambda standing: (not standing.needs_you, not is_in_trouble(standing), standing.integration)
+    )
+    you = [standing for standing in order if standing.needs_you]
     facts: dict[str, Any] = {
         "verdict": _verdict(len(you), len(found)),
         "integrations": _table(order),
         "integrations_total": len(found),
         "needs_you_total": len(you),
-        "pending_total": sum(one.pending for one in found),
-        "rejected_total": sum(one.rejected for one in found),
-        "delivered_total": sum(one.numbers.delivered for one in found),
-        "skipped_total": sum(sum(one.numbers.skipped.values()) for one in found),
-        "dead_letters_total": sum(sum(one.numbers.dead_letters.values()) for one in found),
-        "lag_seconds_of_the_latest": max((round(one.lag_seconds, 3) for one in found), default=0.0),
+        "pending_total": sum(standing.pending for standing in found),
+        "rejected_total": sum(standing.rejected for standing in found),
+        "delivered_total": sum(standing.numbers.delivered for standing in found),
+        "skipped_total": sum(sum(standing.numbers.skipped.values()) for standing in found),
+        "dead_letters_total": sum(sum(standing.numbers.dead_letters.values()) for standing in found),
+        "lag_seconds_of_the_latest": max((round(standing.lag_seconds, 3) for standing in found), default=0.0),
     }
-    trouble = [one for one in order if is_in_trouble(one)]
+    trouble = [standing for standing in order if is_in_trouble(standing)]
     if trouble:
         facts["what_is_wrong"] = dg.MetadataValue.md("\n".join(map(_in_a_line, trouble[:MOST_PLOTTED])))
     if len(order) > MOST_ROWS:
         facts["more"] = f"{len(order) - MOST_ROWS:,} more integrations: nami-amp status"
-    for one in sorted(order[:MOST_PLOTTED], key=lambda one: one.integration):
-        facts[f"pending of {one.integration}"] = one.pending
-        facts[f"delivered of {one.integration}"] = one.numbers.delivered
+    for standing in sorted(order[:MOST_PLOTTED], key=lambda standing: standing.integration):
+        facts[f"pending of {standing.integration}"] = standing.pending
+        facts[f"delivered of {standing.integration}"] = standing.numbers.delivered
     return facts
 
 
@@ -68,33 +70,33 @@ def _verdict(you: int, everybody: int) -> str:
     return f"{you:,} of {everybody:,} integration{'s' * (everybody != 1)} need{'s' * (you == 1)} you"
 
 
-def _in_a_line(one: Standing) -> str:
-    page = partition_page(DELIVERIES.to_user_string(), partition_of(one))
-    said = commands_as_code(one.in_a_line.removeprefix(one.integration))
-    return f"- [{partition_of(one)}]({page}){said}"
+def _in_a_line(standing: Standing) -> str:
+    page = partition_page(DELIVERIES.to_user_string(), partition_of(standing))
+    said = commands_as_code(standing.in_a_line.removeprefix(standing.integration))
+    return f"- [{partition_of(standing)}]({page}){said}"
 
 
 def _table(order: Sequence[Standing]) -> dg.TableMetadataValue:
     records = [
         dg.TableRecord(
             {
-                "integration": one.integration,
-                "state": one.called,
-                "needs_you": "yes" if one.needs_you else "",
-                "since": to_text(from_datetime(one.since)) or "" if one.since else "",
-                "why": one.why,
-                "what_to_do": one.what_to_do or "",
-                "next_try": to_text(from_datetime(one.next_try)) or "" if one.next_try else "",
-                "pending": one.pending,
-                "whose": ", ".join(one.whose),
-                "rejected": one.rejected,
-                "delivered": one.numbers.delivered,
-                "skipped": sum(one.numbers.skipped.values()),
-                "dead_letters": sum(one.numbers.dead_letters.values()),
-                "lag_seconds": round(one.lag_seconds, 3),
+                "integration": standing.integration,
+                "state": standing.called,
+                "needs_you": "yes" if standing.needs_you else "",
+                "since": to_text(from_datetime(standing.since)) or "" if standing.since else "",
+                "why": standing.why,
+                "what_to_do": standing.what_to_do or "",
+                "next_try": to_text(from_datetime(standing.next_try)) or "" if standing.next_try else "",
+                "pending": standing.pending,
+                "whose": ", ".join(standing.whose),
+                "rejected": standing.rejected,
+                "delivered": standing.numbers.delivered,
+                "skipped": sum(standing.numbers.skipped.values()),
+                "dead_letters": sum(standing.numbers.dead_letters.values()),
+                "lag_seconds": round(standing.lag_seconds, 3),
             }
         )
-        for one in order[:MOST_ROWS]
+        for standing in order[:MOST_ROWS]
     ]
     return dg.MetadataValue.table(
         records, dg.TableSchema([dg.TableColumn(name, kind) for name, kind in _COLUMNS.items()])

@@ -73,7 +73,7 @@ class News:
     @property
     def lines(self) -> list[str]:
         """What a run fails for; nothing if it does not."""
-        return [*self.shared, *(one.line for one in self.new)]
+        return [*self.shared, *(trouble.line for trouble in self.new)]
 
 
 def news_of(instance: dg.DagsterInstance, tick: MicroBatch, found: Sequence[Standing]) -> News:
@@ -91,31 +91,34 @@ def news_of(instance: dg.DagsterInstance, tick: MicroBatch, found: Sequence[Stan
         else:
             said = str(error).partition(": ")[2] or str(error)
             own.append(Trouble(asset, partition, type(error).__name__, f"{partition}: {asset}: {said}"))
-    own = sorted({(one.asset, one.partition): one for one in own}.values(), key=lambda one: (one.asset, one.partition))
-    for asset, group in groupby(own, key=lambda one: one.asset):
+    own = sorted(
+        {(trouble.asset, trouble.partition): trouble for trouble in own}.values(),
+        key=lambda trouble: (trouble.asset, trouble.partition),
+    )
+    for asset, group in groupby(own, key=lambda trouble: trouble.asset):
         some = list(group)
-        told = last_failures(instance, asset, [one.partition for one in some])
-        for one in some:
-            before = told.get(one.partition)
-            if before is not None and before.said.startswith(one.mark):
-                news.known.append((one, before))
+        told = last_failures(instance, asset, [trouble.partition for trouble in some])
+        for trouble in some:
+            before = told.get(trouble.partition)
+            if before is not None and before.said.startswith(trouble.mark):
+                news.known.append((trouble, before))
             else:
-                news.new.append(one)
+                news.new.append(trouble)
     return news
 
 
 def _of_integrations(tick: MicroBatch, found: Sequence[Standing]) -> list[Trouble]:
-    by_key = {one.integration: one for one in found}
+    by_key = {trouble.integration: trouble for trouble in found}
     own = []
-    for one in tick.integrations():
-        error, now = tick.error_of(one), by_key.get(one.key)
+    for trouble in tick.integrations():
+        error, now = tick.error_of(trouble), by_key.get(trouble.key)
         if not error or now is None or now.state == "off":
             continue
         if is_in_trouble(now):
             kind = f"{now.state} {now.code}" if now.state == "halted" else now.state
-            own.append(Trouble(DELIVER.asset, one.partition_key, kind, in_a_line(now)))
+            own.append(Trouble(DELIVER.asset, trouble.partition_key, kind, in_a_line(now)))
         else:
-            own.append(Trouble(DELIVER.asset, one.partition_key, "error", f"{one.partition_key}: {error}"))
+            own.append(Trouble(DELIVER.asset, trouble.partition_key, "error", f"{trouble.partition_key}: {error}"))
     return own
 
 
@@ -133,12 +136,12 @@ def tell(
         fails: whether it will fail.
     """
     if fails:
-        for asset, group in groupby(news.all, key=lambda one: one.asset):
-            count_as_failed(instance, asset, {one.partition: one.said for one in group}, run, step)
+        for asset, group in groupby(news.all, key=lambda trouble: trouble.asset):
+            count_as_failed(instance, asset, {trouble.partition: trouble.said for trouble in group}, run, step)
         return
-    for one, before in news.known:
-        if one.partition in moved.get(one.asset, ()):  # which made it count as materialized
-            count_as_failed(instance, one.asset, {one.partition: one.said}, before, step)
+    for trouble, before in news.known:
+        if trouble.partition in moved.get(trouble.asset, ()):  # which made it count as materialized
+            count_as_failed(instance, trouble.asset, {trouble.partition: trouble.said}, before, step)
 
 
 def recovered(instance: dg.DagsterInstance, asset: str, done: Iterable[str], found: Sequence[Standing]) -> list[str]:
@@ -153,5 +156,5 @@ def recovered(instance: dg.DagsterInstance, asset: str, done: Iterable[str], fou
     failed = failed_partitions(instance, asset)
     if not failed:
         return []
-    troubled = {partition_of(one) for one in found if is_in_trouble(one)}
+    troubled = {partition_of(trouble) for trouble in found if is_in_trouble(trouble)}
     return sorted(set(failed) & set(done) - troubled)

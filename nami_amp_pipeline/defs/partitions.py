@@ -28,8 +28,8 @@ def wanted_partitions(integrations: Iterable[Integration]) -> dict[str, list[str
     """The keys that there should be, by the name of the dynamic partitions."""
     everyone = list(integrations)
     return {
-        APPS: sorted({one.app_id for one in everyone}),
-        INTEGRATIONS: sorted({one.partition_key for one in everyone}),
+        APPS: sorted({integration.app_id for integration in everyone}),
+        INTEGRATIONS: sorted({integration.partition_key for integration in everyone}),
     }
 
 
@@ -71,7 +71,7 @@ def left_behind(
     instance: dg.DagsterInstance, integrations: Iterable[Integration], removed: Iterable[str]
 ) -> dict[str, list[str]]:
     """What an older version added to Dagster for these integrations, and nothing reads any more."""
-    names = {one.name for one in integrations} | {key.split("/", 1)[1] for key in removed}
+    names = {integration.name for integration in integrations} | {key.split("/", 1)[1] for key in removed}
     there = sorted(names & set(instance.get_dynamic_partitions(NAMES_BEFORE)))
     return {NAMES_BEFORE: there} if there else {}
 

@@ -14,7 +14,7 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.operations import reasons
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline.state.integrations import Integration, refreshed
 from nami_amp_pipeline.state.store import Transaction
 
 _WINDOW: Final = int(contract.DEDUPLICATION_WINDOW.total_seconds()) * 1_000_000
@@ -76,8 +76,9 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
         StoreUnavailable: the state store cannot be read.
     """
     numbers = {one.integration: one for one in status(context, integrations)}
-    there = [one for one in integrations if one.key in numbers]
     with context.store.reading() as tx:
+        # As they are now: a run that halted one still has it as it was.
+        there = [one for one in refreshed(tx, integrations) if one.key in numbers]
         sign = last_sign(tx)
         off = _switched_off(tx, there)
         paused = _project_pauses(tx)

@@ -9,11 +9,11 @@ from urllib.parse import quote, urlsplit
 _HOST: Final = r"([\w.\-%]*|\[[\da-fA-F:.]+\])(:\d*)?"
 _HOSTS: Final = re.compile(f"{_HOST}(,{_HOST})*")
 _AFTER_LOGIN: Final = re.compile(rf"{_HOSTS.pattern}(/[^@/?#]*)?(\?[^@#]*)?")
-"""What follows the login in a database URL: hosts, a database, parameters."""
+"""The part after the login in a database URL: hosts, a database, parameters."""
 
 
 def with_quoted_password(rest: str) -> str:
-    """An address without its scheme, with a user and password that may be written with ``@``, ``/``, ``#`` or ``?``.
+    """An address without its scheme, whose user and password may contain ``@``, ``/``, ``#`` or ``?``.
 
     An address that is well formed is left as it is, parameters with an ``@`` included.
 
@@ -37,7 +37,11 @@ def _is_well_formed(rest: str) -> bool:
     except ValueError:  # a bracket that opens no IPv6 address
         return False
     login, _, hosts = parts.netloc.rpartition("@")
-    if "@" in login or "@" in parts.path or any("=" not in one for one in parts.query.split("&") if one):
+    if (
+        "@" in login
+        or "@" in parts.path
+        or any("=" not in parameter for parameter in parts.query.split("&") if parameter)
+    ):
         return False
     return _HOSTS.fullmatch(hosts) is not None
 

@@ -37,9 +37,9 @@ def metadata_of(
         for key, facts in found.items()
     }
     if stage.finishes_events:
-        concerned = [one for one in subjects if one.partition_key in made]
-        for one in standings(context, integrations=concerned) if concerned else ():
-            made[partition_of(one)] |= standing_facts(one, context.run_id)
+        concerned = [standing for standing in subjects if standing.partition_key in made]
+        for standing in standings(context, integrations=concerned) if concerned else ():
+            made[partition_of(standing)] |= standing_facts(standing, context.run_id)
     return made
 
 
@@ -66,11 +66,11 @@ def again(
     )
 
 
-def standing_facts(one: Standing, run_id: str) -> Metadata:
+def standing_facts(standing: Standing, run_id: str) -> Metadata:
     """How an integration stands, what became of its events so far, and where to look further."""
-    now = one.numbers
+    now = standing.numbers
     return {
-        **facts_of(one),
+        **facts_of(standing),
         "watermark": _value(moment(now.watermark)),
         "since_the_beginning": _value(
             Counts(
@@ -84,7 +84,7 @@ def standing_facts(one: Standing, run_id: str) -> Metadata:
                 },
             )
         ),
-        "did_it_arrive": how_to_trace(one),
+        "did_it_arrive": how_to_trace(standing),
         "run": dg.MetadataValue.md(f"[{run_id[:8]}](/runs/{run_id}): everything that this run did"),
     }
 

@@ -22,59 +22,59 @@ NAMES: Final = (
 _COMMAND: Final = re.compile(r"'(nami-amp [^']*)'")
 
 
-def partition_of(one: Standing) -> str:
+def partition_of(standing: Standing) -> str:
     """The partition key of an integration."""
-    return one.integration.replace("/", "|")
+    return standing.integration.replace("/", "|")
 
 
-def is_in_trouble(one: Standing) -> bool:
+def is_in_trouble(standing: Standing) -> bool:
     """Whether events wait that should not, or a person is needed; a login or the next micro-batch is no trouble."""
-    return one.state in _TROUBLE or (one.needs_you and one.state != "off")
+    return standing.state in _TROUBLE or (standing.needs_you and standing.state != "off")
 
 
-def in_a_line(one: Standing) -> str:
+def in_a_line(standing: Standing) -> str:
     """State, since when, why and what to do, in a line that begins with the partition."""
-    return f"{partition_of(one)}{one.in_a_line.removeprefix(one.integration)}"
+    return f"{partition_of(standing)}{standing.in_a_line.removeprefix(standing.integration)}"
 
 
-def facts(one: Standing) -> dict[str, Any]:
+def facts(standing: Standing) -> dict[str, Any]:
     """The same as metadata of a materialization, an observation or a check."""
     told: dict[str, Any] = {
-        "state": one.called,
-        "pending": one.pending,
-        "rejected": one.rejected,
-        "lag_seconds": round(one.lag_seconds, 3),
+        "state": standing.called,
+        "pending": standing.pending,
+        "rejected": standing.rejected,
+        "lag_seconds": round(standing.lag_seconds, 3),
     }
-    if one.since is not None:
-        told["since"] = dg.MetadataValue.timestamp(one.since)
-    if one.why:
-        told["why"] = one.why
-    if one.whose:
-        told["whose_events_wait"] = ", ".join(one.whose)
-    if one.next_try is not None:
-        told["next_try"] = dg.MetadataValue.timestamp(one.next_try)
-    if one.what_to_do:
-        told["what_to_do"] = dg.MetadataValue.md(commands_as_code(one.what_to_do))
-    if one.also:
-        told["also"] = dg.MetadataValue.md(commands_as_code("; ".join(one.also)))
+    if standing.since is not None:
+        told["since"] = dg.MetadataValue.timestamp(standing.since)
+    if standing.why:
+        told["why"] = standing.why
+    if standing.whose:
+        told["whose_events_wait"] = ", ".join(standing.whose)
+    if standing.next_try is not None:
+        told["next_try"] = dg.MetadataValue.timestamp(standing.next_try)
+    if standing.what_to_do:
+        told["what_to_do"] = dg.MetadataValue.md(commands_as_code(standing.what_to_do))
+    if standing.also:
+        told["also"] = dg.MetadataValue.md(commands_as_code("; ".join(standing.also)))
     return told
 
 
-def how_to_trace(one: Standing) -> dg.MarkdownMetadataValue:
+def how_to_trace(standing: Standing) -> dg.MarkdownMetadataValue:
     """How to find out whether one event arrived."""
     return dg.MetadataValue.md(
         f"Did an event arrive? `nami-amp trace EVENT_ID`. What was rejected? `nami-amp dead-letters list --integration "
-        f"{one.integration}`. How do all stand? [delivery_report](/assets/delivery_report), `nami-amp status`."
+        f"{standing.integration}`. How do all stand? [delivery_report](/assets/delivery_report), `nami-amp status`."
     )
 
 
-def observation(one: Standing) -> dg.AssetObservation:
+def observation(standing: Standing) -> dg.AssetObservation:
     """An event in the history of the partition: how it stands now."""
     return dg.AssetObservation(
         DELIVERIES,
-        description=in_a_line(one),
-        metadata={**facts(one), "did_it_arrive": how_to_trace(one)},
-        partition=partition_of(one),
+        description=in_a_line(standing),
+        metadata={**facts(standing), "did_it_arrive": how_to_trace(standing)},
+        partition=partition_of(standing),
     )
 
 
