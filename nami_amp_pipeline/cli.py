@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from nami_amp_pipeline import __version__
+from nami_amp_pipeline.commands.alerts import alerts
 from nami_amp_pipeline.commands.apps import apps
 from nami_amp_pipeline.commands.base import CommandGroup, Invocation
 from nami_amp_pipeline.commands.dead_letters import dead_letters
@@ -52,6 +53,7 @@ for command in (
     status,
     dead_letters,
     trace,
+    alerts,
     retention,
     migrate,
     keys,

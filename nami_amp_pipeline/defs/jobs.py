@@ -33,6 +33,9 @@ from nami_amp_pipeline.state.integrations import Integration
 AFTER: Final = "after"
 """The input by which a step waits for the one before it."""
 
+KIND: Final = "kind"
+"""Metadata of a failure: the name of the error that ended a step."""
+
 PROBLEMS: Final = "problems"
 """Metadata of a failure: a line for each reason that is news."""
 
@@ -65,7 +68,7 @@ def in_one_line(pipeline: PipelineSession) -> Iterator[None]:
         yield
     except NamiAmpError as error:
         pipeline.error = error
-        raise dg.Failure(str(error), allow_retries=False) from None
+        raise dg.Failure(str(error), metadata={KIND: type(error).__name__}, allow_retries=False) from None
 
 
 def _ending(context: dg.OpExecutionContext) -> dict[str, Callable[[], None]]:
