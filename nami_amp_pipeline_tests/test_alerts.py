@@ -236,7 +236,7 @@ def test_dead_letters_are_an_alert_only_beyond_the_limit_within_the_window(
         move(pipeline, minutes=10)
     (said,) = webhook.messages  # two are allowed, so the third told, and the fourth is no news
     assert "*fit/main*: 3 in the last 1 h: 3 malformed_payload" in said
-    assert f"<{DAGSTER}/assets/amplitude_deliveries?view=partitions&partition=fit%7Cmain|" in said
+    assert f"<{DAGSTER}/assets/amplitude_deliveries?view=events&partition=fit%7Cmain|" in said
     move(pipeline, minutes=50)
     look(pipeline)
     assert "Over: Dead letters growing" in webhook.messages[1]
@@ -351,7 +351,7 @@ def test_failing_job_is_told_once_until_it_fails_for_something_else(pipeline: Pi
     look(pipeline)
     assert len(webhook.messages) == 2
     assert "fit/main: invalid_api_key" in webhook.messages[1]
-    assert open_failed_runs(store) == {"micro_batch": (3_000_000, {"fit/main", "nami_events"})}
+    assert open_failed_runs(store) == {"micro_batch": (3_000_000, frozenset({"fit/main", "nami_events"}))}
     look(pipeline, "micro_batch")
     look(pipeline)
     assert len(webhook.messages) == 3

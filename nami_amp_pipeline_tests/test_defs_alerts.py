@@ -232,7 +232,7 @@ def test_a_halt_is_told_once_by_an_alert_of_its_own(
     (halted,) = webhook.messages
     assert "*Integration halted*" in halted
     (page,) = {entry.alert.page for entry in entries(stage.context.store)}
-    assert page == "/assets/amplitude_deliveries?view=partitions&partition=radio%7Cmain"
+    assert page == "/assets/amplitude_deliveries?view=events&partition=radio%7Cmain"
     set_enabled(stage.context.store, integration.key, enabled=True)
     assert "1 open" in str(look())  # enabled, but nothing has shown yet that it works
     set_enabled(stage.context.store, integration.key, enabled=False)

@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(WARNINGS)]
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 OUTAGE_KEY = "outage-0123456789abcdef0123456"
+THROTTLED_KEY = "throttled-0123456789abcdef0123"
 REJECTED_KEY = "rejects-0123456789abcdef012345"
 REJECTED = 31
 
@@ -96,12 +97,12 @@ def trouble(stage: Scene) -> None:
         )
     stage.add("fit", key=BAD_KEY)
     stage.add("tv", key=OUTAGE_KEY)
-    stage.add("radio")
+    stage.add("radio", key=THROTTLED_KEY)
     stage.add("news", key=REJECTED_KEY)
     stage.add("calm")
     stage.sandbox.faults.add(
         Fault("503", api_key=OUTAGE_KEY),
-        Fault("throttle_user", share=0.05, seed=3, api_key=None, text='"radio'),
+        Fault("throttle_user", share=0.05, seed=3, api_key=THROTTLED_KEY),
         Fault("poison", text='"rejected-', indexes="all"),
     )
 

@@ -130,7 +130,7 @@ def test_an_outage_is_news_once_whatever_it_looks_like(stage: Scene, instance: d
     stage.add("radio")
     outcomes = []
     for kind in ("503", "closed_without_answer", "500"):
-        stage.sandbox.faults.add(Fault(kind))  # type: ignore[arg-type]
+        stage.sandbox.faults.add(Fault(kind))
         result = run(stage, instance)
         outcomes.append(result.success)
         facts = observed(instance, result)["radio|main"]
@@ -239,7 +239,7 @@ def test_the_report_has_all_integrations_and_does_not_mix_them(stage: Scene, ins
     assert (rows["radio/main"]["state"], rows["tv/main"]["state"]) == ("halted", "off")
     assert found["pending of radio/main"] == rows["radio/main"]["pending"] == found["pending_total"] > 0
     assert found["delivered of fit/main"] == found["delivered_total"] == rows["fit/main"]["delivered"] > 0
-    link = "[radio|main](/assets/amplitude_deliveries?view=partitions&partition=radio%7Cmain)"
+    link = "[radio|main](/assets/amplitude_deliveries?view=events&partition=radio%7Cmain)"
     assert link in found["what_is_wrong"]
     assert "fit|main" not in found["what_is_wrong"]
 

@@ -141,7 +141,7 @@ def test_a_failing_partition_of_a_range_does_not_keep_the_others_from_being_done
         (failure,) = [event for event in result.all_events if event.is_step_failure]
         data = failure.step_failure_data.user_failure_data
         assert data is not None
-        assert (data.description or "").splitlines()[1:] == ["radio/broken: this name cannot be spelled"]
+        assert (data.description or "").splitlines()[1:] == ["radio|broken: this name cannot be spelled"]
         assert instance.get_materialized_partitions(dg.AssetKey("spelling")) == {"fit|main", "radio|main"}
     pipeline.close()
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from nami_amp_pipeline.alerts.kinds import Alert, Kind, partition_page
+from nami_amp_pipeline.alerts.kinds import Alert, Kind, integration_page, partition_page
 from nami_amp_pipeline.clock import from_datetime, to_text
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import NamiAmpError, WarehouseUnavailable
@@ -120,7 +120,7 @@ def _unsettled(
 
 
 def _page(integration: str) -> str:
-    return partition_page("amplitude_deliveries", integration.replace("/", "|"))
+    return integration_page(integration.replace("/", "|"))
 
 
 def _halted(integrations: Sequence[Integration]) -> list[Alert]:

@@ -114,3 +114,8 @@ def run_page(run_id: str) -> str:
 def partition_page(asset: str, partition: str) -> str:
     """The page of an asset's partition."""
     return f"/assets/{asset}?view=partitions&partition={quote(partition, safe='')}"
+
+
+def integration_page(partition: str) -> str:
+    """The page of what was last seen of an integration: the other one shows no observation of what never moved."""
+    return f"/assets/amplitude_deliveries?view=events&partition={quote(partition, safe='')}"

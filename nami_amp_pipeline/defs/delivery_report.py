@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import dagster as dg
 
-from nami_amp_pipeline.alerts.kinds import partition_page
+from nami_amp_pipeline.alerts.kinds import integration_page
 from nami_amp_pipeline.clock import from_datetime, to_text
 from nami_amp_pipeline.defs.asset_pages.standing_page import DELIVERIES, commands_as_code, is_in_trouble, partition_of
 from nami_amp_pipeline.defs.kept_up import kept_up_to_date
@@ -71,7 +71,7 @@ def _verdict(you: int, everybody: int) -> str:
 
 
 def _in_a_line(standing: Standing) -> str:
-    page = partition_page(DELIVERIES.to_user_string(), partition_of(standing))
+    page = integration_page(partition_of(standing))
     said = commands_as_code(standing.in_a_line.removeprefix(standing.integration))
     return f"- [{partition_of(standing)}]({page}){said}"
 
