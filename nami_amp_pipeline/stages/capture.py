@@ -25,7 +25,7 @@ from nami_amp_pipeline import contract
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import OutOfMemory, WarehouseUnavailable
 from nami_amp_pipeline.stages.captured_ids import KEY_COLUMNS, JustCaptured, Keys, Ledger, fold
-from nami_amp_pipeline.stages.odd_rows import look_at_doubtful, set_aside
+from nami_amp_pipeline.stages.odd_rows import look_at_doubtful, may_be_a_rows, set_aside
 from nami_amp_pipeline.stages.window import Window, refuse
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease
@@ -245,8 +245,8 @@ def _write(context: Context, connection: duckdb.DuckDBPyConnection, source: Sour
     """
     try:
         return _write_all(context, connection, source)
-    except (duckdb.DataError, duckdb.NotSupportedError, duckdb.InternalError, pa.ArrowInvalid, ValueError) as error:
-        if source.broke():
+    except Exception as error:
+        if source.broke() or not may_be_a_rows(error):
             raise
         context.log.warning("a row cannot be read with the others and is looked for: %s", one_line(error))
         if not set_aside(connection, lambda: _read(context, connection, source), one_line, source.broke):

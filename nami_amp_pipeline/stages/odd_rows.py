@@ -1,7 +1,7 @@
-"""The slow, careful path of stage 1: rows that cannot be judged in columns are looked at one at a time.
+"""The slow, careful path of the stages: rows that cannot be computed in columns are set aside and ended one at a time.
 
-A row that is not of a kind that stage 1 knows ends by itself: as a dead letter, where it can be named; or as a row that
-is counted and passed over.
+A row of a kind that nobody thought of ends by itself: as a dead letter, where it can be named; or as a row that is
+counted and passed over.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from collections.abc import Callable, Iterable
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import sqlalchemy as sa
 
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.errors import NamiAmpError, is_out_of_memory
 from nami_amp_pipeline.storage.json_text import field_names, judge
 
 HALF_CHARACTERS = "half_characters"
@@ -20,6 +24,111 @@ HALF_CHARACTERS = "half_characters"
 
 MOST_SET_ASIDE = 100
 """So many rows of one reading are looked for; more have one cause, most likely."""
+
+MOST_ODD = 20
+"""So many rows of one segment are; looking for one takes as many computations as halving the segment takes."""
+
+ODD_ROW = "odd_row"
+"""Why a row ended that could not be computed, with the others or alone."""
+
+_NO_ROWS = (
+    NamiAmpError, OSError, MemoryError, sa.exc.SQLAlchemyError, duckdb.IOException, duckdb.OutOfMemoryException,
+    duckdb.InterruptException,
+)  # fmt: skip
+
+
+def may_be_a_rows(error: Exception) -> bool:
+    """Whether a row may be to blame for an error; what is said on purpose, the disk's and the store's are no row's."""
+    return not isinstance(error, _NO_ROWS) and not is_out_of_memory(error)
+
+
+def find_odd(first: int, end: int, failure: Callable[[int, int], str | None], most: int) -> dict[int, str]:
+    """Looks, by halves, for the rows that fail by themselves.
+
+    Args:
+        first, end: the numbers of the rows, the last one excluded.
+        failure: of rows ``first`` to ``end``: why they cannot be computed together, or None if they can. It raises what
+            is none of a row's.
+        most: looking ends once more than so many are known.
+
+    Returns:
+        Why, by number.
+    """
+    bad: dict[int, str] = {}
+
+    def look(first: int, end: int) -> None:
+        if first >= end or len(bad) > most:
+            return
+        why = failure(first, end)
+        if why is None:
+            return
+        if end - first == 1:
+            bad[first] = why
+            return
+        middle = (first + end) // 2
+        look(first, middle)
+        look(middle, end)
+
+    look(first, end)
+    return bad
+
+
+def odd_rows_of(
+    context: Context, file: str, compute: Callable[[int, int], None], error: Exception, what: str
+) -> dict[int, str]:
+    """The rows of a segment that cannot be computed, each by itself.
+
+    Args:
+        context: for the file, and to name the rows.
+        file: of the segment.
+        compute: does all that is to be done for rows ``first`` to ``end`` (excluded), and keeps nothing of it.
+        error: why they could not be computed together.
+        what: becomes of such a row, for people.
+
+    Returns:
+        Why, by number in the segment; empty if all can be computed now.
+
+    Raises:
+        Exception: ``error``, if there are more than :data:`MOST_ODD`: most likely they have one cause.
+    """
+    context.log.warning("a row cannot be computed with the others and is looked for: %s", _in_words(error))
+
+    def failure(first: int, end: int) -> str | None:
+        try:
+            compute(first, end)
+        except Exception as own:
+            if not may_be_a_rows(own):
+                raise
+            return _in_words(own)
+        return None
+
+    path = context.folder.path(file)
+    bad = find_odd(0, pq.read_metadata(path).num_rows, failure, MOST_ODD)
+    if len(bad) > MOST_ODD:
+        raise error
+    if bad:
+        rows = pq.read_table(path, columns=["app_id", "id"]).take(list(bad)).to_pylist()
+        for row, why in zip(rows, bad.values(), strict=True):
+            context.log.warning(
+                "event %s of app %s cannot be computed (%s), so %s", row["id"], row["app_id"], why, what
+            )
+    return bad
+
+
+def only(rows: tuple[int, int] | None) -> str:
+    """SQL of whether a row of a segment is one of these."""
+    return "true" if rows is None else f"file_row_number >= {rows[0]} AND file_row_number < {rows[1]}"
+
+
+def is_odd(odd: Iterable[int]) -> str:
+    """SQL of whether a row of a segment is one of those that cannot be computed."""
+    numbers = ", ".join(map(str, odd))
+    return f"file_row_number IN ({numbers})" if numbers else "false"
+
+
+def _in_words(error: Exception) -> str:
+    said = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def look_at_doubtful(table: pa.Table, connection: duckdb.DuckDBPyConnection) -> pa.Table:
@@ -85,11 +194,8 @@ def set_aside(
     connection.execute(
         "CREATE TEMP TABLE numbered AS SELECT rid, row_number() OVER (ORDER BY rid) - 1 AS number FROM fresh"
     )
-    bad: dict[int, str] = {}
 
-    def look(first: int, end: int) -> None:
-        if first >= end or len(bad) > MOST_SET_ASIDE:
-            return
+    def failure(first: int, end: int) -> str | None:
         connection.execute("DELETE FROM fresh")
         connection.execute(
             "INSERT INTO fresh SELECT * FROM all_fresh "
@@ -100,17 +206,13 @@ def set_aside(
             for _ in read():
                 pass
         except Exception as error:
-            if broke():
+            if broke() or not may_be_a_rows(error):
                 raise
-            if end - first == 1:
-                bad[first] = words(error)
-                return
-            middle = (first + end) // 2
-            look(first, middle)
-            look(middle, end)
+            return words(error)
+        return None
 
     try:
-        look(0, total)
+        bad = find_odd(0, total, failure, MOST_SET_ASIDE)
     finally:
         connection.execute("DELETE FROM fresh")
         connection.execute("INSERT INTO fresh FROM all_fresh")
