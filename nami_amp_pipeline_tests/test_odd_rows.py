@@ -47,13 +47,7 @@ def make(tmp_path: Path, warehouse_url: str, state_url: str, request: pytest.Fix
         scene = Pipeline(
             tmp_path, {"NAMI_AMP_WAREHOUSE_URL": warehouse_url, "NAMI_AMP_STATE_URL": state_url, **environ}
         )
-        columns = ("id", "app_id", "event_type", "user_id", "created_date", "ingested_at")
-        for column in columns:
-            if scene.postgres is not None:
-                scene.postgres.run(f"ALTER TABLE nami_events ALTER {column} DROP NOT NULL")
-            else:
-                with duckdb.connect(str(scene.warehouse)) as connection:
-                    connection.execute(f"ALTER TABLE nami_events ALTER {column} DROP NOT NULL")
+        scene.allow_nulls()
         request.addfinalizer(scene.close)
         return scene
 

@@ -84,7 +84,7 @@ def migrate(store: Store, *, beside_others: bool) -> tuple[int, int]:
 @contextmanager
 def alone(store: Store) -> Iterator[Transaction]:
     """A transaction in which nobody else migrates, and that ends with every reference intact."""
-    with plainly(), store.engine.connect() as connection:
+    with plainly(store.name), store.engine.connect() as connection:
         if not store.is_sqlite:
             with connection.begin():
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATING)))
