@@ -100,7 +100,8 @@ def three_locations(running: Service, tmp_path: Path, postgres: Postgres) -> Set
     ):
         port = free_port()
         command = ["dagster", "api", "grpc", "--host", "127.0.0.1", "--port", str(port), *module]
-        running.compose[name] = {"command": ["env", *(f"{key}={value}" for key, value in environ.items()), *command]}
+        settings = (f"{key}={value}" for key, value in environ.items())
+        running.compose = {**running.compose, name: {"command": ["env", *settings, *command]}}
         running.start(name)
         wait_for(lambda at=port: running.answers(at), lambda of=name: running.log(of))  # type: ignore[misc]
         locations.append({"grpc_server": {"host": "127.0.0.1", "port": port, "location_name": name}})

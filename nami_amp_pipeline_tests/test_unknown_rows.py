@@ -17,7 +17,7 @@ import pytest
 from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.operations.dead_letters import show
 from nami_amp_pipeline.operations.trace import trace
-from nami_amp_pipeline.stages import capture, event_properties, odd_rows, pipeline, prepare, snapshots
+from nami_amp_pipeline.stages import capture, event_properties, odd_rows, pipeline, prepare, prepare_inputs, snapshots
 from nami_amp_pipeline.stages.body_variants import Variant
 from nami_amp_pipeline.stages.odd_rows import find_odd, may_be_a_rows
 from nami_amp_pipeline.stages.table import PREPARE
@@ -215,7 +215,7 @@ def test_an_error_that_does_not_come_back_costs_no_row(scene: Pipeline, monkeypa
     (one,) = add(scene, "app/i")
     scene.insert(rows(30))
     left = 2
-    whole = prepare.register_sent
+    whole = prepare_inputs.register_sent
 
     def failing(*arguments: Any) -> None:
         nonlocal left
@@ -224,7 +224,7 @@ def test_an_error_that_does_not_come_back_costs_no_row(scene: Pipeline, monkeypa
             raise IndexError("nobody thought of this")
         whole(*arguments)
 
-    monkeypatch.setattr(prepare, "register_sent", failing)
+    monkeypatch.setattr("nami_amp_pipeline.stages.prepare.register_sent", failing)
     scene.tick()
     assert ends(scene, one) == {"delivered": 30}
 
