@@ -79,6 +79,5 @@ def test_a_file_system_that_is_read_only(tmp_path: Path) -> None:
         subprocess.run(["umount", home], check=True)
     assert done.exit_code == 1
     assert done.stderr == (
-        f"nami-amp: state store {home}/state.db: it cannot be opened: this user must be able to write the file and its "
-        "folder\n"
+        f"nami-amp: state store {home}/state.db: it cannot be opened: let this user write the file and its folder\n"
     )

@@ -1,7 +1,7 @@
-"""The slow, careful path of the stages: rows that cannot be computed in columns are set aside and ended one at a time.
+"""The slow, careful path of the stages: it examines single rows that cannot be computed in columns.
 
-A row of a kind that nobody thought of ends by itself: as a dead letter, where it can be named; or as a row that is
-counted and passed over.
+A row of an unknown kind affects no other row: it becomes a dead letter if it has an id, and is counted and skipped
+otherwise.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ HALF_CHARACTERS = "half_characters"
 """The ``problem`` of an event that is sent all the same: halves of surrogate pairs were replaced."""
 
 MOST_SET_ASIDE = 100
-"""So many rows of one reading are looked for; more have one cause, most likely."""
+"""At most this many rows of a reading are set aside; more most likely share one cause."""
 
 MOST_ODD = 20
-"""So many rows of one segment are; looking for one takes as many computations as halving the segment takes."""
+"""At most this many rows of a segment are set aside; the search computes the segment about twice for each of them."""
 
 ODD_ROW = "odd_row"
-"""Why a row ended that could not be computed, with the others or alone."""
+"""The reason of a row that cannot be computed, with the others or alone."""
 
 _NO_ROWS = (
     NamiAmpError, OSError, MemoryError, sa.exc.SQLAlchemyError, duckdb.IOException, duckdb.OutOfMemoryException,
@@ -38,21 +38,21 @@ _NO_ROWS = (
 
 
 def may_be_a_rows(error: Exception) -> bool:
-    """Whether a row may be to blame for an error; what is said on purpose, the disk's and the store's are no row's."""
+    """Whether a row may have caused an error; no row causes our own errors, those of the store or those of the disk."""
     return not isinstance(error, _NO_ROWS) and not is_out_of_memory(error)
 
 
 def find_odd(first: int, end: int, failure: Callable[[int, int], str | None], most: int) -> dict[int, str]:
-    """Looks, by halves, for the rows that fail by themselves.
+    """Finds the rows that fail alone, by halves.
 
     Args:
-        first, end: the numbers of the rows, the last one excluded.
-        failure: of rows ``first`` to ``end``: why they cannot be computed together, or None if they can. It raises what
-            is none of a row's.
-        most: looking ends once more than so many are known.
+        first, end: numbers of the first row and of the row after the last.
+        failure: computes the rows from ``first`` to ``end``, and returns the error in words, or None. It raises errors
+            that no row causes.
+        most: the search ends when it has found more rows than this.
 
     Returns:
-        Why, by number.
+        The error in words, by row number.
     """
     bad: dict[int, str] = {}
 
@@ -76,22 +76,22 @@ def find_odd(first: int, end: int, failure: Callable[[int, int], str | None], mo
 def odd_rows_of(
     context: Context, file: str, compute: Callable[[int, int], None], error: Exception, what: str
 ) -> dict[int, str]:
-    """The rows of a segment that cannot be computed, each by itself.
+    """The rows of a segment that cannot be computed, each alone; logs the id of each of them.
 
     Args:
-        context: for the file, and to name the rows.
+        context: for the file and the log.
         file: of the segment.
-        compute: does all that is to be done for rows ``first`` to ``end`` (excluded), and keeps nothing of it.
-        error: why they could not be computed together.
-        what: becomes of such a row, for people.
+        compute: computes the rows from ``first`` to before ``end``, and keeps no result.
+        error: of all rows together.
+        what: happens to such a row, as a part of a sentence.
 
     Returns:
-        Why, by number in the segment; empty if all can be computed now.
+        The error in words, by row number; empty if all rows can be computed now.
 
     Raises:
-        Exception: ``error``, if there are more than :data:`MOST_ODD`: most likely they have one cause.
+        Exception: ``error``, if there are more such rows than :data:`MOST_ODD`, as they most likely share one cause.
     """
-    context.log.warning("a row cannot be computed with the others and is looked for: %s", _in_words(error))
+    context.log.warning("a row cannot be computed; the search for it begins: %s", _in_words(error))
 
     def failure(first: int, end: int) -> str | None:
         try:
@@ -116,12 +116,12 @@ def odd_rows_of(
 
 
 def only(rows: tuple[int, int] | None) -> str:
-    """SQL of whether a row of a segment is one of these."""
+    """SQL: whether a row of a segment is in a range of row numbers."""
     return "true" if rows is None else f"file_row_number >= {rows[0]} AND file_row_number < {rows[1]}"
 
 
 def is_odd(odd: Iterable[int]) -> str:
-    """SQL of whether a row of a segment is one of those that cannot be computed."""
+    """SQL: whether a row of a segment cannot be computed."""
     numbers = ", ".join(map(str, odd))
     return f"file_row_number IN ({numbers})" if numbers else "false"
 
@@ -132,7 +132,7 @@ def _in_words(error: Exception) -> str:
 
 
 def look_at_doubtful(table: pa.Table, connection: duckdb.DuckDBPyConnection) -> pa.Table:
-    """Decides on the payloads that ``doubtful`` says have to be looked at, and drops that column.
+    """Examines the payloads marked ``doubtful``, and drops that column.
 
     Args:
         table: columns of a segment, ``bucket`` and ``doubtful``.
@@ -165,7 +165,7 @@ def look_at_doubtful(table: pa.Table, connection: duckdb.DuckDBPyConnection) -> 
 
 
 def _shape(fields: list[str]) -> int:
-    """The same number for the same fields in the same order; not DuckDB's."""
+    """A number that is the same for the same fields in the same order; it differs from DuckDB's."""
     digest = hashlib.blake2b(digest_size=8)
     for name in fields:
         digest.update(name.encode("utf-8", "surrogatepass") + b"\0")
@@ -178,16 +178,16 @@ def set_aside(
     words: Callable[[Exception], str],
     broke: Callable[[], bool],
 ) -> bool:
-    """Moves the rows that cannot be read from the table ``fresh`` to the table ``nameless``.
+    """Moves the unreadable rows from the table ``fresh`` to the table ``nameless``.
 
     Args:
         connection: has both.
-        read: reads the rows of ``fresh``; raises where one of them cannot be read.
+        read: reads the rows of ``fresh``; raises if a row cannot be read.
         words: an error in one line.
-        broke: whether an error was none of a row's.
+        broke: whether an error was not a row's fault.
 
     Returns:
-        Whether there were any, and not more than :data:`MOST_SET_ASIDE`.
+        Whether there were any, and at most :data:`MOST_SET_ASIDE`.
     """
     connection.execute("CREATE TEMP TABLE all_fresh AS SELECT * FROM fresh")
     ((total,),) = connection.execute("SELECT count(*) FROM fresh").fetchall()

@@ -28,17 +28,17 @@ from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA
 _READ_ROWS = 50_000
 
 _NAMED_USERS = 1_000
-"""Late events of more users than this are looked for in every row of the snapshot files, not by Bloom filters."""
+"""For late events of more users than this, every row of the snapshot files is scanned, without Bloom filters."""
 
 
 @dataclass
 class Snapshotted:
-    """What one run did for one app.
+    """The result of one run for one app.
 
     Attributes:
         events: ``user.*`` events that have a snapshot now.
         users: users whose current snapshot was looked at.
-        truncated_arrays: arrays that were cut to what Amplitude keeps.
+        truncated_arrays: arrays that were cut to the length that Amplitude keeps.
         files: the snapshot files, relative to the data folder.
     """
 
@@ -50,14 +50,14 @@ class Snapshotted:
 
 @dataclass(frozen=True)
 class _Segment:
-    """A segment that apps lack snapshots of.
+    """A segment without snapshots of some apps.
 
     Attributes:
         id: in the store.
         file: relative to the data folder.
-        app_ids: those apps.
-        odd: rows that cannot be computed; they tell nothing of their user.
-        rows: the first, and the one after the last, if not all of them.
+        app_ids: of the apps.
+        odd: numbers of rows that cannot be computed; they carry no state.
+        rows: numbers of the first row and of the row after the last; None for all rows.
     """
 
     id: int
@@ -69,7 +69,7 @@ class _Segment:
 
 @dataclass(frozen=True)
 class _Computed:
-    """What is to be committed of a segment: its snapshot file, what moves current snapshots, and the counts by app."""
+    """The results of a segment before the commit: a snapshot file, the newer current snapshots, and the counts by app."""
 
     file: str
     current: pa.Table
@@ -77,7 +77,7 @@ class _Computed:
 
 
 def snapshot(context: Context, leases: Mapping[str, Lease], *, window: Window | None = None) -> dict[str, Snapshotted]:
-    """Computes the snapshots of the segments that have none yet, of the apps under lease.
+    """Computes the missing snapshots of the apps under lease.
 
     Args:
         context: the process at work.
@@ -91,7 +91,7 @@ def snapshot(context: Context, leases: Mapping[str, Lease], *, window: Window | 
     done: dict[str, Snapshotted] = {}
     adding = threading.Lock()
 
-    def one(segment: _Segment, shared: Engine, *, careful: bool) -> None:
+    def compute(segment: _Segment, shared: Engine, *, careful: bool) -> None:
         parts = _one(context, leases, segment, shared, careful=careful)
         with adding:
             for app_id, part in parts.items():
@@ -107,23 +107,23 @@ def snapshot(context: Context, leases: Mapping[str, Lease], *, window: Window | 
         try:
             with engine(context.settings) as shared:
                 for together in pending:
-                    in_parallel(lambda segment: one(segment, shared, careful=False), together, shared.divide)
+                    in_parallel(lambda segment: compute(segment, shared, careful=False), together, shared.divide)
             return done
         except OutOfMemory as error:
-            context.log.info("%s; going on with one segment at a time", error)
+            context.log.info("%s; continuing with one segment at a time", error)
         except Exception as error:
             if not may_be_a_rows(error):
                 raise
-            context.log.info("%s; going on with one segment at a time", type(error).__name__)
+            context.log.info("%s; continuing with one segment at a time", type(error).__name__)
     with engine(context.settings) as alone:
         for together in _pending(context, leases):
             for segment in together:
-                one(segment, alone, careful=True)
+                compute(segment, alone, careful=True)
     return done
 
 
 def _pending(context: Context, leases: Mapping[str, Lease]) -> list[list[_Segment]]:
-    """The segments without snapshots, oldest first; those of one tick share no user: together."""
+    """The segments without snapshots, oldest first; grouped by tick."""
     parts, segments = tables.segment_apps, tables.segments
     with context.store.begin() as tx:
         rows = tx.execute(
@@ -148,10 +148,10 @@ def _one(
     except Exception as error:
         if not careful or not may_be_a_rows(error):
             raise
-        # An engine of its own: one that met a bug of its own may be of no use any more.
+        # A new engine: an internal error may have made the old engine unusable.
         odd = odd_rows_of(
             context, segment.file, lambda *rows: _try(context, replace(segment, rows=rows)), error,
-            "it tells nothing of its user",
+            "it carries no state of its user",
         )  # fmt: skip
         with engine(context.settings) as fresh:
             computed = _compute(context, replace(segment, odd=list(odd)), fresh, careful=careful)
@@ -169,7 +169,7 @@ def _one(
 
 
 def _try(context: Context, segment: _Segment) -> None:
-    """Computes some rows of a segment, for nothing but to see whether that can be done."""
+    """Computes some rows of a segment, and removes the result; raises the error of a row that cannot be computed."""
     with engine(context.settings) as own:
         context.folder.remove(_compute(context, segment, own, careful=True).file)
 
@@ -197,7 +197,7 @@ def _compute(context: Context, segment: _Segment, shared: Engine, *, careful: bo
                 "SELECT app_id, count(*), sum(truncated_arrays)::BIGINT FROM snapshots GROUP BY app_id"
             ).fetchall()
         }
-    people = {one["values"]: one["counts"] for one in current["app_id"].value_counts().to_pylist()}
+    people = {app["values"]: app["counts"] for app in current["app_id"].value_counts().to_pylist()}
     done = {
         app_id: Snapshotted(
             events=events.get(app_id, (0, 0))[0],
@@ -211,7 +211,7 @@ def _compute(context: Context, segment: _Segment, shared: Engine, *, careful: bo
 
 
 def _create_segment(context: Context, connection: duckdb.DuckDBPyConnection, segment: _Segment) -> None:
-    """Creates the view ``segment``, and ``odd_rows`` with those that cannot be computed."""
+    """Creates the views ``segment`` and ``odd_rows``, which has the rows that cannot be computed."""
     connection.register("wanted", pa.table({"app_id": pa.array(segment.app_ids, pa.string())}))
     file = read_files([context.folder.path(segment.file)], SEGMENT_SCHEMA, "file_row_number")
     for view, rows in (("segment", f"NOT {is_odd(segment.odd)}"), ("odd_rows", is_odd(segment.odd))):
@@ -222,13 +222,13 @@ def _create_segment(context: Context, connection: duckdb.DuckDBPyConnection, seg
 
 
 def _parse(context: Context, connection: duckdb.DuckDBPyConnection, segment: _Segment, *, careful: bool) -> None:
-    """Makes the table ``carried_by_event``: of all rows at once, or else of a few at a time.
+    """Makes the table ``carried_by_event``: for all rows at once, or for a few at a time.
 
     Args:
-        context: for the file, and to say which rows cannot be read.
+        context: for the file, and to log unreadable rows.
         connection: has the view ``segment``, and the macros.
-        segment: which rows are wanted.
-        careful: whether to go on with few rows at a time where all of them take too much memory.
+        segment: the wanted rows.
+        careful: whether to continue with a few rows at a time if all of them take too much memory.
     """
     try:
         connection.execute("CREATE TEMP TABLE carried_by_event AS FROM carried('segment')")
@@ -254,7 +254,7 @@ def _parse(context: Context, connection: duckdb.DuckDBPyConnection, segment: _Se
 
 
 def _parse_few(context: Context, connection: duckdb.DuckDBPyConnection, rows: pa.Table) -> None:
-    """Adds rows to ``carried_by_event``; a row that cannot be read carries nothing, whatever the others are."""
+    """Adds rows to ``carried_by_event``; an unreadable row carries nothing and does not affect the others."""
     connection.register("few_rows", rows)
     try:
         connection.execute("INSERT INTO carried_by_event FROM carried('few_rows')")
@@ -268,17 +268,17 @@ def _parse_few(context: Context, connection: duckdb.DuckDBPyConnection, rows: pa
             return
         (row,) = rows.select(["app_id", "id"]).to_pylist()
         context.log.warning(
-            "event %s of app %s: its payload cannot be read (%s), so it tells nothing of its user",
+            "event %s of app %s: cannot read its payload (%s); it sets no user properties",
             row["id"], row["app_id"], type(error).__name__,
         )  # fmt: skip
         connection.execute("INSERT INTO carried_by_event BY NAME FROM carried_nothing('few_rows')")
 
 
 def _create_earlier(context: Context, connection: duckdb.DuckDBPyConnection) -> None:
-    """Makes the view ``earlier``: what was known, before this segment, of the users whose events lack something.
+    """Makes the view ``earlier``: the earlier state of users whose events lack a group.
 
-    Normally that is the newest of each group, from the store. An event older than that needs what was newest before
-    *it*, which the snapshot files of earlier segments tell.
+    Normally that is the newest value of each group, from the store. A late event needs the newest value before
+    *itself*, from the snapshot files of earlier segments.
     """
     people: dict[str, list[str]] = {}
     for app_id, user_id in connection.execute("SELECT app_id, user_id FROM incomplete").fetchall():
