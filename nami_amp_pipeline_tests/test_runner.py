@@ -242,3 +242,17 @@ def test_two_at_once_on_a_fresh_home_make_one_whole_history(stage: Scene) -> Non
         thread.join()
     assert failures == []
     assert (instance.dagster_home(stage.settings) / "dagster.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("database is locked", "is locked by another process; the next run tries again"),
+        ("disk I/O error", "cannot be read or written: disk I/O error"),
+    ],
+)
+def test_a_history_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, said: str, told: str) -> None:
+    """A process that stands still in the middle of writing it keeps Dagster's SQLite files locked."""
+    settings = Settings.load({"NAMI_AMP_HOME": str(tmp_path)})
+    with pytest.raises(Blocked, match=f"Dagster's history in .* {told}$"), dagster_instance(settings):
+        raise sa.exc.OperationalError("INSERT", {}, sqlite3.OperationalError(said))

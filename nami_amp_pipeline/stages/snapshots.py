@@ -69,7 +69,7 @@ class _Segment:
 
 @dataclass(frozen=True)
 class _Computed:
-    """The results of a segment before the commit: a snapshot file, the newer current snapshots, and the counts by app."""
+    """The results of a segment before the commit: a snapshot file, newer current snapshots, and counts by app."""
 
     file: str
     current: pa.Table
