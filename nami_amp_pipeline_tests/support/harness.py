@@ -21,7 +21,7 @@ from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.stages import pipeline
 from nami_amp_pipeline.state import integrations as state
 from nami_amp_pipeline.state.integrations import Integration
-from nami_amp_pipeline.storage.duckdb_engine import sql
+from nami_amp_pipeline_tests.support.fast_start import fresh_events
 from nami_amp_pipeline_tests.support.warehouses import PostgresEvents
 
 START = datetime(2026, 9, 1, tzinfo=UTC)
@@ -93,8 +93,7 @@ class Pipeline:
         if self.settings.warehouse_url.startswith("postgresql"):
             self.postgres = postgres or PostgresEvents(self.settings.warehouse_url)
         elif not self.warehouse.exists():
-            with duckdb.connect(str(self.warehouse)) as connection:
-                connection.execute(sql("nami_events"))
+            fresh_events(self.warehouse)
         self.context = Context.open(self.settings, run_id="test", clock=self.clock)
         self.context.sleep = self.clock.sleep
         self.wires: dict[int, Agreeing] = {}
