@@ -75,19 +75,26 @@ def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return server.fresh_database()
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m chooses
+@pytest.hookimpl(tryfirst=True)  # before -m chooses, and in the order of the files
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leaves all cases on PostgreSQL but the first of each test to ``make test``: a database takes its time."""
-    seen: set[str] = set()
+    """Marks cases as slow that a test has many of, so that ``make quick`` runs some.
+
+    That is the first case of a test with ``slow_cases``, and otherwise all without PostgreSQL and the first with it.
+    """
+    seen: set[tuple[str, bool]] = set()
     for item in items:
         chosen = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         kinds = {chosen[name] for name in ("state_url", "warehouse_url") if name in chosen}
-        if "postgresql" in kinds:
-            test = item.nodeid.partition("[")[0]
-            if len(kinds) > 1 or test in seen:
-                item.add_marker(pytest.mark.slow)
-            else:
-                seen.add(test)
+        with_postgres = "postgresql" in kinds
+        case = (item.nodeid.partition("[")[0], with_postgres)
+        if item.get_closest_marker("slow_cases") is not None:
+            is_slow = case in seen or with_postgres
+        else:
+            is_slow = with_postgres and (case in seen or len(kinds) > 1)
+        if is_slow:
+            item.add_marker(pytest.mark.slow)
+        else:
+            seen.add(case)
 
 
 def pytest_collection_finish() -> None:

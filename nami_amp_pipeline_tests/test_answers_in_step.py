@@ -20,6 +20,8 @@ from nami_amp_pipeline_tests.simulation.scripted_answers import Bench, event
 from nami_amp_pipeline_tests.support.raw_server import BODY, GOOD, Behaviour, answer, raw_server, send
 from nami_amp_pipeline_tests.support.tls import certificate
 
+pytestmark = pytest.mark.slow_cases
+
 HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n"
 PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -16,7 +16,7 @@ from nami_amp_pipeline.definitions import defs
 from nami_amp_pipeline.defs.resources import PipelineResource
 from nami_amp_pipeline_tests.support.scene import WARNINGS
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

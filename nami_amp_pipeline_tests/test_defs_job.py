@@ -28,7 +28,7 @@ from nami_amp_pipeline.state.integration_changes import IntegrationChange, chang
 from nami_amp_pipeline.state.integrations import set_enabled
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from nami_amp_pipeline.state.integration_changes import IntegrationChange, chang
 from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 
+pytestmark = pytest.mark.slow_cases
+
 SECRET = "Anna Karenina, 1877"
 ACCOUNT = [{"key": "external_id", "type": "uuid", "value": "ext-u1"}]
 STATE = {

@@ -24,6 +24,8 @@ from nami_amp_pipeline.stages.snapshot_sql import snapshot_sql
 from nami_amp_pipeline.state.store import Lease
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 
+pytestmark = pytest.mark.slow_cases
+
 NORMAL = {"active_entitlements": [{"entitlement_ref_id": "gold", "sku_ref_id": "gold-monthly"}], "devices": []}
 
 

@@ -22,6 +22,8 @@ from nami_amp_pipeline.state.store import Lease
 from nami_amp_pipeline_tests.support.command_line import invoke, one_line
 from nami_amp_pipeline_tests.support.harness import START, Agreeing, Pipeline
 
+pytestmark = pytest.mark.slow_cases
+
 
 def rows(first: int, count: int, **more: Any) -> list[dict[str, Any]]:
     return [

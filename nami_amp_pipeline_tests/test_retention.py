@@ -21,6 +21,8 @@ from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 
+pytestmark = pytest.mark.slow_cases
+
 DAY = 86_400
 
 

@@ -41,6 +41,7 @@ def delivered(folder: Path) -> int:
     return int(one["delivered"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("streams", "settings"),
     [
@@ -66,7 +67,17 @@ def test_a_run_delivers_whoever_can_read_of_it(
     assert server.sandbox.audit.accepted == 2
 
 
-@pytest.mark.parametrize("command", ["status", "status --json", "integrations list", "doctor", "--help", "bogus"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "bogus",
+        "--help",
+        *(
+            pytest.param(command, marks=pytest.mark.slow)
+            for command in ("status", "status --json", "integrations list", "doctor")
+        ),
+    ],
+)
 @pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&-", ">/dev/full", "2>/dev/full", ">/dev/full 2>/dev/full"])
 def test_no_command_breaks(tmp_path: Path, command: str, streams: str) -> None:
     done = shell(tmp_path, f"$NAMI {command} {streams}")

@@ -75,6 +75,17 @@ def _empty_events() -> bytes:
         shutil.rmtree(folder)
 
 
+@contextmanager
+def events_file(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A session for writing into a DuckDB file, whose tables are those of ``events``."""
+    with _Session({"threads": 1}) as session, session.cursor() as connection:
+        connection.execute(f"ATTACH {compute.literal(str(path))} AS events")
+        try:
+            yield connection
+        finally:
+            connection.execute("DETACH events")
+
+
 class _Session:
     """A session of a DuckDB that somebody else has used before; at its end it is free for the next."""
 
