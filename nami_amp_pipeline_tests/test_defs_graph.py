@@ -149,6 +149,7 @@ def test_loading_touches_no_disk_no_database_and_no_network(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"),
     [("TICK_MINUTES", "0"), ("SENSOR_SECONDS", "often"), ("STATE_URL", "mysql://u:hush@h/d"), ("LEASE_SECONDS", "5")],

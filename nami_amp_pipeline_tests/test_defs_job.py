@@ -147,6 +147,7 @@ def halts(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> li
     ]
 
 
+@pytest.mark.slow
 def test_halted_partition_says_why_and_how_it_goes_on_until_it_does(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.load(apps=("radio", "fit"))
     stage.add("radio", key=BAD_KEY)

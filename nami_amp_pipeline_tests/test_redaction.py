@@ -147,6 +147,7 @@ class TestCommands:
             again = invoke(tmp_path, "--debug", "integrations", "add", "radio", "prod", "--endpoint", "us", option, key)
             check_hidden(again.output, KEY, KEY.upper())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "address", ["postgresql://me:{}@127.0.0.1:9/db", "postgresql://me@127.0.0.1:9/db?password={}"]
     )
