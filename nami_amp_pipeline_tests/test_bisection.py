@@ -13,8 +13,6 @@ from nami_amp_pipeline.delivery.transport import HttpAnswer
 from nami_amp_pipeline_tests.simulation.scripted_answers import Bench, Posted, event
 from nami_amp_pipeline_tests.tools.bisection_cost import REFUSED, TAKEN, worst
 
-pytestmark = pytest.mark.slow_cases
-
 
 @pytest.mark.parametrize("waiting", [False, True], ids=["lane", "waiting"])
 @pytest.mark.parametrize("events", [1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 32, 64, 100])

@@ -334,6 +334,7 @@ class TestChangesHoldForWhatIsInNoOutbox:
         assert "name" not in events["e2"]["event_properties"]
         assert events["e3"]["event_type"] == "Seen"
 
+    @pytest.mark.slow
     def test_who_waits_still_goes_with_the_login(self, pipeline: Pipeline) -> None:
         store, cipher = pipeline.context.store, pipeline.context.cipher
         one = pipeline.add("shop", anonymous="wait_for_login")

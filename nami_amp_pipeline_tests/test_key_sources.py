@@ -15,8 +15,6 @@ from nami_amp_pipeline.state import Store
 from nami_amp_pipeline.state.integrations import get, halt
 from nami_amp_pipeline_tests.support.command_line import API_KEY, PROGRAM, environment, invoke, one_line, working_in
 
-pytestmark = pytest.mark.slow_cases
-
 ADD = ("integrations", "add", "radio", "prod", "--endpoint", "us")
 SECRET = "a-secret-key-9876543210"
 

@@ -307,6 +307,7 @@ def test_segment_that_is_gone_by_the_time_of_its_repair(scene: Pipeline) -> None
     assert [why for _, why in repair(scene.context, lost)] == [None]  # as after a retention in between
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_is_lost_at_whatever_moment_is_mended(seed: int, scene: Pipeline) -> None:
     rng = random.Random(seed)

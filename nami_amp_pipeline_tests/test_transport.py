@@ -14,8 +14,6 @@ from nami_amp_pipeline.delivery.transport import HttpAnswer, HttpTransport, NoAn
 from nami_amp_pipeline.sandbox import Fault, Sandbox, SandboxServer
 from nami_amp_pipeline_tests.support.raw_server import GOOD, Behaviour, raw_server, send
 
-pytestmark = pytest.mark.slow_cases
-
 
 def _reset(connection: socket.socket, _number: int) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
