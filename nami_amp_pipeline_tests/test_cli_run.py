@@ -125,8 +125,8 @@ def test_trouble_is_said_nothing_is_lost_and_the_next_run_goes_on(tmp_path: Path
             assert (found["radio/well"]["delivered"], found["radio/well"]["error"]) == (1, None)
             assert API_KEY not in said
             prod, wrong = said.splitlines()
-            assert prod.endswith("(1 event pending, the next run goes on)")
-            assert wrong.endswith("then 'integrations enable radio/wrong-key' goes on)")
+            assert prod.endswith("(1 event pending, the next run continues)")
+            assert wrong.endswith("then 'nami-amp integrations enable radio/wrong-key')")
         strict.sandbox._refused_keys = frozenset()
         assert invoke(tmp_path, "integrations", "enable", "radio/wrong-key").exit_code == 0
         assert invoke(tmp_path, "integrations", "disable", "radio/prod").exit_code == 0

@@ -383,7 +383,7 @@ def test_a_salt_that_cannot_be_read_stops_its_integration_only(pipeline: Pipelin
         failed=lambda one, error: told.append((called(one), str(error))),
     )
     assert [key for key, _ in told] == [broken.key]
-    assert "cannot be hashed" in told[0][1]
+    assert "cannot hash its fields" in told[0][1]
     assert (pipeline.status(fine).pending, pipeline.status(broken).pending) == (1, 1)
 
 

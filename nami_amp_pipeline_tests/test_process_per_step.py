@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.defs.jobs import micro_batch
 from nami_amp_pipeline.defs.resources import PipelineResource, PipelineSession
-from nami_amp_pipeline.errors import Halted, WarehouseUnavailable
+from nami_amp_pipeline.errors import Blocked, WarehouseUnavailable
 from nami_amp_pipeline.micro_batch import MicroBatch
 from nami_amp_pipeline.retention import retain
 from nami_amp_pipeline.stages.table import CAPTURE, DELIVER, PREPARE, SNAPSHOTS
@@ -89,11 +89,11 @@ def test_troubles_are_of_their_run_and_go_when_that_is_old(stage: Scene) -> None
     stage.add("radio")
     first = MicroBatch.begin(stage.context)
     first.run(CAPTURE)  # there is no warehouse
-    first.note(PREPARE, Halted("radio/main: a file is lost"), "radio|main")
+    first.note(PREPARE, Blocked("radio/main: a file is lost"), "radio|main")
     again = MicroBatch.begin(stage.context)  # another process of the same run
     assert [(asset, type(error)) for asset, error in again.troubles] == [
         ("nami_events", WarehouseUnavailable),
-        ("amplitude_events", Halted),
+        ("amplitude_events", Blocked),
     ]
     assert [str(error) for _, error in again.troubles] == [str(error) for _, error in first.troubles]
     assert again.problems()[1] == "amplitude_events: radio/main: a file is lost"

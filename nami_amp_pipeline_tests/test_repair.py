@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.errors import Halted
+from nami_amp_pipeline.errors import Blocked
 from nami_amp_pipeline.operations.repair import LostFile, lost_files, repair
 from nami_amp_pipeline.stages import pipeline as stages
 from nami_amp_pipeline.state import tables
@@ -167,7 +167,7 @@ def test_lost_ledger_is_made_again(scene: Pipeline) -> None:
     scene.tick()
     lose(scene, "ledger")
     assert names(scene, "ledger")
-    with pytest.raises(Halted, match="ledger"):
+    with pytest.raises(Blocked, match="ledger"):
         stages.capture_apps(scene.context)
     assert [why for _, why in repair(scene.context, lost_in(scene))] == [None]
     scene.insert(rows(0, 40, ingested_at=START + timedelta(hours=2)))  # loaded again: known all the same
@@ -292,7 +292,7 @@ def test_segment_that_is_being_prepared_is_left_to_who_has_it_open(scene: Pipeli
     scene.tick()
     other.store.close()
     assert said
-    assert all(why is not None and "worked on by another process" in why for why in said)
+    assert all(why is not None and "in use by another process" in why for why in said)
     assert [why for _, why in repair(scene.context, lost_in(scene))] == [None]
     assert finish(scene, one) == GOOD
     assert len(scene.sent(one)) == len(GOOD)  # each once

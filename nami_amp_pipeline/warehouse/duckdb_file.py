@@ -49,7 +49,7 @@ GROUP BY ALL
 """  # noqa: S608
 
 _NAMED = 20
-"""Findings of rows that cannot be captured, at most."""
+"""The most findings about rows that cannot be captured."""
 
 # What a row or a file of the warehouse can be to blame for; everything else is this program's.
 _FAULTS = (

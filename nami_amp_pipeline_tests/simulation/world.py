@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.errors import Halted, LostLease
+from nami_amp_pipeline.errors import Blocked, LostLease
 from nami_amp_pipeline.operations.status import status
 from nami_amp_pipeline.sandbox import Fault, Options, Sandbox
 from nami_amp_pipeline.sandbox.settings import key_digest
@@ -180,7 +180,7 @@ class World:
             self.facts.crashes += 1
             self.facts.met[f"ends at {perils.crashed_at}"] += 1
             return False
-        except (Halted, LostLease) as error:
+        except (Blocked, LostLease) as error:
             self.facts.store_failures += 1
             self.facts.met[f"gives up: {type(error).__name__}"] += 1
             return False
