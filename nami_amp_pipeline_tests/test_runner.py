@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +10,18 @@ from pathlib import Path
 import dagster as dg
 import duckdb
 import pytest
+import sqlalchemy as sa
 
 from nami_amp_pipeline.dagster_support import instance
 from nami_amp_pipeline.dagster_support.instance import dagster_home, dagster_instance
-from nami_amp_pipeline.errors import Misconfigured, StoreUnavailable, Unexpected, WarehouseUnavailable
+from nami_amp_pipeline.errors import Blocked, Misconfigured, StoreUnavailable, Unexpected, WarehouseUnavailable
 from nami_amp_pipeline.micro_batch import MicroBatch
 from nami_amp_pipeline.runner import run_micro_batch
+from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.stages.table import CAPTURE
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
 
 ROW = {
     "integration", "captured", "delivered", "skipped", "dead_letters", "pending", "watermark", "lag_seconds", "error"

@@ -23,8 +23,8 @@ def dead_letters() -> None:
 
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--until", metavar="TIME", help="Those that became dead letters before this time."),
-        click.option("--since", metavar="TIME", help="Those that became dead letters at or after this time."),
+        click.option("--until", metavar="TIME", help="Only events that became dead letters before this time."),
+        click.option("--since", metavar="TIME", help="Only events that became dead letters at or after this time."),
         click.option(
             "--reason",
             "reasons",

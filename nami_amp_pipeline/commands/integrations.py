@@ -33,7 +33,7 @@ def integrations() -> None:
 @click.argument("app")
 @click.argument("name")
 @setting_options(is_new=True)
-@click.option("--disabled", is_flag=True, help="Add it switched off.")
+@click.option("--disabled", is_flag=True, help="Add it disabled.")
 @click.pass_obj
 def add(invocation: Invocation, /, app: str, name: str, disabled: bool, **given: Any) -> None:
     """Send events of APP to an Amplitude project, under NAME.
@@ -246,7 +246,7 @@ def _switch(invocation: Invocation, names: Sequence[str], *, on: bool) -> None:
 
 @integrations.command()
 @click.argument("names", nargs=-1, required=True, metavar="APP/NAME")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.pass_obj
 def remove(invocation: Invocation, names: tuple[str, ...], yes: bool) -> None:
     """Remove an integration with its pending events and dead letters.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     "integrations",
     multiple=True,
     metavar="APP/NAME",
-    help="Only this one; may be given several times.",
+    help="Only this integration; may be given several times.",
 )
 @json_option
 @click.pass_obj

@@ -150,7 +150,7 @@ class Channel:
                 return attempt
         return None
 
-    # -- what came of it -------------------------------------------------------------------------------------------
+    # -- outcomes --------------------------------------------------------------------------------------------------
 
     def finish(self, attempt: Attempt, answer: HttpAnswer | NoAnswer, now: int) -> Verdict:
         """Takes in the outcome of a request."""
@@ -212,7 +212,7 @@ class Channel:
         state.failures += 1
         # At once is too soon: it would ask without end.
         state.ready_at = now + _us(verdict.delay or self._backoff(state.failures))
-        if verdict.reason == TOO_LARGE:  # it is believed in the end, so the run goes on until then
+        if verdict.reason == TOO_LARGE:  # it is believed after some repeats, so the run continues until then
             self.progress_at = state.ready_at + _LATE_MICROS
 
     def _refused(self, attempt: Attempt, verdict: Verdict, why: Refusal, now: int) -> None:

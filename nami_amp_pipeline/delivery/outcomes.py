@@ -71,7 +71,7 @@ class OutcomeRecorder:
     def delivered_held(self, ids: Sequence[int], request: RequestRecord, now: int) -> None:
         """Held events were delivered."""
         self.done.delivered += len(ids)
-        # Kept, without the body: it tells that the row of the lane has its end state, and when.
+        # Kept without the body: it records that the lane's row has its end state, and when.
         self.changes.update_exceptions(
             ids, {"state": "delivered", "body": None, "at": now, "run_id": self._run_id}, request
         )

@@ -162,7 +162,7 @@ def retry(store: Store, which: Filter, *, force: bool = False) -> Retried:
     for letter in letters:
         by_integration[letter.integration_id].append(letter)
     for integration_id, mine in by_integration.items():
-        # A run that goes on meanwhile counts and orders what is held by itself.
+        # A run under way counts and orders held events itself.
         leases = store.acquire([f"integration:{integration_id}"])
         if not leases:
             done.refused[BUSY] += len(mine)

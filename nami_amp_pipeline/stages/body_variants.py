@@ -109,7 +109,7 @@ class Variant:
         """SQL of a snapshot's JSON text without the hidden fields."""
         patch = []
         for prop in contract.PROPERTIES:
-            name, names = prop.name, {prop.name, prop.field}  # whoever hides the field hides what it becomes
+            name, names = prop.name, {prop.name, prop.field}  # hiding the field hides its properties too
             path = literal(f"$.{name}")
             if names & self.exclude:
                 patch.append(f"{literal(name)}, NULL")

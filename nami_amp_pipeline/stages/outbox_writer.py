@@ -106,7 +106,7 @@ def write_outbox(context: Context, connection: duckdb.DuckDBPyConnection, name: 
     """Writes the outbox file; returns, by integration, its lanes and the events that are not posted."""
     parts: dict[int, OutboxPart] = {}
     batches = 0
-    with context.folder.ipc(name, OUTBOX_SCHEMA, compression=None) as writer:  # read soon, and gone soon after
+    with context.folder.ipc(name, OUTBOX_SCHEMA, compression=None) as writer:  # read soon, and removed soon after
         for integration_id, lane, rows in _lanes(connection):
             part = parts.setdefault(integration_id, OutboxPart())
             first = batches

@@ -181,7 +181,7 @@ def register_released(
     """
     released: list[dict[str, object]] = []
     with context.store.reading() as tx:
-        waiting = _with_waiting(tx)  # whoever was set to something else since still has what waits
+        waiting = _with_waiting(tx)  # an integration with a changed setting still has its waiting events
         for integration in integrations:
             if integration.id in waiting:
                 released += _released(tx, integration, logged_in.get(integration.app_id, set()))

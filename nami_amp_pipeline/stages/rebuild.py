@@ -45,7 +45,7 @@ def rebuild_outbox(context: Context, outbox_id: int, lease: Lease, *, resend: bo
     boxes = tables.outboxes
     with context.store.reading() as tx:
         box = tx.execute(sa.select(boxes).where(boxes.c.id == outbox_id, boxes.c.done_at.is_(None))).one_or_none()
-        if box is None:  # whoever had the lease until now had the file open still, or its integration was removed
+        if box is None:  # the former holder of the lease finished it, or its integration was removed
             return
         left = _left(tx, outbox_id)
         segment = _segment(context, tx, box)

@@ -105,7 +105,7 @@ class Store:
                     pool_pre_ping=True,
                     connect_args={
                         "connect_timeout": 10,
-                        # A process that stands still in a transaction must not hold the others for ever.
+                        # A process that is stopped in a transaction must not block the others for ever.
                         "options": f"-c lock_timeout={_LOCK_SECONDS * 1_000} "
                         f"-c idle_in_transaction_session_timeout={int(self.lease_seconds * 1_000)}",
                     },
@@ -213,7 +213,7 @@ class Store:
         taken: dict[str, Lease] = {}
         table = tables.leases
         with self.begin() as tx:
-            # Rows that are there can be locked: of two that take a new lease at once, one must wait and see.
+            # Existing rows can be locked: if two processes take a new lease at once, the second waits for the first.
             there: set[str] = set()
             for some in _portions(names):
                 there |= set(tx.execute(sa.select(table.c.name).where(table.c.name.in_(some))).scalars())
@@ -373,7 +373,9 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA busy_timeout=30000")
     _switch_to_wal(cursor)
-    cursor.execute("PRAGMA synchronous=FULL")  # a commit that is gone after a power cut could be posted differently
+    cursor.execute(
+        "PRAGMA synchronous=FULL"
+    )  # an event whose commit is lost in a power cut could be posted differently
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
 

@@ -88,7 +88,7 @@ class AdbcWarehouse(ABC):
         """An error of the driver as one line that says what to do."""
         return f"cannot read {self.name}: {one_line(error)}"
 
-    # How the database writes things: as the SQL standard does, where it says nothing else.
+    # How the database writes literals and names: the SQL standard by default.
 
     def text(self, value: str) -> str:
         """A text as a literal."""
@@ -343,7 +343,7 @@ class _Reading:
             self._duck.execute("SELECT part, list(DISTINCT app_id) FROM warehouse_wanted GROUP BY part").fetchall()
         )
         gap = max(GAP_ROWS, (keys - wanted) // _MOST_SPANS)
-        # Not in SQL: DuckDB's windows over so many rows take time that grows with their square.
+        # Not in SQL: the time of DuckDB's windows grows with the square of the rows.
         part, at, is_wanted, others = (moments[name].to_numpy() for name in ("part", "moment", "wanted", "others"))
         passed = np.cumsum(others)[is_wanted]
         part, at = part[is_wanted], at[is_wanted]
@@ -368,7 +368,7 @@ class _Reading:
 
     def close(self) -> None:
         """Leaves DuckDB as it was."""
-        with suppress(duckdb.Error):  # it must not stand before what went wrong; the connection's end does the same
+        with suppress(duckdb.Error):  # must not hide the original error; closing the connection does the same
             self._duck.execute("RESET disabled_optimizers")
             self._duck.unregister("warehouse_stream")
 

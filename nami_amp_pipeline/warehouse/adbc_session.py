@@ -60,7 +60,7 @@ class Session:
     def close(self) -> None:
         """Closes streams that were not read to their end."""
         for batches in self._streams:
-            with suppress(Exception):  # it must not stand before what went wrong
+            with suppress(Exception):  # must not hide the original error
                 batches.close()
 
 

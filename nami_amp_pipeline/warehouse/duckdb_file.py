@@ -229,7 +229,7 @@ class DuckDBWarehouse:
         except _FAULTS as error:
             raise WarehouseUnavailable(f"cannot read {self.name}: {one_line(error)}") from None
         finally:
-            with suppress(duckdb.Error):  # it must not stand before what went wrong; the connection's end does the same
+            with suppress(duckdb.Error):  # must not hide the original error; closing the connection does the same
                 connection.execute("DETACH warehouse")
 
 
