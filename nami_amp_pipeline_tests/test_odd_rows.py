@@ -142,6 +142,7 @@ def test_rows_that_cannot_be_named_are_counted_once(make: Make, caplog: pytest.L
     [
         ({"user_id": None}, "no_user_id"),
         ({"user_id": ""}, "no_user_id"),
+        ({"user_id": "\0\0"}, "no_user_id"),
         ({"user_id": "".join(chr(300 + n % 5_000) for n in range(4_000))}, "long_user_id"),
         ({"payload": None}, "malformed_payload"),
         ({"payload": '{"a":' + '"' + "x" * 1_000_000 + '"}'}, "too_large"),
@@ -154,6 +155,8 @@ def test_rows_that_cannot_be_named_are_counted_once(make: Make, caplog: pytest.L
 def test_a_row_that_cannot_be_sent_is_a_dead_letter(make: Make, change: Mapping[str, Any], reason: str) -> None:
     scene = make()
     one = scene.add("app", user_id_kind="nami_user_id")
+    if scene.postgres is not None and "\0" in (change.get("user_id") or ""):
+        pytest.skip("PostgreSQL holds no such text")
     scene.insert([row("bad", **change), row("good")])
     scene.tick()
     scene.tick()

@@ -22,7 +22,7 @@ from nami_amp_pipeline.stages.body_variants import Variant
 from nami_amp_pipeline.stages.odd_rows import find_odd, may_be_a_rows
 from nami_amp_pipeline.stages.table import PREPARE
 from nami_amp_pipeline.state.integrations import Integration
-from nami_amp_pipeline_tests.simulation.fast_start import shared_engine
+from nami_amp_pipeline_tests.support.fast_start import shared_engine
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 
 KIND = "user.subscription.renewed"

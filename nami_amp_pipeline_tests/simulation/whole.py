@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections import Counter
@@ -297,7 +298,8 @@ class _Simulation:
         world = self.world
         received = world.received_with(f"key-of-{name}".ljust(32, "0"))
         sendable = {event["insert_id"]: event for event in expected.delivered}
-        due = [event for event_id, event in sendable.items() if event_id not in self.dead]
+        # Read as the sandbox reads it: a number beyond 64 bits as a float.
+        due = [orjson.loads(json.dumps(event)) for event_id, event in sendable.items() if event_id not in self.dead]
         world.check(len(sendable) == len(expected.delivered), "the plain reading delivers twice")
         refused = Counter(reason for event_id, reason in self.dead.items() if event_id in sendable)
         missing = {event["insert_id"] for event in due} - received.keys()
