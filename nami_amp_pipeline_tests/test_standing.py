@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from nami_amp_pipeline.clock import to_datetime
+from nami_amp_pipeline.contract import did_you_mean, nearest
 from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer
 from nami_amp_pipeline.operations import dead_letters, reasons
 from nami_amp_pipeline.operations.standing import Standing, next_run, standings
@@ -297,8 +298,9 @@ def test_every_code_has_its_words() -> None:
     assert reasons.means("of_tomorrow") == "of tomorrow"
     assert reasons.is_unreachable("http_408")
     assert not reasons.is_unreachable("http_404: no")
-    assert reasons.nearest("rejcted", reasons.REASONS) == "rejected"
-    assert reasons.nearest("zzz", reasons.REASONS) is None
+    assert nearest("rejcted", reasons.REASONS) == "rejected"
+    assert nearest("zzz", reasons.REASONS) is None
+    assert did_you_mean("Radio/Prdo", ["fit/main", "radio/prod"]) == ": did you mean radio/prod?"
     for one in reasons.REASONS.values():
         assert not one.means.endswith(".")
         assert "refuse" not in f"{one.means} {one.action}"

@@ -9,6 +9,8 @@ import click
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.commands.base import parse_time
+from nami_amp_pipeline.commands.completion import event_types
+from nami_amp_pipeline.commands.completion import renames as renames_of
 from nami_amp_pipeline.commands.key_sources import key_options
 from nami_amp_pipeline.errors import Misconfigured
 
@@ -64,6 +66,7 @@ def _addresses(*, is_new: bool, default: Default) -> list[Decorator]:
             "--events",
             multiple=True,
             metavar="all|TYPE[,TYPE|PREFIX.*…]",
+            shell_complete=event_types,
             help="Which event types to send; 'user.subscription.*' means all that begin so, types to come included."
             + ("  [default: all]" if is_new else ""),
         ),
@@ -80,7 +83,11 @@ def _contents(default: Default) -> list[Decorator]:
             **default("now"),
         ),
         click.option(
-            "--rename", multiple=True, metavar="OLD=NEW", help="Another name in Amplitude; may be given several times."
+            "--rename",
+            multiple=True,
+            metavar="OLD=NEW",
+            shell_complete=renames_of,
+            help="Another name in Amplitude; may be given several times.",
         ),
         click.option(
             "--sandbox",

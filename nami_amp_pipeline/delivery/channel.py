@@ -173,7 +173,7 @@ class Channel:
             self._again(attempt, verdict, now)
         elif verdict.outcome in (Outcome.REFUSED_SOME, Outcome.REFUSED_ONE_OF):
             state.failures = state.doubts = 0
-            self._refused(attempt, verdict, Refusal(self.target.shown(answer), request), now)
+            self._refused(attempt, verdict, Refusal(self.target.shown(answer), request, self.target.said(verdict)), now)
         return verdict
 
     def _judged(self, attempt: Attempt, answer: HttpAnswer | NoAnswer, now: int) -> Verdict:

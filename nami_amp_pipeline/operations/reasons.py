@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Final, Literal
 
 Kind = Literal["skipped", "dead_letter", "pending", "unreachable", "halted"]
@@ -131,14 +130,6 @@ def is_unreachable(outcome: str) -> bool:
 def codes(*kinds: Kind) -> tuple[str, ...]:
     """The codes of some kinds, in the order of the table."""
     return tuple(one.code for one in _ALL if one.kind in kinds)
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that somebody may have meant; None if none is near."""
-    there = list(known)
-    folded = {one.lower(): one for one in there}
-    found = get_close_matches(word.lower(), list(folded), n=1, cutoff=0.6)
-    return folded[found[0]] if found else None
 
 
 def table() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
@@ -19,6 +19,9 @@ from nami_amp_pipeline.state.store import Transaction
 
 _WINDOW: Final = int(contract.DEDUPLICATION_WINDOW.total_seconds()) * 1_000_000
 _SHOWN_USERS: Final = 3
+_LATE_SECONDS: Final = 600.0
+"""Events that are queued for longer have somebody ask whose they are."""
+
 _CAPTURE: Final = "nami_events"
 """The asset of the stage that reads the warehouse; the table of the stages would bring all of DuckDB and Arrow."""
 
@@ -87,6 +90,7 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
         for one in there:
             waits, dead = held.get(one.id, _Held()), rejected.get(one.id, _NONE)
             count = numbers[one.key]
+            unanswered = _unanswered(tx, one) if count.to_post else None
             at, by = off.get(one.key, (None, ""))
             found.append(
                 Facts(
@@ -94,7 +98,7 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
                     count,
                     off_at=at,
                     off_by=by,
-                    unanswered=_unanswered(tx, one) if count.to_post else None,
+                    unanswered=unanswered,
                     project_until=paused.get(one.id),
                     users_until=waits.until,
                     held_since=waits.since,
@@ -106,7 +110,19 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
                     last_sign=sign,
                 )
             )
-    return found
+    return [_with_users(context, one, now) for one in found]
+
+
+def _with_users(context: Context, facts: Facts, now: int) -> Facts:
+    """Names some users where events are queued and do not go: reading files is left out where all is well."""
+    one, count = facts.integration, facts.numbers
+    stands = one.halted_reason or not one.enabled or facts.unanswered or facts.trouble
+    late = count.lag_seconds > _LATE_SECONDS or (facts.project_until or 0) > now
+    if facts.whose or not count.pending_by.get("queued") or not (stands or late):
+        return facts
+    from nami_amp_pipeline.operations.queued_users import some_users  # here: it brings Arrow
+
+    return replace(facts, whose=some_users(context, one, _SHOWN_USERS))
 
 
 def last_sign(tx: Transaction) -> int | None:
