@@ -40,14 +40,14 @@ def width() -> int:
 
 def coloured(text: str, colour: Colour | None, *, bold: bool = False) -> str:
     """A text in a colour, where that can be seen and ``NO_COLOR`` does not forbid it."""
-    if not is_terminal() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+    if not (colour or bold) or not is_terminal() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return click.style(text, fg=colour, bold=bold or None)
 
 
-def say(text: str = "", colour: Colour | None = None, *, bold: bool = False) -> None:
-    """Prints a line; on a terminal long ones are wrapped between words."""
-    if is_terminal() and text:
+def say(text: str = "", colour: Colour | None = None, *, bold: bool = False, wrapped: bool = True) -> None:
+    """Prints a line; on a terminal long ones are wrapped between words, but for those with commands to copy."""
+    if wrapped and is_terminal() and text:
         indent = " " * (len(text) - len(text.lstrip()) + 2)
         text = textwrap.fill(
             text, max(width(), 40), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False

@@ -133,9 +133,9 @@ def _show_standing(one: Standing) -> None:
     if one.next_try:
         screen.say(f"  Next try: {_time(one.next_try)}")
     if one.what_to_do:
-        screen.say(f"  Do:       {one.what_to_do}.")
+        screen.say(f"  Do:       {one.what_to_do}.", wrapped=False)
     for more in one.also:
-        screen.say(f"  Also:     {more}.")
+        screen.say(f"  Also:     {more}.", wrapped=False)
 
 
 def _show_rest(found: Overview) -> None:
@@ -161,7 +161,8 @@ def _show_rest(found: Overview) -> None:
         screen.say("Last run: none yet; 'nami-amp run' runs one micro-batch")
     else:
         name = f" ({run.run_id})" if run.run_id else ""
-        screen.say(f"Last run: {found.outcome}, {screen.duration(found.age_seconds)} ago{name}")
+        left = f", {screen.plural(found.pending, 'event')} pending" if found.pending else ""
+        screen.say(f"Last run: {found.outcome}{left}, {screen.duration(found.age_seconds)} ago{name}")
     for problem in run.problems:
         screen.say(f"  {problem}", "red")
     for alert in found.alerts:

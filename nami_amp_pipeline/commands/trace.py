@@ -93,13 +93,13 @@ def _show_verdicts(verdicts: Sequence[Verdict]) -> None:
     if not screen.is_terminal():
         screen.table(
             ("Integration", "Verdict", "When", "Why", "Next try", "What to do"),
-            [(one.integration, one.word, one.at, one.why, one.next_try, one.what_to_do) for one in verdicts],
+            [(one.integration, one.word, one.when, one.why, one.next_try, one.what_to_do) for one in verdicts],
         )
         return
     for one in verdicts:
         screen.say(str(one), _colour(one.word), bold=True)
         if one.what_to_do:
-            screen.say(f"  Do: {one.what_to_do}.")
+            screen.say(f"  Do: {one.what_to_do}.", wrapped=False)
 
 
 def _show_event(found: Trace, *, full: bool) -> None:
@@ -126,7 +126,7 @@ def _show_user(found: UserTrace) -> None:
     rows, colours = [], []
     for event in found.events:
         for one in event.verdicts:
-            rows.append((event.event_id, one.integration, one.word, one.at, event.event_type, event.created_date,
+            rows.append((event.event_id, one.integration, one.word, one.when, event.event_type, event.created_date,
                          one.why, one.next_try))  # fmt: skip
             colours.append(_colour(one.word))
     if rows:

@@ -207,6 +207,11 @@ class Overview:
             return "none yet"
         return "failed" if self.last_run.problems else "under way" if self.last_run.under_way else "done"
 
+    @property
+    def pending(self) -> int:
+        """Events of these integrations that have no end yet."""
+        return sum(one.pending for one in self.standings)
+
     def not_read(self, standing: Standing) -> Unread | None:
         """The rows that wait in the warehouse for the app of an integration; None where it is off or has none."""
         return None if standing.state == "off" else self.warehouse.unread.get(standing.integration.partition("/")[0])
@@ -302,7 +307,7 @@ def _look(context: Context, chosen: Sequence[Integration], since: int | None) ->
     except NamiAmpError as error:
         return WarehouseView(name, str(error), since if since is not None else context.now())
     rows = {app: Unread(count, oldest) for app, (count, oldest) in unread.items()}
-    return WarehouseView(name, None, None, rows, {app: nearest(app, set(there) - {app}) for app in silent})
+    return WarehouseView(name, None, since, rows, {app: nearest(app, set(there) - {app}) for app in silent})
 
 
 def app_without_rows(context: Context, app_id: str) -> str:

@@ -16,7 +16,7 @@ from nami_amp_pipeline.operations.queued_users import queued_users
 from nami_amp_pipeline.operations.standing import Standing, standings
 from nami_amp_pipeline.operations.status import WAITING
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.integrations import Integration, all_integrations
+from nami_amp_pipeline.state.integration_rows import Integration, read_all, reread
 
 _DAY: Final = 86_400_000_000
 
@@ -77,7 +77,8 @@ def pending(context: Context, integrations: Sequence[Integration] | None = None)
     Raises:
         StoreUnavailable: the state store cannot be read.
     """
-    chosen = all_integrations(context.store) if integrations is None else list(integrations)
+    with context.store.reading() as tx:
+        chosen = read_all(tx) if integrations is None else reread(tx, integrations)
     stands = {one.integration: one for one in standings(context, integrations=chosen)}
     found = []
     for one in chosen:
@@ -100,8 +101,8 @@ def _told(context: Context, standing: Standing, group: _Group) -> PendingUser:
         reason = standing.code or standing.state
         why = f"{standing.state}: {standing.why}" if standing.state != "waiting" else standing.why
         until = following
-    elif until is None or until < context.now():
-        until = following
+    else:
+        until = max((at for at in (until, following) if at is not None), default=None)
     return PendingUser(
         standing.integration, group.user, group.nami_user, group.events, group.oldest, reason, why, until
     )

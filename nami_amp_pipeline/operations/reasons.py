@@ -42,7 +42,7 @@ _REPAIR_AND_RETRY: Final = (
 
 _ALL: Final = (
     Reason("no_external_id", "skipped", "the user had no External ID", "'nami-amp integrations update APP/NAME "
-           "--anonymous …' says what happens to such events from now on"),
+           "--anonymous wait_for_login' or another policy says what happens to such events from now on"),
     Reason("sandbox", "skipped", "the event is from a store's sandbox, and the integration skips those"),
     Reason("production", "skipped", "the event is from production, and the integration takes sandbox events only"),
     Reason("malformed_payload", "dead_letter", "the payload is missing or is no JSON object", _LOADER),

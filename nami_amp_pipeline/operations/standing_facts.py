@@ -12,9 +12,10 @@ import sqlalchemy as sa
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.operations import reasons
+from nami_amp_pipeline.operations.named_fields import error_of, named_fields
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline.state.integrations import Integration, reread
 from nami_amp_pipeline.state.store import Transaction
 
 _WINDOW: Final = int(contract.DEDUPLICATION_WINDOW.total_seconds()) * 1_000_000
@@ -47,6 +48,7 @@ class Facts:
         rejected: dead letters of the last 7 days that can be posted again.
         rejected_by: the same by reason.
         rejected_since: when the oldest of them became one.
+        rejected_for: what Amplitude named of the newest, such as ``time is invalid``; empty if it named nothing.
         trouble: what a stage could not do for it and when, if nothing has moved since.
         last_sign: when any micro-batch last did or read anything.
     """
@@ -63,6 +65,7 @@ class Facts:
     whose: tuple[str, ...] = ()
     rejected_by: Mapping[str, int] = field(default_factory=dict)
     rejected_since: int | None = None
+    rejected_for: str = ""
     trouble: tuple[str, int] | None = None
     last_sign: int | None = None
 
@@ -79,8 +82,8 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
         StoreUnavailable: the state store cannot be read.
     """
     numbers = {one.integration: one for one in status(context, integrations)}
-    there = [one for one in integrations if one.key in numbers]
     with context.store.reading() as tx:
+        there = [one for one in reread(tx, integrations) if one.key in numbers]
         sign = last_sign(tx)
         off = _switched_off(tx, there)
         paused = _project_pauses(tx)
@@ -106,6 +109,7 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
                     whose=waits.some,
                     rejected_by=dead.by,
                     rejected_since=dead.since,
+                    rejected_for=_named(tx, one) if dead.by else "",
                     trouble=_trouble(tx, one, count),
                     last_sign=sign,
                 )
@@ -226,6 +230,16 @@ def _rejected(tx: Transaction, now: int) -> dict[int, _Rejected]:
         one.by[reason] = events
         one.since = min(since, one.since or since)
     return found
+
+
+def _named(tx: Transaction, one: Integration) -> str:
+    """What Amplitude named of the newest event that it rejected."""
+    table = tables.exceptions
+    query = sa.select(table.c.answer).where(
+        table.c.integration_id == one.id, table.c.state == "dead", table.c.reason.in_(reasons.RETRYABLE)
+    )
+    answer = tx.execute(query.order_by(table.c.id.desc()).limit(1)).scalar()
+    return ", ".join(f"{field.name} {field.how}" for field in named_fields(answer, None)) or error_of(answer) or ""
 
 
 def _unanswered(tx: Transaction, one: Integration) -> tuple[str, int] | None:

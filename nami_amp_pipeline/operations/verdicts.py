@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -52,8 +53,13 @@ class Verdict:
     next_try: str | None = None
     what_to_do: str | None = None
 
+    @property
+    def when(self) -> str | None:
+        """The time to the second, for people."""
+        return None if self.at is None else re.sub(r"\.\d+", "", self.at)
+
     def __str__(self) -> str:
-        at = f" {'since ' if self.word == 'waits' else ''}{self.at}" if self.at else ""
+        at = f" {'since ' if self.word == 'waits' else ''}{self.when}" if self.at else ""
         why = f": {self.why}" if self.why else ""
         then = f"; next try {self.next_try}" if self.next_try else ""
         return f"{self.integration}: {self.word}{at}{why}{then}"

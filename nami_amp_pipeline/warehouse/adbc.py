@@ -141,16 +141,17 @@ class AdbcWarehouse(ABC):
         self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int | None]
     ) -> dict[str, tuple[int, int]]:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
-        queries = [
-            f"SELECT {self.selected(['app_id'])}, count(*) AS rows, min(ingested_at) AS ingested_at FROM {self.table} "  # noqa: S608
-            f"WHERE {self.among('app_id', apps)} AND ingested_at > {self.time(_FIRST if since is None else since)} "
-            f"AND ingested_at <= {self.time(_LAST)} GROUP BY app_id"
-            for since, apps in by_position(positions).items()
-        ]
         schema = pa.schema([_ROWS.field("app_id"), pa.field("rows", pa.int64()), _ROWS.field("ingested_at")])
         local = "SELECT app_id, rows, epoch_us(ingested_at) FROM warehouse_stream"
         with self._session() as session:
             self.begin(session)
+            queries = [
+                f"SELECT {self.selected(['app_id'])}, count(*) AS rows, min(ingested_at) AS ingested_at "  # noqa: S608
+                f"FROM {self.table} WHERE {self.among('app_id', apps)} "
+                f"AND ingested_at > {self.time(_FIRST if since is None else since)} "
+                f"AND ingested_at <= {self.time(_LAST)} GROUP BY app_id"
+                for since, apps in by_position(positions).items()
+            ]
             rows = answered(session, connection, queries, schema, local) if queries else []
         return {app_id: (count, oldest) for app_id, count, oldest in rows}
 
@@ -159,7 +160,7 @@ class AdbcWarehouse(ABC):
         with self._session() as session:
             self.begin(session)
             some = f"(SELECT {self.selected(['app_id'])} FROM {self.table} WHERE app_id IS NOT NULL LIMIT {_SOME_ROWS})"  # noqa: S608
-            query = f"SELECT DISTINCT app_id FROM {some} AS some"  # noqa: S608
+            query = f"SELECT DISTINCT app_id FROM {some} AS first_rows"  # noqa: S608
             rows = answered(session, connection, [query], _schema("app_id"), "FROM warehouse_stream ORDER BY ALL")
         return [app_id for (app_id,) in rows]
 
