@@ -16,6 +16,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from nami_amp_pipeline.sandbox import Sandbox, SandboxServer
 
+pytestmark = pytest.mark.slow_cases
+
 KEY = "0123456789abcdef-page"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 

@@ -1,4 +1,4 @@
-"""Amplitude as a destination: its addresses, its limits, and what stands around the events of a request.
+"""Amplitude as a destination: its addresses, its limits, and the frame of a request.
 
 Sources: https://amplitude.com/docs/apis/analytics/http-v2 and https://amplitude.com/docs/apis/analytics/batch-event-upload.
 """
@@ -31,7 +31,7 @@ _REPAIRS: Final = {
         f"Give it the key of the right project with {_UPDATE} --api-key-env VAR', or the endpoint of its region with "
         f"{_UPDATE} --endpoint eu' (or us)"
     ),
-    "forbidden": "A firewall or the region refuses this sender: ask Amplitude's support",
+    "forbidden": "A firewall or the region blocks requests from this machine: contact Amplitude's support",
     "redirect": _ADDRESS,
     "http_404": _ADDRESS,
 }
@@ -46,7 +46,7 @@ class Amplitude:
     reserved_ids: Collection[str] = contract.RESERVED_IDS
 
     def limits(self, endpoint: str) -> EndpointLimits:
-        """The Batch Event Upload API takes more than the HTTP V2 API."""
+        """The Batch Event Upload API accepts more than the HTTP V2 API."""
         is_batch = endpoint.endswith("/batch")
         return EndpointLimits(
             contract.MAX_REQUEST_EVENTS,
@@ -56,7 +56,7 @@ class Amplitude:
         )
 
     def headers(self, api_key: Secret) -> Mapping[str, str]:
-        """No more than JSON wants: the key goes in the body."""
+        """Only the headers for JSON: the key is in the body."""
         del api_key
         return JSON_HEADERS
 

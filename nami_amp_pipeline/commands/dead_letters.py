@@ -24,11 +24,11 @@ def dead_letters() -> None:
 
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--until", metavar="TIME", help="Those that became dead letters before this time."),
+        click.option("--until", metavar="TIME", help="Only events that became dead letters before this time."),
         click.option(
             "--since",
             metavar="TIME",
-            help="Those that became dead letters at or after this time: 1h, 2d, yesterday, 2026-09-01T00:00:00Z.",
+            help="Only events that became dead letters at or after this time: 1h, 2d, yesterday, 2026-09-01T00:00:00Z.",
         ),
         click.option(
             "--reason",
@@ -71,7 +71,9 @@ def _filter(
 
 @dead_letters.command(name="list")
 @_filters
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="The newest so many.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=100, show_default=True, help="How many to show, the newest first."
+)
 @json_option
 @click.pass_obj
 def list_dead_letters(
@@ -111,7 +113,7 @@ def list_dead_letters(
             optional=("Type", "User", "At", "Integration"),
         )
         if total > len(found):
-            screen.say(f"… and {total - len(found):,} older ones (--limit).")
+            screen.say(f"… and {total - len(found):,} older dead letters (see --limit).")
     elif integrations or reasons or since or until:
         screen.say("No dead letters among those that were asked for.")
     else:
@@ -123,7 +125,7 @@ def list_dead_letters(
 @json_option
 @click.pass_obj
 def show(invocation: Invocation, id: str, as_json: bool) -> None:  # noqa: A002 - the name of the argument in --help
-    """Show one dead letter whole: the event, the field that Amplitude named, and what to do.
+    """Show one dead letter in full: the event, the field that Amplitude named, and what to do.
 
     ID is its number in the list, or the event's id.
     """
@@ -163,7 +165,7 @@ def show(invocation: Invocation, id: str, as_json: bool) -> None:  # noqa: A002 
 @_filters
 @click.option("--all", "everything", is_flag=True, help="All dead letters.")
 @click.option(
-    "--force", is_flag=True, help="Also those first sent over 7 days ago; Amplitude may then count one twice."
+    "--force", is_flag=True, help="Also retry events first sent over 7 days ago; Amplitude may store them twice."
 )
 @json_option
 @click.pass_obj
@@ -180,8 +182,8 @@ def retry(
 ) -> int:
     """Send dead letters again, with the next run.
 
-    They keep their content and their insert id, so that Amplitude recognises one that it has already. Name them by
-    number or event id, or choose by reason, integration or time.
+    They keep their content and their insert id, so that Amplitude recognises events that it has already. Name them by
+    number or event id, or choose them by reason, integration or time.
     """
     if not (ids or integrations or reasons or since or until or everything):
         raise click.UsageError(

@@ -16,7 +16,7 @@ from nami_amp_pipeline.operations.queued_users import queued_users
 from nami_amp_pipeline.operations.standing import Standing, standings
 from nami_amp_pipeline.operations.status import WAITING
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.integration_rows import Integration, read_all, reread
+from nami_amp_pipeline.state.integration_rows import Integration, read_all, refreshed
 
 _DAY: Final = 86_400_000_000
 
@@ -78,7 +78,7 @@ def pending(context: Context, integrations: Sequence[Integration] | None = None)
         StoreUnavailable: the state store cannot be read.
     """
     with context.store.reading() as tx:
-        chosen = read_all(tx) if integrations is None else reread(tx, integrations)
+        chosen = read_all(tx) if integrations is None else refreshed(tx, integrations)
     stands = {one.integration: one for one in standings(context, integrations=chosen)}
     found = []
     for one in chosen:

@@ -15,7 +15,7 @@ from nami_amp_pipeline.operations import reasons
 from nami_amp_pipeline.operations.named_fields import error_of, named_fields
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.integrations import Integration, reread
+from nami_amp_pipeline.state.integrations import Integration, refreshed
 from nami_amp_pipeline.state.store import Transaction
 
 _WINDOW: Final = int(contract.DEDUPLICATION_WINDOW.total_seconds()) * 1_000_000
@@ -83,7 +83,7 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
     """
     numbers = {one.integration: one for one in status(context, integrations)}
     with context.store.reading() as tx:
-        there = [one for one in reread(tx, integrations) if one.key in numbers]
+        there = [one for one in refreshed(tx, integrations) if one.key in numbers]
         sign = last_sign(tx)
         off = _switched_off(tx, there)
         paused = _project_pauses(tx)

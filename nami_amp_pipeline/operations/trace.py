@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from nami_amp_pipeline.clock import to_text
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import WarehouseUnavailable
 from nami_amp_pipeline.operations.event_places import captures_of, places_of, snapshot_of, sources_of
-from nami_amp_pipeline.operations.standing import Standing, standings
+from nami_amp_pipeline.operations.standing import standings
 from nami_amp_pipeline.operations.verdicts import Verdict, exit_status, verdict
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
@@ -194,7 +194,8 @@ def _judge(
         for event_id, found in traces.items():
             place = places.get(event_id)
             if place is None and one.app_id in found.apps:
-                place = _before_outbox(found, one, standing, rows.get(event_id, ()))
+                capture = next((capture for capture in found.captures if capture["app_id"] == one.app_id), None)
+                place = _before_outbox(one, capture, rows.get(event_id, ()))
             if place is not None:
                 found.integrations.append({"integration": one.key, **place})
                 found.verdicts.append(verdict(place, standing))
@@ -225,9 +226,10 @@ def _shown(rows: Sequence[EventRow]) -> list[dict[str, Any]]:
     ]
 
 
-def _before_outbox(found: Trace, one: Integration, standing: Standing, rows: Sequence[EventRow]) -> dict[str, Any]:
+def _before_outbox(
+    one: Integration, capture: Mapping[str, Any] | None, rows: Sequence[EventRow] = ()
+) -> dict[str, Any]:
     """What stands between an event and an integration that has no outbox with it."""
-    capture = next((capture for capture in found.captures if capture["app_id"] == one.app_id), None)
     if capture is None:
         return _unread(one, [row for row in rows if row.app_id == one.app_id])
     if capture["event_type"] not in one.events:
@@ -241,7 +243,7 @@ def _before_outbox(found: Trace, one: Integration, standing: Standing, rows: Seq
     if capture["segment"] <= one.prepared_through:
         return {"state": "expired", "reason": "its receipts are past their retention"}
     reason = one.halted_reason or ("" if one.enabled else "the integration is off")
-    return {"state": "captured", "reason": reason or "the next run prepares it", "at": capture["captured_at"]}
+    return {"state": "captured", "reason": reason or "the next run prepares it", "at": capture.get("captured_at")}
 
 
 def _unread(one: Integration, rows: Sequence[EventRow]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ GROUP BY ALL
 """  # noqa: S608
 
 _NAMED = 20
-"""Findings of rows that cannot be captured, at most."""
+"""The most findings about rows that cannot be captured."""
 
 _APPS = 10_000
 """App ids that are told, at most."""
@@ -258,7 +258,7 @@ class DuckDBWarehouse:
         except _FAULTS as error:
             raise WarehouseUnavailable(f"cannot read {self.name}: {one_line(error)}") from None
         finally:
-            with suppress(duckdb.Error):  # it must not stand before what went wrong; the connection's end does the same
+            with suppress(duckdb.Error):  # must not hide the original error; closing the connection does the same
                 connection.execute("DETACH warehouse")
 
 
