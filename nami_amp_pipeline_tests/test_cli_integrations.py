@@ -162,7 +162,7 @@ class TestConnection:
         [
             ("invalid_key", "does not know the API key"),
             ("redirect", "redirect"),
-            ("403", "refuses requests from this machine"),
+            ("403", "blocks requests from this machine"),
             ("project_429", "throttles requests"),
             ("503", "answered 503"),
             ("html_400", "not an answer of Amplitude"),

@@ -237,7 +237,7 @@ class Channel:
         self.ends.not_dead(self.refused_alone[:-1])
         self.refused_alone.clear()
         self._halt(
-            "forbidden: several single events in a row were refused with 403; a firewall or the region refuses this "
+            "forbidden: several single events in a row were answered with 403; a firewall or the region blocks this "
             "sender",
             now,
         )

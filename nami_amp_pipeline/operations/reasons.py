@@ -73,8 +73,10 @@ _ALL: Final = (
     Reason("retried", "pending", "a person sent the dead letter again"),
     Reason("held", "pending", "the next micro-batch posts it before newer events of its user"),
     Reason("waiting_for_login", "pending", "the user has no External ID yet"),
-    Reason("refused", "unreachable", "no server listens at the endpoint, or its name is unknown",
+    Reason("no_connection", "unreachable", "no server listens at the endpoint, or its name is unknown",
            "Check the network and the endpoint with 'nami-amp integrations test APP/NAME'"),
+    Reason("refused", "unreachable", "no server listens at the endpoint, or its name is unknown (an older version's "
+           "word)", "Check the network and the endpoint with 'nami-amp integrations test APP/NAME'"),
     Reason("proxy", "unreachable", "the proxy does not let requests through", "Check the proxy of this machine"),
     Reason("tls", "unreachable", "no secure connection to the endpoint is possible", "Check the certificates of this "
            "machine, and its proxy"),
