@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ from nami_amp_pipeline.storage import duckdb_engine as compute
 _FAST = Path("/dev/shm")
 _ENOUGH_BYTES = 4 << 30
 _idle: dict[str, list[duckdb.DuckDBPyConnection]] = {}
+_numbers = itertools.count(1)
 
 
 def memory_folder() -> Path | None:
@@ -96,7 +98,7 @@ class _Session:
         try:
             self._instance = self._free.pop()
         except IndexError:
-            spill = tempfile.mkdtemp(prefix="spill-", dir=_FAST if _FAST.is_dir() else None)
+            spill = f"{tempfile.gettempdir()}/spill-{os.getpid()}-{next(_numbers)}"  # DuckDB makes and removes it
             # Files come and go under the same names within a moment, so what was read of them must be forgotten.
             more: compute.Config = {"temp_directory": spill, "enable_external_file_cache": False}
             self._instance = duckdb.connect(":memory:", config={**config, **more})
