@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import termios
@@ -180,3 +181,26 @@ def test_what_is_no_time(text: str) -> None:
 )
 def test_the_fields_that_amplitude_named(answer: str | None, said: list[str]) -> None:
     assert [str(field) for field in named_fields(answer, ',{"time":5}')] == said
+
+
+@pytest.mark.slow
+def test_watch_looks_again_until_ctrl_c(tmp_path: Path) -> None:
+    add(tmp_path, "http://127.0.0.1:9/2/httpapi")
+    with subprocess.Popen(
+        [PROGRAM, "status", "--watch", "--every", "1"],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as watching:
+        assert watching.stdout is not None
+        verdicts = 0
+        while verdicts < 2:
+            line = watching.stdout.readline()
+            assert line, "it ended by itself"
+            verdicts += line.startswith("Integration\t")
+        watching.send_signal(signal.SIGINT)
+        _, complaint = watching.communicate(timeout=60)
+    assert (watching.returncode, complaint) == (130, "")
