@@ -22,6 +22,17 @@ from nami_amp_pipeline.warehouse.base import one_line
 MAX_TYPE_CHARACTERS = 200
 """Of an event type, so many characters are kept; none that can be selected is as long."""
 
+_TOO_MUCH = (duckdb.OutOfMemoryException, heavy_rows.Heavy)
+_ODD = (
+    duckdb.DataError,
+    duckdb.InternalError,
+    duckdb.InvalidInputException,
+    duckdb.NotSupportedError,
+    pa.ArrowInvalid,
+    ValueError,
+)
+"""What a row can be to blame for."""
+
 
 def write_rows(context: Context, connection: duckdb.DuckDBPyConnection, source: Source) -> dict[str, int]:
     """Writes the fresh rows, one file per bucket; returns file name to rows.
@@ -33,16 +44,12 @@ def write_rows(context: Context, connection: duckdb.DuckDBPyConnection, source: 
     while True:
         try:
             return _write_all(context, connection, source, is_heavy=is_heavy)
-        except (duckdb.OutOfMemoryException, heavy_rows.Heavy):
-            if is_heavy:
-                raise
-            is_heavy = True
-        except (duckdb.DataError, duckdb.NotSupportedError, duckdb.InternalError, pa.ArrowInvalid, ValueError) as error:
-            if source.broke():
-                raise
-            if source.is_heavy() and not is_heavy:
+        except (duckdb.Error, pa.ArrowInvalid, ValueError, heavy_rows.Heavy) as error:
+            if not is_heavy and (isinstance(error, _TOO_MUCH) or source.is_heavy()):
                 is_heavy = True
                 continue
+            if not isinstance(error, _ODD) or source.broke():
+                raise
             context.log.warning("a row cannot be read with the others and is looked for: %s", one_line(error))
             reading = partial(_read, context, connection, source, is_heavy=is_heavy)
             if not set_aside(connection, reading, one_line, source.broke):
