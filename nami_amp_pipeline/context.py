@@ -59,7 +59,7 @@ class Context:
         Raises:
             Misconfigured: a setting cannot be used.
             StoreUnavailable: the store cannot be reached.
-            Halted: the data folder cannot be written.
+            Blocked: the data folder cannot be written.
         """
         redaction.add_settings(settings)
         store = Store(settings.state_url, clock, settings.lease_seconds)

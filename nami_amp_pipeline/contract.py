@@ -186,7 +186,8 @@ def properties_table() -> str:
         ("flag", True): "boolean; true only if no entitlement is active",
     }
     lines = [
-        f"| `{one.name}` | `{one.path}` | {rules[one.kind, one.unless_active]} | {one.means} |" for one in PROPERTIES
+        f"| `{prop.name}` | `{prop.path}` | {rules[prop.kind, prop.unless_active]} | {prop.means} |"
+        for prop in PROPERTIES
     ]
     return "\n".join(["| property | from | rule | meaning |", "|---|---|---|---|", *lines])
 
@@ -278,7 +279,7 @@ INTEGRATION_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 def event_type_names() -> tuple[str, ...]:
     """The names of :data:`EVENT_TYPES`, in that order."""
-    return tuple(one.name for one in EVENT_TYPES)
+    return tuple(event_type.name for event_type in EVENT_TYPES)
 
 
 def select_events(patterns: Iterable[str]) -> tuple[EventType, ...]:
@@ -288,7 +289,9 @@ def select_events(patterns: Iterable[str]) -> tuple[EventType, ...]:
         patterns: ``all``, an event type, or a prefix followed by ``.*`` such as ``user.subscription.*``.
     """
     wanted = tuple(patterns)
-    return tuple(one for one in EVENT_TYPES if any(_covers(pattern, one.name) for pattern in wanted))
+    return tuple(
+        event_type for event_type in EVENT_TYPES if any(_covers(pattern, event_type.name) for pattern in wanted)
+    )
 
 
 def check_patterns(patterns: Iterable[str]) -> tuple[str, ...]:

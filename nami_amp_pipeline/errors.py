@@ -2,13 +2,13 @@
 
 - NamiAmpError
   - Misconfigured: a person has to change a setting or an argument. Exit status 2, one line.
-  - Halted: this work cannot go on until something outside is repaired; what was done stays done. Exit status 1.
-    - OutOfMemory: a segment is too large for the compute engine, at least beside others, or for the process.
-    - WarehouseUnavailable: the next run reads again from where this one stopped.
+  - Blocked: this work cannot continue until something outside is repaired; finished work stays. Exit status 1.
+    - OutOfMemory: a segment is too large for the compute engine or the process, at least beside other segments.
+    - WarehouseUnavailable: the next run reads again from where this run stopped.
     - StoreUnavailable: nothing was committed; the next run does the same again.
     - Unexpected: a bug met one partition; the others go on, and the next run tries again.
-  - Busy: somebody else holds the lease or the lock; the same later.
-  - LostLease: somebody else works on this partition now; leave without writing anything more.
+  - Busy: another process holds the lease or the lock; try again later.
+  - LostLease: another process works on this partition now; stop without writing anything more.
 
 Anything else that is raised is a bug.
 """
@@ -20,7 +20,7 @@ from typing import Final
 from nami_amp_pipeline import redaction
 
 OUT_OF_MEMORY: Final = (
-    "this process ran out of memory; the next run goes on where it stopped. Give it more memory, or lower "
+    "this process ran out of memory; the next run continues where it stopped. Give it more memory, or lower "
     "NAMI_AMP_DUCKDB_MEMORY, NAMI_AMP_SEGMENT_ROWS or NAMI_AMP_DUCKDB_THREADS"
 )
 
@@ -29,7 +29,7 @@ class NamiAmpError(Exception):
     """Base of all errors that this package raises on purpose; the message is one line for a person, without secrets.
 
     Args:
-        message: what went wrong, and what to do about it; what a driver or a server said may stand in it.
+        message: what went wrong, and what to do about it; it may quote a driver or a server.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -40,23 +40,23 @@ class Misconfigured(NamiAmpError):
     """A setting or an argument cannot be used; the message says what to write instead."""
 
 
-class Halted(NamiAmpError):
+class Blocked(NamiAmpError):
     """Work stops until something outside is repaired; nothing is lost."""
 
 
-class OutOfMemory(Halted):
-    """Memory does not suffice, and neither does the disk that the compute engine spills to."""
+class OutOfMemory(Blocked):
+    """Neither memory nor the disk that the compute engine spills to is large enough."""
 
 
-class WarehouseUnavailable(Halted):
-    """The warehouse cannot be read as it stands."""
+class WarehouseUnavailable(Blocked):
+    """The warehouse cannot be read in its present state."""
 
 
-class StoreUnavailable(Halted):
-    """The state store cannot be read or written as it stands."""
+class StoreUnavailable(Blocked):
+    """The state store cannot be read or written in its present state."""
 
 
-class Unexpected(Halted):
+class Unexpected(Blocked):
     """An error that nobody expected, in the work for one partition."""
 
 
@@ -69,9 +69,9 @@ class LostLease(NamiAmpError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says in some library's words that there is no memory left, or none for a thread."""
+    """Whether an error means, in the words of some library, that memory or threads are exhausted."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryException":  # DuckDB's
         return True
     said = str(error).lower()
     words = ("can't start new thread", "cannot allocate memory", "failed to map segment", "without exception set")
-    return isinstance(error, RuntimeError | ImportError | OSError | SystemError) and any(one in said for one in words)
+    return isinstance(error, RuntimeError | ImportError | OSError | SystemError) and any(word in said for word in words)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from nami_amp_pipeline import errors
 from nami_amp_pipeline.clock import to_text
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.errors import Halted, Misconfigured, NamiAmpError, StoreUnavailable
+from nami_amp_pipeline.errors import Blocked, Misconfigured, NamiAmpError, StoreUnavailable
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.stages.facts import Facts
 from nami_amp_pipeline.stages.pipeline import in_words, never, run_stage
@@ -24,19 +24,19 @@ from nami_amp_pipeline.state.integrations import Integration, all_integrations
 LEFT_TO_ANOTHER: Final = "skipped: another run holds this integration's lease and will deliver its events"
 
 LONGEST_KEY: Final = 200
-"""A longer text is no integration's key, and not repeated in an error."""
+"""A longer text is not an integration's key; errors do not repeat it."""
 
 
 @dataclass
 class MicroBatch:
-    """A micro-batch under way. A stage that cannot go on is noted, and the stages after it still do what they can.
+    """A micro-batch under way. The error of a stage is noted, and the later stages still do their work.
 
-    Stages of one run may have a process each. What one could not do stands in the store, where the last one finds it.
+    Each stage of a run may have its own process. Errors are noted in the store, where the last process finds them.
 
     Attributes:
         context: the process at work.
         keys: ``<app_id>/<name>`` of the integrations to work for; None for all.
-        before: the numbers of each integration before the first stage of this process, by key.
+        before: the counts of each integration before the first stage of this process, by key.
         done: the results of the stages that ran in this process, by asset and partition key.
     """
 
@@ -56,7 +56,7 @@ class MicroBatch:
         if any(len(key) > LONGEST_KEY for key in keys or ()):
             raise Misconfigured(f"an integration is named <app_id>/<name>, with at most {LONGEST_KEY} characters")
         tick = MicroBatch(context, list(keys) if keys is not None else None)
-        tick.before = {one.integration: one for one in status(context, tick.integrations())}
+        tick.before = {row.integration: row for row in status(context, tick.integrations())}
         return tick
 
     @property
@@ -66,7 +66,7 @@ class MicroBatch:
 
     @property
     def troubles(self) -> list[tuple[str, NamiAmpError]]:
-        """What the stages of this run could not do, each with the stage's asset, also of its other processes.
+        """The errors of this run's stages, each with the stage's asset, including those of its other processes.
 
         Raises:
             StoreUnavailable: the store cannot be read.
@@ -86,23 +86,23 @@ class MicroBatch:
         return [(row.asset, _kind(row.kind)(row.message)) for row in rows]
 
     def integrations(self) -> list[Integration]:
-        """The integrations of this micro-batch as they stand now."""
+        """The integrations of this micro-batch, freshly read."""
         if self.keys is None:
             return all_integrations(self.context.store)
-        known = {one.key: one for one in all_integrations(self.context.store)}
+        known = {integration.key: integration for integration in all_integrations(self.context.store)}
         if not self.before:  # a name may vanish while the micro-batch runs, but not before it
             return all_integrations(self.context.store, self.keys)
         return [known[key] for key in dict.fromkeys(self.keys) if key in known]
 
     def subjects(self, stage: Stage) -> Sequence[Subject]:
-        """What a stage works on: the integrations, or their apps as far as one is switched on."""
+        """The subjects of a stage: the integrations, or the apps with an enabled integration."""
         integrations = self.integrations()
         if stage.per == "integration":
             return integrations
-        return sorted({one.app_id for one in integrations if one.enabled})
+        return sorted({integration.app_id for integration in integrations if integration.enabled})
 
     def run(self, stage: Stage, stop: Stop = never) -> dict[str, Any]:
-        """Runs a stage for all that it works on, and notes what it could not do.
+        """Runs a stage for all its subjects, and notes its errors.
 
         Args:
             stage: which one.
@@ -130,7 +130,7 @@ class MicroBatch:
         return done
 
     def describe(self, stage: Stage, done: Mapping[str, Any]) -> dict[str, Facts]:
-        """What to show of the partitions that a stage moved; pages that cannot be made end no run."""
+        """The facts of the partitions that a stage moved; an error in making them does not fail the run."""
         try:
             return stage.describe(self.context, self.subjects(stage), done)
         except NamiAmpError:
@@ -140,7 +140,7 @@ class MicroBatch:
             return {}
 
     def note(self, stage: Stage, error: NamiAmpError, partition: str | None = None) -> None:
-        """Records what a stage could not do, for the run to fail at its end.
+        """Records the error of a stage, so that the run fails at its end.
 
         Args:
             stage: which one.
@@ -161,37 +161,43 @@ class MicroBatch:
             )
 
     def halted(self) -> list[IntegrationStatus]:
-        """The integrations that stand still until a person repairs something."""
-        halted = [one for one in self.integrations() if one.enabled and one.halted_reason]
+        """The halted integrations."""
+        halted = [
+            integration for integration in self.integrations() if integration.enabled and integration.halted_reason
+        ]
         return [now for now in status(self.context, halted) if now.is_halted] if halted else []
 
     def problems(self) -> list[str]:
-        """A line for each thing that keeps events from being delivered: stages first, then integrations."""
+        """A line for each obstacle to delivery: stages first, then integrations."""
         lines = [f"{asset}: {error}" for asset, error in self.troubles]
-        return lines + [f"{one.key}: {error}" for one in self.integrations() if (error := self.error_of(one))]
+        return lines + [
+            f"{integration.key}: {error}"
+            for integration in self.integrations()
+            if (error := self.error_of(integration))
+        ]
 
-    def error_of(self, one: Integration) -> str | None:
-        """Why the work of an integration is not at its end, as the stages of this process have it."""
-        results = [done.get(one.partition_key) for done in self.done.values()]
+    def error_of(self, integration: Integration) -> str | None:
+        """Why an integration's work is unfinished, according to the stages of this process."""
+        results = [done.get(integration.partition_key) for done in self.done.values()]
         return next((error for result in results if (error := getattr(result, "error", None))), None)
 
     def report(self) -> list[dict[str, Any]]:
-        """Each integration as ``run --json`` shows it: what this process did, and how things stand after it."""
+        """Each integration as ``run --json`` shows it: what this process did, and the counts after it."""
         integrations, troubles = self.integrations(), self.troubles
         rows = []
-        for one, now in zip(integrations, status(self.context, integrations), strict=True):
-            was = self.before.get(one.key, IntegrationStatus(one.key, now.state))
+        for integration, now in zip(integrations, status(self.context, integrations), strict=True):
+            was = self.before.get(integration.key, IntegrationStatus(integration.key, now.state))
             rows.append(
                 {
-                    "integration": one.key,
-                    "captured": self._captured(one, was, now),
+                    "integration": integration.key,
+                    "captured": self._captured(integration, was, now),
                     "delivered": now.delivered - was.delivered,
                     "skipped": _growth(was.skipped, now.skipped),
                     "dead_letters": _growth(was.dead_letters, now.dead_letters),
                     "pending": now.pending,
                     "watermark": to_text(now.watermark),
                     "lag_seconds": round(now.lag_seconds, 3),
-                    "error": self._shown_error(one, now, troubles),
+                    "error": self._shown_error(integration, now, troubles),
                     "state": now.state,
                     "pending_by": now.pending_by,
                     "lag_by": now.to_json()["lag_by"],
@@ -199,30 +205,30 @@ class MicroBatch:
             )
         return rows
 
-    def _captured(self, one: Integration, was: IntegrationStatus, now: IntegrationStatus) -> int:
-        """Events that were read, or that this integration took up from what had been read before it was ready."""
-        prepared = self.done.get(PREPARE.asset, {}).get(one.partition_key)
+    def _captured(self, integration: Integration, was: IntegrationStatus, now: IntegrationStatus) -> int:
+        """Events that were read in this run, or earlier and taken over by this integration now."""
+        prepared = self.done.get(PREPARE.asset, {}).get(integration.partition_key)
         return max(now.captured - was.captured, prepared.captured if prepared is not None else 0)
 
     def _shown_error(
-        self, one: Integration, now: IntegrationStatus, troubles: Sequence[tuple[str, NamiAmpError]]
+        self, integration: Integration, now: IntegrationStatus, troubles: Sequence[tuple[str, NamiAmpError]]
     ) -> str | None:
-        if not one.enabled:
+        if not integration.enabled:
             return None
-        error = self.error_of(one)
+        error = self.error_of(integration)
         if error:
             return error
         if troubles:
             return str(troubles[0][1])
-        if now.pending and one.partition_key not in self.done.get(DELIVER.asset, {}):
-            return one.halted_reason or LEFT_TO_ANOTHER
+        if now.pending and integration.partition_key not in self.done.get(DELIVER.asset, {}):
+            return integration.halted_reason or LEFT_TO_ANOTHER
         return None
 
 
 def _kind(name: str) -> type[NamiAmpError]:
-    """The class of a noted error; one that only a newer version knows is shown as what stopped work."""
-    found = getattr(errors, name, Halted)
-    return found if isinstance(found, type) and issubclass(found, NamiAmpError) else Halted
+    """The class of a noted error; a class that only a newer version knows counts as :class:`Blocked`."""
+    found = getattr(errors, name, Blocked)
+    return found if isinstance(found, type) and issubclass(found, NamiAmpError) else Blocked
 
 
 def _growth(was: dict[str, int], now: dict[str, int]) -> dict[str, int]:

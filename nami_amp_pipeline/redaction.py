@@ -1,4 +1,4 @@
-"""Takes secrets out of everything that is shown or stored: one place, on whole texts, before anything is cut."""
+"""Removes secrets from everything that is shown or stored: in one place, on whole texts, before they are cut."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 HIDDEN: Final = "…"
 
 PIECE: Final = 8
-"""A piece of a secret of so many characters is taken out wherever it stands: others cut texts before we see them."""
+"""Pieces of a secret of at least this length are removed too: other programs cut texts before we see them."""
 
 _SHORTEST = 4
-"""What is shorter is no secret that a text can be searched for; in an address it goes all the same."""
+"""Shorter secrets are not searched for in texts; in an address they are removed all the same."""
 
 _NAMES = (
     r"(?:[a-z0-9_.-]*(?:password|passwd|passphrase|secret|token|apikey|api[_-]?key|access[_-]?key|signature|credential)"
@@ -36,7 +36,7 @@ _NAME = re.compile(r"[A-Z][A-Z0-9]{0,14}(?:_[A-Z0-9]{1,15}){0,7}")
 
 
 class Redactor:
-    """Knows secrets, and takes them out of texts in whatever form they stand there.
+    """Knows secrets, and removes them from texts in every form.
 
     Args:
         secrets: the first ones to know.
@@ -50,14 +50,14 @@ class Redactor:
         self.add(*secrets)
 
     def add(self, *secrets: str | Secret | None) -> None:
-        """Learns secrets; None and empty ones are left aside."""
-        texts = {_text(one).strip() for one in secrets if one is not None}
+        """Learns secrets; None and empty values are ignored."""
+        texts = {_text(secret).strip() for secret in secrets if secret is not None}
         with self._lock:
-            new = {one for one in texts if len(one) >= _SHORTEST} - self._known
+            new = {text for text in texts if len(text) >= _SHORTEST} - self._known
             if not new:
                 return
             self._known |= new
-            forms = {form for one in new for form in _forms(one)}
+            forms = {form for text in new for form in _forms(text)}
             short = {form for form in forms if len(form) < PIECE}
             self._whole = tuple(sorted({*self._whole, *short}, key=len, reverse=True))
             self._pieces |= {
@@ -105,9 +105,9 @@ class Redactor:
 
 
 def secrets_of_url(url: str) -> list[str]:
-    """The secrets that an address holds, as they stand there and as they are meant.
+    """The secrets in an address, both as written and decoded.
 
-    Nothing is expected of the address: a password may hold ``@``, ``/``, ``#`` or ``?`` without being encoded.
+    The address may be malformed: a password may contain ``@``, ``/``, ``#`` or ``?`` without being encoded.
     """
     _, scheme, rest = url.partition("://")
     if not scheme:
@@ -120,8 +120,8 @@ def secrets_of_url(url: str) -> list[str]:
         found += re.split(r"[@/#?:]", found[0])
     for match in _IN_QUERY.finditer(f"?{(after if at else rest).partition('?')[2]}"):
         found.append(match.group(2))
-    found += [unquote(one) for one in found] + [unquote_plus(one) for one in found]
-    return [one for one in dict.fromkeys(found) if one]
+    found += [unquote(text) for text in found] + [unquote_plus(text) for text in found]
+    return [text for text in dict.fromkeys(found) if text]
 
 
 def shown_name(name: str) -> str:
@@ -160,14 +160,14 @@ def clean(text: str) -> str:
 
 
 def add_settings(settings: Settings) -> None:
-    """Registers what is secret of the settings."""
+    """Registers the secret settings."""
     add(*(settings.encryption_key or "").split(","), settings.alert_webhook_url)
     add_url(settings.state_url)
     add_url(settings.warehouse_url)
 
 
 class _LogFilter(logging.Filter):
-    """Takes secrets out of what is logged, tracebacks included."""
+    """Removes secrets from log records, tracebacks included."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = clean(record.getMessage()), ()

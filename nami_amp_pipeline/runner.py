@@ -1,4 +1,4 @@
-"""Runs one micro-batch through Dagster in this process, so that it stands in the same history as the scheduled ones."""
+"""Runs one micro-batch through Dagster in this process, so that it is in the same history as the scheduled runs."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ from nami_amp_pipeline.dagster_support.shutdown import ASKED_TO_END, guarded
 from nami_amp_pipeline.defs.jobs import micro_batch
 from nami_amp_pipeline.defs.ours import STORE_TAG, store_label
 from nami_amp_pipeline.defs.resources import PipelineSession
-from nami_amp_pipeline.errors import Halted, NamiAmpError
+from nami_amp_pipeline.errors import Blocked, NamiAmpError
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state.integrations import all_integrations
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """What one micro-batch did.
+    """The report of one micro-batch.
 
     Attributes:
         run_id: Dagster's; the run's page is ``/runs/<run_id>``.
         integrations: one object each, as ``nami-amp run --json`` prints them. ``captured``, ``delivered``, ``skipped``
             and ``dead_letters`` are of this run; ``pending``, ``watermark`` and ``lag_seconds`` are as of its end.
         problems: a line for each thing that kept events from being delivered; empty if all is well.
-        error: what a stage could not get past, such as a warehouse that cannot be read. What the other stages could do
-            was done all the same.
+        error: the error that stopped a stage, such as an unreadable warehouse. The other stages still did their work.
     """
 
     run_id: str
@@ -43,8 +42,8 @@ class RunReport:
 
     @property
     def ok(self) -> bool:
-        """Whether everything that can be delivered was."""
-        return not self.problems and not any(one["error"] for one in self.integrations)
+        """Whether everything was delivered."""
+        return not self.problems and not any(row["error"] for row in self.integrations)
 
     def to_json(self) -> dict[str, Any]:
         """The object of ``run --json``."""
@@ -58,17 +57,17 @@ def run_micro_batch(
 
     Args:
         settings: what was set.
-        integrations: ``<app_id>/<name>`` of those to work for; None for all that are switched on.
+        integrations: ``<app_id>/<name>`` of those to work for; None for all that are enabled.
         verbose: whether the run's log goes to standard error.
 
     Returns:
-        What was done, also where an integration or a stage failed.
+        The report, also if an integration or a stage failed.
 
     Raises:
         Misconfigured: a setting cannot be used, or one of the integrations is unknown; nothing was run.
         StoreUnavailable: the state store cannot be read or written.
-        Halted: Dagster's history cannot be written; what was done up to then is recorded.
-        KeyboardInterrupt: SIGINT asked this process to end; what was under way is recorded.
+        Blocked: Dagster's history cannot be written; finished work is recorded.
+        KeyboardInterrupt: SIGINT asked this process to end; requests under way were recorded.
         SystemExit: SIGTERM did; with 143.
     """
     run_id = str(uuid.uuid4())
@@ -79,7 +78,7 @@ def run_micro_batch(
             _execute(instance, pipeline, run_id, integrations, verbose)
         tick = pipeline.last_micro_batch
         if pipeline.error is not None or tick is None:
-            raise pipeline.error or Halted(f"run {run_id} did not begin")
+            raise pipeline.error or Blocked(f"run {run_id} did not start")
         troubles = tick.troubles
         return RunReport(run_id, tick.report(), tick.problems(), troubles[0][1] if troubles else None)
     finally:
@@ -107,7 +106,7 @@ def _execute(
                 instance=instance,
                 resources={"pipeline": pipeline},
                 run_id=run_id,
-                # Makes the run stand on the job's page too, which shows those of its code location only.
+                # Shows the run on the job's page too, which lists only runs of its code location.
                 tags={
                     ".dagster/repository": f"__repository__@{CODE_LOCATION}",
                     "nami/from": "nami-amp run",
@@ -124,14 +123,14 @@ def _execute(
 
 
 def _cancel(instance: dg.DagsterInstance, run_id: str) -> None:
-    """Lets a run that was interrupted between two steps, or must be given up, stand as canceled."""
+    """Marks a run as canceled if it was interrupted between two steps or was given up."""
     run = instance.get_run_by_id(run_id)
     if run is not None and run.status is not dg.DagsterRunStatus.CANCELED:
         instance.report_run_canceled(run, ASKED_TO_END)
 
 
 class _WithoutEventLog:
-    """Standard error without what Dagster writes there when its history cannot be written; the run's error says it."""
+    """Filters Dagster's words about an unwritable history from standard error; the run's error reports it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -30,11 +30,11 @@ class Secret:
     __str__ = __repr__
 
     def __reduce__(self) -> str | tuple[object, ...]:
-        raise TypeError("a secret is not to be serialised")
+        raise TypeError("a secret must not be serialised")
 
 
 class Cipher:
-    """Encrypts with one key, decrypts with that and older ones: those of the environment, or those of a file.
+    """Encrypts with the newest key, decrypts with all keys; they come from the environment or a file.
 
     Args:
         keys: Fernet keys separated by commas (``NAMI_AMP_ENCRYPTION_KEY``), the newest first; without any, ``key_file``
@@ -50,7 +50,7 @@ class Cipher:
 
     @property
     def uses_file(self) -> bool:
-        """Whether the keys are those of the file."""
+        """Whether the keys come from the file."""
         return not self._keys
 
     def encrypt(self, secret: Secret) -> str:
@@ -61,14 +61,14 @@ class Cipher:
         """The secret behind a token.
 
         Raises:
-            Misconfigured: none of the keys is the one that the token was made with.
+            Misconfigured: none of the keys made the token.
         """
         try:
             return Secret(MultiFernet(self._fernets(create=False)).decrypt(token).decode())
         except InvalidToken:
             raise Misconfigured(
-                "the stored API keys were encrypted with another key: set NAMI_AMP_ENCRYPTION_KEY to that one, "
-                f"or restore {self.key_file}"
+                "the stored API keys were encrypted with another key: set NAMI_AMP_ENCRYPTION_KEY to that key, or "
+                f"restore {self.key_file}"
             ) from None
 
     def is_current(self, token: str) -> bool:
@@ -92,7 +92,7 @@ class Cipher:
         self._write([Fernet.generate_key().decode(), *self._read_key_file(create=True)])
 
     def forget_older_keys_of_file(self) -> None:
-        """Drops all keys of the file but the newest; what the others encrypted cannot be read any more."""
+        """Drops all keys of the file but the newest; secrets under the older keys become unreadable."""
         self._write(self._read_key_file(create=False)[:1])
         self._known = []
 
@@ -112,7 +112,8 @@ class Cipher:
             raise Misconfigured(f"{self.key_file} is empty: restore it, or set NAMI_AMP_ENCRYPTION_KEY")
         if not create:
             raise Misconfigured(
-                f"{self.key_file} is missing, and with it the key of the stored API keys: restore it, or set "
+                f"{self.key_file} is missing, and the stored API keys cannot be decrypted without it: restore it, or "
+                "set "
                 "NAMI_AMP_ENCRYPTION_KEY"
             )
         try:
@@ -168,7 +169,7 @@ def _lines(file: Path) -> list[str] | None:
 
 
 def _valid_lines(file: Path) -> list[str]:
-    """The keys of a file as far as it can be read just now; those who need them will say what is wrong."""
+    """The keys of a file, as far as it can be read now; whoever needs a key reports the error."""
     try:
         lines = _lines(file) or []
         for line in lines:

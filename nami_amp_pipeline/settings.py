@@ -60,11 +60,11 @@ def _database(schemes: Callable[[], Iterable[str]]) -> AfterValidator:
 _HOST: Final = r"([\w.\-%]*|\[[\da-fA-F:.]+\])(:\d*)?"
 _HOSTS: Final = re.compile(f"{_HOST}(,{_HOST})*")
 _AFTER_LOGIN: Final = re.compile(rf"{_HOSTS.pattern}(/[^@/?#]*)?(\?[^@#]*)?")
-"""What follows the login in a database URL: hosts, a database, parameters."""
+"""The part after the login in a database URL: hosts, a database, parameters."""
 
 
 def _with_quoted_password(rest: str) -> str:
-    """An address without its scheme, with a user and password that may be written with ``@``, ``/``, ``#`` or ``?``.
+    """An address without its scheme, whose user and password may contain ``@``, ``/``, ``#`` or ``?``.
 
     An address that is well formed is left as it is, parameters with an ``@`` included.
     """
@@ -85,7 +85,11 @@ def _is_well_formed(rest: str) -> bool:
     except ValueError:  # a bracket that opens no IPv6 address
         return False
     login, _, hosts = parts.netloc.rpartition("@")
-    if "@" in login or "@" in parts.path or any("=" not in one for one in parts.query.split("&") if one):
+    if (
+        "@" in login
+        or "@" in parts.path
+        or any("=" not in parameter for parameter in parts.query.split("&") if parameter)
+    ):
         return False
     return _HOSTS.fullmatch(hosts) is not None
 
@@ -113,11 +117,11 @@ def _setting(
     """A field of :class:`Settings`.
 
     Args:
-        default: what holds where nothing is set, or a function that makes it of the settings before it.
+        default: the value if nothing is set, or a function that computes it from the earlier settings.
         means: what it sets, for people.
         unit: of a number.
-        expected: what it must be, where the type, unit and bounds do not say it.
-        shown: the default as the table shows it, where it is none that could be written down.
+        expected: what it must be, if type, unit and bounds do not say it.
+        shown: the default for the table, if it is not a plain value.
         secret: whether it stays out of every text.
         more: as pydantic's ``Field`` has it.
     """
@@ -144,12 +148,12 @@ def _in_home(address: str) -> Callable[[dict[str, Any]], str]:
 class Settings(BaseSettings):
     """Everything that can be set, with its default; each field is ``NAMI_AMP_<NAME>`` in the environment.
 
-    :meth:`load` reads the environment; an object made directly has what it is given and defaults, and reads nothing.
+    :meth:`load` reads the environment; an object made directly takes arguments and defaults, and reads nothing.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", validate_default=False)
 
-    home: Path = _setting(Path(".nami-amp"), "folder of everything that has no address of its own", expected="a folder")
+    home: Path = _setting(Path(".nami-amp"), "folder for all data without a setting of its own", expected="a folder")
     warehouse_url: WarehouseUrl = _setting(
         _in_home("duckdb:///{home}/warehouse.duckdb"),
         "where the events table is: `duckdb:///PATH` or `postgresql://…` ([warehouses](warehouses.md))",
@@ -186,7 +190,7 @@ class Settings(BaseSettings):
         5, "how often the schedule starts a micro-batch", unit="minutes"
     )
     sensor_seconds: Annotated[int, Field(ge=5, le=3_600)] = _setting(
-        30, "how often each sensor looks: for new integrations, waiting work, lost runs, alerts", unit="seconds"
+        30, "how often each sensor checks: for new integrations, due work, lost runs, alerts", unit="seconds"
     )
     early_tick_seconds: Natural = _setting(
         lambda given: 60 * given.get("tick_minutes", 5) + 60,
@@ -196,26 +200,26 @@ class Settings(BaseSettings):
     )
     dagster_url: WebAddress = _setting(
         "",
-        "where Dagster's pages are: for links in alerts",
+        "address of Dagster's UI, for links in alerts",
         expected="a URL such as https://dagster.example.com",
         shown="none",
     )
     alert_webhook_url: WebAddress | None = _setting(
         None,
-        "where [alerts](alerts.md) are posted, in the format of Slack's incoming webhooks; a secret",
+        "URL that [alerts](alerts.md) are posted to, in the format of Slack's incoming webhooks; a secret",
         expected="a URL that starts with https://",
         shown="none",
         secret=True,
     )
     alert_lag_seconds: Natural = _setting(
-        3_600, "how long an event may wait before that is an alert; 0: for ever", unit="seconds"
+        3_600, "alert when an event has been pending for longer than this; 0: never", unit="seconds"
     )
     alert_dead_letters: Natural = _setting(
-        100, "more new dead letters of an integration than this within the window are an alert"
+        100, "alert when an integration gets more new dead letters than this within the window"
     )
     alert_window_seconds: Positive = _setting(3_600, "the window of `NAMI_AMP_ALERT_DEAD_LETTERS`", unit="seconds")
     alert_nothing_ingested_seconds: Natural = _setting(
-        86_400, "how long an app may be silent before that is an alert; 0: for ever", unit="seconds"
+        86_400, "alert when an app has been silent for longer than this; 0: never", unit="seconds"
     )
     late_commit_window_seconds: Natural = _setting(
         600, "how long after later rows a row may still become visible", unit="seconds"
@@ -228,7 +232,7 @@ class Settings(BaseSettings):
     )
     receipt_retention_days: Days = _setting(90.0, "how long receipts and requests are kept", unit="days")
     dead_letter_retention_days: Days = _setting(
-        90.0, "how long a dead letter can be looked at and sent again", unit="days"
+        90.0, "how long dead letters are kept and can be sent again", unit="days"
     )
     dagster_retention_days: Days = _setting(
         14.0,
@@ -239,28 +243,28 @@ class Settings(BaseSettings):
         1.0, "how long a file that nothing refers to stays on the disk", unit="days"
     )
     hold_days: Positive = _setting(30, "how long `wait_for_login` holds an event", unit="days")
-    segment_rows: Positive = _setting(100_000, "rows of a segment: memory grows with it", unit="rows")
+    segment_rows: Positive = _setting(100_000, "rows per segment; memory grows with it", unit="rows")
     max_payload_bytes: Annotated[int, Field(ge=1_000, le=16_000_000)] = _setting(
-        1_000_000, "a larger payload is not read further: its event becomes a dead letter, `too_large`", unit="bytes"
+        1_000_000, "largest payload; an event with a larger one becomes a dead letter, `too_large`", unit="bytes"
     )
-    max_rows_per_tick: Positive = _setting(10_000_000, "rows that one run captures at most, over all apps", unit="rows")
+    max_rows_per_tick: Positive = _setting(10_000_000, "most rows that one run captures, over all apps", unit="rows")
     batch_events: Annotated[int, Field(ge=1, le=contract.MAX_REQUEST_EVENTS)] = _setting(
-        1_000, "events of a request at most (Amplitude: 2,000)", unit="events"
+        1_000, "most events per request (Amplitude: 2,000)", unit="events"
     )
     batch_bytes: Annotated[int, Field(ge=10_000, le=contract.MAX_BATCH_REQUEST_BYTES)] = _setting(
         950_000,
-        "bytes of a request at most, before compression (Amplitude: 1,000,000; `/batch` 20,000,000)",
+        "most bytes per request, before compression (Amplitude: 1,000,000; `/batch` 20,000,000)",
         unit="bytes",
     )
     gzip: bool = _setting(False, "compress request bodies", expected="'true' or 'false'")
     max_lanes: Annotated[int, Field(ge=1, le=256)] = _setting(
-        16, "requests that an integration has under way at most", unit="requests"
+        16, "most requests under way per integration", unit="requests"
     )
     http_timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = _setting(
-        30.0, "for a whole request, its answer included", unit="seconds"
+        30.0, "timeout of a whole request, including its answer", unit="seconds"
     )
     run_retry_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _setting(
-        120.0, "how long a run goes on without progress", unit="seconds"
+        120.0, "how long a run continues without progress", unit="seconds"
     )
     lease_seconds: Annotated[int, Field(ge=5, le=3_600)] = _setting(
         120,
@@ -270,10 +274,10 @@ class Settings(BaseSettings):
     )
     duckdb_memory: Annotated[str, Field(pattern=r"^[1-9][0-9]*(MB|GB|MiB|GiB)$")] = _setting(
         "600MB",
-        "memory of the compute engine; beyond it, it spills to the data folder",
+        "memory limit of the compute engine (DuckDB); beyond it, DuckDB spills to the data folder",
         expected="a size such as 600MB or 2GB",
     )
-    duckdb_threads: Natural = _setting(0, "threads of the compute engine; 0 is one per core", unit="threads")
+    duckdb_threads: Natural = _setting(0, "threads of the compute engine (DuckDB); 0: one per core", unit="threads")
 
     @model_validator(mode="after")
     def _lease_outlives_a_request(self) -> Settings:
@@ -291,7 +295,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what is given: :meth:`load` decides what is read."""
+        """Only the arguments count: :meth:`load` decides what is read."""
         return (init_settings,)
 
     @classmethod
@@ -333,7 +337,7 @@ def _given(environ: Mapping[str, str] | None, dotenv: Path) -> dict[str, str]:
 
 
 def _from_file(values: Mapping[str, str], variable: str) -> dict[str, str]:
-    """The value of a variable that is given by a file, as containers are given their secrets."""
+    """The value of a variable whose content comes from a file, as containers receive secrets."""
     path = values.get(f"{variable}_FILE", "")
     if not path:
         return {}
@@ -351,7 +355,7 @@ _warned: set[str] = set()
 
 
 def _warn_of_unknown(values: Mapping[str, str]) -> None:
-    """Says once of each variable with our prefix that it sets nothing, and which one may have been meant."""
+    """Warns once about each variable with our prefix that sets nothing, and suggests a similar name."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     known |= {f"{PREFIX}{name}_FILE" for name in SECRETS} | {PREFIX + name for name in NOT_SETTINGS}
     for name in sorted(values.keys() - known - _warned):
@@ -362,11 +366,11 @@ def _warn_of_unknown(values: Mapping[str, str]) -> None:
         if near:
             _LOG.warning("%s is not a setting; did you mean %s?", name, near[0])
         else:
-            _LOG.warning("%s is not a setting; docs/settings.md lists them", name)
+            _LOG.warning("%s is not a setting; docs/settings.md lists all settings", name)
 
 
 def _in_one_line(error: ValidationError) -> str:
-    """The first thing that is wrong, without the value."""
+    """The first error, without the value."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if not first["loc"]:
         return (
@@ -383,7 +387,7 @@ def _extra(field: FieldInfo, name: str) -> str:
 
 
 def _bound(field: FieldInfo, name: str, default: float) -> float:
-    return next((float(getattr(one, name)) for one in field.metadata if hasattr(one, name)), default)
+    return next((float(getattr(bound, name)) for bound in field.metadata if hasattr(bound, name)), default)
 
 
 def expected(field: FieldInfo) -> str:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.dagster_support import instance
 from nami_amp_pipeline.dagster_support.instance import dagster_instance
-from nami_amp_pipeline.errors import Halted
+from nami_amp_pipeline.errors import Blocked
 from nami_amp_pipeline.runner import run_micro_batch
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.storage.duckdb_engine import compute
@@ -80,7 +80,7 @@ def test_a_full_data_folder_is_said_while_the_warehouse_is_open(
 
     with monkeypatch.context() as patch:
         patch.setattr("pyarrow.parquet.ParquetWriter.write_table", full)
-        with pytest.raises(Halted, match="No space left on device"):
+        with pytest.raises(Blocked, match="No space left on device"):
             made.tick()
     assert not list((tmp_path / "home").rglob("*.part"))
     made.tick()
@@ -95,9 +95,9 @@ def test_a_full_disk_under_the_compute_engine_is_said(tmp_path: Path, tiny_disk:
     )  # fmt: skip
     Filler(tiny_disk).fill(leave=2_000_000)
     big = "SELECT i, repeat(md5(i::VARCHAR), 10) AS text FROM range(400000) rows(i) ORDER BY text"
-    with pytest.raises(Halted, match="the compute engine"), compute(settings) as connection:
+    with pytest.raises(Blocked, match="the compute engine"), compute(settings) as connection:
         connection.execute(f"CREATE TEMP TABLE sorted AS {big}")
-    with pytest.raises(Halted, match="the compute engine cannot read or write"), compute(settings) as connection:
+    with pytest.raises(Blocked, match="the compute engine cannot read or write"), compute(settings) as connection:
         connection.execute(f"COPY (FROM range(2000000)) TO '{tiny_disk / 'out.csv'}'")
 
 
@@ -109,7 +109,7 @@ def test_a_history_that_another_process_keeps_locked_is_not_waited_for_without_e
     settings = Settings.load({"NAMI_AMP_HOME": str(tmp_path)})
     home = tmp_path / "dagster"
     home.mkdir()
-    with instance._alone(home), pytest.raises(Halted, match="locked by another process"), dagster_instance(settings):
+    with instance._alone(home), pytest.raises(Blocked, match="locked by another process"), dagster_instance(settings):
         raise AssertionError("must not get here")
     with dagster_instance(settings):
         pass
@@ -129,6 +129,6 @@ def test_a_history_that_cannot_be_written_is_said_in_one_line(
     with dagster_instance(settings):
         pass
     monkeypatch.setattr(SqliteEventLogStorage, "store_event", full)
-    with pytest.raises(Halted, match=r"Dagster's history in .* cannot be read or written: database or disk is full"):
+    with pytest.raises(Blocked, match=r"Dagster's history in .* cannot be read or written: database or disk is full"):
         run_micro_batch(settings)
     assert capfd.readouterr() == ("", "")

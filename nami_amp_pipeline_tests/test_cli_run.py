@@ -125,8 +125,8 @@ def test_trouble_is_said_nothing_is_lost_and_the_next_run_goes_on(tmp_path: Path
             assert (found["radio/well"]["delivered"], found["radio/well"]["error"]) == (1, None)
             assert API_KEY not in said
             prod, wrong = said.splitlines()
-            assert prod.endswith("(1 event pending, the next run goes on)")
-            assert wrong.endswith("then 'integrations enable radio/wrong-key' goes on)")
+            assert prod.endswith("(1 event pending, the next run continues)")
+            assert wrong.endswith("then 'nami-amp integrations enable radio/wrong-key')")
         strict.sandbox._refused_keys = frozenset()
         assert invoke(tmp_path, "integrations", "enable", "radio/wrong-key").exit_code == 0
         assert invoke(tmp_path, "integrations", "disable", "radio/prod").exit_code == 0
@@ -181,6 +181,7 @@ def test_a_warehouse_in_the_way(tmp_path: Path, server: SandboxServer, monkeypat
     assert (status, one["delivered"], said) == (0, 1, "")
 
 
+@pytest.mark.slow
 def test_settings_and_names_that_cannot_be_used(tmp_path: Path) -> None:
     for settings, arguments, message in (
         ({"NAMI_AMP_BATCH_EVENTS": "x"}, ("run",), "NAMI_AMP_BATCH_EVENTS must be"),
@@ -213,6 +214,7 @@ def test_a_state_store_that_is_none(tmp_path: Path) -> None:
     assert "state store" in one_line(done.stderr)
 
 
+@pytest.mark.slow
 def test_status_imports_no_dagster(tmp_path: Path, server: SandboxServer) -> None:
     add(tmp_path, server.endpoint)
     assert nami_amp(tmp_path, "status").returncode == 0

@@ -20,6 +20,8 @@ from nami_amp_pipeline_tests.support.harness import Pipeline
 from nami_amp_pipeline_tests.support.histories import histories, integrations, times
 from nami_amp_pipeline_tests.support.postgres import Postgres
 
+pytestmark = pytest.mark.slow_cases
+
 GOLDEN = Path(__file__).parent / "cases" / "golden"
 
 

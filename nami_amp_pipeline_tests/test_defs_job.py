@@ -28,7 +28,7 @@ from nami_amp_pipeline.state.integration_changes import IntegrationChange, chang
 from nami_amp_pipeline.state.integrations import set_enabled
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
 
 
 @pytest.fixture
@@ -147,6 +147,7 @@ def halts(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> li
     ]
 
 
+@pytest.mark.slow
 def test_halted_partition_says_why_and_how_it_goes_on_until_it_does(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.load(apps=("radio", "fit"))
     stage.add("radio", key=BAD_KEY)

@@ -22,7 +22,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     first = nami_amp(folder, "demo", "--users", "150", "--port", "0")
     assert first.returncode == 0, first.stderr
-    assert "Every event that was sent has arrived, once." in first.stdout
+    assert "Every event that was sent arrived exactly once." in first.stdout
     return folder
 
 
@@ -47,9 +47,10 @@ def test_every_event_is_accounted_for(home: Path) -> None:
 def test_second_time_sends_nothing_twice(home: Path) -> None:
     second = nami_amp(home, "demo", "--users", "150", "--port", "0")
     assert second.returncode == 0, second.stderr
-    assert "Events that Amplitude was sent twice in this run: 0." in second.stdout
+    assert "Events sent to Amplitude twice in this run: 0." in second.stdout
 
 
+@pytest.mark.slow
 def test_no_key_is_found_in_clear_text_in_any_file(home: Path) -> None:
     files = [path for path in home.rglob("*") if path.is_file()]
     assert any(path.name == "state.db" for path in files)
@@ -61,6 +62,7 @@ def test_no_key_is_found_in_clear_text_in_any_file(home: Path) -> None:
     assert key_file.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 def test_the_run_stands_in_dagsters_history(home: Path) -> None:
     databases = [path for path in home.rglob("*.db") if path.name == "runs.db"]
     assert databases

@@ -173,7 +173,7 @@ def test_a_destination_that_nobody_knows_stops_its_integration_only(tmp_path: Pa
         table = tables.integrations
         tx.execute(sa.update(table).where(table.c.id == bench.ids[0]).values(destination="later"))
     done = bench.deliver()
-    assert done[bench.ids[0]].error == "app/i0: this program knows no destination 'later'"
+    assert done[bench.ids[0]].error == "app/i0: unknown destination 'later'"
     assert [bench.status(number).delivered for number in (0, 1)] == [0, 1]
 
 

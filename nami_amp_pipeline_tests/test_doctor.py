@@ -41,7 +41,7 @@ from nami_amp_pipeline_tests.support.scene import WARNINGS
 
 __all__ = ["later"]
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
 
 NOWHERE = "http://127.0.0.1:9/2/httpapi"
 
@@ -89,7 +89,7 @@ def test_nothing_is_wrong(tmp_path: Path, server: SandboxServer) -> None:
     assert server.endpoint in checks["endpoint"]["message"]
     lines = invoke(tmp_path, "doctor").stdout.splitlines()
     assert len(lines) == len(checks)
-    assert lines[0] == "ok       settings: all can be used"
+    assert lines[0] == "ok       settings: all are valid"
 
 
 def test_before_anything_was_done_nothing_is_made(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_store_that_cannot_be_used(tmp_path: Path, postgres: Postgres, broken:
         url, words = f"sqlite:///{tmp_path}/state.db", "not a database"
     elif broken == "no folder":
         (tmp_path / "file").write_text("")
-        url, words = f"sqlite:///{tmp_path}/file/state.db", "cannot be made"
+        url, words = f"sqlite:///{tmp_path}/file/state.db", "cannot create"
     else:
         url, words = postgres.fresh_database(), "read-only" if broken == "read only" else "permission denied"
         with opened(url) as store:
@@ -180,19 +180,19 @@ def test_looking_at_the_store_leaves_nothing_in_it(state_url: str, tmp_path: Pat
 def test_a_store_of_another_version(state_url: str, tmp_path: Path, later: Any) -> None:
     chosen = settings(tmp_path, NAMI_AMP_STATE_URL=state_url)
     make_first_version(state_url)
-    assert "brings it up to date" in (only(doctor.check_migrations(chosen), "warning").fix or "")
+    assert "upgrades it" in (only(doctor.check_migrations(chosen), "warning").fix or "")
     with opened(state_url) as store:
         assert store.schema_version() == 1, "looking must not migrate"
         create_or_upgrade(store)
         assert only(doctor.check_migrations(chosen), "ok")
         later(safe=False)
-        assert "brings it up to date" in (only(doctor.check_migrations(chosen), "warning").fix or "")
+        assert "upgrades it" in (only(doctor.check_migrations(chosen), "warning").fix or "")
         at_work(store, True)
         assert "nami-amp migrate" in (only(doctor.check_migrations(chosen), "error").fix or "")
         migrate.migrate(store, beside_others=True)
         with store.begin() as tx:
             tx.execute(sa.update(tables.schema_version).values(version=tables.SCHEMA_VERSION + 1))
-        assert "this program knows" in only(doctor.check_migrations(chosen), "error").message
+        assert "this program supports" in only(doctor.check_migrations(chosen), "error").message
 
 
 def test_a_lost_encryption_key(tmp_path: Path) -> None:
@@ -298,12 +298,12 @@ def test_endpoints_that_cannot_be_reached(
             f"http://127.0.0.1:{silent}/": "no answer in time",
             f"http://127.0.0.1:{closed}/": "",
             f"http://127.0.0.1:{other}/": "",
-            f"https://localhost:{untrusted}/": "no secure connection: self-signed certificate",
+            f"https://localhost:{untrusted}/": "TLS failed: self-signed certificate",
         }
         for number, endpoint in enumerate([*wrong, server.endpoint]):
             add(tmp_path, endpoint, name=f"n{number}")
         found = list(doctor.check_endpoints(settings(tmp_path)))
-    assert f"{server.endpoint} can be reached" in [one.message for one in found if one.level == "ok"]
+    assert f"{server.endpoint} is reachable" in [one.message for one in found if one.level == "ok"]
     problems = [one.message for one in found if one.level == "error"]
     assert len(problems) == len(wrong)
     for endpoint, words in wrong.items():
@@ -344,7 +344,7 @@ def test_a_clock_that_is_wrong(state_url: str, tmp_path: Path) -> None:
 def test_dagster_and_its_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     chosen = settings(tmp_path)
-    assert "no run has been yet" in only(check_dagster(chosen), "warning").message
+    assert "there has been no run yet" in only(check_dagster(chosen), "warning").message
     assert not (tmp_path / ".nami-amp").exists()
     with dagster_instance(chosen) as instance:
         kinds = list(instance.get_required_daemon_types())
@@ -371,7 +371,7 @@ def test_dagster_and_its_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "cannot be used" in found.message
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "file"))
-    assert "no folder" in only(check_dagster(chosen), "error").message
+    assert "is not a folder" in only(check_dagster(chosen), "error").message
 
 
 def test_a_check_that_breaks_hides_no_other(tmp_path: Path) -> None:
@@ -388,4 +388,4 @@ def test_a_check_that_breaks_hides_no_other(tmp_path: Path) -> None:
         )
     )
     assert [(one.subject, one.level) for one in found] == [("one", "error"), ("two", "error"), ("three", "ok")]
-    assert found[0].message == "could not be looked at: ZeroDivisionError: first line"
+    assert found[0].message == "the check failed: ZeroDivisionError: first line"

@@ -21,6 +21,8 @@ from nami_amp_pipeline.state.integration_changes import IntegrationChange, chang
 from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 
+pytestmark = pytest.mark.slow_cases
+
 SECRET = "Anna Karenina, 1877"
 ACCOUNT = [{"key": "external_id", "type": "uuid", "value": "ext-u1"}]
 STATE = {
@@ -332,6 +334,7 @@ class TestChangesHoldForWhatIsInNoOutbox:
         assert "name" not in events["e2"]["event_properties"]
         assert events["e3"]["event_type"] == "Seen"
 
+    @pytest.mark.slow
     def test_who_waits_still_goes_with_the_login(self, pipeline: Pipeline) -> None:
         store, cipher = pipeline.context.store, pipeline.context.cipher
         one = pipeline.add("shop", anonymous="wait_for_login")
@@ -380,7 +383,7 @@ def test_a_salt_that_cannot_be_read_stops_its_integration_only(pipeline: Pipelin
         failed=lambda one, error: told.append((called(one), str(error))),
     )
     assert [key for key, _ in told] == [broken.key]
-    assert "cannot be hashed" in told[0][1]
+    assert "cannot hash its fields" in told[0][1]
     assert (pipeline.status(fine).pending, pipeline.status(broken).pending) == (1, 1)
 
 

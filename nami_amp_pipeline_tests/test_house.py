@@ -1,4 +1,4 @@
-"""The house: every module says what it is for, functions and files stay short, the root stays small."""
+"""The house: every module says what it is for, functions and files stay short, names name things, the root is small."""
 
 from __future__ import annotations
 
@@ -35,6 +35,47 @@ def test_module_says_what_it_is_for_and_is_about_one_thing(path: Path) -> None:
         and (node.end_lineno or 0) - node.lineno + 1 > LONGEST_FUNCTION
     }
     assert not long
+
+
+ROOMS_WITH_NAMES = (
+    "amplitude", "dagster_support", "delivery", "demo", "retention", "sample", "sandbox", "stages", "state", "storage",
+    "warehouse", "alerts",
+)  # fmt: skip
+"""Rooms in which every variable has the name of its thing."""
+
+
+def anonymous_names(source: str) -> list[int]:
+    """The lines that call a variable or a parameter ``one``, which is the name of nothing."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if (isinstance(node, ast.arg) and node.arg in ("one", "ones"))
+        or (isinstance(node, ast.Name) and node.id in ("one", "ones"))
+    ]
+
+
+@pytest.mark.parametrize("room", ["", *ROOMS_WITH_NAMES])
+def test_no_variable_is_called_one(room: str) -> None:
+    files = (PACKAGE / room).rglob("*.py") if room else PACKAGE.glob("*.py")
+    found = {str(path.relative_to(PACKAGE)): anonymous_names(path.read_text()) for path in files}
+    assert not {path: lines for path, lines in found.items() if lines}
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["for one in rows: print(one)", "lambda one: 1", "def f(one): ...", "[one for one in rows]", "f'{one}'"],
+)
+def test_a_variable_called_one_is_found(source: str) -> None:
+    assert anonymous_names(source)
+    assert not anonymous_names(source.replace("one", "row"))
+
+
+def test_only_one_class_is_called_pipeline() -> None:
+    sources = [*MODULES, *Path(__file__).parent.rglob("*.py")]
+    nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text()))]
+    classes = [node.name for node in nodes if isinstance(node, ast.ClassDef)]
+    assert classes.count("Pipeline") <= 1
+    assert "Halted" not in classes, "halted is a state of an integration; an error is Blocked"
 
 
 def test_root_of_the_package_holds_the_doors_and_the_ground() -> None:

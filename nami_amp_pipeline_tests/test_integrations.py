@@ -383,7 +383,7 @@ class TestChange:
             ({"exclude": ["user_id"]}, "'user_id' cannot be excluded"),
             ({"hashed": ["id"]}, "'id' cannot be excluded or hashed"),
             ({"exclude": ["a"], "hashed": ["a"]}, "both excluded and hashed"),
-            ({"exclude": [" "]}, "has no name"),
+            ({"exclude": [" "]}, "must have a name"),
             ({"exclude": ["external_ids"]}, "'external_ids' cannot"),
             ({"store_fees": {"apple": 1.5}}, "share from 0 to 1"),
             ({"store_fees": {"apple": float("nan")}}, "share from 0 to 1"),
@@ -455,7 +455,7 @@ class TestAnEarlierStart:
         one = added(store, tmp_path, start_from=100)
         with store.begin() as tx:
             store.count(tx, one.id, "captured", 1)
-        with pytest.raises(Misconfigured, match="later time only"):
+        with pytest.raises(Misconfigured, match="only move to a later time"):
             self.moved(store, tmp_path, 50)
         assert self.moved(store, tmp_path, 150).start_from == 150
 

@@ -94,7 +94,7 @@ def test_a_key_is_seen_nowhere(tmp_path: Path, source: str) -> None:
         (("--api-key-file", "empty"), "", "empty is empty"),
         (("--api-key-file", "binary"), "", "it is not text"),
         (("--api-key-stdin", "--api-key-env", "KEY"), API_KEY, "give one of --api-key-env, --api-key-file"),
-        (("--api-key-stdin", "--secret-key-stdin"), API_KEY, "standard input is one key"),
+        (("--api-key-stdin", "--secret-key-stdin"), API_KEY, "standard input holds one key only"),
     ],
 )
 def test_what_is_no_key_is_one_line(tmp_path: Path, arguments: tuple[str, ...], stdin: str, message: str) -> None:
@@ -130,7 +130,7 @@ def test_keys_and_endpoint_can_be_replaced(tmp_path: Path) -> None:
     for arguments, message in (
         ((), "nothing to change"),
         (("--endpoint", "https://elsewhere.test/"), "--allow-custom-endpoint"),
-        (("radio/other", "--endpoint", "eu"), "name one integration"),
+        (("radio/other", "--endpoint", "eu"), "name exactly one integration"),
     ):
         refused = invoke(tmp_path, "integrations", "update", "radio/prod", *arguments)
         assert refused.exit_code == 2

@@ -57,6 +57,7 @@ def test_many_rows_of_one_id(made: Pipeline) -> None:
     assert made.status(one).delivered == 2
 
 
+@pytest.mark.slow
 def test_many_rows_of_one_ingested_at(made: Pipeline) -> None:
     """They stay together beyond the limit of a tick: their users' order is that of ``created_date``."""
     one = made.add("radio", user_id_kind="nami_user_id")

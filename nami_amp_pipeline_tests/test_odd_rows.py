@@ -24,6 +24,8 @@ from nami_amp_pipeline_tests.support.postgres import Postgres
 
 Make = Callable[..., Pipeline]
 
+pytestmark = pytest.mark.slow_cases
+
 
 def row(event_id: str | None, **more: Any) -> dict[str, Any]:
     payload = {"id": event_id, "device_id": "d", "n": 1}

@@ -102,6 +102,7 @@ def unknown(context: Context) -> set[tuple[int, str]]:
     return found
 
 
+@pytest.mark.slow_cases
 def test_it_is_finished_exactly(opened: tuple[Pipeline, list[str]]) -> None:
     pipeline, accepted = opened
     assert pipeline.context.store.schema_version() == tables.SCHEMA_VERSION
@@ -184,6 +185,6 @@ def test_it_is_left_alone_while_the_older_version_is_at_work(home: tuple[Path, l
         store.execute("UPDATE leases SET owner = 'another machine' || owner WHERE expires_at > 0")
     store.close()
     at_work = START + timedelta(minutes=11)  # the leases of the processes that were killed, on another machine
-    with pytest.raises(Misconfigured, match="a process is at work"):
+    with pytest.raises(Misconfigured, match="another process is using the store"):
         Pipeline(folder, SETTINGS, open_at=at_work)
     Pipeline(folder, SETTINGS, open_at=LATER).close()

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.delivery.outbox_finisher import TRY_AGAIN_MICROS, AtOnce, InThread, OutboxFinisher
 from nami_amp_pipeline.delivery.receipts import finish_outbox
-from nami_amp_pipeline.errors import Halted, StoreUnavailable
+from nami_amp_pipeline.errors import Blocked, StoreUnavailable
 from nami_amp_pipeline.stages import deliver as delivery
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.simulation.scripted_answers import Bench, Posted, event
@@ -46,7 +46,7 @@ def test_what_the_store_keeps_from_being_finished_is_tried_again_until_patience_
 def test_what_cannot_be_finished_is_said_and_other_outboxes_are() -> None:
     def finish(channel_id: int, _outbox_id: int) -> None:
         if channel_id == 1:
-            raise Halted("the disk is full")
+            raise Blocked("the disk is full")
 
     finishing = OutboxFinisher(finish, AtOnce(), PATIENCE)
     finishing.start(1, 7, 0)
@@ -103,7 +103,7 @@ def test_a_run_that_cannot_write_receipts_says_so_and_the_next_one_does(
     bench.prepare([event(0)])
 
     def full(*_arguments: object) -> None:
-        raise Halted("the receipts cannot be written: OSError")
+        raise Blocked("the receipts cannot be written: OSError")
 
     with monkeypatch.context() as patch:
         patch.setattr(delivery, "finish_outbox", full)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.defs.jobs import micro_batch
 from nami_amp_pipeline.defs.resources import PipelineResource, PipelineSession
-from nami_amp_pipeline.errors import Halted, WarehouseUnavailable
+from nami_amp_pipeline.errors import Blocked, WarehouseUnavailable
 from nami_amp_pipeline.micro_batch import MicroBatch
 from nami_amp_pipeline.retention import retain
 from nami_amp_pipeline.stages.table import CAPTURE, DELIVER, PREPARE, SNAPSHOTS
@@ -20,7 +20,7 @@ from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.support.postgres import Postgres
 from nami_amp_pipeline_tests.support.scene import WARNINGS, Scene, scene
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
 
 
 def stepwise() -> dg.JobDefinition:
@@ -50,6 +50,7 @@ def failure_of(instance: dg.DagsterInstance, run_id: str) -> str:
     return data.description or ""
 
 
+@pytest.mark.slow
 def test_a_dead_warehouse_ends_in_a_failed_run(stage: Scene) -> None:
     stage.load(apps=("radio",))
     one = stage.add("radio")
@@ -73,6 +74,7 @@ def test_a_dead_warehouse_ends_in_a_failed_run(stage: Scene) -> None:
     assert stage.status(one)["radio/main"].delivered > 0  # what was captured before
 
 
+@pytest.mark.slow
 def test_a_good_run_is_green_in_as_many_processes(stage: Scene) -> None:
     stage.load(apps=("radio",))
     one = stage.add("radio")
@@ -87,11 +89,11 @@ def test_troubles_are_of_their_run_and_go_when_that_is_old(stage: Scene) -> None
     stage.add("radio")
     first = MicroBatch.begin(stage.context)
     first.run(CAPTURE)  # there is no warehouse
-    first.note(PREPARE, Halted("radio/main: a file is lost"), "radio|main")
+    first.note(PREPARE, Blocked("radio/main: a file is lost"), "radio|main")
     again = MicroBatch.begin(stage.context)  # another process of the same run
     assert [(asset, type(error)) for asset, error in again.troubles] == [
         ("nami_events", WarehouseUnavailable),
-        ("amplitude_events", Halted),
+        ("amplitude_events", Blocked),
     ]
     assert [str(error) for _, error in again.troubles] == [str(error) for _, error in first.troubles]
     assert again.problems()[1] == "amplitude_events: radio/main: a file is lost"

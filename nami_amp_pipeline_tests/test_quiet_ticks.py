@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nami_amp_pipeline.errors import Halted, Unexpected
+from nami_amp_pipeline.errors import Blocked, Unexpected
 from nami_amp_pipeline.micro_batch import MicroBatch
 from nami_amp_pipeline.stages import table
 from nami_amp_pipeline.stages.table import CAPTURE, DELIVER, PREPARE, SNAPSHOTS
@@ -91,12 +91,13 @@ def test_any_mix_of_quiet_ticks_and_bursts(
     scene.close()
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("stage", "error"),
     [
         ("capture", IndexError("no such thing")),
         ("snapshot", ZeroDivisionError("of nothing")),
-        ("prepare", Halted("a file is lost")),
+        ("prepare", Blocked("a file is lost")),
         ("deliver", KeyError("unexpected")),
     ],
 )
@@ -138,7 +139,7 @@ def test_error_of_one_app_is_its_own(
         assert scene.status(one).delivered == (0 if app == "broken" else 3), app
     ((_asset, trouble),) = tick.troubles
     assert str(trouble).startswith("broken")
-    assert isinstance(trouble, Halted if isinstance(error, Halted) else Unexpected)
+    assert isinstance(trouble, Blocked if isinstance(error, Blocked) else Unexpected)
     monkeypatch.setattr(table, stage, act)
     scene.context.run_id = "the next run"
     tick = MicroBatch.begin(scene.context)

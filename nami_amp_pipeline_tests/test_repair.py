@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.errors import Halted
+from nami_amp_pipeline.errors import Blocked
 from nami_amp_pipeline.operations.repair import LostFile, lost_files, repair
 from nami_amp_pipeline.stages import pipeline as stages
 from nami_amp_pipeline.state import tables
@@ -21,6 +21,8 @@ from nami_amp_pipeline.state.integrations import Integration, all_integrations, 
 from nami_amp_pipeline.state.store import Lease
 from nami_amp_pipeline_tests.support.command_line import invoke, one_line
 from nami_amp_pipeline_tests.support.harness import START, Agreeing, Pipeline
+
+pytestmark = pytest.mark.slow_cases
 
 
 def rows(first: int, count: int, **more: Any) -> list[dict[str, Any]]:
@@ -165,7 +167,7 @@ def test_lost_ledger_is_made_again(scene: Pipeline) -> None:
     scene.tick()
     lose(scene, "ledger")
     assert names(scene, "ledger")
-    with pytest.raises(Halted, match="ledger"):
+    with pytest.raises(Blocked, match="ledger"):
         stages.capture_apps(scene.context)
     assert [why for _, why in repair(scene.context, lost_in(scene))] == [None]
     scene.insert(rows(0, 40, ingested_at=START + timedelta(hours=2)))  # loaded again: known all the same
@@ -290,7 +292,7 @@ def test_segment_that_is_being_prepared_is_left_to_who_has_it_open(scene: Pipeli
     scene.tick()
     other.store.close()
     assert said
-    assert all(why is not None and "worked on by another process" in why for why in said)
+    assert all(why is not None and "in use by another process" in why for why in said)
     assert [why for _, why in repair(scene.context, lost_in(scene))] == [None]
     assert finish(scene, one) == GOOD
     assert len(scene.sent(one)) == len(GOOD)  # each once
@@ -305,6 +307,7 @@ def test_segment_that_is_gone_by_the_time_of_its_repair(scene: Pipeline) -> None
     assert [why for _, why in repair(scene.context, lost)] == [None]  # as after a retention in between
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_is_lost_at_whatever_moment_is_mended(seed: int, scene: Pipeline) -> None:
     rng = random.Random(seed)

@@ -18,7 +18,7 @@ from nami_amp_pipeline.runner import run_micro_batch
 from nami_amp_pipeline.stages.table import CAPTURE
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
 
 ROW = {
     "integration", "captured", "delivered", "skipped", "dead_letters", "pending", "watermark", "lag_seconds", "error"

@@ -191,7 +191,7 @@ def test_a_variable_that_sets_nothing_is_said_once_with_the_nearest_name(
         Settings.load(given, Path("no-such-file"))
     assert [record.getMessage() for record in caplog.records] == [
         "NAMI_AMP_BATCH_EVENT is not a setting; did you mean NAMI_AMP_BATCH_EVENTS?",
-        "NAMI_AMP_OF_MY_OWN is not a setting; docs/settings.md lists them",
+        "NAMI_AMP_OF_MY_OWN is not a setting; docs/settings.md lists all settings",
     ]
 
 

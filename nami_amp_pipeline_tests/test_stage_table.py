@@ -17,7 +17,7 @@ from nami_amp_pipeline.defs.assets import build_asset
 from nami_amp_pipeline.defs.jobs import build_micro_batch
 from nami_amp_pipeline.defs.partitions import add_partitions
 from nami_amp_pipeline.defs.resources import PipelineSession
-from nami_amp_pipeline.errors import Halted, Misconfigured
+from nami_amp_pipeline.errors import Blocked, Misconfigured
 from nami_amp_pipeline.retention.files import sweep
 from nami_amp_pipeline.retention.report import RetentionReport
 from nami_amp_pipeline.stages.facts import Counts, Facts
@@ -43,7 +43,7 @@ def spell(
         if one.id not in leases:
             continue
         if one.name == "broken":
-            raise Halted("this name cannot be spelled")
+            raise Blocked("this name cannot be spelled")
         name = context.folder.new_name("spelling", "parquet")
         with context.folder.parquet(name, SCHEMA) as writer:
             writer.write_table(pa.table({"id": [one.key], "letters": [len(one.key)]}, SCHEMA))
@@ -157,7 +157,7 @@ def test_a_window_is_worked_on_or_refused(stage: Scene) -> None:
     assert run_stage(stage.context, SPELL, [one], window=window) == {"radio|main": 7}
     for known in STAGES:
         subject = one if known.per == "integration" else "radio"
-        with pytest.raises(Misconfigured, match=f"{known.asset} works on what is new"):
+        with pytest.raises(Misconfigured, match=f"{known.asset} works on new data only"):
             run_stage(stage.context, known, [subject], window=window)
     with pytest.raises(Misconfigured, match="must end after it begins"):
         Window(since=7, until=7)

@@ -703,7 +703,7 @@ def test_a_restart_in_mid_read_captures_nothing_and_the_next_tick_all(
 
     monkeypatch.setattr(Session, "_batches", broken)
     for _ in range(2):
-        with pytest.raises(WarehouseUnavailable, match="the next run reads the same again") as caught:
+        with pytest.raises(WarehouseUnavailable, match="the next run reads the same rows again") as caught:
             stages.capture_apps(scene.context)
         assert "\n" not in str(caught.value)
         assert not list(scene.settings.data_dir.rglob("*.part"))

@@ -1,1 +1,1 @@
-"""What Amplitude is: its addresses, limits, answers, and how it is spoken to."""
+"""Amplitude: its addresses, limits, answers and protocol."""

@@ -1,7 +1,7 @@
 """What an answer of Amplitude's means for the events of its request.
 
-Sources: https://amplitude.com/docs/apis/analytics/http-v2 and https://amplitude.com/docs/apis/analytics/batch-event-upload;
-Amplitude's own SDKs for what those leave open.
+Sources: https://amplitude.com/docs/apis/analytics/http-v2 and
+https://amplitude.com/docs/apis/analytics/batch-event-upload; Amplitude's own SDKs for what those leave open.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def judge(answer: HttpAnswer | NoAnswer, identities: Sequence[tuple[str, ...]], 
     """What an answer means for the events of a request.
 
     Args:
-        answer: what came, or why nothing did.
+        answer: the answer, or why there is none.
         identities: of each event of the request, the identities that Amplitude may throttle.
         now: seconds since the epoch, for a ``Retry-After`` that is a date.
     """
@@ -64,7 +64,7 @@ def _none_ingested(body: Mapping[str, Any]) -> str:
 
 
 def _again(reason: str, delay: float | None, *, maybe_stored: bool) -> Verdict:
-    """The same again; what names a time (``Retry-After``) speaks for the whole project."""
+    """Retry the same request; a ``Retry-After`` applies to the whole project."""
     return Verdict(Outcome.AGAIN, reason, maybe_stored=maybe_stored, delay=delay, whole_project=delay is not None)
 
 
@@ -169,7 +169,7 @@ def _parse(body: bytes) -> tuple[Mapping[str, Any], bool]:
 
 
 def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds to wait; a value that nobody can read counts as none, and after an hour it is tried again anyway."""
+    """Seconds to wait, at most an hour; an unreadable value counts as none."""
     text = headers.get("retry-after", "").strip()
     if not text:
         return None

@@ -1,4 +1,4 @@
-"""Whether an endpoint can be reached and takes a key, with requests that cannot store anything."""
+"""Checks whether an endpoint is reachable and accepts a key, with requests that cannot store anything."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from nami_amp_pipeline.amplitude.target import Amplitude
 
 _NO_ANSWER = {
-    "refused": "nothing listens there, or the name is unknown",
-    "proxy": "the proxy does not let it through",
+    "refused": "connection refused, or unknown host name",
+    "proxy": "the proxy refused the request",
     "timeout": "no answer in time",
-    "tls": "no secure connection",
+    "tls": "TLS failed",
     "reset": "the connection broke",
-    "truncated": "the answer broke off, or is not HTTP",
-    "out_of_step": "what answers there is not an HTTP server that keeps its answers in order",
-    "bad_address": "the address cannot be one",
+    "truncated": "the answer was cut off, or is not HTTP",
+    "out_of_step": "the host answered, but not with one HTTP answer per request",
+    "bad_address": "the address is not valid",
 }
 
 
 def probe(amplitude: Amplitude, endpoint: str, api_key: Secret | None, transport: Transport) -> Probe:
-    """Asks an endpoint for its headers, or for what it makes of a key.
+    """Asks an endpoint for its headers, or whether it accepts a key.
 
     Amplitude looks at the key before it looks at the events, and refuses an event without ``event_type``: so a
     refusal of the event is the good answer.
@@ -44,7 +44,7 @@ def probe(amplitude: Amplitude, endpoint: str, api_key: Secret | None, transport
         return Probe(False, f"cannot reach {endpoint}: {why}")
     date = _seconds(answer.headers.get("date"))
     if api_key is None:
-        return Probe(True, f"{endpoint} can be reached", date)
+        return Probe(True, f"{endpoint} is reachable", date)
     ok, message = _classify(amplitude, endpoint, answer)
     return Probe(ok, amplitude.redact(message, api_key), date)
 
@@ -53,14 +53,14 @@ def _classify(amplitude: Amplitude, endpoint: str, answer: HttpAnswer) -> tuple[
     verdict = amplitude.judge(answer, [("",)], now=0.0)
     if verdict.outcome is Outcome.HALT:
         if verdict.reason.startswith("invalid_api_key"):
-            return False, f"{endpoint} does not know the API key: is it of this project, and of this region?"
+            return False, f"{endpoint} does not know the API key: check that it belongs to this project and this region"
         return False, f"{endpoint}: {verdict.reason}"
     if answer.status == 200 or (answer.status == 400 and verdict.outcome is not Outcome.AGAIN):
-        return True, f"ok: {endpoint} takes the API key"
+        return True, f"ok: {endpoint} accepts the API key"
     if answer.status == 429:
-        return False, f"{endpoint} is throttled right now (429), so it did not say whether it takes the key: try again"
+        return False, f"{endpoint} throttles requests right now (429), so the key was not checked: try again later"
     if answer.status == 403:
-        return False, f"{endpoint} refuses this sender (403): a firewall, or the region"
+        return False, f"{endpoint} refuses requests from this machine (403): check firewall and region"
     return False, f"{endpoint} answered {answer.status}: not an answer of Amplitude's HTTP API, try again later"
 
 

@@ -1,4 +1,4 @@
-"""Amplitude as a destination: its addresses, its limits, and what stands around the events of a request.
+"""Amplitude as a destination: its addresses, its limits, and the frame of a request.
 
 Sources: https://amplitude.com/docs/apis/analytics/http-v2 and https://amplitude.com/docs/apis/analytics/batch-event-upload.
 """
@@ -28,7 +28,7 @@ _UPDATE: Final = "'nami-amp integrations update APP/NAME"
 _ADDRESS: Final = f"Give it the address of Amplitude's HTTP API with {_UPDATE} --endpoint us' (or eu)"
 _REPAIRS: Final = {
     "invalid_api_key": f"Give it the key of the right project, or the endpoint of its region, with {_UPDATE} …'",
-    "forbidden": "A firewall or the region refuses this sender: ask Amplitude's support",
+    "forbidden": "A firewall or the region refuses requests from this machine: contact Amplitude's support",
     "redirect": _ADDRESS,
     "http_404": _ADDRESS,
 }
@@ -43,7 +43,7 @@ class Amplitude:
     reserved_ids: Collection[str] = contract.RESERVED_IDS
 
     def limits(self, endpoint: str) -> EndpointLimits:
-        """The Batch Event Upload API takes more than the HTTP V2 API."""
+        """The Batch Event Upload API accepts more than the HTTP V2 API."""
         is_batch = endpoint.endswith("/batch")
         return EndpointLimits(
             contract.MAX_REQUEST_EVENTS,
@@ -53,7 +53,7 @@ class Amplitude:
         )
 
     def headers(self, api_key: Secret) -> Mapping[str, str]:
-        """No more than JSON wants: the key goes in the body."""
+        """Only the headers for JSON: the key is in the body."""
         del api_key
         return JSON_HEADERS
 

@@ -151,7 +151,7 @@ class CommandGroup(click.Group):
         except (click.Abort, KeyboardInterrupt):
             return 130
         except click.UsageError as error:
-            about = f" ('{error.ctx.command_path} --help' tells more)" if error.ctx else ""
+            about = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
             message, status = f"{error.format_message()}{about}", 2
         except Misconfigured as error:
             message, status = str(error), 2
@@ -214,7 +214,7 @@ def integration_keys(names: Sequence[str], *, in_two_words: bool = False) -> lis
         return ["/".join(names)]
     for name in names:
         if name.count("/") != 1:
-            raise Misconfigured(f"{name!r} is no integration: write APP/NAME, as 'nami-amp integrations list' shows it")
+            raise Misconfigured(f"{name!r} is not an integration: write APP/NAME, as in 'nami-amp integrations list'")
     return list(names)
 
 

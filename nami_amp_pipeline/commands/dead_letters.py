@@ -23,8 +23,8 @@ def dead_letters() -> None:
 
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--until", metavar="TIME", help="Those that became dead letters before this time."),
-        click.option("--since", metavar="TIME", help="Those that became dead letters at or after this time."),
+        click.option("--until", metavar="TIME", help="Only events that became dead letters before this time."),
+        click.option("--since", metavar="TIME", help="Only events that became dead letters at or after this time."),
         click.option(
             "--reason",
             "reasons",
@@ -64,7 +64,9 @@ def _filter(
 
 @dead_letters.command(name="list")
 @_filters
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="The newest so many.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=100, show_default=True, help="How many to show, the newest first."
+)
 @json_option
 @click.pass_obj
 def list_dead_letters(
@@ -100,7 +102,7 @@ def list_dead_letters(
             right=("No.",),
         )
         if total > len(found):
-            click.echo(f"… and {total - len(found):,} older ones (--limit).")
+            click.echo(f"… and {total - len(found):,} older dead letters (see --limit).")
     else:
         click.echo("No dead letters.")
 
@@ -110,7 +112,7 @@ def list_dead_letters(
 @json_option
 @click.pass_obj
 def show(invocation: Invocation, id: str, as_json: bool) -> None:  # noqa: A002 - the name of the argument in --help
-    """Show one dead letter whole: the event, why it was refused, and Amplitude's answer.
+    """Show one dead letter in full: the event, why it was refused, and Amplitude's answer.
 
     ID is its number in the list, or the event's id.
     """
@@ -147,7 +149,7 @@ def show(invocation: Invocation, id: str, as_json: bool) -> None:  # noqa: A002 
 @_filters
 @click.option("--all", "everything", is_flag=True, help="All dead letters.")
 @click.option(
-    "--force", is_flag=True, help="Also those first sent over 7 days ago; Amplitude may then count one twice."
+    "--force", is_flag=True, help="Also retry events first sent over 7 days ago; Amplitude may store them twice."
 )
 @json_option
 @click.pass_obj
@@ -164,8 +166,8 @@ def retry(
 ) -> int:
     """Send dead letters again, with the next run.
 
-    They keep their content and their insert id, so that Amplitude recognises one that it has already. Name them by
-    number or event id, or choose by reason, integration or time.
+    They keep their content and their insert id, so that Amplitude recognises events that it has already. Name them by
+    number or event id, or choose them by reason, integration or time.
     """
     if not (ids or integrations or reasons or since or until or everything):
         raise click.UsageError(

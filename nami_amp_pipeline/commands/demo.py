@@ -31,8 +31,12 @@ def demo(invocation: Invocation, users: int, port: int | None, serve: bool) -> i
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0 takes a free one.")
-@click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), help="Keep what was received in this file.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="The port; 0 takes a free port."
+)
+@click.option(
+    "--journal", type=click.Path(path_type=Path, dir_okay=False), help="Keep the received events in this file."
+)
 def sandbox(port: int, journal: Path | None) -> None:
     """Start a local Amplitude to develop against.
 
@@ -42,7 +46,7 @@ def sandbox(port: int, journal: Path | None) -> None:
     from nami_amp_pipeline.sandbox import Sandbox, serve
 
     def ready(url: str) -> None:
-        click.echo(f"Local Amplitude at {url} (the page shows what came); Ctrl-C ends it.")
+        click.echo(f"Local Amplitude at {url} (its page shows the received events); Ctrl-C stops it.")
         click.echo(f"Use it with: --endpoint {url}/2/httpapi --allow-custom-endpoint")
         sys.stdout.flush()
 

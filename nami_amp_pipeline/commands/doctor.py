@@ -26,13 +26,16 @@ def doctor(invocation: Invocation, as_json: bool) -> int:
     a problem.
     """
     shown = []
-    for one in _findings(invocation):
-        word = _WORDS[one.level]
-        message, fix = invocation.clean(" ".join(one.message.split())), one.fix and invocation.clean(one.fix)
-        shown.append({"check": one.subject, "result": word, "message": message, "fix": fix})
+    for finding in _findings(invocation):
+        word = _WORDS[finding.level]
+        message, fix = (
+            invocation.clean(" ".join(finding.message.split())),
+            finding.fix and invocation.clean(finding.fix),
+        )
+        shown.append({"check": finding.subject, "result": word, "message": message, "fix": fix})
         if not as_json:
-            click.echo(f"{word:<9}{one.subject}: {message}{f' -> {fix}' if fix else ''}")
-    fine = not any(one["result"] == "problem" for one in shown)
+            click.echo(f"{word:<9}{finding.subject}: {message}{f' -> {fix}' if fix else ''}")
+    fine = not any(finding["result"] == "problem" for finding in shown)
     if as_json:
         invocation.answer({"ok": fine, "checks": shown})
     return 0 if fine else 1
@@ -46,6 +49,6 @@ def _findings(invocation: Invocation) -> list[Finding]:
     try:
         settings = invocation.settings
     except Misconfigured as error:
-        return [Finding("settings", "error", str(error), "docs/settings.md has every setting")]
+        return [Finding("settings", "error", str(error), "docs/settings.md lists all settings")]
     checks = [*library.CHECKS, ("dagster", check_dagster)]
-    return [Finding("settings", "ok", "all can be used"), *library.examine(settings, checks)]
+    return [Finding("settings", "ok", "all are valid"), *library.examine(settings, checks)]

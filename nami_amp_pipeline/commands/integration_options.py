@@ -40,18 +40,20 @@ def _addresses(*, is_new: bool, default: Default) -> list[Decorator]:
     """Where events go, of whom, and which."""
     return [
         click.option("--endpoint", required=is_new, metavar="us|eu|URL", help="Where the Amplitude project is."),
-        click.option("--allow-custom-endpoint", is_flag=True, help="Let events go to a host that is not Amplitude's."),
+        click.option(
+            "--allow-custom-endpoint", is_flag=True, help="Allow an endpoint that does not belong to Amplitude."
+        ),
         key_options("api", "the API key" if is_new else "the new API key"),
-        key_options("secret", f"the {'' if is_new else 'new '}secret key, which only reconciliation needs"),
+        key_options("secret", f"the {'' if is_new else 'new '}secret key (only reconciliation needs it)"),
         click.option(
             "--allow-shared-key",
             is_flag=True,
-            help="Let it have the API key of another one with event types in common.",
+            help="Allow an API key that another integration uses for some of the same event types.",
         ),
         click.option(
             "--user-id",
             type=click.Choice(contract.USER_ID_KINDS),
-            help="What users are called in Amplitude.",
+            help="What becomes the user id in Amplitude.",
             **default("external_id"),
         ),
         click.option(
@@ -64,7 +66,7 @@ def _addresses(*, is_new: bool, default: Default) -> list[Decorator]:
             "--events",
             multiple=True,
             metavar="all|TYPE[,TYPE|PREFIX.*…]",
-            help="Which event types to send; 'user.subscription.*' means all that begin so, types to come included."
+            help="Which event types to send; 'user.subscription.*' selects current and future types with this prefix."
             + ("  [default: all]" if is_new else ""),
         ),
     ]
@@ -76,24 +78,29 @@ def _contents(default: Default) -> list[Decorator]:
         click.option(
             "--start-from",
             metavar="now|beginning|TIME",
-            help="The first events to send, by when they came into the warehouse.",
+            help="Send events that were loaded into the warehouse from this time on.",
             **default("now"),
         ),
         click.option(
-            "--rename", multiple=True, metavar="OLD=NEW", help="Another name in Amplitude; may be given several times."
+            "--rename",
+            multiple=True,
+            metavar="OLD=NEW",
+            help="Rename an event type in Amplitude; may be given several times.",
         ),
         click.option(
             "--sandbox",
             type=click.Choice(contract.SANDBOX_POLICIES),
-            help="What to do with events of a store's sandbox; 'only' leaves production out.",
+            help="What to do with events of a store's sandbox; 'only' leaves out production events.",
             **default("send"),
         ),
-        click.option("--exclude", multiple=True, metavar="FIELD", help="A payload field that never leaves."),
-        click.option("--hash", "hashed", multiple=True, metavar="FIELD", help="A payload field that leaves hashed."),
+        click.option("--exclude", multiple=True, metavar="FIELD", help="A payload field that is never sent."),
+        click.option(
+            "--hash", "hashed", multiple=True, metavar="FIELD", help="A payload field that is sent as a hash."
+        ),
         click.option(
             "--revenue",
             type=click.Choice(contract.REVENUE_KINDS),
-            help="The price of a transaction: as it is, less the store's fee, or none.",
+            help="The price to send: the full amount, the amount less the store's fee, or none.",
             **default("gross"),
         ),
         click.option(
@@ -109,11 +116,11 @@ def _contents(default: Default) -> list[Decorator]:
 def clearing_options(command: Any) -> Any:
     """What takes settings away that an integration has."""
     for name, what in (
-        ("--no-secret-key", "Forget the secret key."),
-        ("--no-store-fees", "The default fee for every store."),
+        ("--no-secret-key", "Remove the secret key."),
+        ("--no-store-fees", "Use the default fee for every store."),
         ("--no-hash", "Hash no field."),
         ("--no-exclude", "Exclude no field."),
-        ("--no-rename", "Use Nami's names."),
+        ("--no-rename", "Use Nami's event names."),
     ):
         command = click.option(name, is_flag=True, help=what)(command)
     return command

@@ -23,7 +23,7 @@ _FIELDS = {"api_key": "API key", "user_id": "user id", "hash": "hashed fields", 
 
 @click.group()
 def integrations() -> None:
-    """Say which events of which app go to which Amplitude project.
+    """Manage which events of which app go to which Amplitude project.
 
     An integration is named APP/NAME; an app may have several.
     """
@@ -33,13 +33,13 @@ def integrations() -> None:
 @click.argument("app")
 @click.argument("name")
 @setting_options(is_new=True)
-@click.option("--disabled", is_flag=True, help="Add it switched off.")
+@click.option("--disabled", is_flag=True, help="Add it disabled.")
 @click.pass_obj
 def add(invocation: Invocation, /, app: str, name: str, disabled: bool, **given: Any) -> None:
     """Send events of APP to an Amplitude project, under NAME.
 
-    The API key is read from an environment variable, a file or standard input, so that it stands in no shell history
-    and no list of processes; it is kept encrypted and never shown again.
+    The API key is read from an environment variable, a file or standard input, so that it appears in no shell history
+    or process list; it is stored encrypted and never shown again.
     """
     from nami_amp_pipeline.operations.integrations import NewIntegration
 
@@ -84,11 +84,21 @@ def list_integrations(invocation: Invocation, as_json: bool) -> None:
 
     found = invocation.operations.integrations()
     if as_json:
-        invocation.answer({"integrations": [described(one) for one in found]})
+        invocation.answer({"integrations": [described(integration) for integration in found]})
     elif found:
         screen.table(
             ("Integration", "State", "Endpoint", "User id", "No External ID", "Events"),
-            [(one.key, state(one), region(one), one.user_id_kind, one.anonymous, _events(one)) for one in found],
+            [
+                (
+                    integration.key,
+                    state(integration),
+                    region(integration),
+                    integration.user_id_kind,
+                    integration.anonymous,
+                    _events(integration),
+                )
+                for integration in found
+            ],
         )
     else:
         click.echo("There is no integration yet: 'nami-amp integrations add' adds one.")
@@ -99,40 +109,43 @@ def list_integrations(invocation: Invocation, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def show(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
-    """Show all settings of an integration; of the keys only whether they are set."""
+    """Show all settings of an integration; keys only as set or not set."""
     from nami_amp_pipeline.clock import to_text
     from nami_amp_pipeline.commands import output as screen
     from nami_amp_pipeline.operations.integrations import described, state
 
     found = invocation.operations.integrations(integration_keys(names, in_two_words=True))
     if as_json:
-        shown = [described(one) for one in found]
+        shown = [described(integration) for integration in found]
         invocation.answer(shown[0] if len(shown) == 1 else {"integrations": shown})
         return
-    for one in found:
+    for integration in found:
         screen.facts(
             {
-                "Integration": one.key,
-                "State": state(one),
-                "Error": one.halted_reason or one.last_error,
-                "Endpoint": one.endpoint,
+                "Integration": integration.key,
+                "State": state(integration),
+                "Error": integration.halted_reason or integration.last_error,
+                "Endpoint": integration.endpoint,
                 "API key": "set",
-                "Secret key": "set" if one.secret_key else "not set",
-                "User id": one.user_id_kind,
-                "No External ID": one.anonymous,
+                "Secret key": "set" if integration.secret_key else "not set",
+                "User id": integration.user_id_kind,
+                "No External ID": integration.anonymous,
                 "Events": "\n".join(
-                    f"{event_type} as {one.rename[event_type]}" if event_type in one.rename else event_type
-                    for event_type in one.events
+                    f"{event_type} as {integration.rename[event_type]}"
+                    if event_type in integration.rename
+                    else event_type
+                    for event_type in integration.events
                 ),
-                "Selected by": ", ".join(one.patterns),
-                "Sandbox": one.sandbox,
-                "Excluded": ", ".join(one.exclude) or None,
-                "Hashed": ", ".join(one.hashed) or None,
-                "Revenue": one.revenue,
-                "Store fees": ", ".join(f"{store} {share:g}" for store, share in one.store_fees.items()) or None,
-                "Starts": _start(one),
-                "Version": one.version,
-                "Added": to_text(one.created_at),
+                "Selected by": ", ".join(integration.patterns),
+                "Sandbox": integration.sandbox,
+                "Excluded": ", ".join(integration.exclude) or None,
+                "Hashed": ", ".join(integration.hashed) or None,
+                "Revenue": integration.revenue,
+                "Store fees": ", ".join(f"{store} {share:g}" for store, share in integration.store_fees.items())
+                or None,
+                "Starts": _start(integration),
+                "Version": integration.version,
+                "Added": to_text(integration.created_at),
             }
         )
 
@@ -142,19 +155,19 @@ def show(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
 @setting_options(is_new=False)
 @options.clearing_options
 @click.option("--enabled/--disabled", "enabled", default=None, help="Switch it on or off.")
-@click.option("--if-version", type=int, metavar="N", help="Only if it still has this version, as 'show' tells it.")
+@click.option("--if-version", type=int, metavar="N", help="Change it only if it still has this version (see 'show').")
 @click.pass_obj
 def update(invocation: Invocation, /, names: tuple[str, ...], if_version: int | None, **given: Any) -> None:
-    """Change settings of an integration; what is not given stays as it is.
+    """Change settings of an integration; the other settings stay as they are.
 
-    A list that is given takes the place of the one that was set. A change holds for events that are not prepared yet;
-    another key or endpoint holds for all that is pending. A halted integration stays halted until it is enabled.
+    A list replaces the old list. A change applies to events that are not prepared yet; a new key or endpoint applies to
+    all pending events. A halted integration stays halted until it is enabled.
     """
     from nami_amp_pipeline.operations.integrations import IntegrationChange
 
     key, *others = integration_keys(names, in_two_words=True)
     if others:
-        raise Misconfigured("name one integration: a change is made to one at a time")
+        raise Misconfigured("name exactly one integration")
     sources = KeySources(invocation, given)
     api_key, secret_key = sources.read("api"), sources.read("secret")
     changes = options.given_changes(given)
@@ -173,7 +186,9 @@ def update(invocation: Invocation, /, names: tuple[str, ...], if_version: int | 
     said = ", ".join(_FIELDS.get(name, name.replace("_", " ")) for name in fields)
     click.echo(f"{key}: {said or 'nothing'} changed, version {updated.version}.")
     if updated.halted_reason:
-        click.echo(f"It is halted: 'nami-amp integrations test {key}', then 'nami-amp integrations enable {key}'.")
+        click.echo(
+            f"It is still halted: run 'nami-amp integrations test {key}', then 'nami-amp integrations enable {key}'."
+        )
 
 
 @integrations.command()
@@ -181,7 +196,7 @@ def update(invocation: Invocation, /, names: tuple[str, ...], if_version: int | 
 @json_option
 @click.pass_obj
 def history(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
-    """Show who changed what of an integration, and when."""
+    """Show who changed which settings of an integration, and when."""
     from nami_amp_pipeline.commands import output as screen
     from nami_amp_pipeline.operations.integrations import recorded
 
@@ -211,7 +226,7 @@ def history(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> No
 @click.argument("names", nargs=-1, required=True, metavar="APP/NAME")
 @click.pass_obj
 def enable(invocation: Invocation, names: tuple[str, ...]) -> None:
-    """Switch an integration on; it goes on where it stopped."""
+    """Switch an integration on; it continues where it stopped."""
     _switch(invocation, names, on=True)
 
 
@@ -231,21 +246,21 @@ def _switch(invocation: Invocation, names: Sequence[str], *, on: bool) -> None:
 
 @integrations.command()
 @click.argument("names", nargs=-1, required=True, metavar="APP/NAME")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.pass_obj
 def remove(invocation: Invocation, names: tuple[str, ...], yes: bool) -> None:
-    """Remove an integration with what is pending and its dead letters.
+    """Remove an integration with its pending events and dead letters.
 
-    What was sent stays in Amplitude. To stop for a while, use 'disable'.
+    Events that were sent stay in Amplitude. To stop for a while, use 'disable'.
     """
     found = invocation.operations.integrations(integration_keys(names, in_two_words=True))
-    for one in found:
+    for integration in found:
         if not yes:
             if not sys.stdin.isatty():
-                raise Misconfigured(f"give --yes to remove {one.key} with what is pending and its dead letters")
-            click.confirm(f"Remove {one.key} with what is pending and its dead letters?", abort=True)
-        invocation.operations.remove(one.key)
-        click.echo(f"{one.key} removed.")
+                raise Misconfigured(f"give --yes to remove {integration.key} with its pending events and dead letters")
+            click.confirm(f"Remove {integration.key} with its pending events and dead letters?", abort=True)
+        invocation.operations.remove(integration.key)
+        click.echo(f"{integration.key} removed.")
 
 
 @integrations.command()
@@ -253,25 +268,25 @@ def remove(invocation: Invocation, names: tuple[str, ...], yes: bool) -> None:
 @json_option
 @click.pass_obj
 def test(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> int:
-    """Ask Amplitude whether it takes an integration's key; no event is stored.
+    """Ask Amplitude whether it accepts an integration's key; no event is stored.
 
     Without a name all integrations are tested.
     """
     results = invocation.operations.test(integration_keys(names, in_two_words=True) if names else None)
     if as_json:
         invocation.answer(
-            {"integrations": [{"integration": one.integration, "ok": one.ok, "result": one.result} for one in results]}
+            {"integrations": [{"integration": row.integration, "ok": row.ok, "result": row.result} for row in results]}
         )
-    for one in results:
-        if not one.ok:
-            invocation.complain(f"{one.integration}: {one.result}")
+    for row in results:
+        if not row.ok:
+            invocation.complain(f"{row.integration}: {row.result}")
         elif not as_json:
-            click.echo(f"{one.integration}: {one.result}")
-    return 0 if all(one.ok for one in results) else 1
+            click.echo(f"{row.integration}: {row.result}")
+    return 0 if all(row.ok for row in results) else 1
 
 
-def _events(one: Integration) -> str:
-    chosen = len(one.events)
+def _events(integration: Integration) -> str:
+    chosen = len(integration.events)
     return (
         f"all {chosen} event types"
         if chosen == len(contract.EVENT_TYPES)
@@ -279,7 +294,7 @@ def _events(one: Integration) -> str:
     )
 
 
-def _start(one: Integration) -> str:
+def _start(integration: Integration) -> str:
     from nami_amp_pipeline.commands import output as screen
 
-    return "from the beginning" if one.start_from is None else f"from {screen.moment(one.start_from)}"
+    return "from the beginning" if integration.start_from is None else f"from {screen.moment(integration.start_from)}"

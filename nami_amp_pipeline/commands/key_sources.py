@@ -30,9 +30,14 @@ def key_options(kind: str, what: str) -> Callable[[Any], Any]:
 
     def add(command: Any) -> Any:
         for option in (
-            click.option(f"--{kind}-key-stdin", is_flag=True, help="… or read it from standard input."),
-            click.option(f"--{kind}-key-file", metavar="PATH", type=click.Path(path_type=Path), help="… or the file."),
-            click.option(f"--{kind}-key-env", metavar="VAR", help=f"The environment variable that holds {what},"),
+            click.option(f"--{kind}-key-stdin", is_flag=True, help=f"Read {what} from standard input."),
+            click.option(
+                f"--{kind}-key-file",
+                metavar="PATH",
+                type=click.Path(path_type=Path),
+                help=f"The file that holds {what}.",
+            ),
+            click.option(f"--{kind}-key-env", metavar="VAR", help=f"The environment variable that holds {what}."),
         ):
             command = option(command)
         return command
@@ -52,7 +57,9 @@ class KeySources:
         self._invocation = invocation
         self._given = given
         if given.get("api_key_stdin") and given.get("secret_key_stdin"):
-            raise Misconfigured("standard input is one key: give the other by --secret-key-env or --secret-key-file")
+            raise Misconfigured(
+                "standard input holds one key only: give the other by --secret-key-env or --secret-key-file"
+            )
 
     def read(self, kind: str) -> Secret | None:
         """The key of a kind (``api`` or ``secret``); None where none was given.
@@ -76,7 +83,7 @@ class KeySources:
         text = text.strip()
         self._invocation.secrets.add(text)
         if len(text) > _LONGEST or len(text.split()) != 1:
-            raise Misconfigured(f"what stands in place of the {kind} key is no key: it must be one word")
+            raise Misconfigured(f"the {kind} key is not valid: it must be one word")
         return Secret(text)
 
     def _from_environment(self, variable: str) -> str:
@@ -105,7 +112,7 @@ class KeySources:
         except UnicodeDecodeError:
             raise Misconfigured(f"{name} holds no key: it is not text") from None
         except ValueError:
-            raise Misconfigured("the path of the key's file cannot be used") from None
+            raise Misconfigured("the path of the key file cannot be used") from None
         if not text.strip():
             raise Misconfigured(f"{name} is empty: put the key in it")
         return text
@@ -119,5 +126,5 @@ def _from_stdin(kind: str) -> str:
     except UnicodeDecodeError:
         raise Misconfigured("standard input holds no key: it is not text") from None
     if not text.strip():
-        raise Misconfigured("standard input is empty: send the key to it")
+        raise Misconfigured("standard input is empty: pipe the key into it")
     return text

@@ -11,8 +11,8 @@ from nami_amp_pipeline.commands.base import Invocation
 def keys() -> None:
     """Manage the keys that encrypt the stored API keys.
 
-    They are those of NAMI_AMP_ENCRYPTION_KEY (several separated by commas, the newest first) or, without that, those of
-    a file in NAMI_AMP_HOME (one a line). The newest encrypts, all decrypt.
+    They come from NAMI_AMP_ENCRYPTION_KEY (separated by commas, the newest first) or, if it is not set, from a file in
+    NAMI_AMP_HOME (one per line). The newest key encrypts; all keys decrypt.
     """
 
 
@@ -29,12 +29,12 @@ def generate() -> None:
 def rotate(invocation: Invocation) -> None:
     """Encrypt all stored API keys with the newest key.
 
-    Keys of a file: a new one is made first. Keys of NAMI_AMP_ENCRYPTION_KEY: put the new one before the old one, as in
-    NEW,OLD, wherever the pipeline runs, before you run this. It can be stopped and run again at any time; runs need not
-    be stopped for it.
+    Keys in a file: this command makes a new key first. Keys in NAMI_AMP_ENCRYPTION_KEY: before you run it, put the new
+    key before the old one, as in NEW,OLD, wherever the pipeline runs. You can stop it and run it again at any time;
+    runs may continue meanwhile.
     """
     done = invocation.operations.rotate_keys()
-    click.echo(f"{done.encrypted} stored keys were encrypted anew, {done.current} had the newest key already.")
+    click.echo(f"{done.encrypted} stored keys were encrypted again, {done.current} had the newest key already.")
     if done.older and done.key_file:
         click.echo(
             f"Older keys stay in {done.key_file}, for backups of the store: 'nami-amp keys forget' removes them."
@@ -46,12 +46,12 @@ def rotate(invocation: Invocation) -> None:
 
 
 @keys.command()
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.pass_obj
 def forget(invocation: Invocation, yes: bool) -> None:
     """Remove older keys from the key file, once no stored API key needs them.
 
-    Backups of the store from before the rotation need them still: they can not be restored afterwards.
+    Backups of the store from before the rotation still need these keys: you cannot use them afterwards.
     """
     import sys
 

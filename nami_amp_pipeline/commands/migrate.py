@@ -13,8 +13,8 @@ from nami_amp_pipeline.commands.base import Invocation, json_option
 def migrate(invocation: Invocation, as_json: bool) -> None:
     """Bring the state store up to date with this program.
 
-    Safe migrations happen whenever the program starts. This command does the others, when a message asks for it. First
-    make a backup and stop everything else that uses the store. It migrates completely or not at all.
+    Safe migrations run whenever the program starts. Run this command for the others, when a message asks for it. Make a
+    backup first, and stop everything else that uses the store. It migrates completely or not at all.
     """
     before, now = invocation.operations.migrate()
     if as_json:

@@ -8,7 +8,7 @@ from nami_amp_pipeline.commands.base import Invocation, json_option
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Only say which files are lost, and what would be done.")
+@click.option("--dry-run", is_flag=True, help="Only show the lost files and what a repair would do.")
 @click.option(
     "--resend",
     is_flag=True,
@@ -17,10 +17,10 @@ from nami_amp_pipeline.commands.base import Invocation, json_option
 @json_option
 @click.pass_context
 def repair(ctx: click.Context, dry_run: bool, resend: bool, as_json: bool) -> None:
-    """Mend what lost files of the data folder keep from going on.
+    """Repair the data folder after files were lost.
 
-    A file that the state store refers to may be gone: deleted by hand, or missing from a restored backup. If you can
-    restore it, do that instead. Ends with 1 if a file could not be mended.
+    A file that the state store refers to may be lost: deleted by hand, or missing from a restored backup. If you can
+    restore it, do that instead. Exit status 1 if a file could not be repaired.
     """
     from nami_amp_pipeline.commands import output as screen
 

@@ -43,8 +43,8 @@ def _show(report: RetentionReport) -> None:
     from nami_amp_pipeline.commands import output as screen
 
     rows = [
-        (kind.replace("_", " "), screen.number(one.rows), screen.number(one.files), screen.size(one.bytes))
-        for kind, one in report.removed.items()
+        (kind.replace("_", " "), screen.number(removed.rows), screen.number(removed.files), screen.size(removed.bytes))
+        for kind, removed in report.removed.items()
     ]
     if report.runs:
         rows.append(("Dagster runs", screen.number(report.runs), "", ""))

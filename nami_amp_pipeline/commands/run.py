@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     "integrations",
     multiple=True,
     metavar="APP/NAME",
-    help="Only this one; may be given several times.",
+    help="Only this integration; may be given several times.",
 )
 @json_option
 @click.pass_obj
@@ -70,7 +70,7 @@ def _halted(invocation: Invocation) -> set[str]:
     from nami_amp_pipeline.errors import NamiAmpError
 
     try:
-        return {one.key for one in invocation.operations.integrations() if one.halted_reason}
+        return {integration.key for integration in invocation.operations.integrations() if integration.halted_reason}
     except NamiAmpError:
         return set()
 
@@ -93,9 +93,9 @@ def _left(row: Mapping[str, Any], *, is_halted: bool) -> str:
     pending, key = row.get("pending", 0), row.get("integration")
     if not pending:
         return ""
-    goes_on = "the next run goes on"
+    goes_on = "the next run continues"
     if is_halted:
-        goes_on = f"'integrations test {key}', then 'integrations enable {key}' goes on"
+        goes_on = f"to continue: 'nami-amp integrations test {key}', then 'nami-amp integrations enable {key}'"
     return f" ({pending:,} event{'s' if pending != 1 else ''} pending, {goes_on})"
 
 

@@ -1,4 +1,4 @@
-"""Parts of Dagster that may still change, used on purpose: the version is pinned, and tests say when one breaks."""
+"""Silences Dagster's warnings about beta features: the version is pinned, and tests show if one breaks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dagster import BetaWarning, PreviewWarning
 
 @contextmanager
 def ignore_beta_warnings() -> Iterator[None]:
-    """Takes the warnings about such parts as read."""
+    """Silences these warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BetaWarning)
         warnings.simplefilter("ignore", PreviewWarning)

@@ -13,8 +13,8 @@ import dagster as dg
 def keep_sqlite_log_open(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
     """Keeps the SQLite files of Dagster's events open for the length of the block; does nothing elsewhere.
 
-    Dagster opens and closes them for each event, and whoever closes such a file last copies its write-ahead log into
-    it and waits for the disk: half of what an event costs. While somebody has the file open, nobody is the last.
+    Dagster opens and closes them for each event, and the last process to close such a file copies its write-ahead log
+    and waits for the disk: half the cost of an event. While this block keeps the file open, no close is the last.
 
     Args:
         instance: whose events.

@@ -1,4 +1,4 @@
-"""Looks at what the pipeline needs of Dagster: a history that can be read, and daemons that are alive."""
+"""Checks what the pipeline needs of Dagster: a readable history and living daemons."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _START = "start 'dagster-daemon run' (or 'dagster dev'), or call 'nami-amp run' 
 
 
 def check_dagster(settings: Settings) -> list[Finding]:
-    """Whether Dagster's history can be read and its daemons have told lately that they are alive."""
+    """Checks that Dagster's history is readable and its daemons had a recent heartbeat."""
     home = dagster_home(settings)
     if not (home / "dagster.yaml").exists():
         if home.exists() and not home.is_dir():
-            return [Finding("dagster", "error", f"{home} is no folder", "set DAGSTER_HOME to another")]
-        return [Finding("dagster", "warning", f"{home} has no dagster.yaml: no run has been yet", "nami-amp run")]
+            return [Finding("dagster", "error", f"{home} is not a folder", "set DAGSTER_HOME to a folder")]
+        return [Finding("dagster", "warning", f"{home} has no dagster.yaml: there has been no run yet", "nami-amp run")]
     with dagster_instance(settings) as instance:
         findings = [Finding("dagster", "ok", f"{instance.get_runs_count():,} runs in the history of {home}")]
         now = time.time()
@@ -35,12 +35,13 @@ def check_dagster(settings: Settings) -> list[Finding]:
             Finding(
                 "daemon",
                 "error",
-                f"no heartbeat of {', '.join(silent)}, the last of any {now - newest:,.0f} s ago",
+                f"no recent heartbeat of {', '.join(silent)}; the newest heartbeat of any daemon is "
+                f"{now - newest:,.0f} s old",
                 _START,
             ),
         ]
     for kind, beat in beats.items():
         if beat.errors:
             said = " ".join(beat.errors[0].message.split())[:300]
-            findings.append(Finding("daemon", "error", f"{kind.lower()} says: {said}", "look into the daemon's log"))
+            findings.append(Finding("daemon", "error", f"{kind.lower()} says: {said}", "check the daemon's log"))
     return findings if len(findings) > 1 else [*findings, Finding("daemon", "ok", "alive")]

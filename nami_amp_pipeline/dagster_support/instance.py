@@ -14,14 +14,14 @@ import dagster as dg
 import sqlalchemy as sa
 import yaml
 
-from nami_amp_pipeline.errors import Halted, Misconfigured
+from nami_amp_pipeline.errors import Blocked, Misconfigured
 from nami_amp_pipeline.settings import Settings
 
 CODE_LOCATION: Final = "nami_amp_pipeline"
-"""What this code location is called where nothing else says so."""
+"""The default name of this code location."""
 
 OPENING_SECONDS: Final = 30.0
-"""How long another process that opens Dagster's history is waited for: one that was stopped would never be done."""
+"""How long to wait for another process that opens Dagster's history: a stopped process would never finish."""
 
 DAGSTER_YAML: Final = """\
 # Dagster's settings for one machine, made by nami-amp; its storage is this folder. Change it as you like.
@@ -41,7 +41,7 @@ retention:
   schedule: {purge_after_days: 14}
   sensor: {purge_after_days: {skipped: 2, failure: 30, success: 14}}
 """
-"""The same as ``dagster.yaml`` of a clone, for where there is none."""
+"""The same as ``dagster.yaml`` of a clone, for a home without one."""
 
 
 def dagster_home(settings: Settings) -> Path:
@@ -55,7 +55,7 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
 
     Raises:
         Misconfigured: ``DAGSTER_HOME`` is no folder, or its ``dagster.yaml`` cannot be used.
-        Halted: the folder cannot be written.
+        Blocked: the folder cannot be written.
     """
     home = dagster_home(settings)
     if os.environ.get("DAGSTER_HOME") and not home.is_dir():
@@ -66,7 +66,7 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
             _make_settings(home / "dagster.yaml")
             instance = _open(home)
     except OSError as error:
-        raise Halted(f"cannot write to {home}: {error.strerror or error}") from None
+        raise Blocked(f"cannot write to {home}: {error.strerror or error}") from None
     except sa.exc.OperationalError as error:
         raise _unwritable(home, error) from None
     try:
@@ -76,8 +76,8 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
         raise _unwritable(home, error) from None
 
 
-def _unwritable(home: Path, error: sa.exc.OperationalError) -> Halted:
-    return Halted(f"Dagster's history in {home} cannot be read or written: {' '.join(str(error.orig).split())[:200]}")
+def _unwritable(home: Path, error: sa.exc.OperationalError) -> Blocked:
+    return Blocked(f"Dagster's history in {home} cannot be read or written: {' '.join(str(error.orig).split())[:200]}")
 
 
 def _make_settings(file: Path) -> None:
@@ -99,7 +99,7 @@ def _open(home: Path) -> dg.DagsterInstance:
 
 @contextmanager
 def _alone(home: Path) -> Iterator[None]:
-    """Lets one process at a time make the tables: two at once leave a history that Dagster refuses to open."""
+    """Lets only one process at a time make the tables: two at once break the history."""
     until = time.monotonic() + OPENING_SECONDS
     with (home / ".nami-amp.lock").open("w") as file:
         while True:
@@ -108,7 +108,7 @@ def _alone(home: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= until:
-                    raise Halted(
+                    raise Blocked(
                         f"Dagster's history in {home} is locked by another process; the next run tries again"
                     ) from None
             time.sleep(0.05)

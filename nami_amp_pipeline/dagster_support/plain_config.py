@@ -1,7 +1,7 @@
 """Run config that takes plain values only.
 
 In a field of ``dg.Config`` a text may be given as ``{env: NAME}``, which Dagster replaces by that variable's value:
-whoever may launch a run could read any secret of its process in an error message. Fields made here take no such thing.
+whoever may launch a run could read any secret of its process in an error message. Fields made here reject this.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Dagster's own history: this pipeline's runs leave it after some time, but for those that hold what is newest.
+"""Removes this pipeline's old runs from Dagster's history, except runs with the newest materializations.
 
 Dagster deletes runs only when told to, and deletes the materializations of a run with it: a partition whose only run is
-deleted would look as if it had never been materialized. A Dagster may serve others too, whose runs and assets are none
-of ours: a run is ours if it is of one of our jobs, or materialized nothing but our assets.
+deleted would look as if it had never been materialized. A Dagster may serve other projects too: a run is ours if it
+belongs to one of our jobs, or materialized only our assets.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from dagster._core.storage.runs import SqlRunStorage
 # result of each check is.
 
 MOST_RUNS: Final = 2_000
-"""Runs removed at once, so that a history that was never cleared does not keep one run busy for hours."""
+"""Runs removed at once, so that a large history does not keep one run busy for hours."""
 
 ENDED: Final = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 _ASSET_JOBS: Final = "__ASSET_JOB"
-"""How Dagster calls the job of runs that are launched for assets; in some cases with a number behind it."""
+"""Dagster's name for the job of asset runs, sometimes with a number behind it."""
 
 _AT_ONCE = 500
 
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ours:
-    """What is ours of a history.
+    """Our part of a history.
 
     Attributes:
         tag: that every run of our jobs has; its value is the name of the job.
@@ -61,11 +61,11 @@ class Ours:
 
 @dataclass
 class Cleared:
-    """What went out of the history.
+    """The removed part of the history.
 
     Attributes:
         runs: removed, or to be removed.
-        kept: runs that are old enough, but hold what is newest of a partition.
+        kept: runs that are old enough, but hold the newest materialization of a partition.
     """
 
     runs: int = 0
@@ -116,7 +116,7 @@ def _old_runs(instance: dg.DagsterInstance, before: datetime) -> Iterator[dg.Dag
 
 
 def _newest(instance: dg.DagsterInstance, assets: Set[dg.AssetKey]) -> set[str]:
-    """The runs that hold what is newest of any partition of these assets."""
+    """The runs with the newest materialization of any partition of these assets."""
     storage = instance.event_log_storage
     if not isinstance(storage, SqlEventLogStorage):
         raise dg.DagsterInvariantViolationError("Dagster's history is in no SQL database")
@@ -149,7 +149,7 @@ def _delete_checks(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> None
 
 
 def _delete(instance: dg.DagsterInstance, run_id: str) -> None:
-    """Removes all that is of a run; the run itself last, so that what was cut short is found again."""
+    """Removes everything of a run; the run itself last, so that an interrupted removal is found again."""
     instance.compute_log_manager.delete_logs(prefix=[run_id])
     events, runs = instance.event_log_storage, instance.run_storage
     events.delete_events(run_id)

@@ -1,8 +1,8 @@
-"""How a run ends early within 10 seconds, leaving no request behind whose answer nobody recorded.
+"""Ends a run early within 10 seconds, after recording the answers under way.
 
 Dagster's *Terminate* sends SIGINT to the process of a run, and whoever stops a machine, a container or ``nami-amp run``
-sends SIGTERM. Both mean the same here. The stages that only compute break off: what they did counts not before their
-last transaction. The delivery posts nothing more, and records what comes in of what is under way.
+sends SIGTERM. Both mean the same here. Stages that only compute are interrupted: their work counts only after their
+last transaction. The delivery posts nothing more, and records the answers under way.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 """The signals that ask a process to end."""
 
 END_SECONDS: Final = 9.0
-"""A process that was told to end and has not by then ends at once: safe at any instruction, only less tidy."""
+"""A process that has not ended by then ends at once: safe at any instruction, but less tidy."""
 
 LAST_WORD_SECONDS: Final = 0.4
 
@@ -50,17 +50,16 @@ class Stop:
 
     @property
     def is_pressing(self) -> bool:
-        """Whether what is left is better left undone."""
+        """Whether the remaining work should be skipped."""
         return self.asked_at is not None and time.monotonic() > self.asked_at + END_SECONDS - 1.0
 
 
 @dataclass
 class Guard:
-    """Ends the process when a signal to end was not heeded in time, whatever it is busy with.
+    """Ends the process if it does not react to a signal in time, whatever it is doing.
 
     Python runs its signal handlers between two of its own instructions, so a long call into a database driver would
-    put off the end for as long as it takes. DuckDB mostly breaks off at once, but not always. A thread hears of the
-    signal in any case.
+    delay the end. DuckDB mostly stops at once, but not always. A thread receives the signal in any case.
 
     Attributes:
         signal: the number of the first signal that came; None if none did.
@@ -97,7 +96,7 @@ _guard: Guard | None = None
 
 @contextmanager
 def guarded(last_word: Callable[[], None] = nothing) -> Iterator[Guard | None]:
-    """Sees to it that a signal to end in the block is heeded in time, and has signals do after it what they did before.
+    """Makes sure that the block reacts to a signal in time, and restores the signal handlers afterwards.
 
     Dagster does not: after a run in this process SIGTERM would do what SIGINT does, and a process that was told to end
     while it says what it did would end with the wrong status.
@@ -133,11 +132,11 @@ def guarded(last_word: Callable[[], None] = nothing) -> Iterator[Guard | None]:
 
 @contextmanager
 def graceful(end: Callable[[], None] = nothing, last_word: Callable[[], None] = nothing) -> Iterator[Stop]:
-    """Turns the first SIGTERM or SIGINT in the block into a wish, and raises at its end; a second one raises at once.
+    """Turns the first SIGTERM or SIGINT in the block into a stop request that is raised at its end; the second raises.
 
     Args:
         end: called before it raises.
-        last_word: called instead, in another thread, where the time for that is over.
+        last_word: called instead, in another thread, if time runs out.
 
     Raises:
         DagsterExecutionInterruptedError: the run was asked to end.
@@ -152,7 +151,7 @@ def prompt(end: Callable[[], None] = nothing, last_word: Callable[[], None] = no
 
     Args:
         end: called after it was broken off.
-        last_word: called instead, in another thread, where the time for that is over.
+        last_word: called instead, in another thread, if time runs out.
 
     Raises:
         DagsterExecutionInterruptedError: the run was asked to end.

@@ -10,7 +10,7 @@ from nami_amp_pipeline.defs.partitions import MOST_CHANGES, missing_partitions, 
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.defs.schedules import SENSOR_SECONDS, run_under_way
 from nami_amp_pipeline.errors import NamiAmpError
-from nami_amp_pipeline.operations.backlog import Waiting, due
+from nami_amp_pipeline.operations.backlog import DueWork, due
 from nami_amp_pipeline.state.heartbeat import forget, lost_runs
 from nami_amp_pipeline.state.integration_history import removed_since
 from nami_amp_pipeline.state.integrations import all_integrations
@@ -117,6 +117,6 @@ def lost_runs_sensor(context: dg.SensorEvaluationContext, pipeline: dg.ResourceP
     return dg.SkipReason(f"ended: {', '.join(run.run_id for run in runs) or 'none, they had ended by themselves'}")
 
 
-def _mark(waiting: Waiting) -> str:
+def _mark(work: DueWork) -> str:
     """Short for what waits, since when and how much: a thousand of them must fit into a cursor."""
-    return f"{zlib.crc32(f'{waiting.what}|{waiting.since // 1_000_000}|{waiting.events}'.encode()):08x}"
+    return f"{zlib.crc32(f'{work.what}|{work.since // 1_000_000}|{work.events}'.encode()):08x}"

@@ -1,4 +1,4 @@
-"""Requests of a channel: how large they may be, what one is while it is under way, and what a run made of them."""
+"""The requests of a channel: their limits, a request under way, and the results of a run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _SUCCESSES_TO_GROW = 64
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be under way.
+    """The limits of requests.
 
     Attributes:
-        events: of a request at most.
-        size: bytes of a request at most, its frame included.
-        lanes: requests of an integration at once at most.
+        events: most events of a request.
+        size: most bytes of a request, including its frame.
+        lanes: most requests of an integration at once.
     """
 
     events: int
@@ -28,11 +28,11 @@ class Limits:
 
 
 class RequestSize:
-    """How many bytes the events of a request may take: less, once larger requests were refused for their size alone.
+    """The bytes that the events of a request may take: fewer, after larger requests were refused for their size alone.
 
     Args:
         size: as set.
-        most: that the destination takes; a single event over it is too large for certain.
+        most: the destination's limit; a single larger event is certainly too large.
     """
 
     def __init__(self, size: int, most: int) -> None:
@@ -43,15 +43,15 @@ class RequestSize:
 
     @property
     def room(self) -> int:
-        """Bytes for the events of a request of more than one."""
+        """The bytes for the events of a request with several events."""
         return self._size if self._smaller is None else min(self._size, self._smaller)
 
     def only_together(self, refused: int) -> None:
-        """The events of a request that was refused for its size were each taken by itself."""
+        """Notes that the events of a too large request were each accepted alone."""
         self._smaller = max(refused // 2, 1)
 
     def delivered(self) -> None:
-        """A request got through; after many, larger ones are tried again."""
+        """Notes an accepted request; after many, larger requests are tried again."""
         self._successes += 1
         if self._smaller is not None and self._successes % _SUCCESSES_TO_GROW == 0:
             self._smaller += self._smaller // 4
@@ -65,8 +65,8 @@ class Attempt:
         body: the JSON, byte for byte.
         events: how many.
         started_at: in µs since the epoch.
-        source: whose events they are.
-        place: of a lane, its id and its rows (first, end) that the request looked at; None of events that waited.
+        source: the source of its events.
+        place: the lane's id and the rows (first, end) that the request covers; None for held events.
     """
 
     body: bytes
@@ -83,9 +83,9 @@ class Delivered:
     Attributes:
         delivered: events that the destination acknowledged.
         dead: dead letters, by reason.
-        requests: by what came of them.
-        bytes: of all request bodies.
-        warnings: what a person should know although events were delivered, by text.
+        requests: by outcome.
+        bytes: of all request bodies together.
+        warnings: notes for people about delivered events, by text.
         error: why the run ended with events pending, or None.
     """
 

@@ -1,9 +1,9 @@
 """The delivery of one integration as a state machine: no clock, network or store of its own.
 
-A channel says which request may start, and is told what came of each. Both become changes for the store
+A channel says which request may start, and learns the outcome of each. Both become changes for the store
 (:class:`~nami_amp_pipeline.delivery.store_changes.StoreChanges`), which the caller writes before it posts anything
-more. Rows of a lane before ``next_row`` have their end state or wait in the store; what may have been posted without an
-answer lies between ``next_row`` and ``attempt_end``.
+more. Rows of a lane before ``next_row`` have their end state or are held in the store; rows that may have been posted
+without an answer lie between ``next_row`` and ``attempt_end``.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from nami_amp_pipeline.delivery.store_changes import StoreChanges
 from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer
 
 FORBIDDEN_IN_A_ROW = 5
-"""So many single events refused with 403 one after the other are not about the events."""
+"""After this many single events in a row were refused with 403, the sender is refused, not the events."""
 
 DOUBTED_TIMES = 4
-"""So often in a row the answer that one small event is too large is not believed."""
+"""How often in a row the answer that a small event is too large is not believed."""
 
 _FIRST_LIMIT = 4.0
 _BACKOFF_SECONDS = (0.2, 30.0)
@@ -44,8 +44,8 @@ class Channel:
         integration_id: whose channel this is.
         target: where requests go.
         shelf: the outbox files.
-        read_held: reads waiting events from the store.
-        limits: what may be under way.
+        read_held: reads held events from the store.
+        limits: of its requests.
         run_id: goes into each record.
         rng: for jitter.
 
@@ -83,28 +83,28 @@ class Channel:
         limits = replace(limits, events=min(limits.events, target.limits.events))
         self.held = HeldQueue(read_held, pacer, limits.events)
         self._desk = Desk(target, limits, size, shelf, pacer, self.held, self.ends)
-        self._waiting = HeldSource(self._desk)
+        self._held_source = HeldSource(self._desk)
         self._lanes: list[LaneSource] = []
 
     @property
     def changes(self) -> StoreChanges:
-        """What is to be recorded."""
+        """The changes to record."""
         return self.ends.changes
 
     @property
     def done(self) -> Delivered:
-        """What the run did."""
+        """The results of the run."""
         return self.ends.done
 
     @property
     def waits_for_commit(self) -> bool:
-        """Whether events that wait in the store have changed: they are read again once that is written."""
+        """Whether held events in the store change: they are read again after the write."""
         return self.changes.touches_held
 
     # -- what there is to do ---------------------------------------------------------------------------------------
 
     def load(self, outbox_id: int, segment_id: int, file: str, lanes: Sequence[Lane]) -> None:
-        """Turns to the next outbox; the one before must be done."""
+        """Turns to the next outbox; the previous outbox must be done."""
         self.outbox_id = outbox_id
         self.ends.segment_id = segment_id
         self._lanes = [LaneSource(lane, file, self._desk) for lane in lanes]
@@ -116,7 +116,7 @@ class Channel:
 
     @property
     def outbox_done(self) -> bool:
-        """Whether there is an outbox of which every event has its end state or waits in the store."""
+        """Whether there is an outbox whose events all have their end state or are held in the store."""
         return self.outbox_id is not None and all(lane.is_done for lane in self._lanes)
 
     @property
@@ -125,23 +125,23 @@ class Channel:
         return bool(self.held) or any(lane.has_pending for lane in self._lanes)
 
     def _sources(self) -> Iterator[Source]:
-        yield self._waiting
+        yield self._held_source
         yield from self._lanes
 
     def next_at(self, now: int) -> int | None:
-        """When the next request can start, in µs since the epoch; None if none can before an answer comes."""
+        """When the next request can start, in µs since the epoch; None if an answer must come first."""
         if self.halted or self.in_flight >= int(self._limit):
             return None
         times = [at for source in self._sources() if (at := source.next_at()) is not None]
         return max(min(times), self.resume_at, now) if times else None
 
     def start(self, now: int) -> Attempt | None:
-        """The next request to post, once the changes are written; None if none can start now."""
+        """The next request, to post after the changes are written; None if no request can start now."""
         if self.halted or now < self.resume_at or self.in_flight >= int(self._limit):
             return None
         for source in self._sources():
             at = source.next_at()
-            if at is None or at > now or (source is self._waiting and self.waits_for_commit):
+            if at is None or at > now or (source is self._held_source and self.waits_for_commit):
                 continue
             attempt = source.start(now)
             if attempt is not None:
@@ -150,10 +150,10 @@ class Channel:
                 return attempt
         return None
 
-    # -- what came of it -------------------------------------------------------------------------------------------
+    # -- outcomes --------------------------------------------------------------------------------------------------
 
     def finish(self, attempt: Attempt, answer: HttpAnswer | NoAnswer, now: int) -> Verdict:
-        """Takes in what came of a request."""
+        """Takes in the outcome of a request."""
         source, state = attempt.source, attempt.source.state
         self.in_flight -= 1
         state.busy = False
@@ -190,7 +190,7 @@ class Channel:
         return Verdict(Outcome.AGAIN, TOO_LARGE, delay=self._backoff(attempt.source.state.doubts))
 
     def _adapt(self, verdict: Verdict, now: int) -> None:
-        """What an answer means for the integration as a whole."""
+        """Applies an answer's meaning for the whole integration."""
         if verdict.outcome is Outcome.DELIVERED:
             self._limit = min(float(self._desk.limits.lanes), self._limit + 1.0)
             self._desk.size.delivered()
@@ -212,7 +212,7 @@ class Channel:
         state.failures += 1
         # At once is too soon: it would ask without end.
         state.ready_at = now + _us(verdict.delay or self._backoff(state.failures))
-        if verdict.reason == TOO_LARGE:  # it is believed in the end, so the run goes on until then
+        if verdict.reason == TOO_LARGE:  # it is believed after some repeats, so the run continues until then
             self.progress_at = state.ready_at + _LATE_MICROS
 
     def _refused(self, attempt: Attempt, verdict: Verdict, why: Refusal, now: int) -> None:
@@ -228,7 +228,7 @@ class Channel:
             state.search = None
 
     def _stops_for(self, reason: str, place: tuple[int | None, int], now: int) -> bool:
-        """One event alone was refused: it is a dead letter, unless too many were in a row."""
+        """A single event was refused: it becomes a dead letter, unless too many in a row were refused."""
         if reason != FORBIDDEN:
             return False
         self.refused_alone.append(place)

@@ -16,22 +16,22 @@ from nami_amp_pipeline.delivery.destination import FORBIDDEN, Destination, Targe
 from nami_amp_pipeline.delivery.held_queue import HeldEvent
 from nami_amp_pipeline.delivery.lane import Lane
 from nami_amp_pipeline.delivery.outbox import OutboxCache
-from nami_amp_pipeline.errors import Halted, Misconfigured
+from nami_amp_pipeline.errors import Blocked, Misconfigured
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline.state.store import Transaction
 
 _LONGEST_PAUSE = 2 * 3_600_000_000
-"""A pause that seems longer than this was noted by a clock that was ahead: nobody waits for it."""
+"""A longer pause was noted by a clock that was ahead, and is ignored."""
 
 
 class ChannelLoader:
-    """Reads what is pending from the store.
+    """Reads pending work from the store.
 
     Args:
         context: the process at work.
         rng: for the jitter of the channels.
-        destinations: whoever can receive events, by name.
+        destinations: by name.
     """
 
     def __init__(self, context: Context, rng: random.Random, destinations: Mapping[str, Destination]) -> None:
@@ -42,7 +42,7 @@ class ChannelLoader:
         self._last: dict[int, int] = {}
 
     def pending(self) -> set[int]:
-        """The integrations that have an outbox that is not done, or events that wait."""
+        """The integrations with an unfinished outbox or held events."""
         boxes, exceptions = tables.outboxes, tables.exceptions
         with self._context.store.begin() as tx:
             open_boxes = sa.select(boxes.c.integration_id).where(boxes.c.done_at.is_(None)).distinct()
@@ -50,21 +50,21 @@ class ChannelLoader:
             held = sa.select(exceptions.c.integration_id).where(exceptions.c.state == "held").distinct()
             return ids | set(tx.execute(held).scalars())
 
-    def open(self, one: Integration) -> Channel:
-        """The channel of an integration, with what waits already.
+    def open(self, integration: Integration) -> Channel:
+        """The channel of an integration, with its held events.
 
         Raises:
-            Misconfigured: its API key cannot be decrypted, or its destination is none of this program's.
+            Misconfigured: its API key cannot be decrypted, or its destination is unknown.
         """
         context = self._context
-        destination = self._destinations.get(one.destination)
+        destination = self._destinations.get(integration.destination)
         if destination is None:
-            raise Misconfigured(f"{one.key}: this program knows no destination {one.destination!r}")
+            raise Misconfigured(f"{integration.key}: unknown destination {integration.destination!r}")
         channel = Channel(
-            one.id,
-            Target(destination, one.endpoint, context.cipher.decrypt(one.api_key)),
+            integration.id,
+            Target(destination, integration.endpoint, context.cipher.decrypt(integration.api_key)),
             self.shelf,
-            lambda identity, most: self._held(one.id, identity, most),
+            lambda identity, most: self._held(integration.id, identity, most),
             limits=Limits(context.settings.batch_events, context.settings.batch_bytes, context.settings.max_lanes),
             run_id=context.run_id,
             rng=self._rng,
@@ -72,26 +72,28 @@ class ChannelLoader:
         table, pauses = tables.exceptions, tables.pauses
         now = context.now()
         with context.store.begin() as tx:
-            held = sa.and_(table.c.integration_id == one.id, table.c.state == "held")
-            waiting = tx.execute(sa.select(table.c.identity).where(held).distinct()).scalars().all()
+            held = sa.and_(table.c.integration_id == integration.id, table.c.state == "held")
+            identities = tx.execute(sa.select(table.c.identity).where(held).distinct()).scalars().all()
             until = dict(
-                tx.execute(sa.select(pauses.c.identity, pauses.c.until).where(pauses.c.integration_id == one.id))
+                tx.execute(
+                    sa.select(pauses.c.identity, pauses.c.until).where(pauses.c.integration_id == integration.id)
+                )
                 .tuples()
                 .all()
             )
-            channel.refused_alone = _refused_alone(tx, one.id)
-        for identity in waiting:
+            channel.refused_alone = _refused_alone(tx, integration.id)
+        for identity in identities:
             channel.held.wait(identity, _sane(until.get(identity, now), now))
         channel.resume_at = _sane(until.get("", 0), now)
         return channel
 
     def load_next(self, channel: Channel) -> bool:
-        """Turns a channel to its oldest outbox that is not done; False if there is none.
+        """Turns a channel to its oldest unfinished outbox; False if there is none.
 
-        Those before the one that it was turned to last are done; their receipts may still be being written.
+        Outboxes before the current outbox are done; their receipts may still be under way.
 
         Raises:
-            Halted: the outbox file cannot be read.
+            Blocked: the outbox file cannot be read.
         """
         boxes, lanes, exceptions = tables.outboxes, tables.lanes, tables.exceptions
         channel.unload()
@@ -120,8 +122,8 @@ class ChannelLoader:
             if any(row.next_row < row.rows for row in rows):
                 self.shelf.batch(box.file, rows[0].batch)
         except (OSError, pa.ArrowException) as error:
-            raise Halted(
-                f"outbox {box.file} cannot be read: {type(error).__name__}; 'nami-amp repair' makes a lost one again"
+            raise Blocked(
+                f"outbox {box.file} cannot be read: {type(error).__name__}; 'nami-amp repair' rebuilds a lost outbox"
             ) from None
         self._last[channel.id] = box.id
         channel.load(
@@ -160,7 +162,7 @@ class ChannelLoader:
 
 
 def _refused_alone(tx: Transaction, integration_id: int) -> list[tuple[int | None, int]]:
-    """Where the last single events stand that were refused with 403 since anything was delivered, oldest first."""
+    """The places of the single events that were refused with 403 since the last delivery, oldest first."""
     table, requests = tables.exceptions, tables.requests
     rows = tx.execute(
         sa.select(table.c.id, table.c.request_id)

@@ -1,4 +1,4 @@
-"""What the delivery asks of whoever receives events, and what may become of a request. It knows no receiver by name."""
+"""The interface of a destination, and the outcomes of a request. It knows no destination by name."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ if TYPE_CHECKING:
     from nami_amp_pipeline.delivery.transport import Transport
 
 REJECTED: Final = "rejected"
-"""Why one of a request's events is refused: what it holds. Counts once two requests, one in the other, were refused."""
+"""An event of the request is refused for its content. This counts after two nested requests were refused."""
 
 TOO_LARGE: Final = "too_large"
-"""Why one of a request's events is refused: perhaps only the whole request is too large. Each is asked by itself."""
+"""An event of the request is refused, perhaps only because the whole request is too large. Each is posted alone."""
 
 FORBIDDEN: Final = "forbidden"
-"""Why one of a request's events is refused: perhaps it is the sender who is. Each is asked by itself, and several
-single ones refused in a row stop the integration."""
+"""An event of the request is refused, or perhaps the sender. Each is posted alone; several refusals in a row halt the
+integration."""
 
 _SHOWN_CHARACTERS = 2_000
 _REASON_CHARACTERS = 300
 
 
 class Outcome(Enum):
-    """What happens next to a request's events.
+    """The next step for a request's events.
 
-    DELIVERED: the receiver has all of them.
-    REFUSED_SOME: those in ``dead`` are dead letters, the identities in ``pauses`` wait, the others go again at once.
-    REFUSED_ONE_OF: one of them is refused, unknown which: bisect. The reason is one of the three above.
-    AGAIN: the same again after ``delay``.
+    DELIVERED: the destination has all of them.
+    REFUSED_SOME: events in ``dead`` are dead letters, events of identities in ``pauses`` are held, the others are sent
+        again at once.
+    REFUSED_ONE_OF: at least one event is refused, but no answer says which: bisect. The reason is one of the three
+        above.
+    AGAIN: the same request again after ``delay``.
     HALT: the integration stops; no event is lost.
     """
 
@@ -51,15 +53,15 @@ class Verdict:
     """What an answer means.
 
     Attributes:
-        outcome: what happens next.
-        reason: in a word, for receipts and people; of a dead letter when a bisection ends.
-        maybe_stored: whether the events may have been stored all the same.
+        outcome: the next step.
+        reason: in a word, for receipts and people; a dead letter gets it when a bisection ends.
+        maybe_stored: whether the events may have been stored anyway.
         dead: index in the request to reason.
         pauses: identity (``u:`` user id, ``d:`` device id) to (reason, seconds).
-        paused: indexes of the request that wait with them.
-        delay: seconds to wait; None leaves it to the back-off.
-        whole_project: whether all of the integration waits, not this request alone.
-        warning: what a person should know although the events are delivered.
+        paused: indexes of the events that are held with them.
+        delay: seconds to wait; None for the usual back-off.
+        whole_project: whether the whole integration pauses, not only this request.
+        warning: a note for people although the events are delivered.
     """
 
     outcome: Outcome
@@ -75,13 +77,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class EndpointLimits:
-    """What an endpoint takes.
+    """The limits of an endpoint.
 
     Attributes:
-        events: of one request at most.
-        size: bytes of one request at most, before compression.
-        events_per_second: of one user or device, as an average over half a minute.
-        recognises_repeats: for how long an event that is sent again is stored once.
+        events: most events of a request.
+        size: most bytes of a request, before compression.
+        events_per_second: most events of a user or device, as an average over half a minute.
+        recognises_repeats: how long an event that is sent again is recognised.
     """
 
     events: int
@@ -92,7 +94,7 @@ class EndpointLimits:
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands around the events of a request body; the events are separated by commas."""
+    """The text around the events of a request body; commas separate the events."""
 
     head: bytes
     tail: bytes
@@ -100,12 +102,12 @@ class Frame:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a look at an endpoint found; no event was stored by it.
+    """The result of a look at an endpoint, which stores no event.
 
     Attributes:
-        ok: whether it can be reached and, where a key was given, takes the key.
-        message: in a few words, without the key.
-        date: what the other side's clock says, in seconds since the epoch, to the second; None if it did not say.
+        ok: whether it is reachable and accepts the key, if a key was given.
+        message: the result in a few words, without the key.
+        date: the other side's clock, in seconds since the epoch, to the second; None if unknown.
     """
 
     ok: bool
@@ -114,10 +116,10 @@ class Probe:
 
 
 class Destination(Protocol):
-    """Whoever receives events.
+    """A service that receives events.
 
     Attributes:
-        name: as the store knows it.
+        name: in the store.
         endpoints: addresses by short name.
         reserved_ids: ids that it refuses, in lower case.
     """
@@ -127,21 +129,21 @@ class Destination(Protocol):
     reserved_ids: Collection[str]
 
     def limits(self, endpoint: str) -> EndpointLimits:
-        """What an endpoint takes."""
+        """The limits of an endpoint."""
 
     def headers(self, api_key: Secret) -> Mapping[str, str]:
         """The headers of each request."""
 
     def frame(self, api_key: Secret) -> Frame:
-        """What stands around the events."""
+        """The text around the events."""
 
     def judge(self, answer: HttpAnswer | NoAnswer, identities: Sequence[tuple[str, ...]], *, now: float) -> Verdict:
         """What an answer means for the events of a request.
 
         Args:
-            answer: what came, or why nothing did.
-            identities: of each event of the request, the identities that may be throttled; empty where no answer
-                came, or none that can name events (:meth:`names_events`).
+            answer: the answer, or why there is none.
+            identities: for each event of the request, the identities that may be throttled; empty unless the answer can
+                name events (:meth:`names_events`).
             now: seconds since the epoch.
         """
 
@@ -149,13 +151,13 @@ class Destination(Protocol):
         """Whether an answer may name events or users of the request."""
 
     def redact(self, text: str, api_key: Secret) -> str:
-        """A whole text of the receiver's without the key that it may repeat."""
+        """A text of the destination without the key that it may repeat."""
 
     def probe(self, endpoint: str, api_key: Secret | None, transport: Transport) -> Probe:
-        """Whether an endpoint can be reached and, where one is given, takes a key."""
+        """Whether an endpoint is reachable and accepts a key, if given."""
 
     def repair(self, reason: str) -> str:
-        """What to do about an integration that halted for this reason, as a sentence without a full stop."""
+        """The advice for an integration that halted for this reason, as a sentence without a full stop."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ class Target:
     """Where the requests of one integration go.
 
     Attributes:
-        destination: whoever receives them.
+        destination: the destination.
         endpoint: the URL.
         api_key: the integration's.
     """
@@ -174,7 +176,7 @@ class Target:
 
     @cached_property
     def frame(self) -> Frame:
-        """What stands around the events of a body."""
+        """The text around the events of a body."""
         return self.destination.frame(self.api_key)
 
     @cached_property
@@ -188,7 +190,7 @@ class Target:
         return self.destination.limits(self.endpoint)
 
     def shown(self, answer: HttpAnswer | NoAnswer) -> str | None:
-        """An answer for the records: without the key that the receiver may repeat, then cut; None for a 200."""
+        """An answer for the records: without the key that it may repeat, then cut; None for a 200."""
         if isinstance(answer, NoAnswer):
             return answer.kind
         if answer.status == 200:

@@ -1,4 +1,4 @@
-"""One request and its answer on the way: until when each part may happen, and how far both have come."""
+"""A request and its answer under way: the deadlines of each part, and their progress."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class NoAnswer(Exception):  # an outcome like an answer, that happens to be raised
-    """No whole answer came, or none that is this request's.
+    """There is no whole answer to this request.
 
     Attributes:
         kind: ``refused``, ``proxy``, ``tls``, ``timeout``, ``reset``, ``truncated``, ``out_of_step``, ``late``,
             ``bad_address`` or ``failed``.
-        maybe_stored: whether the request may have reached the other side.
-        detail: what the system or the TLS library said of it, if anything.
+        maybe_stored: whether the request may have reached the server.
+        detail: the words of the system or the TLS library, if any.
     """
 
     def __init__(self, kind: str, *, maybe_stored: bool, detail: str = "") -> None:
@@ -30,24 +30,24 @@ class NoAnswer(Exception):  # an outcome like an answer, that happens to be rais
 
 
 class OutOfStepError(OSError):
-    """Bytes came that cannot be the answer to the request at hand."""
+    """Received bytes that cannot be the answer to the current request."""
 
 
 class LateError(OSError):
-    """The right to send this request has run out."""
+    """The right to send this request has expired."""
 
 
 class Exchange:
-    """See the module's docstring; one thread works on it.
+    """A request and its answer under way, in one thread.
 
     Args:
-        deadline: the monotonic time by which the whole answer must be there.
-        send_until: the monotonic time after which nothing more of the request may be sent.
+        deadline: the monotonic time by which the whole answer must have arrived.
+        send_until: the monotonic time after which no more of the request may be sent.
 
     Attributes:
-        begun: whether a byte of the request may have left.
-        complete: whether all of it was given to the system.
-        trouble: the kind of :class:`NoAnswer` that this ends in, once something noticed it.
+        begun: whether a byte of the request may have been sent.
+        complete: whether the whole request was given to the system.
+        trouble: the kind of :class:`NoAnswer` that results, if known.
         socket: the connection that carries it.
     """
 
@@ -73,35 +73,35 @@ class Exchange:
         return left
 
     def check_may_send(self) -> None:
-        """Looks whether this request may still be sent.
+        """Checks that this request may still be sent.
 
         Raises:
             LateError: it may not.
         """
         if time.monotonic() > self.send_until:
             self.note("late")
-            raise LateError("the right to send this request has run out")
+            raise LateError("the right to send this request has expired")
 
     def out_of_step(self) -> OutOfStepError:
-        """The error for bytes that nobody can account for."""
+        """The error for unexpected bytes."""
         self.note("out_of_step")
-        return OutOfStepError("bytes came that are no answer to this request")
+        return OutOfStepError("received bytes that do not belong to this request")
 
     def note(self, trouble: str, detail: str | None = None) -> None:
-        """Remembers what went wrong; the first word counts."""
+        """Notes an error; only the first counts."""
         if not self.trouble:
             self.trouble, self.detail = trouble, detail or ""
 
     def no_answer(self) -> NoAnswer:
-        """What to raise after a failure."""
+        """The error to raise after a failure."""
         kind = self.trouble or ("truncated" if self.begun else "bad_address")
         return NoAnswer(kind, maybe_stored=self.begun, detail=self.detail)
 
     def finish(self) -> None:
-        """The answer is whole: nothing may have come behind it.
+        """The answer is whole: no byte may follow it.
 
-        Where it came before the request was whole, the rest of that would be taken for another request: the
-        connection is closed.
+        If it came before the request was sent whole, the server would take the rest for another request: the connection
+        is closed.
 
         Raises:
             OutOfStepError: something has.
@@ -114,12 +114,12 @@ class Exchange:
             self.socket.answered()
 
     def break_off(self) -> None:
-        """Ends the connection under the thread that uses it; for other threads."""
+        """Breaks the connection off, from another thread."""
         if self.socket is not None:
             self.socket.break_off()
 
     def abort(self) -> None:
-        """Closes the connection, so that nobody uses it again."""
+        """Closes the connection, so that it is not used again."""
         if self.socket is not None:
             self.socket.kill()
 

@@ -1,4 +1,4 @@
-"""Whose turn it is to post: fair among integrations, and no endpoint that is down takes the others' turns."""
+"""Decides whose turn it is to post: fair to integrations, and an endpoint that is down blocks no other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 MOST_TO_ONE = 48
-"""Requests to one endpoint at once; the rest of the wire is for the others."""
+"""Most requests to one endpoint at once; the rest is for other endpoints."""
 
 FEWEST_TO_ONE = 2
 _FIRST = 32
@@ -17,7 +17,7 @@ class _Endpoint:
     limit: int = _FIRST
     under_way: int = 0
     turns: deque[int] = field(default_factory=deque)
-    waiting: set[int] = field(default_factory=set)
+    queued: set[int] = field(default_factory=set)
     listed: bool = False
 
 
@@ -29,21 +29,21 @@ class FairQueue:
         self._ready: deque[_Endpoint] = deque()
 
     def enqueue(self, endpoint: str, integration_id: int) -> None:
-        """An integration wants to post; asking twice counts once."""
+        """Queues an integration; asking twice counts once."""
         known = self._known.setdefault(endpoint, _Endpoint())
-        if integration_id not in known.waiting:
-            known.waiting.add(integration_id)
+        if integration_id not in known.queued:
+            known.queued.add(integration_id)
             known.turns.append(integration_id)
             self._list(known)
 
     def next(self) -> int | None:
-        """The integration whose turn it is, which no longer waits then."""
+        """The integration whose turn it is; it leaves the queue."""
         while self._ready:
             known = self._ready.popleft()
             known.listed = False
             if known.turns and known.under_way < known.limit:
                 integration_id = known.turns.popleft()
-                known.waiting.discard(integration_id)
+                known.queued.discard(integration_id)
                 self._list(known)
                 return integration_id
         return None
@@ -58,7 +58,7 @@ class FairQueue:
         self._known[endpoint].under_way += 1
 
     def left(self, endpoint: str, *, failed: bool) -> None:
-        """A request came back; ``failed`` if the endpoint did not answer as it should."""
+        """A request ended; ``failed`` if the endpoint did not answer properly."""
         known = self._known[endpoint]
         known.under_way -= 1
         known.limit = max(FEWEST_TO_ONE, known.limit // 2) if failed else min(MOST_TO_ONE, known.limit + 1)

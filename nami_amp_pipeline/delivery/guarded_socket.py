@@ -1,8 +1,8 @@
-"""A connection's socket: nothing is sent too late, nothing waits for too long, and every byte that comes is counted.
+"""A connection's socket that sends nothing too late, waits for nothing too long, and accounts for every byte.
 
-What has been received and not been read yet lies in one place, :attr:`GuardedSocket.buffer`. A request starts only
-where nothing lies there, and a connection is used again only where nothing came after an answer: so an answer is that
-of the request before it, or of none.
+Received bytes that have not been read yet are in one place, :attr:`GuardedSocket.buffer`. A request starts only if it
+is empty, and a connection is reused only if nothing followed an answer: so an answer always belongs to the request
+before it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nami_amp_pipeline.delivery.exchange import Exchange, current
 from nami_amp_pipeline.delivery.send_alarm import alarm
 
 IDLE_SECONDS = 5.0
-"""A connection that was idle for longer is not used again: the other side may be about to close it."""
+"""A connection that was idle for longer is not reused: the server may be about to close it."""
 
 _RECEIVED_AT_ONCE = 65_536
 _SENT_AT_ONCE = 1_048_576
@@ -32,17 +32,17 @@ _BEGINNINGS = (b"HTTP/1.1 1", b"HTTP/1.0 1")
 
 
 class GuardedSocket:
-    """What `http.client` takes for a socket; it obeys the exchange of the thread that uses it.
+    """A socket for `http.client` that obeys the exchange of its thread.
 
     Args:
         inner: the connection, TLS included.
-        for_proxy: whether only a proxy is spoken to, so that no byte is of a request yet.
+        for_proxy: whether it only talks to a proxy so far, so that no byte belongs to a request.
 
     Attributes:
-        buffer: what came and has not been read.
-        ended: whether the other side has closed.
-        broke_off: whether a line was to be read and the end came instead.
-        answers: how many whole answers it has brought.
+        buffer: received bytes that have not been read.
+        ended: whether the server has closed.
+        broke_off: whether the connection ended where a line was expected.
+        answers: the number of whole answers so far.
         early: whether a final answer began before the request was sent whole.
     """
 
@@ -54,7 +54,7 @@ class GuardedSocket:
         self.early = False
         self._inner: Any = inner
         self._for_proxy = for_proxy
-        # TLS within TLS (an https proxy) cannot be asked without waiting: such a connection carries one request.
+        # TLS within TLS (an https proxy) cannot be polled: such a connection carries only one request.
         self._can_look = not isinstance(inner, SSLTransport)
         if self._can_look:
             inner.settimeout(0.0)
@@ -65,10 +65,10 @@ class GuardedSocket:
     # -- sending ---------------------------------------------------------------------------------------------------
 
     def sendall(self, data: Any) -> None:
-        """Sends all, looking before each piece whether it may still go and whether something came unasked.
+        """Sends all data; before each piece, checks that it may still be sent and that nothing came unexpectedly.
 
         Raises:
-            LateError: the right to send has run out.
+            LateError: the right to send has expired.
             TimeoutError: the exchange has.
             OutOfStepError: bytes came that belong to no request.
             OSError: the connection broke.
@@ -106,7 +106,7 @@ class GuardedSocket:
         return sent
 
     def _check_early(self, exchange: Exchange) -> None:
-        """Looks whether something came before the request was sent whole; interim answers may."""
+        """Checks that only interim answers came before the request was sent whole."""
         if not self.buffer:
             if self.ended and not exchange.begun:
                 exchange.note("reset")
@@ -118,12 +118,14 @@ class GuardedSocket:
             if self.answers:  # it may be a second answer to the request before
                 raise exchange.out_of_step()
             self.early = True
-            raise BrokenPipeError("the answer is there before the request")  # it is read now; the rest is not sent
+            raise BrokenPipeError(
+                "the answer came before the request was sent"
+            )  # the answer is read now; the rest is not sent
 
     # -- receiving -------------------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Takes in what has come, without waiting."""
+        """Reads what has arrived, without waiting."""
         if not self._can_look or self.ended:
             return
         try:
@@ -179,7 +181,7 @@ class GuardedSocket:
         """A whole answer has been read.
 
         Raises:
-            OutOfStepError: something came behind it.
+            OutOfStepError: bytes followed it.
         """
         self.look()
         if self.buffer:
@@ -189,7 +191,7 @@ class GuardedSocket:
         self._used_at = time.monotonic()
 
     def is_usable(self) -> bool:
-        """Whether another request may go over it: it is fresh, still there, and nothing came that nobody asked for."""
+        """Whether it may carry another request: it is fresh and open, and nothing arrived unexpectedly."""
         if self._closing or not self._can_look or time.monotonic() - self._used_at > IDLE_SECONDS:
             return False
         self.look()

@@ -1,4 +1,4 @@
-"""The events that wait alone: those of users that are throttled, in order, without the others noticing."""
+"""The held events: those of throttled users, in order, separate from all other events."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nami_amp_pipeline.delivery.rate_limit import RateLimiter
 
 @dataclass(frozen=True)
 class HeldEvent:
-    """An event that waits in the store.
+    """A held event in the store.
 
     Attributes:
         id: of its row in ``exceptions``.
-        identity: whose it is.
+        identity: of its user or device.
         body: its JSON, without the comma.
         unknown_since: since when its outcome is unknown.
     """
@@ -28,16 +28,16 @@ class HeldEvent:
 
 
 ReadHeld = Callable[[str, int], Sequence[HeldEvent]]
-"""The oldest events of an identity that wait in the store, at most so many."""
+"""Reads the oldest held events of an identity, at most a given number."""
 
 
 @dataclass
 class Taken:
-    """What the next request of waiting events carries.
+    """What the next request of held events carries.
 
     Attributes:
         events: in posting order, by identity.
-        emptied: identities of which nothing waits any more.
+        emptied: identities without held events.
     """
 
     events: list[HeldEvent] = field(default_factory=list)
@@ -45,9 +45,9 @@ class Taken:
 
 
 class HeldQueue(Collection[str]):
-    """Identities whose events wait in the store, each with the time until which it does.
+    """The identities with held events, each with the end of its pause.
 
-    One request at a time carries the oldest events of those whose time has come.
+    One request at a time carries the oldest events of identities whose pause has ended.
 
     Args:
         read: reads from the store.
@@ -78,7 +78,7 @@ class HeldQueue(Collection[str]):
         return len(self._until)
 
     def wait(self, identity: str, until: int) -> int:
-        """Lets an identity wait, until the later of this time and what it waits for already; returns that."""
+        """Pauses an identity until this time or the end of its present pause, whichever is later; returns it."""
         known = self._until.get(identity)
         if known is None or until > known:
             self._until[identity] = until
@@ -95,7 +95,7 @@ class HeldQueue(Collection[str]):
         return max(self._heap[0][0], self.ready_at) if self._heap else None
 
     def take(self, now: int, size: int) -> Taken:
-        """Chooses the events of the next request; identities without any left are forgotten.
+        """Chooses the events of the next request; identities without held events are dropped.
 
         Args:
             now: in µs since the epoch.
@@ -103,12 +103,12 @@ class HeldQueue(Collection[str]):
         """
         taken = Taken()
         if self.search is not None:
-            for identity in dict.fromkeys(self._suspected[one] for one in self.search.suspects):
+            for identity in dict.fromkeys(self._suspected[number] for number in self.search.suspects):
                 if self._until.get(identity, now + 1) <= now:
                     size = self._add(taken, identity, now, size, self.search.half)
             if taken.events:
                 return taken
-            self.search = None  # whoever is suspected waits
+            self.search = None  # its suspects are held
         again: list[tuple[int, str]] = []
         try:
             while size >= 0 and len(taken.events) < self._most:
@@ -125,7 +125,7 @@ class HeldQueue(Collection[str]):
         return taken
 
     def _add(self, taken: Taken, identity: str, now: int, size: int, most: int) -> int:
-        """Adds an identity's events; returns the bytes that are left, negative once there is no room for more."""
+        """Adds an identity's events; returns the remaining bytes, negative if there is no more room."""
         if size < 0 or len(taken.events) >= most:
             return size
         room = min(self._pacer.room(identity, now), most - len(taken.events))
@@ -146,6 +146,6 @@ class HeldQueue(Collection[str]):
         return size
 
     def suspect(self, search: Bisection, events: Sequence[HeldEvent]) -> None:
-        """A request was refused without saying why: the next ones are parts of it."""
+        """A request was refused without naming an event: the next requests are parts of it."""
         self.search = search
         self._suspected = {event.id: event.identity for event in events}

@@ -1,4 +1,4 @@
-"""The events that wait in the store, as requests: one at a time carries the oldest of those whose time has come."""
+"""The held events as requests: one at a time, with the oldest events whose pause has ended."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class HeldSource:
     def is_progress(self, outcome: Outcome) -> bool:
         """See :class:`Source`.
 
-        A search comes to its end by itself. Other events that waited are no reason for the run to go on: those of a
-        user with very many would keep it for hours.
+        A search comes to its end by itself. Other held events are no reason for the run to continue: a user with very
+        many would keep it busy for hours.
         """
         return outcome is Outcome.REFUSED_ONE_OF or self.state.search is not None
 

@@ -68,10 +68,10 @@ def _context_of(path: str, _changed: float) -> ssl.SSLContext:
 
 
 def tls_context() -> ssl.SSLContext:
-    """What TLS trusts.
+    """The TLS context with the trusted certificates.
 
     Raises:
-        OSError: the bundle cannot be read, or is none.
+        OSError: the bundle cannot be read or has no certificates.
     """
     path = ca_bundle()
     with _context_lock:
@@ -100,7 +100,7 @@ class _Answer(http.client.HTTPResponse):
                 raise
             if not 100 <= status < 200:
                 return version, status, reason
-            if status == 101:  # nobody asked for another protocol
+            if status == 101:  # no other protocol was requested
                 raise current().out_of_step()
             while self.fp.readline(_LONGEST_LINE + 1).strip(b"\r\n"):
                 pass
@@ -140,7 +140,7 @@ class _Guarded:
         return made
 
     def _tunnel(self) -> None:
-        """Asks the proxy for a way to the host; its answer obeys the deadline too."""
+        """Asks the proxy for a tunnel to the host; its answer obeys the deadline too."""
         exchange, self_ = current(), cast("HTTPConnection", self)
         plain = self_.sock
         guard = GuardedSocket(plain, for_proxy=True)
@@ -154,7 +154,7 @@ class _Guarded:
             raise
         if guard.broke_off:
             exchange.note("proxy")
-            raise OSError("the proxy's answer broke off")
+            raise OSError("the proxy's answer was cut off")
         if guard.buffer:
             raise exchange.out_of_step()
         self_.sock = plain
@@ -235,11 +235,11 @@ _POOLS = {"http": _HttpPool, "https": _HttpsPool}
 
 
 _Route = tuple[PoolManager, "dict[str, Any] | None", "dict[str, str]"]
-"""Where the connections come from, what they are made with, and the proxies by scheme."""
+"""The pool of connections, its arguments, and the proxies by scheme."""
 
 
 class _Adapter(HTTPAdapter):
-    """Guarded connections, few of them, and none tried twice."""
+    """Few, guarded connections, without retries."""
 
     def __init__(self) -> None:
         super().__init__(pool_connections=4, pool_maxsize=1, max_retries=Retry(0, read=False, redirect=False))
@@ -267,7 +267,7 @@ class _Adapter(HTTPAdapter):
         return super().request_url(request, self._route(str(request.url))[2])
 
     def _route(self, url: str) -> _Route:
-        """How an address is reached; asked of the environment once, for it takes half as long as a request."""
+        """The route to an address; read from the environment once, because that takes half as long as a request."""
         if url not in self._routes:
             self._routes[url] = self._find_route(url)
         return self._routes[url]
@@ -284,7 +284,7 @@ class _Adapter(HTTPAdapter):
             return self.poolmanager, options, proxies
         if proxy.lower().startswith("socks"):
             current().note("proxy")
-            raise ValueError("a SOCKS proxy cannot be used")
+            raise ValueError("SOCKS proxies are not supported")
         more = {"proxy_ssl_context": tls_context()} if proxy.startswith("https:") else {}
         return self.proxy_manager_for(proxy if "://" in proxy else f"http://{proxy}", **more), options, proxies
 
@@ -303,10 +303,10 @@ def prepared(url: str, headers: Mapping[str, str], body: bytes, method: str = "P
     """A request as it goes.
 
     Raises:
-        ValueError: the address cannot be one.
+        ValueError: the address is not valid.
     """
     if any(character <= " " or character > "~" for character in url):
-        raise ValueError("the address holds characters that a request line cannot")
+        raise ValueError("the address contains characters that are not allowed in a request line")
     request = _prepared(url, method).copy()
     request.headers.update(headers)
     if body or method == "POST":

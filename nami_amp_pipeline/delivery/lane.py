@@ -1,4 +1,4 @@
-"""One lane of an outbox: which rows go next, and where a refused event can still be."""
+"""A lane of an outbox: its next rows, and where a refused event can still be."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from nami_amp_pipeline.delivery.bisection import Bisection
-from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS, OutboxBatch, runs_without
+from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS, OutboxBatch, spans_without
 from nami_amp_pipeline.delivery.rate_limit import RateLimiter
 
 
 @dataclass
 class Lane:
-    """How far a lane is; see ``state.tables.lanes``.
+    """The progress of a lane; see ``state.tables.lanes``.
 
     Attributes:
         id: of the store.
         first_batch: its first record batch in the outbox.
         rows: how many it has.
-        next_row: rows before it have their end state, or wait in the store.
+        next_row: rows before it have their end state, or are held in the store.
         attempt_end: rows from ``next_row`` to it may have been posted since ``unknown_since``.
-        taken: rows at or after ``next_row`` that have their end state, or wait in the store.
+        taken: rows at or after ``next_row`` that have their end state, or are held in the store.
         search: for a refused event; its suspects are rows of the lane.
         ready_at: not before, in µs since the epoch.
-        failures: answers in a row that brought nothing.
-        doubts: how often an answer in a row was not believed.
+        failures: consecutive answers without progress.
+        doubts: how often in a row an answer was not believed.
         busy: a request is under way.
     """
 
@@ -52,7 +52,7 @@ class Lane:
         return self.next_row // LANE_BATCH_ROWS * LANE_BATCH_ROWS
 
     def advance(self, row: int) -> None:
-        """Everything before ``row`` has its end state, or waits in the store."""
+        """Every row before ``row`` has its end state, or is held in the store."""
         self.next_row = row
         if self.taken:
             self.taken = {taken for taken in self.taken if taken >= row}
@@ -78,14 +78,14 @@ class Plan:
 
     Attributes:
         rows: of the record batch; the events of the request.
-        runs: the same as runs (start, end).
+        spans: the rows as spans (start, end).
         end: the row behind the last one looked at.
-        aside: rows before ``end`` that wait, because their identity does.
+        aside: rows before ``end`` that are held, because their identity is paused.
         hot: events of the identities that are watched.
     """
 
     rows: Sequence[int]
-    runs: Sequence[tuple[int, int]]
+    spans: Sequence[tuple[int, int]]
     end: int
     aside: Sequence[int]
     hot: dict[str, int]
@@ -99,7 +99,7 @@ def plan(
     Args:
         lane: whose rows.
         batch: the record batch with its next row.
-        held: identities that wait.
+        held: identities that are paused.
         pacer: how many events of an identity may go.
         events: at most so many.
         size: bytes at most, for more than one event.
@@ -130,10 +130,10 @@ def plan(
         skipped: list[int] = []
     else:
         skipped = sorted({*aside, *(row - base for row in lane.taken if start <= row - base < end)})
-    rows_left = [row for run in runs_without(start, end, skipped) for row in range(*run)]
+    rows_left = [row for span in spans_without(start, end, skipped) for row in range(*span)]
     if lane.search is not None and len(rows_left) > 1:
         rows_left = rows_left[: len(rows_left) // 2]
         end = rows_left[-1] + 1
         aside = [row for row in aside if row < end]
         skipped = [row for row in skipped if row < end]
-    return Plan(rows_left, runs_without(start, end, skipped), end, sorted(aside), hot)
+    return Plan(rows_left, spans_without(start, end, skipped), end, sorted(aside), hot)

@@ -53,7 +53,7 @@ class LaneSource:
 
     @property
     def is_done(self) -> bool:
-        """Whether every row has its end state or waits in the store."""
+        """Whether every row has its end state or is held in the store."""
         return not self.has_pending and not self.state.busy
 
     def next_at(self) -> int | None:
@@ -92,10 +92,10 @@ class LaneSource:
         lane.unknown_since = now if lane.unknown_since is None else lane.unknown_since
         lane.busy = True
         self._note()
-        body = batch.text(frame.head, chosen.runs, frame.tail)
+        body = batch.text(frame.head, chosen.spans, frame.tail)
         return Attempt(body, len(chosen.rows), now, self, (lane.id, lane.next_row, end))
 
-    # -- what came of it -------------------------------------------------------------------------------------------
+    # -- outcomes --------------------------------------------------------------------------------------------------
 
     def identities(self, attempt: Attempt) -> Sequence[tuple[str, ...]]:
         """See :class:`Source`."""
@@ -118,7 +118,7 @@ class LaneSource:
         base = lane.base
         end = base + chosen.end
         ends.delivered_rows(attempt.events)
-        # Of the events set aside now, only an attempt before this one can have posted any.
+        # Only an earlier attempt can have posted the events that are set aside now.
         lane.attempt_end, lane.unknown_since = before
         self._hold(batch, chosen.aside, now)
         lane.attempt_end = max(lane.attempt_end, end) if lane.unknown_since else end
@@ -166,7 +166,7 @@ class LaneSource:
         self._desk.ends.changes.lanes[self.state.id] = self.state.record
 
     def _give_up(self, batch: OutboxBatch, now: int) -> None:
-        """Nobody recognises a repeat any more: nothing whose outcome is unknown goes again by itself."""
+        """Repeats are no longer recognised: events with an unknown outcome are not sent again automatically."""
         lane = self.state
         base = lane.base
         end = min(lane.attempt_end, base + batch.rows.num_rows)
@@ -183,7 +183,7 @@ class LaneSource:
             self._desk.shelf.drop(self._file, number)
 
     def _hold(self, batch: OutboxBatch, rows: Sequence[int], now: int) -> None:
-        """Lets events wait in the store, behind those of their identity that wait there already."""
+        """Holds events in the store, behind the held events of their identity."""
         for identity in self._desk.ends.held_rows(self.state, batch, rows, now):
             self._desk.held.wait(identity, now)
         self.state.taken.update(self.state.base + row for row in rows)

@@ -17,7 +17,7 @@ LANE_BATCH_ROWS = 5_000
 """Rows of each record batch of a lane but its last."""
 
 HOT_ROWS = 100
-"""An identity with more rows than this in a record batch is watched for its rate."""
+"""The rate of an identity with more rows than this in a record batch is watched."""
 
 _CACHED_BYTES = 256_000_000
 _OPEN_FILES = 8
@@ -49,7 +49,7 @@ class OutboxBatch:
         return OutboxBatch(rows, numbers, memoryview(data) if data is not None else memoryview(b""))
 
     def end_within(self, start: int, events: int, size: int) -> int:
-        """The row behind the longest run from ``start`` of at most ``events`` events and ``size`` bytes, or of one."""
+        """The row behind the longest span from ``start`` of at most ``events`` events and ``size`` bytes, or of one."""
         end = min(start + events, len(self.offsets) - 1)
         most = np.int32(min(int(self.offsets[start]) + size, _MOST_BYTES))  # of the offsets' type: they are not copied
         fitting = int(self.offsets.searchsorted(most, side="right")) - 1
@@ -59,11 +59,11 @@ class OutboxBatch:
         """Bytes of one body, its comma included."""
         return int(self.offsets[row + 1] - self.offsets[row])
 
-    def text(self, head: bytes, runs: Iterable[tuple[int, int]], tail: bytes) -> bytes:
-        """A request body: the events of runs of rows (start, end) between ``head`` and ``tail``."""
+    def text(self, head: bytes, spans: Iterable[tuple[int, int]], tail: bytes) -> bytes:
+        """A request body: the events of spans of rows (start, end) between ``head`` and ``tail``."""
         parts: list[bytes | memoryview] = [head]
         skip = 1  # the first body's comma
-        for start, end in runs:
+        for start, end in spans:
             parts.append(self.data[int(self.offsets[start]) + skip : int(self.offsets[end])])
             skip = 0
         parts.append(tail)
@@ -104,19 +104,19 @@ class OutboxBatch:
         return found
 
     def identities(self, rows: Sequence[int]) -> list[tuple[str, ...]]:
-        """What each of these events may be throttled by; see :func:`identities_of`."""
+        """The identities by which each of these events may be throttled; see :func:`identities_of`."""
         lane = self.rows["identity"].take(pa.array(rows, pa.int64())).to_pylist()
         return [identities_of(own, body) for own, body in zip(lane, self.bodies(rows), strict=True)]
 
 
 def identities_of(own: str, body: bytes) -> tuple[str, ...]:
-    """What an event may be throttled by: its lane's identity first, then its device."""
+    """The identities by which an event may be throttled: its lane's identity, then its device."""
     device = orjson.loads(body).get("device_id")
     return (own,) if device is None or own == f"d:{device}" else (own, f"d:{device}")
 
 
 class OutboxCache:
-    """The outbox files at hand, shared by all integrations, with the record batches that were used last.
+    """The open outbox files, shared by all integrations, with the recently used record batches.
 
     Args:
         open_file: opens a file of the data folder by its name.
@@ -155,19 +155,19 @@ class OutboxCache:
         return self._readers[name]
 
     def drop(self, name: str, number: int) -> None:
-        """Lets a record batch go that is not needed any more: the next one is read into its memory."""
+        """Drops a record batch, so that the next batch can use its memory."""
         batch = self._batches.pop((name, number), None)
         if batch is not None:
             self._bytes -= batch.rows.nbytes
 
 
-def runs_without(start: int, end: int, skipped: Sequence[int]) -> list[tuple[int, int]]:
-    """The runs of rows from ``start`` to ``end`` that remain without the (sorted) skipped ones."""
-    runs = []
+def spans_without(start: int, end: int, skipped: Sequence[int]) -> list[tuple[int, int]]:
+    """The spans of rows from ``start`` to ``end`` that remain without the (sorted) skipped ones."""
+    spans = []
     for row in skipped:
         if row > start:
-            runs.append((start, row))
+            spans.append((start, row))
         start = max(start, row + 1)
     if start < end:
-        runs.append((start, end))
-    return runs
+        spans.append((start, end))
+    return spans

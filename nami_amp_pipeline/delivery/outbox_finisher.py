@@ -1,4 +1,4 @@
-"""Outboxes that are done are finished beside the posting: their receipts are written while requests go on."""
+"""Finishes done outboxes in the background: their receipts are written while posting continues."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _LOOK_AGAIN_MICROS: Final = 2_000
 
 
 class Background(Protocol):
-    """Where work goes on beside the rest: a thread in earnest, a seeded order in a simulation."""
+    """Runs background work: in a thread, or in a seeded order in a simulation."""
 
     def start(self, act: Callable[[], None]) -> Future[None]:
-        """Does it now, or some time later."""
+        """Runs it now or later."""
 
     def close(self) -> None:
-        """Comes to an end with what was started."""
+        """Waits for all started work."""
 
 
 class AtOnce:
-    """Does everything when it is asked to, before anything else goes on."""
+    """Runs everything at once, in the foreground."""
 
     def start(self, act: Callable[[], None]) -> Future[None]:
         """See :class:`Background`."""
@@ -40,7 +40,7 @@ class AtOnce:
 
 
 class InThread:
-    """One thread, which does one thing after the other."""
+    """One thread that works in sequence."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="receipts")
@@ -66,14 +66,14 @@ class _Outbox:
 
 
 class OutboxFinisher:
-    """The outboxes of a run that are done, but not finished.
+    """The outboxes of a run that are done but not finished.
 
-    A process that ends meanwhile leaves them as they are; the next one finishes them first.
+    If the process ends meanwhile, the next run finishes them first.
 
     Args:
         finish: finishes the outbox of a channel.
         background: where.
-        patience: for how long it is tried while the store is away, in µs.
+        patience: how long it keeps trying while the store is unavailable, in µs.
     """
 
     def __init__(self, finish: Callable[[int, int], None], background: Background, patience: int) -> None:
@@ -92,7 +92,7 @@ class OutboxFinisher:
         outbox.future = self._background.start(lambda: self._finish(outbox.channel_id, outbox.outbox_id))
 
     def settle(self, now: int) -> list[tuple[int, NamiAmpError]]:
-        """Tries again what the store kept from being finished; the channels of which an outbox cannot be, and why."""
+        """Retries outboxes that failed because of the store; returns the channels that failed for good, and why."""
         failed: list[tuple[int, NamiAmpError]] = []
         left: list[_Outbox] = []
         for outbox in self._outboxes:
@@ -117,12 +117,12 @@ class OutboxFinisher:
         return failed
 
     def next_at(self, now: int) -> int | None:
-        """When to look at them again, in µs since the epoch; None if there is none."""
+        """When to retry next, in µs since the epoch; None if there is nothing to retry."""
         return min(
             (now + _LOOK_AGAIN_MICROS if outbox.future is not None else outbox.again_at for outbox in self._outboxes),
             default=None,
         )
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for the work under way."""
         self._background.close()

@@ -1,4 +1,4 @@
-"""Turns channels from an outbox that is done to the next one, also while the store is away for a while."""
+"""Turns channels from a done outbox to the next, with patience while the store is unavailable."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class OutboxTurner:
     Args:
         load_next: gives a channel its next outbox.
         finishing: where outboxes that are done are finished.
-        patience: for how long it is tried while the store is away, in µs.
+        patience: how long it keeps trying while the store is unavailable, in µs.
     """
 
     def __init__(self, load_next: LoadNext, finishing: OutboxFinisher, patience: int) -> None:
@@ -34,22 +34,22 @@ class OutboxTurner:
         self._away_since: dict[int, int] = {}
 
     def is_due(self, channel: Channel) -> bool:
-        """Whether its outbox is done, or could not be exchanged because the store was away."""
+        """Whether its outbox is done, or could not be exchanged because the store was unavailable."""
         return channel.outbox_done or channel.id in self._again_at
 
     def overdue(self, now: int) -> list[int]:
-        """The channels that are to be tried again by now."""
+        """The channels to retry now."""
         return [channel_id for channel_id, at in self._again_at.items() if at <= now]
 
     def next_at(self, channels: Collection[int]) -> int | None:
-        """When one of these channels is to be tried again, in µs since the epoch."""
+        """When to retry one of these channels, in µs since the epoch."""
         return min((at for channel_id, at in self._again_at.items() if channel_id in channels), default=None)
 
     def turn(self, channel: Channel, now: int) -> None:
-        """Has the receipts of outboxes that are done written, and turns the channel to the next one.
+        """Starts the receipts of a done outbox, and turns the channel to the next outbox.
 
         Raises:
-            NamiAmpError: that cannot be done; while the store is away it is tried again for a while.
+            NamiAmpError: it failed for good; while the store is unavailable, it is retried for a while.
         """
         self._again_at.pop(channel.id, None)
         try:

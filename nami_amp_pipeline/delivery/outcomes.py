@@ -1,4 +1,4 @@
-"""What became of events: noted as changes for the store, and added up as what the run did."""
+"""The outcomes of events: noted as changes for the store, and summed up as results of the run."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ class OutcomeRecorder:
         return record
 
     def delivered_rows(self, events: int) -> None:
-        """Events of a lane were delivered; which ones the lane tells."""
+        """Events of a lane were delivered; the lane knows which."""
         self.done.delivered += events
         self.changes.counts["delivered", ""] += events
 
     def delivered_held(self, ids: Sequence[int], request: RequestRecord, now: int) -> None:
-        """Events that waited in the store were delivered."""
+        """Held events were delivered."""
         self.done.delivered += len(ids)
-        # Kept, without the body: it tells that the row of the lane has its end state, and when.
+        # Kept without the body: it records that the lane's row has its end state, and when.
         self.changes.update_exceptions(
             ids, {"state": "delivered", "body": None, "at": now, "run_id": self._run_id}, request
         )
@@ -96,16 +96,16 @@ class OutcomeRecorder:
     def dead_held(
         self, ids: Sequence[int], reason: str, answer: str | None, request: RequestRecord | None, now: int
     ) -> None:
-        """Events that waited in the store become dead letters."""
+        """Held events become dead letters."""
         values = {"state": "dead", "reason": reason, "answer": answer, "at": now, "run_id": self._run_id}
         self.changes.update_exceptions(ids, values, request)
         self._count_dead({reason: len(ids)})
 
     def not_dead(self, places: Sequence[tuple[int | None, int]]) -> None:
-        """Dead letters that were none, for their reason was forbidden, wait again, in order.
+        """Dead letters that were refused with 403 by mistake are held again, in order.
 
         Args:
-            places: of each, its lane and row, or None and its id.
+            places: for each, its lane and row, or None and its id.
         """
         for lane_id, row in places:
             if lane_id is None:
@@ -115,7 +115,7 @@ class OutcomeRecorder:
         self._count_dead({"forbidden": -len(places)})
 
     def held_rows(self, lane: Lane, batch: OutboxBatch, rows: Sequence[int], now: int) -> Iterable[str]:
-        """Rows of a lane's record batch wait in the store; returns their identities, each once."""
+        """Rows of a lane's record batch are held in the store; returns their distinct identities."""
         held = exception_rows(lane, batch, rows, self._origin("held", now))
         self.changes.insert_exceptions(held)
         return dict.fromkeys(row["identity"] for row in held)

@@ -1,18 +1,18 @@
-"""How many events of one user or device may go now, so that the destination does not throttle it."""
+"""Limits the events of each user or device, so that the destination does not throttle it."""
 
 from __future__ import annotations
 
 from collections import deque
 
 WINDOW_SECONDS = 31
-"""Rates are averages over 30 s; one more covers what was under way."""
+"""Rates are averages over 30 s; one more second covers requests under way."""
 
 SHARE = 0.95
 """Of the destination's limit: others may send for the same user too."""
 
 
 class RateLimiter:
-    """Counts the events of the identities that are told of, over a sliding window.
+    """Counts the events of watched identities over a sliding window.
 
     Args:
         per_second: the destination's limit per user and per device.
@@ -36,12 +36,12 @@ class RateLimiter:
         return max(0, self.most - self._totals[identity])
 
     def note(self, identity: str, events: int, now: int) -> None:
-        """So many events of an identity may have reached the destination by now."""
+        """Notes events of an identity that may have reached the destination by now."""
         self._sent.setdefault(identity, deque()).append((now, events))
         self._totals[identity] = self._totals.get(identity, 0) + events
 
     def free_at(self, identity: str, now: int) -> int:
-        """When there is room again, in µs since the epoch: enough for a good part of the limit, not for one event."""
+        """When there is room again for a good part of the limit, in µs since the epoch."""
         if self.room(identity, now) >= self.most // 4:
             return now
         total = self._totals[identity]

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS
-from nami_amp_pipeline.errors import Halted
+from nami_amp_pipeline.errors import Blocked
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease
 
@@ -33,11 +33,11 @@ or dead may have changed since: the store's ``exceptions`` win. ``request_id`` i
 
 
 def finish_outbox(context: Context, outbox_id: int, lease: Lease) -> None:
-    """Writes the receipts of an outbox that is done, and lets its file go once all its integrations are done."""
+    """Writes the receipts of a done outbox, and removes its file when all its integrations are done."""
     boxes, lanes, requests, exceptions = tables.outboxes, tables.lanes, tables.requests, tables.exceptions
-    with context.store.reading() as tx:  # waits for no answer that is being recorded, and keeps none waiting
+    with context.store.reading() as tx:  # neither waits for the recording of answers nor blocks it
         box = tx.execute(sa.select(boxes).where(boxes.c.id == outbox_id)).one()
-        if box.done_at is not None:  # written already by a transaction that seemed to have failed
+        if box.done_at is not None:  # a transaction that seemed to fail has written them
             return
         lane_rows = tx.execute(sa.select(lanes).where(lanes.c.outbox_id == outbox_id).order_by(lanes.c.id)).all()
         ids = [lane.id for lane in lane_rows]
@@ -77,10 +77,10 @@ def finish_outbox(context: Context, outbox_id: int, lease: Lease) -> None:
         with context.folder.parquet(name, RECEIPT_SCHEMA) as writer:
             writer.write_table(pa.Table.from_batches(parts, RECEIPT_SCHEMA))
     except (OSError, pa.ArrowException) as error:
-        raise Halted(f"the receipts of {box.file} cannot be written: {type(error).__name__}") from None
+        raise Blocked(f"the receipts of {box.file} cannot be written: {type(error).__name__}") from None
     context.step("receipts.commit")
     with context.store.begin() as tx:
-        # Only looked at: whoever posts counts the transactions that prolong it, and tells by them what was committed.
+        # Do not renew here: the posting loop counts the renewals to learn whether its commit succeeded.
         context.store.check(tx, lease)
         tx.execute(sa.update(boxes).where(boxes.c.id == outbox_id).values(done_at=context.now(), receipts_file=name))
         open_boxes = tx.execute(

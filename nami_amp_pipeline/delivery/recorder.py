@@ -1,4 +1,4 @@
-"""Records what channels changed, under their leases, and so gives each the right to send for a while."""
+"""Records the changes of channels under their leases, which renews their right to send."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ STORE_PATIENCE_SECONDS = 60.0
 """How long answers wait to be recorded before the run ends."""
 
 MARGIN_SECONDS = 0.25
-"""So much earlier than it must the right to send ends: for clocks, and for the timer that ends a stopped process."""
+"""The right to send ends this much early: a margin for clocks and for the timer that ends a stopped process."""
 
 
 @dataclass
 class _Written:
-    """One transaction that was tried.
+    """A transaction that was tried.
 
     Attributes:
-        lost: ids of the channels whose lease is somebody else's.
+        lost: ids of the channels whose lease belongs to another process.
         begun: the monotonic time before it began, in seconds.
-        commits: of a lease that it prolonged, the number of this transaction; None as long as it prolonged none.
+        commits: the number of this transaction, from a lease that it renewed; None before that.
     """
 
     lost: set[int] = field(default_factory=set)
@@ -36,13 +36,13 @@ class Recorder:
     """See the module's docstring.
 
     A request may be sent until its channel's ``send_until``: the time before the transaction that last prolonged its
-    lease began, plus the lease, minus the time that a request may take. So a request that is sent in time has come to
-    its end before anybody else can take the lease.
+    lease began, plus the lease, minus the time that a request may take. So a request that is sent in time has ended
+    before another process can take the lease.
 
     Args:
         context: the process at work.
         leases: by channel id.
-        channels: those that are recorded; the ones whose lease is lost are taken out by the caller.
+        channels: the channels to record; the caller removes channels whose lease is lost.
         now: µs since the epoch, never going back.
     """
 
@@ -65,7 +65,7 @@ class Recorder:
 
     @property
     def changed(self) -> list[Channel]:
-        """The channels that have something to be recorded, or whose lease is to be prolonged."""
+        """The channels with changes to record or a lease to renew."""
         return list(self._changed.values())
 
     def note(self, channel: Channel) -> None:
@@ -77,12 +77,12 @@ class Recorder:
         self._changed.pop(channel_id, None)
 
     def renew(self, now: int) -> None:
-        """Has all leases prolonged where that is due: this process still works, also for those with nothing to say."""
+        """Marks all leases that are due for renewal, also of idle channels: this process still works for them."""
         if now - self._renewed_at >= self._lease_micros // 4:
             self._changed.update(self._channels)
 
     def renew_for(self, channel: Channel) -> bool:
-        """Has a channel's lease prolonged if the right to send has run out; whether it has."""
+        """Marks a channel's lease for renewal if its right to send has expired; returns whether it has."""
         if self._context.monotonic() <= channel.send_until:
             return False
         self.note(channel)
@@ -92,7 +92,7 @@ class Recorder:
         """Records the changes; returns the ids of the channels whose lease is lost.
 
         Raises:
-            StoreUnavailable: the store has been away for too long.
+            StoreUnavailable: the store has been unavailable for too long.
         """
         if not self._changed:
             return []

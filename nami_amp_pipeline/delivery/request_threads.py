@@ -1,4 +1,4 @@
-"""Requests under way: threads in earnest, a seeded clock in a simulation."""
+"""Requests under way: in threads, or on a seeded clock in a simulation."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from nami_amp_pipeline.delivery.send_alarm import alarm
 from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer, Request, Transport
 
 MAX_REQUESTS = 64
-"""Requests under way at most, over all integrations."""
+"""Most requests under way, over all integrations."""
 
 _POLL_SECONDS = 0.2
 
 
 class Wire(Protocol):
-    """Where requests go, and where their answers come from."""
+    """Sends requests and collects their answers."""
 
     def start(self, number: int, request: Request) -> None:
-        """Posts a request in the background, if it can leave while it may still be sent."""
+        """Posts a request in the background, if it can be sent in time."""
 
     def wait(self, seconds: float) -> list[tuple[int, HttpAnswer | NoAnswer]]:
-        """The answers that came, by the requests' numbers; waits for the first at most so long, or shorter."""
+        """The received answers by request number; waits for the first, at most this long."""
 
     def close(self) -> None:
-        """Gives everything back; what is still under way is left to itself."""
+        """Releases everything; requests under way are abandoned."""
 
 
 class ThreadedWire:

@@ -1,4 +1,4 @@
-"""Ends a process that was stopped between its last look at the clock and the send, before it runs on."""
+"""Ends a process that was stopped between its last look at the clock and the send, before it continues."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SendAlarm:
         self.enabled = False
 
     def enable(self) -> bool:
-        """Switches it on, where it can be; says whether it is on."""
+        """Switches it on if possible; returns whether it is on."""
         self.enabled = (
             threading.current_thread() is threading.main_thread()
             and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL

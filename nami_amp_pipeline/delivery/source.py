@@ -1,7 +1,7 @@
-"""Where the events of a request come from: a lane of the outbox, or those that wait in the store.
+"""The sources of a request's events: a lane of the outbox, or the held events in the store.
 
-A channel decides what an answer means and who goes when; a source knows its events. Both kinds take the same five
-outcomes: delivered, again (nothing to do), refused by name, refused one of them, and not stored.
+A channel decides what an answer means and which source is next; a source knows its events. Both kinds take the same
+five outcomes: delivered, again (nothing to do), refused by name, refused one of them, and not stored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CLOCK_MARGIN = 6 * 3_600_000_000
 
 @dataclass
 class Desk:
-    """What the sources of one integration share."""
+    """Shared by the sources of one integration."""
 
     target: Target
     limits: Limits
@@ -35,9 +35,9 @@ class Desk:
     ends: OutcomeRecorder
 
     def is_too_old(self, unknown_since: int | None, now: int) -> bool:
-        """Whether the destination may no longer recognise a repeat of what was posted then; a margin is for clocks.
+        """Whether the destination may no longer recognise a repeat of a request of that time, with a margin for clocks.
 
-        A time in the future was noted by a clock that was ahead: nobody knows how long ago that was.
+        A time in the future comes from a clock that was ahead: its age is unknown.
         """
         if unknown_since is None:
             return False
@@ -46,13 +46,13 @@ class Desk:
 
 
 class State(Protocol):
-    """How a source stands; it has one request under way at most.
+    """The state of a source; it has at most one request under way.
 
     Attributes:
         search: for a refused event that nobody named.
         ready_at: not before, in µs since the epoch.
-        failures: answers in a row that brought nothing.
-        doubts: how often an answer in a row was not believed.
+        failures: consecutive answers without progress.
+        doubts: how often in a row an answer was not believed.
         busy: a request is under way.
     """
 
@@ -74,13 +74,13 @@ class Source(Protocol):
         """When its next request can start, in µs since the epoch; None if none can."""
 
     def start(self, now: int) -> Attempt | None:
-        """Its next request, noted as one that may have been posted; None if it has none."""
+        """Its next request, noted as possibly posted; None if it has none."""
 
     def identities(self, attempt: Attempt) -> Sequence[tuple[str, ...]]:
         """Of each event of a request, what it may be throttled by."""
 
     def is_progress(self, outcome: Outcome) -> bool:
-        """Whether an answer is a reason for the run to go on."""
+        """Whether an answer is a reason for the run to continue."""
 
     def note_pace(self, attempt: Attempt, now: int) -> None:
         """The events of a request may be stored: they count for their users' rates."""
@@ -89,16 +89,16 @@ class Source(Protocol):
         """All events of a request are stored."""
 
     def not_stored(self, attempt: Attempt) -> None:
-        """None of them is, for certain: what is known of them is what was known before the request."""
+        """None of them is stored, for certain: the state from before the request is restored."""
 
     def refused(self, attempt: Attempt, dead: Mapping[int, str], paused: Sequence[int], why: Refusal, now: int) -> None:
-        """Some events become dead letters, by index in the request, and others wait."""
+        """Some events become dead letters, by index in the request, and others are held."""
 
     def suspect(self, attempt: Attempt, reason: str, why: Refusal) -> None:
-        """One event at least of a request of several is refused: the next ones are parts of it."""
+        """At least one event of a request of several is refused: the next requests are parts of it."""
 
     def where(self, attempt: Attempt) -> tuple[int | None, int]:
-        """Where the only event of a request stands: its lane and row, or None and its id."""
+        """The place of a request's only event: its lane and row, or None and its id."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Refusal:
     """An answer that refused something.
 
     Attributes:
-        answer: what it said, as it may be shown.
+        answer: its text, safe to show.
         request: the record of its request.
     """
 

@@ -1,7 +1,6 @@
-"""What is to be recorded of one integration's delivery, gathered as data and written in one transaction.
+"""The changes that one integration's delivery records, gathered as data and written in one transaction.
 
-Writing the same changes again after a transaction that failed gives the same: nothing here depends on when it is
-written.
+Writing the same changes again after a failed transaction has the same result: nothing depends on the time of the write.
 """
 
 from __future__ import annotations
@@ -54,11 +53,11 @@ class StoreChanges:
 
     Attributes:
         integration_id: whose changes these are.
-        lanes: (next_row, attempt_end, unknown_since) by lane id; the last one counts.
+        lanes: (next_row, attempt_end, unknown_since) by lane id; the last value counts.
         requests: records of requests; they get their ids when they are written.
         counts: events to add, by (state, reason).
         steps: everything else, in order.
-        touches_held: whether events that wait in the store change.
+        touches_held: whether held events change.
     """
 
     integration_id: int
@@ -131,7 +130,7 @@ class StoreChanges:
             self.steps.append(step)
 
     def take_back(self, lane_id: int, lane_row: int) -> None:
-        """Makes a dead letter of a lane wait again."""
+        """Makes a dead letter of a lane a held event again."""
 
         def step(written: Written) -> None:
             table = tables.exceptions
@@ -145,7 +144,7 @@ class StoreChanges:
         self.steps.append(step)
 
     def pause(self, identity: str, reason: str, until: int) -> None:
-        """Notes that an identity waits; the empty one is the whole integration."""
+        """Notes that an identity is paused; the empty identity is the whole integration."""
         row = {"integration_id": self.integration_id, "identity": identity, "reason": reason, "until": until}
 
         def step(written: Written) -> None:
@@ -156,7 +155,7 @@ class StoreChanges:
         self.steps.append(step)
 
     def unpause(self, identity: str) -> None:
-        """Notes that an identity waits no longer."""
+        """Notes the end of an identity's pause."""
         table = tables.pauses
         statement = sa.delete(table).where(table.c.integration_id == self.integration_id, table.c.identity == identity)
         self.steps.append(lambda written: _execute(written, statement))

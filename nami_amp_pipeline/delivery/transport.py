@@ -1,4 +1,4 @@
-"""One HTTP request, and what can happen to it on the way: nothing here knows who receives it."""
+"""An HTTP request and its possible outcomes; this module knows no destination."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nami_amp_pipeline.delivery.exchange import Exchange, NoAnswer, exchanging
 from nami_amp_pipeline.delivery.http_session import guarded_session, prepared
 
 MAX_ANSWER_BYTES = 4_000_000
-"""A longer answer is not an answer to a request of ours."""
+"""A longer answer does not come from an API like this."""
 
 GZIP_LEVEL = 5
 """Takes a seventh of the bytes; 1 takes a sixth at half of the time, 6 little less at more of it."""
@@ -40,7 +40,7 @@ class Request:
         body: byte for byte, before compression.
         headers: all that are sent, but for those of the framing.
         send_until: the monotonic time after which no byte of it may leave this process, in seconds.
-        method: ``POST``, or ``HEAD`` to look whether somebody is there.
+        method: ``POST``, or ``HEAD`` to check that the server is reachable.
     """
 
     url: str
@@ -72,7 +72,7 @@ class Transport(Protocol):
         """Posts a request and waits for the whole answer; follows no redirect and sends nothing twice.
 
         Raises:
-            NoAnswer: none came, or half of one, or bytes that cannot be this request's answer.
+            NoAnswer: no answer, an incomplete answer, or bytes that cannot be this request's answer.
         """
 
     def close(self) -> None:
@@ -83,8 +83,8 @@ class HttpTransport:
     """Posts with `requests`, one session a thread, through the proxy and with the certificates of the environment.
 
     Args:
-        timeout_seconds: for a whole request, its answer included; what trickles in is cut off too.
-        compress: whether bodies go gzipped.
+        timeout_seconds: timeout of a whole request, including its answer; it also ends slow answers.
+        compress: whether bodies are gzipped.
     """
 
     def __init__(self, timeout_seconds: float, *, compress: bool = False) -> None:
@@ -146,7 +146,7 @@ class HttpTransport:
         return session
 
     def close(self) -> None:
-        """Closes the connections of all threads; what is under way breaks off."""
+        """Closes the connections of all threads; requests under way are broken off."""
         with self._lock:
             for session in self._sessions:
                 session.close()
@@ -160,7 +160,7 @@ def _read(raw: urllib3.BaseHTTPResponse, method: str) -> bytes:
     """The whole body.
 
     Raises:
-        http.client.IncompleteRead: it broke off, is too long, or nobody said that nothing is all.
+        http.client.IncompleteRead: it was cut off, is too long, or has no declared end.
     """
     content = b""
     while part := raw.read(MAX_ANSWER_BYTES + 1 - len(content), decode_content=True):
@@ -169,7 +169,7 @@ def _read(raw: urllib3.BaseHTTPResponse, method: str) -> bytes:
             raise http.client.IncompleteRead(b"")
     said = "content-length" in raw.headers or "transfer-encoding" in raw.headers
     if not content and not said and method != "HEAD" and raw.status not in (204, 304):
-        raise http.client.IncompleteRead(b"")  # nothing, of which nobody said that it is all, may be half of an answer
+        raise http.client.IncompleteRead(b"")  # an empty body without a declared end may be half of an answer
     return content
 
 

@@ -1,4 +1,4 @@
-"""When channels are to be looked at again."""
+"""The times at which channels are due again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from heapq import heappop, heappush
 
 
 class WakeUps:
-    """One time for each channel, the earliest that was asked for."""
+    """One time per channel: the earliest requested."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int]] = []
@@ -20,7 +20,7 @@ class WakeUps:
             heappush(self._heap, (at, channel_id))
 
     def due(self, now: int) -> list[int]:
-        """The channels whose time has come; they are forgotten."""
+        """Takes out the channels that are due."""
         woken = []
         while self._heap and self._heap[0][0] <= now:
             at, channel_id = heappop(self._heap)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.demo.setup import demo_key
-from nami_amp_pipeline.errors import Halted
+from nami_amp_pipeline.errors import Blocked
 from nami_amp_pipeline.sample import Persona, personas_of
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration
@@ -58,7 +58,7 @@ class LocalAmplitude:
             answer.raise_for_status()
             found: dict[str, Any] = answer.json()
         except (requests.RequestException, ValueError) as error:
-            raise Halted(f"the local Amplitude at {self.url} does not answer: {type(error).__name__}") from None
+            raise Blocked(f"the local Amplitude at {self.url} does not answer: {type(error).__name__}") from None
         return found
 
 

@@ -46,7 +46,7 @@ def load_sample(settings: Settings, users: int) -> tuple[int, int]:
     path = settings.home / "warehouse.duckdb"
     if settings.warehouse_url != f"duckdb:///{path}" or settings.warehouse_schema:
         raise Misconfigured(
-            "the demo writes sample events, and does so into its own warehouse only: unset NAMI_AMP_WAREHOUSE_URL and "
+            "the demo writes sample events into its own warehouse only: unset NAMI_AMP_WAREHOUSE_URL and "
             "NAMI_AMP_WAREHOUSE_SCHEMA"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,8 @@ def _move(context: Context, integration: Integration, endpoint: str) -> None:
     """Lets a demo integration post to another port, the local Amplitude's usual one being taken."""
     if context.cipher.decrypt(integration.api_key).reveal() != demo_key(integration.app_id):
         raise Misconfigured(
-            f"integration {integration.key} is not the demo's; remove it, or set NAMI_AMP_HOME to another folder"
+            f"integration {integration.key} does not belong to the demo: remove it, or set NAMI_AMP_HOME to another "
+            "folder"
         )
     table = tables.integrations
     with context.store.begin() as tx:

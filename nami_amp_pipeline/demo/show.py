@@ -18,7 +18,7 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.dagster_support.instance import dagster_home
 from nami_amp_pipeline.demo.arrivals import LocalAmplitude, Person, people, sent_by_type
 from nami_amp_pipeline.demo.setup import demo_keys, ensure_integrations, journal, load_sample
-from nami_amp_pipeline.errors import Halted
+from nami_amp_pipeline.errors import Blocked
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.runner import RunReport, run_micro_batch
 from nami_amp_pipeline.sandbox import Options, Sandbox, SandboxServer
@@ -52,7 +52,7 @@ def run_demo(
 
     Raises:
         Misconfigured: the settings name a warehouse that is not the demo's.
-        Halted: something outside keeps the demo from running.
+        Blocked: something outside keeps the demo from running.
     """
     console = Console(
         file=out, markup=False, highlight=False, emoji=False, width=None if out.isatty() else _PIPE_COLUMNS
@@ -86,7 +86,7 @@ def _local_amplitude(settings: Settings, port: int | None) -> Iterator[SandboxSe
     try:
         sandbox = Sandbox(options=Options(throttle=False), journal=journal(settings))
     except OSError as error:
-        raise Halted(f"cannot open {journal(settings)}: {error.strerror or error}") from None
+        raise Blocked(f"cannot open {journal(settings)}: {error.strerror or error}") from None
     try:
         server = _listen(sandbox, port)
         try:
@@ -109,7 +109,7 @@ def _listen(sandbox: Sandbox, port: int | None) -> SandboxServer:
             continue
         return server
     ports = f"port {tried[0]}" if len(tried) == 1 else f"any port from {tried[0]} to {tried[-1]}"
-    raise Halted(f"the local Amplitude cannot listen on {ports}: {reason}")
+    raise Blocked(f"the local Amplitude cannot listen on {ports}: {reason}")
 
 
 def _show(
@@ -130,7 +130,7 @@ def _show(
     _show_people(console, people(amplitude, integrations))
     conserved = _show_numbers(console, status(context, integrations))
     repeats = amplitude.audit()["duplicates"]
-    console.print(f"Events that Amplitude was sent twice in this run: {repeats}.")
+    console.print(f"Events sent to Amplitude twice in this run: {repeats}.")
     for problem in report.problems:
         console.print(f"Not delivered: {problem}")
     return report.ok and arrived and conserved
@@ -139,7 +139,7 @@ def _show(
 def _show_events(
     console: Console, context: Context, integrations: Sequence[Integration], amplitude: LocalAmplitude
 ) -> bool:
-    table = _table("Sent, and what Amplitude has", "App", "Event", right=("Sent", "Arrived"))
+    table = _table("Sent to Amplitude, and arrived there", "App", "Event", right=("Sent", "Arrived"))
     everything = True
     for integration in integrations:
         sent, arrived = sent_by_type(context, integration), amplitude.events_by_type(integration.app_id)
@@ -151,15 +151,15 @@ def _show_events(
         table.add_section()
     console.print(table)
     console.print(
-        "Every event that was sent has arrived, once.\n"
+        "Every event that was sent arrived exactly once.\n"
         if everything
-        else "The local Amplitude does not have all that was sent; its journal may have been removed.\n"
+        else "The local Amplitude lacks some of the sent events; its journal may have been removed.\n"
     )
     return everything
 
 
 def _show_people(console: Console, persons: Sequence[Person]) -> None:
-    console.print("Three of them, as Amplitude knows them now:")
+    console.print("Three of the subscribers, as Amplitude knows them now:")
     for person in persons:
         console.print(f"\n  {person.member.name} ({person.app_id}, user {person.user_id})", style="bold")
         console.print(f"  {person.member.story}")
@@ -199,9 +199,10 @@ def _show_numbers(console: Console, found: Sequence[IntegrationStatus]) -> bool:
         for reason, events in numbers.skipped.items():
             console.print(f"{numbers.integration} skipped {events:,}: {_SKIPPED.get(reason, reason)}")
     console.print(
-        "Captured are distinct events of the selected types; loads repeat some, and others are of types not selected.\n"
+        "Captured counts distinct events of the selected types; some events were loaded twice, some types are not "
+        "selected.\n"
         "captured = delivered + skipped + dead letters + pending: "
-        + ("holds for each." if fine else "does NOT hold. That is a bug; please report it.")
+        + ("holds for each integration." if fine else "does NOT hold. That is a bug; please report it.")
     )
     return fine
 
@@ -224,13 +225,13 @@ def _show_addresses(
     again = f"nami-amp sandbox --port {server.port} --journal {shlex.quote(str(journal(settings)))}"
     lines: list[Any] = ["\nTo look around:"]
     if is_served:
-        lines.append(f"  Amplitude  {server.url}  (Ctrl-C ends it; afterwards: {again})")
+        lines.append(f"  Amplitude  {server.url}  (Ctrl-C stops it; to start it again: {again})")
     else:
-        lines += [f"  Amplitude  {server.url}", f"             once this is started: {again}"]
+        lines += [f"  Amplitude  {server.url}", f"             after you run: {again}"]
     lines += [
         f"  Dagster    http://127.0.0.1:3000/runs/{report.run_id}",
         "             http://127.0.0.1:3000/asset-groups",
-        f"             once this is started: {_dagster_command(settings)}",
+        f"             after you run: {_dagster_command(settings)}",
     ]
     for line in lines:
         console.print(line, soft_wrap=True)

@@ -1,6 +1,6 @@
 """Everything that the command line does and a page will do, as one class; neither sees a table.
 
-What a method needs is imported when it is called: a command that asks how things stand must not load all the rest.
+Methods import what they need when they are called: `nami-amp status` must not load everything else.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nami_amp_pipeline.state.rotation import Rotated
 
 ACTOR = "NAMI_AMP_ACTOR"
-"""The environment variable that says in whose name a command changes something; without it the user of the machine."""
+"""The environment variable with the name for recorded changes; by default the user of the machine."""
 
 
 class Operations:
@@ -98,7 +98,7 @@ class Operations:
         Args:
             key: ``<app_id>/<name>``.
             change: what to change.
-            if_version: the version that the change was made for.
+            if_version: the version that the change is based on.
 
         Raises:
             Misconfigured: a value cannot be used, or somebody else changed it since that version.
@@ -125,7 +125,7 @@ class Operations:
         return self._switch(key, on=False)
 
     def remove(self, key: str) -> None:
-        """Removes an integration with what is pending and its dead letters; what it sent stays in Amplitude.
+        """Removes an integration with its pending events and dead letters; what it sent stays in Amplitude.
 
         Raises:
             Busy: a run delivers for it, and must not have it pulled away.
@@ -133,10 +133,10 @@ class Operations:
         from nami_amp_pipeline.state import integrations
 
         store = self._opened()
-        one = integrations.get(store, key)
-        leases = store.acquire([f"integration:{one.id}"])
+        integration_id = integrations.get(store, key).id
+        leases = store.acquire([f"integration:{integration_id}"])
         if not leases:
-            raise Busy(f"a run delivers for {key} right now: remove it when that has ended")
+            raise Busy(f"a run is delivering for {key}: remove it when the run has ended")
         try:
             files = integrations.remove(store, key, by=self._by)
         finally:
@@ -150,8 +150,11 @@ class Operations:
 
         cipher = self._cipher()
         return [
-            Tested(one.key, *check_connection(one.endpoint, cipher.decrypt(one.api_key), self._settings))
-            for one in self.integrations(keys)
+            Tested(
+                integration.key,
+                *check_connection(integration.endpoint, cipher.decrypt(integration.api_key), self._settings),
+            )
+            for integration in self.integrations(keys)
         ]
 
     # Apps
@@ -224,7 +227,7 @@ class Operations:
         return dead_letters.show(self._opened(), which)
 
     def retry(self, which: Filter, *, force: bool = False) -> Retried:
-        """Lets dead letters go with the next run; see :func:`nami_amp_pipeline.operations.dead_letters.retry`."""
+        """Sends dead letters again with the next run; see :func:`nami_amp_pipeline.operations.dead_letters.retry`."""
         from nami_amp_pipeline.operations import dead_letters
 
         self.integrations(list(which.integrations))
@@ -239,7 +242,7 @@ class Operations:
         return rotation.rotate(self._opened(), self._cipher())
 
     def forget_keys(self) -> int:
-        """Drops older keys of the key file that nothing needs; returns how many."""
+        """Drops unneeded older keys of the key file; returns how many."""
         from nami_amp_pipeline.state import rotation
 
         return rotation.forget(self._opened(), self._cipher())
@@ -283,7 +286,7 @@ class Operations:
         return Cipher(self._settings.encryption_key, self._settings.home / "encryption.key")
 
     def _whole(self) -> Context:
-        """All that the stages are given, for what looks into their files and into the warehouse."""
+        """The context of the stages, for operations that read their files and the warehouse."""
         if self._context is None:
             from nami_amp_pipeline.clock import system_clock
             from nami_amp_pipeline.context import Context

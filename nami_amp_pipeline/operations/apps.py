@@ -1,4 +1,4 @@
-"""The Nami apps that are known here, their plans, and the run that last did something."""
+"""The known Nami apps, their plans, and the last run that did something."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class App:
 
 def list_apps(store: Store) -> list[App]:
     """The apps by id."""
-    apps, ones = tables.apps, tables.integrations
+    apps, integrations = tables.apps, tables.integrations
     query = (
-        sa.select(apps.c.app_id, apps.c.plan, sa.func.count(ones.c.id), apps.c.watermark)
-        .outerjoin(ones, ones.c.app_id == apps.c.app_id)
+        sa.select(apps.c.app_id, apps.c.plan, sa.func.count(integrations.c.id), apps.c.watermark)
+        .outerjoin(integrations, integrations.c.app_id == apps.c.app_id)
         .group_by(apps.c.app_id, apps.c.plan, apps.c.watermark)
         .order_by(apps.c.app_id)
     )

@@ -1,4 +1,4 @@
-"""What waits for a micro-batch, and since when; cheap enough to be asked every half minute."""
+"""The work that is due for a micro-batch, and since when; cheap enough to check every half minute."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _BEGINNING = -(2**52)
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """Something that a micro-batch could do something about.
+class DueWork:
+    """Work that a micro-batch could do.
 
     Attributes:
         what: for people, such as ``rows of fit in the warehouse``.
         since: the oldest ``ingested_at`` of it, in µs since the epoch.
-        events: how many there are, where that is known.
+        events: how many, if known.
     """
 
     what: str
@@ -31,11 +31,11 @@ class Waiting:
     events: int | None = None
 
 
-def due(context: Context) -> list[Waiting]:
-    """What a micro-batch could capture or post now, by app and integration.
+def due(context: Context) -> list[DueWork]:
+    """The work that a micro-batch could do now, by app and integration.
 
-    Integrations that are switched off, halted or paused by Amplitude count for nothing, nor do events that are held.
-    Rows that were loaded again may be among it, as only a capture can tell.
+    Disabled, halted and paused integrations do not count, nor do held events. Rows that were loaded again may be
+    included, because only a capture can tell.
 
     Raises:
         StoreUnavailable: the state store cannot be read.
@@ -46,13 +46,13 @@ def due(context: Context) -> list[Waiting]:
         captured = tx.execute(sa.select(sa.func.max(tables.apps.c.watermark))).scalar()
     # A capture that had to stop at its limit leaves rows behind that it saw.
     rows = _newer(context, captured if captured is not None else _BEGINNING)
-    return found + [Waiting(f"rows of {app} in the warehouse", since) for app, since in rows.items()]
+    return found + [DueWork(f"rows of {app} in the warehouse", since) for app, since in rows.items()]
 
 
 def not_captured(context: Context) -> dict[str, int]:
     """The apps with rows newer than all that any micro-batch saw, with the oldest ``ingested_at`` of those.
 
-    Rows that commit late or are loaded again are none: this is for certain.
+    Rows that commit late or are loaded again do not count.
 
     Raises:
         StoreUnavailable: the state store cannot be read.
@@ -64,7 +64,7 @@ def not_captured(context: Context) -> dict[str, int]:
 
 
 def _newer(context: Context, after: int) -> dict[str, int]:
-    """The oldest ``ingested_at`` after a time, by app that has an integration switched on."""
+    """The oldest ``ingested_at`` after a time, by app with an enabled integration."""
     apps = apps_with_integrations(context.store)
     if not apps:
         return {}
@@ -77,16 +77,17 @@ def _newer(context: Context, after: int) -> dict[str, int]:
 def _starts(integrations: Sequence[Integration]) -> dict[str, int]:
     """Where the earliest integration of each app begins, if none begins at the beginning."""
     starts: dict[str, int] = {}
-    for one in integrations:
-        if one.enabled:
-            start = -(2**62) if one.start_of_new is None else one.start_of_new
-            starts[one.app_id] = min(start, starts.get(one.app_id, start))
+    for integration in integrations:
+        if integration.enabled:
+            start = -(2**62) if integration.start_of_new is None else integration.start_of_new
+            starts[integration.app_id] = min(start, starts.get(integration.app_id, start))
     return starts
 
 
-def _pending(context: Context) -> list[Waiting]:
+def _pending(context: Context) -> list[DueWork]:
     """The integrations that could post something now."""
-    working = [one for one in all_integrations(context.store) if one.enabled and not one.halted_reason]
+    integrations = all_integrations(context.store)
+    working = [integration for integration in integrations if integration.enabled and not integration.halted_reason]
     pauses = tables.pauses
     with context.store.begin() as tx:
         paused = set(
@@ -96,7 +97,7 @@ def _pending(context: Context) -> list[Waiting]:
         )
     now = context.now()
     return [
-        Waiting(f"events of {one.integration}", now - int(one.lag_by["queued"] * 1e6), one.pending_by["queued"])
-        for one in status(context, [one for one in working if one.id not in paused])
-        if one.lag_by.get("queued")
+        DueWork(f"events of {row.integration}", now - int(row.lag_by["queued"] * 1e6), row.pending_by["queued"])
+        for row in status(context, [integration for integration in working if integration.id not in paused])
+        if row.lag_by.get("queued")
     ]

@@ -1,4 +1,4 @@
-"""Does an endpoint know a key? A request that cannot store anything tells."""
+"""Checks whether an endpoint accepts a key, with a request that cannot store anything."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tested:
-    """What an endpoint said of a key.
+    """The result of testing a key.
 
     Attributes:
         integration: ``<app_id>/<name>``.
-        ok: whether it takes the key.
-        result: what it said in a few words, without the key.
+        ok: whether the endpoint accepts the key.
+        result: its answer in a few words, without the key.
     """
 
     integration: str
@@ -31,7 +31,7 @@ class Tested:
 def check_connection(
     endpoint: str, api_key: Secret, settings: Settings, destination: str = "amplitude"
 ) -> tuple[bool, str]:
-    """Whether an endpoint takes a key, and what it said in a few words."""
+    """Whether an endpoint accepts a key, and its answer in a few words."""
     transport = HttpTransport(settings.http_timeout_seconds)
     try:
         found = DESTINATIONS[destination].probe(endpoint, api_key, transport)

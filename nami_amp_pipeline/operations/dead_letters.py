@@ -23,11 +23,11 @@ _AT_ONCE = 500
 OUTCOME_UNKNOWN = "outcome_unknown"
 RETRIED = "retried"
 
-NO_BODY = "it was never made into an Amplitude event, so there is nothing to send"
+NO_BODY = "no Amplitude event was made from it, so there is nothing to send"
 TOO_OLD = (
     "it may have been sent more than 7 days ago, and Amplitude would no longer recognise a repeat (--force sends it)"
 )
-BUSY = "a run delivers for its integration right now: retry when that has ended"
+BUSY = "a run is delivering for its integration: retry when the run has ended"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class DeadLetter:
 
 @dataclass(frozen=True)
 class Filter:
-    """Which dead letters; what is not given does not narrow.
+    """A filter for dead letters; empty fields do not narrow it.
 
     Attributes:
         ids: numbers or event ids.
@@ -104,11 +104,11 @@ class Filter:
 
 @dataclass
 class Retried:
-    """What a retry did.
+    """The result of a retry.
 
     Attributes:
-        retried: how many go with the next run.
-        refused: how many do not, by why.
+        retried: how many the next run sends.
+        refused: how many it does not send, by cause.
     """
 
     retried: int = 0
@@ -119,7 +119,7 @@ def find(store: Store, which: Filter, limit: int | None = None) -> tuple[list[De
     """The newest dead letters, without their texts, and how many there are in all.
 
     Raises:
-        Misconfigured: one of the ids is that of no dead letter.
+        Misconfigured: one of the ids matches no dead letter.
     """
     condition = _condition(which)
     query = _query(condition, with_texts=False).order_by(tables.exceptions.c.id.desc())
@@ -143,18 +143,18 @@ def show(store: Store, which: str) -> list[DeadLetter]:
 
 
 def retry(store: Store, which: Filter, *, force: bool = False) -> Retried:
-    """Lets dead letters wait for the next run, which posts them again: same body, same ``insert_id``.
+    """Holds dead letters for the next run, which posts them again: same body, same ``insert_id``.
 
-    One thing is added to an event that was refused, so was never stored: where its user has been sent newer state by
-    now, ``$skip_user_properties_sync``, as for every event that comes late. What may be stored keeps its bytes.
+    A refused event, which was never stored, gets ``$skip_user_properties_sync`` if its user has been sent newer state
+    by now. Events that may be stored keep their bytes.
 
     Args:
         store: where they are.
-        which: those that are meant.
-        force: also those that Amplitude may hold already and would not recognise.
+        which: the filter.
+        force: also events that Amplitude may have stored already but would not recognise.
 
     Raises:
-        Misconfigured: one of the ids is that of no dead letter.
+        Misconfigured: one of the ids matches no dead letter.
     """
     done = Retried()
     letters, _ = find(store, which)
@@ -162,7 +162,7 @@ def retry(store: Store, which: Filter, *, force: bool = False) -> Retried:
     for letter in letters:
         by_integration[letter.integration_id].append(letter)
     for integration_id, mine in by_integration.items():
-        # A run that goes on meanwhile counts and orders what is held by itself.
+        # A run under way counts and orders held events itself.
         leases = store.acquire([f"integration:{integration_id}"])
         if not leases:
             done.refused[BUSY] += len(mine)
@@ -170,7 +170,9 @@ def retry(store: Store, which: Filter, *, force: bool = False) -> Retried:
         try:
             for start in range(0, len(mine), _AT_ONCE):
                 with store.begin(under=leases.values()) as tx:
-                    _retry(store, tx, integration_id, [one.id for one in mine[start : start + _AT_ONCE]], force, done)
+                    _retry(
+                        store, tx, integration_id, [letter.id for letter in mine[start : start + _AT_ONCE]], force, done
+                    )
         finally:
             store.release(leases.values())
     return done
@@ -213,7 +215,7 @@ def _retry(store: Store, tx: Transaction, integration_id: int, ids: Sequence[int
 def _become_history(
     store: Store, tx: Transaction, integration_id: int, rows: Sequence[sa.Row[Any]]
 ) -> Iterator[tuple[int, str]]:
-    """(id, new body) of refused events that carry a state older than what their user has been sent since."""
+    """(id, new body) of refused events whose state is older than the state that their user was sent since."""
     stateful: dict[str, list[sa.Row[Any]]] = defaultdict(list)
     for row in rows:
         if row.unknown_since is not None or row.reason == OUTCOME_UNKNOWN:
@@ -228,7 +230,7 @@ def _become_history(
 
 
 def _first_sent() -> sa.ColumnElement[int | None]:
-    """Since when an event may be in Amplitude; an event with a body died of an answer, or of none."""
+    """Since when an event may be in Amplitude, if it has a body."""
     table = tables.exceptions
     return sa.case(
         (table.c.body.is_not(None), sa.func.coalesce(table.c.first_sent_at, table.c.unknown_since, table.c.at)),
@@ -265,7 +267,9 @@ def _all_found(tx: Transaction, which: Filter) -> None:
     table = tables.exceptions
     for text in which.ids:
         if not tx.execute(sa.select(table.c.id).where(_condition(Filter(ids=[text]))).select_from(_joined())).first():
-            raise Misconfigured(f"there is no dead letter {text!r}; 'nami-amp dead-letters list' shows those there are")
+            raise Misconfigured(
+                f"there is no dead letter {text!r}; 'nami-amp dead-letters list' shows all dead letters"
+            )
 
 
 def _query(condition: sa.ColumnElement[bool], *, with_texts: bool) -> sa.Select[Any]:

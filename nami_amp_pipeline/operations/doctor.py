@@ -1,4 +1,4 @@
-"""Looks at everything that the pipeline needs, changes nothing, and says in one line each what is wrong with it.
+"""Checks everything that the pipeline needs, changes nothing, and reports each problem in one line.
 
 What Dagster needs is looked at in :mod:`nami_amp_pipeline.dagster_support.health`.
 """
@@ -37,22 +37,22 @@ LEAST_FREE_BYTES = 200_000_000
 
 LITTLE_FREE_BYTES = 2_000_000_000
 CLOCK_SECONDS = 5.0
-"""A clock that is off by more than this is worth a word."""
+"""A clock that is off by more than this gets a warning."""
 
 REACH_SECONDS = 10.0
 
 _PAIRS = 5
-"""So many pairs of integrations with one key are told."""
+"""The most pairs of integrations with one key that are reported."""
 
 Check = Callable[[Settings], Sequence[Finding]]
 
 
 def examine(settings: Settings, checks: Sequence[tuple[str, Check]]) -> Iterator[Finding]:
-    """Runs checks, each of which may break without hindering the others.
+    """Runs checks; a check that fails does not stop the others.
 
     Args:
         settings: what was set.
-        checks: what each is called, and the check.
+        checks: the name of each check, and the check.
     """
     for subject, check in checks:
         try:
@@ -61,23 +61,23 @@ def examine(settings: Settings, checks: Sequence[tuple[str, Check]]) -> Iterator
             yield Finding(subject, "error", str(error))
         except Exception as error:  # noqa: BLE001 - one check that fails must not hide what the others have to say
             first = next(iter(str(error).splitlines()), "")[:200]
-            yield Finding(subject, "error", f"could not be looked at: {type(error).__name__}: {first}")
+            yield Finding(subject, "error", f"the check failed: {type(error).__name__}: {first}")
 
 
 def check_warehouse(settings: Settings) -> list[Finding]:
-    """Whether the events table can be reached and read, and has its columns and its index."""
-    return [replace(one, subject=f"warehouse {one.subject}") for one in open_warehouse(settings).check()]
+    """Checks that the events table is reachable and has its columns and index."""
+    return [replace(finding, subject=f"warehouse {finding.subject}") for finding in open_warehouse(settings).check()]
 
 
 def check_rows(settings: Settings) -> list[Finding]:
-    """Which rows runs could not read, beside those that the warehouse itself can be asked for."""
+    """Reports rows that runs could not read, except those that a check of the warehouse finds."""
     if not _up_to_date(settings):
         return []
     with _opened(settings) as store:
         return [
-            Finding("warehouse rows", "warning", str(one), "load them again with a value that can be read")
-            for one in unreadable(store)
-            if one.reason in ("long_id", "odd_row")
+            Finding("warehouse rows", "warning", str(row), "load them again with a value that can be read")
+            for row in unreadable(store)
+            if row.reason in ("long_id", "odd_row")
         ]
 
 
@@ -85,17 +85,17 @@ def check_store(settings: Settings) -> list[Finding]:
     """Whether the store can be reached and written."""
     missing = _no_file(settings)
     if missing is not None:
-        return [_can_be_made("store", missing, "the first command makes it")]
+        return [_can_be_made("store", missing, "the first command creates it")]
     with _opened(settings) as store:
         version = store.schema_version()
         kind = "SQLite" if store.is_sqlite else "PostgreSQL"
         if version == 0:
-            return [Finding("store", "ok", f"{kind}, empty: the first command makes its tables")]
+            return [Finding("store", "ok", f"{kind}, empty: the first command creates its tables")]
         with store.begin() as tx:
             # Undone at once; what a read-only server, role or file would refuse.
             tx.execute(sa.insert(tables.leases).values(name="doctor", owner="", fence=0, expires_at=0))
             tx.rollback()
-        return [Finding("store", "ok", f"{kind}, can be read and written")]
+        return [Finding("store", "ok", f"{kind}, readable and writable")]
 
 
 def check_migrations(settings: Settings) -> list[Finding]:
@@ -111,13 +111,14 @@ def check_migrations(settings: Settings) -> list[Finding]:
                 Finding(
                     "migrations",
                     "error",
-                    f"the store has schema version {version}, this program knows {tables.SCHEMA_VERSION} at most",
+                    f"the store has schema version {version}, this program supports versions up to "
+                    f"{tables.SCHEMA_VERSION} only",
                     "install the program version that wrote it",
                 )
             ]
         behind = f"the store has schema version {version}, this program needs {tables.SCHEMA_VERSION}"
         if migrate.is_safe(tx, version) or not migrate.others_at_work(store, tx):
-            return [Finding("migrations", "warning", behind, "nothing: the next command brings it up to date")]
+            return [Finding("migrations", "warning", behind, "nothing to do: the next command upgrades it")]
         return [Finding("migrations", "error", behind, "stop the pipeline, make a backup, and run 'nami-amp migrate'")]
 
 
@@ -139,7 +140,7 @@ def check_keys(settings: Settings) -> list[Finding]:
             "encryption key",
             "error",
             f"{where} does not decrypt the keys of {', '.join(lost[:5])}{' and others' if len(lost) > 5 else ''}",
-            "restore the key they were encrypted with, or 'nami-amp integrations update' with --api-key-…",
+            "restore the key that encrypted them, or set the API keys again with 'nami-amp integrations update'",
         )
     ]
 
@@ -156,11 +157,11 @@ def check_shared_keys(settings: Settings) -> list[Finding]:
         Finding(
             "shared key",
             "warning",
-            f"{one.key} and {other.key} have the same API key and event types in common: Amplitude keeps one of two "
-            "copies of an event",
+            f"{integration.key} and {other.key} have the same API key and some of the same event types: Amplitude "
+            "keeps only one copy of such an event",
             f"let them select different events, or remove one: 'nami-amp integrations update {other.key} --events …'",
         )
-        for one, other in pairs[:_PAIRS]
+        for integration, other in pairs[:_PAIRS]
     ]
 
 
@@ -171,14 +172,14 @@ def check_files(settings: Settings) -> list[Finding]:
     with _opened(settings) as store:
         lost = lost_files(store, settings.data_dir)
     if not lost:
-        return [Finding("data files", "ok", "every file that the store refers to is there")]
-    some = ", ".join(one.file for one in lost[:_PAIRS])
+        return [Finding("data files", "ok", "every file that the store refers to exists")]
+    some = ", ".join(lost_file.file for lost_file in lost[:_PAIRS])
     return [
         Finding(
             "data files",
             "error",
             f"{_count(len(lost), 'file')} missing in {settings.data_dir}: {some}; this stops: {lost[0].stops}",
-            "restore them, or see what 'nami-amp repair --dry-run' would do",
+            "restore them, or let 'nami-amp repair --dry-run' show what a repair does",
         )
     ]
 
@@ -188,26 +189,26 @@ def check_folder(settings: Settings) -> list[Finding]:
     folder = settings.data_dir
     there = _nearest(folder)
     if there != folder.absolute():
-        found = _can_be_made("data folder", folder, "the first run makes it")
+        found = _can_be_made("data folder", folder, "the first run creates it")
     else:
         try:
             with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
                 file.write(b"x" * 4096)
                 file.flush()
                 os.fsync(file.fileno())
-            found = Finding("data folder", "ok", f"{folder} can be written")
+            found = Finding("data folder", "ok", f"{folder} is writable")
         except OSError as error:
             found = Finding(
                 "data folder",
                 "error",
-                f"{folder} cannot be written: {error.strerror}",
+                f"{folder} is not writable: {error.strerror}",
                 "make it writable for this user",
             )
     if found.level == "error":
         return [found]
     free = shutil.disk_usage(there).free
     room = f"{free / 1e9:,.1f} GB free in {there}"
-    fix = "make room, or shorten the retention"
+    fix = "free disk space, or shorten the retention"
     if free < LEAST_FREE_BYTES:
         return [found, Finding("disk", "error", f"only {room}", fix)]
     return [
@@ -217,17 +218,23 @@ def check_folder(settings: Settings) -> list[Finding]:
 
 
 def check_endpoints(settings: Settings, clock: Clock = system_clock) -> list[Finding]:
-    """Whether Amplitude can be reached, and whether this machine's clock agrees with its, and with the store's."""
+    """Checks that Amplitude is reachable, and compares this machine's clock with Amplitude's and the store's."""
     ahead: dict[str, float] = {}
     findings: list[Finding] = []
     if _up_to_date(settings):
         with _opened(settings) as store:
-            endpoints = sorted({(one.destination, one.endpoint) for one in all_integrations(store) if one.enabled})
+            endpoints = sorted(
+                {
+                    (integration.destination, integration.endpoint)
+                    for integration in all_integrations(store)
+                    if integration.enabled
+                }
+            )
             if not store.is_sqlite:
                 ahead["the store's server"] = _ahead_of(store, clock)
         findings += _reach_all(endpoints, ahead, clock)
     else:
-        findings.append(Finding("endpoints", "ok", "skipped: there is no store to look them up in"))
+        findings.append(Finding("endpoints", "ok", "skipped: the state store does not exist yet"))
     return [*findings, _judge_clock(ahead, settings)]
 
 
@@ -238,7 +245,7 @@ def _reach_all(endpoints: Sequence[tuple[str, str]], ahead: dict[str, float], cl
         return DESTINATIONS[target[0]].probe(target[1], None, transport), clock()
 
     if not endpoints:
-        return [Finding("endpoints", "ok", "skipped: no integration is on")]
+        return [Finding("endpoints", "ok", "skipped: no integration is enabled")]
     findings = []
     with ThreadPoolExecutor(max_workers=8) as pool:
         for (_, endpoint), (found, now) in zip(endpoints, pool.map(ask, endpoints), strict=True):
@@ -249,7 +256,7 @@ def _reach_all(endpoints: Sequence[tuple[str, str]], ahead: dict[str, float], cl
                         "endpoint",
                         "error",
                         f"{found.message}{way}",
-                        "check name, proxy, firewall and certificates; events wait until it is back",
+                        "check name, proxy, firewall and certificates; events stay queued until it is reachable",
                     )
                 )
                 continue
@@ -263,7 +270,7 @@ def _reach_all(endpoints: Sequence[tuple[str, str]], ahead: dict[str, float], cl
 
 
 def _way_to(endpoint: str) -> str:
-    """The proxy and the certificates in use, where the environment names any."""
+    """The proxy and certificates that the environment names."""
     proxy = proxy_of(endpoint)
     bundle = ca_bundle()
     through = f" through the proxy {without_password(proxy)}" if proxy else ""
@@ -282,7 +289,7 @@ def _ahead_of(store: Store, clock: Clock) -> float:
 def _judge_clock(ahead: dict[str, float], settings: Settings) -> Finding:
     if not ahead:
         return Finding("clock", "ok", "skipped: no endpoint or server to compare the clock with")
-    other, seconds = max(ahead.items(), key=lambda one: abs(one[1]))
+    other, seconds = max(ahead.items(), key=lambda entry: abs(entry[1]))
     if abs(seconds) <= CLOCK_SECONDS:
         return Finding("clock", "ok", f"agrees with {' and '.join(sorted(ahead))}")
     # Another machine takes work over when a lease has run out by its own clock.
@@ -307,7 +314,7 @@ class _opened:  # noqa: N801 - a context manager, used like a function
 
 
 def _no_file(settings: Settings) -> Path | None:
-    """The file of an SQLite store that is not there: to look at it would make it."""
+    """The missing file of an SQLite store: opening the store would create it."""
     if not settings.state_url.startswith("sqlite:///"):
         return None
     path = Path(settings.state_url.removeprefix("sqlite:///"))
@@ -329,16 +336,14 @@ def _can_be_made(subject: str, path: Path, when: str) -> Finding:
     if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
         try:
             with tempfile.TemporaryFile(dir=parent):
-                return Finding(subject, "ok", f"{path} is not there yet: {when}")
+                return Finding(subject, "ok", f"{path} does not exist yet: {when}")
         except OSError:
             pass
-    return Finding(
-        subject, "error", f"{path} cannot be made: {parent} is no folder that can be written", "name another"
-    )
+    return Finding(subject, "error", f"cannot create {path}: {parent} is not a writable folder", "choose another path")
 
 
 def _nearest(path: Path) -> Path:
-    """The path, or the nearest part of it that is there."""
+    """The path, or its nearest existing parent."""
     path = path.absolute()
     while True:
         try:
@@ -363,4 +368,4 @@ CHECKS: Sequence[tuple[str, Check]] = (
     ("data folder", check_folder),
     ("endpoints", check_endpoints),
 )
-"""All checks, in the order in which what they look at is needed."""
+"""All checks, in order of dependency."""

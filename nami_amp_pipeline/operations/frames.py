@@ -86,7 +86,7 @@ _WORDS: Final = {"dead": "dead_letter", "waiting": "waiting_for_login", "send": 
 
 @dataclass(frozen=True)
 class Frame:
-    """A table, in the form that is asked for.
+    """A table, in the requested form.
 
     Args:
         table: the data.
@@ -95,7 +95,7 @@ class Frame:
     table: pa.Table
 
     def to_arrow(self) -> pa.Table:
-        """An Arrow table, which DuckDB and Polars take too."""
+        """An Arrow table, which DuckDB and Polars accept too."""
         return self.table
 
     def to_pandas(self) -> pd.DataFrame:
@@ -114,10 +114,10 @@ class Frame:
 
 
 class Frames:
-    """What the pipeline knows, as tables. Use it as a context manager, or close it.
+    """The pipeline's data as tables. Use it as a context manager, or close it.
 
     Args:
-        settings: where the state store and the data folder are; those of the environment where not given.
+        settings: where the state store and the data folder are; by default from the environment.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -215,7 +215,7 @@ class Frames:
 
     def _chosen(self, integration: str | None, app_id: str | None) -> list[Integration]:
         found = all_integrations(self._context.store, None if integration is None else [integration])
-        return [one for one in found if app_id in (None, one.app_id)]
+        return [each for each in found if app_id in (None, each.app_id)]
 
     def _rows(
         self,
@@ -227,7 +227,7 @@ class Frames:
         since: datetime | None,
         until: datetime | None,
     ) -> list[dict[str, Any]]:
-        keys = {one.id: one.key for one in self._chosen(integration, app_id)}
+        keys = {chosen.id: chosen.key for chosen in self._chosen(integration, app_id)}
         query = query.where(table.c.integration_id.in_(keys))
         if since is not None:
             query = query.where(at >= from_datetime(_checked(since)))
@@ -238,7 +238,7 @@ class Frames:
         return [{**row, "integration": keys[row["integration_id"]]} for row in rows]
 
     def _excepted(self, chosen: Sequence[Integration]) -> pa.Table:
-        """What the store says of single events wins over files."""
+        """The store's records of single events take precedence over files."""
         table = tables.exceptions
         names = ("integration_id", "event_id", "identity", "state", "reason", "request_id")
         query = sa.select(*(table.c[name] for name in names)).where(table.c.integration_id.in_([o.id for o in chosen]))
@@ -258,7 +258,7 @@ _KNOWN: Final = pa.schema([("integration_id", pa.int64()), ("outbox_id", pa.int6
 def _events(context: Context, chosen: Sequence[Integration]) -> pa.Table:
     """The events of all outboxes of some integrations, from receipts or, where an outbox is not done, from itself."""
     boxes = tables.outboxes
-    keys = {one.id: one.key for one in chosen}
+    keys = {integration.id: integration.key for integration in chosen}
     with context.store.reading() as tx:
         rows = tx.execute(sa.select(boxes).where(boxes.c.integration_id.in_(keys)).order_by(boxes.c.id)).all()
         lanes = tx.execute(sa.select(tables.lanes).order_by(tables.lanes.c.id)).all()

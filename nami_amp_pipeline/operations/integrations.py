@@ -1,4 +1,4 @@
-"""What a person gives to add or change an integration, and how one is shown; see ``Operations``."""
+"""The input to add or change an integration, and how it is shown; see ``Operations``."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ __all__ = [
 ]
 
 
-def described(one: Integration) -> dict[str, Any]:
-    """All settings of an integration as a JSON object; of the keys only whether they are set."""
+def described(integration: Integration) -> dict[str, Any]:
+    """All settings of an integration as a JSON object; keys only as set or not set."""
     return {
-        "integration": one.key,
-        "state": state(one),
-        "error": one.halted_reason or one.last_error,
-        "version": one.version,
-        "endpoint": one.endpoint,
+        "integration": integration.key,
+        "state": state(integration),
+        "error": integration.halted_reason or integration.last_error,
+        "version": integration.version,
+        "endpoint": integration.endpoint,
         "api_key": "set",
-        "secret_key": "set" if one.secret_key else "not set",
-        "user_id": one.user_id_kind,
-        "anonymous": one.anonymous,
-        "selection": list(one.patterns),
-        "events": list(one.events),
-        "rename": dict(one.rename),
-        "sandbox": one.sandbox,
-        "exclude": list(one.exclude),
-        "hash": list(one.hashed),
-        "revenue": one.revenue,
-        "store_fees": dict(one.store_fees),
-        "start_from": to_text(one.start_from) or "beginning",
-        "created_at": to_text(one.created_at),
+        "secret_key": "set" if integration.secret_key else "not set",
+        "user_id": integration.user_id_kind,
+        "anonymous": integration.anonymous,
+        "selection": list(integration.patterns),
+        "events": list(integration.events),
+        "rename": dict(integration.rename),
+        "sandbox": integration.sandbox,
+        "exclude": list(integration.exclude),
+        "hash": list(integration.hashed),
+        "revenue": integration.revenue,
+        "store_fees": dict(integration.store_fees),
+        "start_from": to_text(integration.start_from) or "beginning",
+        "created_at": to_text(integration.created_at),
     }
 
 
@@ -60,14 +60,14 @@ def recorded(record: ChangeRecord) -> dict[str, Any]:
     }
 
 
-def state(one: Integration) -> str:
+def state(integration: Integration) -> str:
     """Whether an integration is enabled, disabled or halted."""
-    if not one.enabled:
+    if not integration.enabled:
         return "disabled"
-    return "halted" if one.halted_reason else "enabled"
+    return "halted" if integration.halted_reason else "enabled"
 
 
-def region(one: Integration) -> str:
+def region(integration: Integration) -> str:
     """``us`` or ``eu``, or the host of another endpoint."""
     regions = {url: name for name, url in contract.ENDPOINTS.items()}
-    return regions.get(one.endpoint) or urlsplit(one.endpoint).netloc
+    return regions.get(integration.endpoint) or urlsplit(integration.endpoint).netloc

@@ -1,7 +1,7 @@
-"""Files that the store refers to and that are gone from the data folder: which, what that stops, and how it is mended.
+"""Finds and repairs lost files: files that the store refers to but the data folder lacks.
 
-A lost file is never mended by itself: somebody may be about to restore it. Each mend is one transaction under the
-lease of whoever works with such files, so a process at work is never in the way.
+A lost file is never repaired automatically: somebody may be about to restore it. Each repair is one transaction under
+the lease of the stage that uses such files, so it cannot collide with a running process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.errors import Busy, Halted, NamiAmpError
+from nami_amp_pipeline.errors import Blocked, Busy, NamiAmpError
 from nami_amp_pipeline.stages import captured_ids
 from nami_amp_pipeline.stages.rebuild import rebuild_outbox
 from nami_amp_pipeline.stages.snapshots import snapshot
@@ -27,13 +27,13 @@ _DAY: Final = 86_400_000_000
 
 @dataclass(frozen=True)
 class LostFile:
-    """A file of the data folder that is gone.
+    """A lost file of the data folder.
 
     Attributes:
         file: its name in the data folder.
         kind: ``segment``, ``ledger``, ``snapshots``, ``outbox`` or ``receipts``.
-        stops: what it keeps from going on, for people.
-        mend: what mending it does, for people.
+        stops: the work that it blocks, for people.
+        mend: the effect of a repair, for people.
     """
 
     file: str
@@ -49,24 +49,24 @@ class LostFile:
 _TEXTS: Final[Mapping[str, tuple[str, str]]] = {
     "segment": (
         "its events cannot be prepared",
-        "reads its rows from the warehouse again; where every integration has prepared it, only forgets it",
+        "reads its rows from the warehouse again; if every integration has prepared it, only removes its record",
     ),
     "ledger": (
-        "nothing can be captured: which rows were captured before is not known",
-        "makes the ledger again from the segments that are kept; ids of older rows are forgotten",
+        "nothing can be captured: it is unknown which rows were captured before",
+        "rebuilds the ledger from the segments that are kept; ids of older rows are forgotten",
     ),
-    "snapshots": ("stage 3 of its apps, and late events", "computes the snapshots again from the segment"),
+    "snapshots": ("stage 3 of its apps, and late events", "recomputes the snapshots from the segment"),
     "outbox": (
         "its integration's events, from this outbox on",
-        "prepares the segment again; events with the same insert ids are sent again, which Amplitude recognises within "
-        "7 days",
+        "prepares the segment again and sends its events again, with the same insert ids; Amplitude drops repeats "
+        "within 7 days",
     ),
-    "receipts": ("nothing; trace lacks the details of its events", "forgets that there were receipts"),
+    "receipts": ("nothing; trace lacks the details of its events", "removes the record of the receipts"),
 }
 
 
 def lost_files(store: Store, folder: Path) -> list[LostFile]:
-    """The files that the store needs and that are gone, those that stop most first.
+    """The lost files that the store needs; files that block most come first.
 
     Args:
         store: the state store.
@@ -86,7 +86,7 @@ def lost_files(store: Store, folder: Path) -> list[LostFile]:
 
 
 def repair(context: Context, lost: Iterable[LostFile], *, resend: bool = False) -> list[tuple[LostFile, str | None]]:
-    """Mends what can be mended, one file after the other.
+    """Repairs what it can, one file after the other.
 
     Args:
         context: the process at work.
@@ -94,16 +94,16 @@ def repair(context: Context, lost: Iterable[LostFile], *, resend: bool = False) 
         resend: sends events again even if Amplitude may not recognise the repeat any more.
 
     Returns:
-        Each file with why it could not be mended, or None.
+        Each file with the reason why it was not repaired, or None.
     """
     found: list[tuple[LostFile, str | None]] = []
-    for one in lost:
+    for file in lost:
         try:
-            _MENDS[one.kind](context, one.file, resend)
+            _MENDS[file.kind](context, file.file, resend)
         except NamiAmpError as error:
-            found.append((one, str(error)))
+            found.append((file, str(error)))
         else:
-            found.append((one, None))
+            found.append((file, None))
     return found
 
 
@@ -124,7 +124,9 @@ def _under(context: Context, names: Iterable[str]) -> Iterator[list[Lease]]:
     leases = context.store.acquire(wanted)
     try:
         if len(leases) < len(wanted):
-            raise Busy(f"{sorted(set(wanted) - leases.keys())[0]} is worked on by another process: try again after it")
+            raise Busy(
+                f"{sorted(set(wanted) - leases.keys())[0]} is in use by another process: try again when it has finished"
+            )
         yield list(leases.values())
     finally:
         with suppress(NamiAmpError):  # a lease that is not given back runs out by itself
@@ -137,7 +139,7 @@ def _mend_ledger(context: Context, file: str, _resend: bool) -> None:
 
 
 def _forget_run(tx: Transaction, which: sa.ColumnElement[bool]) -> None:
-    """Lets runs of the ledger go; the segments that they index are read themselves until the next fold."""
+    """Drops sorted runs of the ledger; their segments are read directly until the next merge."""
     runs, segments = tables.captured_ids, tables.segments
     for run in tx.execute(sa.select(runs).where(which)).all():
         tx.execute(
@@ -171,15 +173,18 @@ def _mend_segment(context: Context, file: str, _resend: bool) -> None:
         segment_id = tx.execute(sa.select(segments.c.id).where(segments.c.file == file)).scalar_one_or_none()
         apps = tx.execute(sa.select(parts).where(parts.c.segment_id == segment_id)).all()
         app_ids = [part.app_id for part in apps]
-        ones = tx.execute(sa.select(integrations.c.id).where(integrations.c.app_id.in_(app_ids))).scalars().all()
+        integration_ids = (
+            tx.execute(sa.select(integrations.c.id).where(integrations.c.app_id.in_(app_ids))).scalars().all()
+        )
     # A process that prepares it may have the file open still, so those leases are needed too.
-    names = [captured_ids.LEASE, *(f"app:{one}" for one in app_ids), *(f"integration:{one}" for one in ones)]
+    names = [captured_ids.LEASE, *(f"app:{app_id}" for app_id in app_ids)]
+    names += [f"integration:{integration_id}" for integration_id in integration_ids]
     with _under(context, names) as leases, context.store.begin(under=leases) as tx:
         captured_at = tx.execute(
             sa.select(segments.c.captured_at).where(segments.c.id == segment_id)
         ).scalar_one_or_none()
         if captured_at is None:
-            return  # it is past its retention, and gone for good
+            return  # it is past its retention
         rereading = False
         for part in apps:
             through = tx.execute(
@@ -189,7 +194,7 @@ def _mend_segment(context: Context, file: str, _resend: bool) -> None:
             if not any(lacks):
                 continue
             if not all(lacks):
-                raise Halted(
+                raise Blocked(
                     f"segment {file}: some integrations of {part.app_id} have prepared it and some have not: restore "
                     "the file from a backup, or remove the integrations that lack it"
                 )

@@ -14,7 +14,7 @@ from nami_amp_pipeline.clock import to_text
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.operations.dead_letters import RETRIED
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.integrations import Integration, reread
+from nami_amp_pipeline.state.integrations import Integration, refreshed
 from nami_amp_pipeline.state.store import Transaction
 
 WAITING: Final = "waiting_for_login"
@@ -102,7 +102,7 @@ class IntegrationStatus:
 def status(context: Context, integrations: Sequence[Integration]) -> list[IntegrationStatus]:
     """The numbers of these integrations, read in one transaction."""
     with context.store.begin() as tx:
-        integrations = reread(tx, integrations)
+        integrations = refreshed(tx, integrations)
         counts = _counts(tx)
         queued = _queued(tx)
         excepted = _exceptions(tx)

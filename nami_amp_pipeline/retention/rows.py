@@ -102,14 +102,14 @@ def expire_pauses(context: Context, report: RetentionReport) -> None:
 
 def expire_leases(context: Context, report: RetentionReport) -> None:
     """Removes the leases of integrations, apps and runs that no longer exist, a day after they expired."""
-    table, ones = tables.leases, tables.integrations
+    table, integrations = tables.leases, tables.integrations
     gone = sa.or_(
         sa.and_(
             table.c.name.like("integration:%"),
-            table.c.name.not_in(sa.select("integration:" + sa.cast(ones.c.id, sa.Text))),
+            table.c.name.not_in(sa.select("integration:" + sa.cast(integrations.c.id, sa.Text))),
         ),
         table.c.name.like("run:%"),
-        sa.and_(table.c.name.like("app:%"), table.c.name.not_in(sa.select("app:" + ones.c.app_id))),
+        sa.and_(table.c.name.like("app:%"), table.c.name.not_in(sa.select("app:" + integrations.c.app_id))),
     )
     _at_once(context, report, table, sa.and_(table.c.expires_at < context.now() - DAY, gone), "leases")
 

@@ -67,24 +67,24 @@ def _snapshot_files(tx: Transaction, segment_ids: Sequence[int]) -> list[str]:
 
 def _needed(tx: Transaction, segment_ids: Sequence[int], report: RetentionReport) -> set[int]:
     """Those segments that an integration still needs; notes which."""
-    parts, ones, boxes = tables.segment_apps, tables.integrations, tables.outboxes
+    parts, integrations, boxes = tables.segment_apps, tables.integrations, tables.outboxes
     by_app: dict[str, list[Integration]] = defaultdict(list)
-    for one in read_all(tx):
-        by_app[one.app_id].append(one)
+    for integration in read_all(tx):
+        by_app[integration.app_id].append(integration)
     rows = tx.execute(
         sa.select(parts.c.segment_id, parts.c.app_id, parts.c.snapshot_file, parts.c.max_ingested_at).where(
             parts.c.segment_id.in_(segment_ids)
         )
     )
     found = {
-        (row.segment_id, one.key)
+        (row.segment_id, integration.key)
         for row in rows
-        for one in by_app[row.app_id]
-        if row.snapshot_file is None or one.lacks(row.segment_id, row.max_ingested_at)
+        for integration in by_app[row.app_id]
+        if row.snapshot_file is None or integration.lacks(row.segment_id, row.max_ingested_at)
     }
     by_outbox = (
-        sa.select(boxes.c.segment_id, ones.c.app_id + "/" + ones.c.name)
-        .join(ones, ones.c.id == boxes.c.integration_id)
+        sa.select(boxes.c.segment_id, integrations.c.app_id + "/" + integrations.c.name)
+        .join(integrations, integrations.c.id == boxes.c.integration_id)
         .where(boxes.c.segment_id.in_(segment_ids), boxes.c.done_at.is_(None))
     )
     found |= set(tx.execute(by_outbox).tuples())

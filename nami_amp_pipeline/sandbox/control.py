@@ -66,7 +66,7 @@ class Control:
             return None
         if not _is_own_page(headers):
             # A page of another site that a developer has open could otherwise read and clear the sandbox.
-            return json_answer(403, {"error": "only the sandbox's own page, or no browser, may ask this"})
+            return json_answer(403, {"error": "a browser may send this from the sandbox's own page only"})
         given = {name: values[0] for name, values in parse_qs(query).items()}
         try:
             return self._route(method, path.removeprefix("/sandbox/"), body, given)
@@ -165,7 +165,7 @@ class Control:
                 content = _json(body)
                 enabled = content.get("enabled") if isinstance(content, dict) else None
                 if type(enabled) is not bool or not faults.switch(_id(given), enabled):
-                    raise FaultError("send enabled, true or false, for the id of a rule")
+                    raise FaultError("send enabled as true or false, with the id of a rule")
             elif method == "DELETE":
                 faults.remove(_id(given) if "id" in given else None)
             elif method != "GET":

@@ -120,10 +120,10 @@ function showTotals(summary) {
 }
 
 const CHECKS = [
-  ["accepted_more_than_once", "Taken more than once", true],
+  ["accepted_more_than_once", "Accepted more than once", true],
   ["order_violations", "A user's events out of order", true],
   ["concurrent_same_user", "Same user in two requests at once", true],
-  ["changed_repeats", "Repeats with other content", true],
+  ["changed_repeats", "Repeats with different content", true],
   ["duplicates", "Repeats recognised and dropped", false],
 ];
 
@@ -177,7 +177,7 @@ function showFaults({ rules, kinds }) {
     remove.addEventListener("click", () => steer(`/sandbox/faults?id=${id}`, "DELETE"));
     return make("li", "", toggle, what, remove);
   });
-  byId("rules").replaceChildren(...(items.length ? items : [make("li", "none", "None. Every good request is answered 200.")]));
+  byId("rules").replaceChildren(...(items.length ? items : [make("li", "none", "None. Every valid request is answered 200.")]));
 }
 
 function eventRow(row) {

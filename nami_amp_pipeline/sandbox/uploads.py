@@ -60,10 +60,10 @@ def read_upload(path: str, headers: Mapping[str, str], body: bytes) -> Upload | 
     if encoding == "gzip":
         unpacked = _gunzip(body, limit)
         if unpacked is None:
-            return refusal(400, "Invalid JSON request body", "the body is not the gzip it says it is")
+            return refusal(400, "Invalid JSON request body", "the body is not valid gzip")
         body = unpacked
     elif encoding != "identity":
-        return refusal(400, "Invalid JSON request body", "the only Content-Encoding is gzip")
+        return refusal(400, "Invalid JSON request body", "gzip is the only supported Content-Encoding")
     if len(body) > limit:
         return too_large(f"over {limit} bytes, counted after decompression")
     try:

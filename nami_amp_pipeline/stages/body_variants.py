@@ -1,4 +1,4 @@
-"""What integrations want of the content of an event; those that want the same share its body."""
+"""Variants of an event's content; integrations with the same wishes share one body."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Final
 import duckdb
 
 from nami_amp_pipeline import contract
-from nami_amp_pipeline.errors import Halted, Misconfigured
+from nami_amp_pipeline.errors import Blocked, Misconfigured
 from nami_amp_pipeline.secrets import Cipher
 from nami_amp_pipeline.state.integration_rows import Integration
 from nami_amp_pipeline.storage.duckdb_engine import literal
 
 HASHES_OF_AN_ARRAY: Final = (contract.ARRAY_CHARACTERS - 1) // (64 + 3)
-"""So many hashes fit into an array before Amplitude truncates it."""
+"""The number of hashes that fit into an array before Amplitude truncates it."""
 
 _NOT_HASHED: Final = ("amount", "currency", "quantity")
-"""Amplitude wants a number or a currency there, so nothing is sent in place of them but the event property's hash."""
+"""Amplitude expects a number or a currency there, so only the event property is sent as a hash."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Variant:
     """The settings that the content of a body depends on.
 
     Attributes:
-        exclude: payload fields that never leave.
-        hashed: payload fields that leave hashed.
-        salt: of the hashes; empty without any.
+        exclude: payload fields that are never sent.
+        hashed: payload fields that are sent as hashes.
+        salt: of the hashes; empty if there are none.
         revenue: which amount is the price.
-        fees: the store's share by ``event_platform``, where it is not the default; empty unless the price is net.
+        fees: the store's share by ``event_platform``, if not the default; empty unless the price is net.
     """
 
     exclude: frozenset[str] = frozenset()
@@ -59,12 +59,12 @@ class Variant:
         return f"hashed({text})" if field_name in self.hashed else text
 
     def hash_of(self, value: object) -> str:
-        """The hash of a JSON value: of a text its characters, of anything else its JSON text."""
+        """The hash of a JSON value: of a text's characters, or of the JSON text of anything else."""
         clear = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256((self.salt + clear).encode()).hexdigest()
 
     def redacted(self, payload: str | None) -> str | None:
-        """A payload without what it may not show; None if it is no JSON object, of which nobody knows the fields."""
+        """A payload without its hidden fields; None if it is not a JSON object, whose fields are unknown."""
         if payload is None or not self.hides:
             return payload
         try:
@@ -106,14 +106,14 @@ class Variant:
             connection.execute(f"CREATE OR REPLACE TEMP MACRO {macro} AS {body}")
 
     def _user_properties(self) -> str:
-        """SQL of a snapshot's JSON text without what it may not show."""
+        """SQL of a snapshot's JSON text without the hidden fields."""
         patch = []
-        for one in contract.PROPERTIES:
-            name, names = one.name, {one.name, one.field}  # whoever hides the field hides what it becomes
+        for prop in contract.PROPERTIES:
+            name, names = prop.name, {prop.name, prop.field}  # hiding the field hides its properties too
             path = literal(f"$.{name}")
             if names & self.exclude:
                 patch.append(f"{literal(name)}, NULL")
-            elif names & self.hashed and one.kind == "texts":
+            elif names & self.hashed and prop.kind == "texts":
                 texts = f"(properties -> {path})::VARCHAR[]"
                 hashes = f"list_sort(list_transform({texts}, lambda text: hash_of(text)))[1:{HASHES_OF_AN_ARRAY}]"
                 patch.append(f"{literal(name)}, {hashes}")
@@ -127,17 +127,17 @@ class Variant:
 
 
 PLAIN: Final = Variant()
-"""What most integrations want: everything, as it is."""
+"""The variant of most integrations: everything, unchanged."""
 
 
 @dataclass(frozen=True)
 class Variants:
-    """The variants that some integrations need, and which of them each needs.
+    """The variants that some integrations need, and the variant of each.
 
     Attributes:
         distinct: each once.
-        number_of: the place in ``distinct``, by integration id.
-        reads_environment: whether one of them treats a store's sandbox apart.
+        number_of: the index in ``distinct``, by integration id.
+        reads_environment: whether an integration treats events of a store's sandbox differently.
     """
 
     distinct: Sequence[Variant]
@@ -145,7 +145,7 @@ class Variants:
     reads_environment: bool
 
     def of(self, integration_id: int) -> Variant:
-        """That of an integration."""
+        """The variant of an integration."""
         return self.distinct[self.number_of[integration_id]]
 
 
@@ -153,28 +153,28 @@ def variants_of(integrations: Sequence[Integration], cipher: Cipher) -> Variants
     """The variants of some integrations.
 
     Raises:
-        Halted: the salt of one cannot be decrypted.
+        Blocked: the salt of one cannot be decrypted.
     """
-    wanted = {one.id: _variant_of(one, cipher) for one in integrations}
+    wanted = {integration.id: _variant_of(integration, cipher) for integration in integrations}
     distinct = list(dict.fromkeys(wanted.values()))
     numbers = {variant: number for number, variant in enumerate(distinct)}
     return Variants(
         distinct,
         {integration_id: numbers[variant] for integration_id, variant in wanted.items()},
-        any(one.sandbox != "send" for one in integrations),
+        any(integration.sandbox != "send" for integration in integrations),
     )
 
 
-def _variant_of(one: Integration, cipher: Cipher) -> Variant:
-    if not (one.exclude or one.hashed) and one.revenue == "gross":
+def _variant_of(integration: Integration, cipher: Cipher) -> Variant:
+    if not (integration.exclude or integration.hashed) and integration.revenue == "gross":
         return PLAIN
     salt = ""
-    if one.hashed:
+    if integration.hashed:
         try:
-            if one.hash_salt is None:
-                raise Misconfigured("it has no salt")
-            salt = cipher.decrypt(one.hash_salt).reveal()
+            if integration.hash_salt is None:
+                raise Misconfigured("the salt is missing")
+            salt = cipher.decrypt(integration.hash_salt).reveal()
         except Misconfigured as error:
-            raise Halted(f"{one.key}: its fields cannot be hashed: {error}") from None
-    fees = tuple(sorted(one.store_fees.items())) if one.revenue == "net" else ()
-    return Variant(frozenset(one.exclude), frozenset(one.hashed), salt, one.revenue, fees)
+            raise Blocked(f"{integration.key}: cannot hash its fields: {error}") from None
+    fees = tuple(sorted(integration.store_fees.items())) if integration.revenue == "net" else ()
+    return Variant(frozenset(integration.exclude), frozenset(integration.hashed), salt, integration.revenue, fees)

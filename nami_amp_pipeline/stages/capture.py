@@ -1,13 +1,13 @@
 """Stage 1, ``nami_events``: copies the rows that are new in the warehouse into segments.
 
-Which rows are new. A loader may commit a row until the late-commit window has passed since rows with a later
-``ingested_at`` became visible. So each tick notes the newest ``ingested_at`` it saw and when; once that note is older
-than the window, everything below it is there for good: that is the *frontier* of an app. A tick reads from the frontier
-on and leaves out the ids that were captured before. The frontier is kept at least a window behind the newest row too,
-so that a clock that jumps forward skips nothing.
+How new rows are found: a loader may commit a row until the late-commit window has passed since rows with a later
+``ingested_at`` became visible. So each tick notes the newest ``ingested_at`` that it saw, and when. Once that note
+is older than the window, no row can appear below it any more: it is the app's *frontier*. A tick reads from the
+frontier on and skips the ids that were captured before. The frontier also stays at least a window behind the newest
+row, so that a clock that jumps forward skips nothing.
 
-Rows of a tick are spread over segments by a hash of the user, so that a segment holds all that a tick read of a user:
-order, snapshots and logins are then complete within a segment, and memory is that of one segment.
+A hash of the user spreads the rows of a tick over segments, so that a segment holds all rows of a user in that tick:
+order, snapshots and logins are complete within a segment, and memory is bounded by one segment.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from nami_amp_pipeline.warehouse import Source
 from nami_amp_pipeline.warehouse.base import one_line
 
 FEWEST_ROWS = 20
-"""So few rows fit into the memory of the engine, whatever is in them."""
+"""This few rows fit into the engine's memory, whatever they contain."""
 
 
 @dataclass
 class Captured:
-    """What one tick captured of one app.
+    """The rows of one app that one tick captured.
 
     Attributes:
         rows: distinct events.
@@ -63,7 +63,7 @@ class Captured:
 
 
 def capture(context: Context, leases: Mapping[str, Lease], *, window: Window | None = None) -> dict[str, Captured]:
-    """Captures what is new of the apps under lease.
+    """Captures the new rows of the apps under lease.
 
     Args:
         context: the process at work.
@@ -71,7 +71,7 @@ def capture(context: Context, leases: Mapping[str, Lease], *, window: Window | N
         window: refused.
 
     Returns:
-        By app id; apps without news are left out.
+        Results by app id; apps without new rows are left out.
 
     Raises:
         WarehouseUnavailable: nothing was captured, the next tick reads the same again.
@@ -89,7 +89,7 @@ def capture(context: Context, leases: Mapping[str, Lease], *, window: Window | N
             if most <= FEWEST_ROWS:
                 raise
             most = max(FEWEST_ROWS, min(most, context.settings.segment_rows) // 8)
-            context.log.info("%s; going on with %s rows at most", error, f"{most:,}")
+            context.log.info("%s; continuing with at most %s rows", error, f"{most:,}")
 
 
 def _capture(context: Context, leases: Mapping[str, Lease], most: int) -> dict[str, Captured]:
@@ -124,13 +124,14 @@ def _capture(context: Context, leases: Mapping[str, Lease], most: int) -> dict[s
 
 @dataclass(frozen=True)
 class _Read:
-    """What one reading of the warehouse came to, besides rows.
+    """One reading of the warehouse: its positions and findings, without the rows.
 
     Attributes:
         frontiers: where each app was read from.
-        reached: where each app is read from next; None where that is not known yet.
+        reached: where each app is read from next; None if that is not known yet.
         source: the events table.
-        nameless: the rows that cannot be captured, as passed by the frontier and as seen again by the next reading.
+        nameless: the rows that cannot be captured: those that the frontier passed, and those that the next reading sees
+            again.
         started: when it began, in µs since the epoch.
     """
 
@@ -142,19 +143,19 @@ class _Read:
 
 
 def _note_unplaced(context: Context, leases: Mapping[str, Lease], source: Source) -> None:
-    """Notes rows that cannot be captured where there are no others."""
+    """Notes rows that cannot be captured if there are no others."""
     with context.store.begin(under=leases.values()) as tx:
         more = note(context.store, tx, leases, context.now(), unplaced=_unplaced(source, leases), settled=[], recent=[])
     _warn(context, more)
 
 
 def _unplaced(source: Source, app_ids: Iterable[str]) -> list[Unreadable]:
-    return [Unreadable(*one) for one in source.unplaced if one.app_id in {*app_ids, ""}]
+    return [Unreadable(*row) for row in source.unplaced if row.app_id in {*app_ids, ""}]
 
 
 def _warn(context: Context, unreadable: Iterable[Unreadable]) -> None:
-    for one in unreadable:
-        context.log.warning("%s", one)
+    for finding in unreadable:
+        context.log.warning("%s", finding)
 
 
 def _reached(frontiers: Mapping[str, int | None], settled: int) -> dict[str, int | None]:
@@ -165,7 +166,7 @@ def _reached(frontiers: Mapping[str, int | None], settled: int) -> dict[str, int
 def _nameless(
     connection: duckdb.DuckDBPyConnection, reached: Mapping[str, int | None]
 ) -> tuple[list[Unreadable], list[Unreadable]]:
-    """The rows that cannot be captured, as those that the frontier has passed now and those that it has not."""
+    """The rows that cannot be captured: those that the frontier has passed now, and the others."""
     ends = pa.table({"app_id": pa.array(list(reached), pa.string()), "reached": pa.array(reached.values(), pa.int64())})
     connection.register("ends", ends)
     parts: tuple[list[Unreadable], list[Unreadable]] = ([], [])
@@ -178,7 +179,7 @@ def _nameless(
 
 
 def _frontiers(context: Context, app_ids: Iterable[str]) -> dict[str, int | None]:
-    """Where each app reads from; at first where the earliest of its integrations starts (None: the beginning)."""
+    """The position from which each app is read; at first the earliest start of its integrations (None: any)."""
     wanted = set(app_ids)
     with context.store.begin() as tx:
         begun = {row.app_id: row.frontier for row in tx.execute(sa.select(tables.apps)) if row.app_id in wanted}
@@ -203,9 +204,9 @@ def _find_fresh(
     frontiers: Mapping[str, int | None],
     most: int,
 ) -> int:
-    """Fills the table ``fresh`` with the row numbers to capture; returns up to which ingested_at they reach.
+    """Fills the table ``fresh`` with the row numbers to capture; returns their newest ``ingested_at``.
 
-    The table ``nameless`` gets the rows that cannot be captured, for they have no id that can be used.
+    The table ``nameless`` gets the rows that cannot be captured, because they have no usable id.
     """
     positions = pa.table(
         {
@@ -232,7 +233,7 @@ def _find_fresh(
 
 
 def _keys(connection: duckdb.DuckDBPyConnection, written: int) -> Keys | None:
-    """What the ledger knows the written rows by; None where rows vanished from the warehouse while they were read."""
+    """The ledger's keys of the written rows; None if rows vanished from the warehouse during the read."""
     fresh = connection.sql("SELECT high, low FROM fresh").to_arrow_table()
     if fresh.num_rows != written:
         return None
@@ -242,7 +243,7 @@ def _keys(connection: duckdb.DuckDBPyConnection, written: int) -> Keys | None:
 def _summaries(
     connection: duckdb.DuckDBPyConnection, context: Context, written: Mapping[str, int]
 ) -> list[tuple[str, int, dict[str, Captured]]]:
-    """File name, rows, and by app what there is of it."""
+    """File name, rows, and a summary by app."""
     if not written:
         return []
     names = {str(context.folder.path(name)): name for name in written}
@@ -265,7 +266,7 @@ def _summaries(
 
 
 def _settled(context: Context, began: int, head: int) -> int:
-    """The ingested_at below which no row can appear any more that a read begun then has not seen."""
+    """The ``ingested_at`` below which a read that began then has seen every row that can ever appear."""
     window = context.settings.late_commit_window_seconds * 1_000_000
     with context.store.begin() as tx:
         observations = tables.observations
@@ -328,7 +329,7 @@ def _commit(
     _warn(context, more)
     halves = sum(part.half_characters for part in captured.values())
     if halves:
-        context.log.warning("%s", f"{halves:,} events had half a character (of a surrogate pair), now U+FFFD")
+        context.log.warning("%s", f"{halves:,} events had half of a surrogate pair, replaced by U+FFFD")
     return captured
 
 

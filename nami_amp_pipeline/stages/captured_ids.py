@@ -1,14 +1,13 @@
-"""The ledger: which ids were captured, so that a row that is loaded again is not delivered again.
+"""The ledger of captured ids: it recognises rows that are loaded again.
 
-An id stands in it as 128 bits of MD5 over app and id: enough that no two ids of a lifetime share them by chance. The
-bits lie sorted in files, *runs*, which are looked into by binary search, so that a tick costs what is new in it and
-not what was captured before. The runs of a day are merged as they grow, so that each is at least twice as large as
-the next; a day that is over (or a tenth of the retention, if that is less) becomes one run. A run goes when its
-newest id is older than the ledger's retention, none of its segments is kept for somebody, and none of its rows can be
-read once more because an app was not read for so long.
+The ledger stores an id as 128 bits of MD5 over app and id, enough to rule out collisions in practice. The bits are
+sorted in files, called *sorted runs*, and found by binary search, so that the cost of a tick depends on its new rows
+only. The sorted runs of a day are merged as they grow, so that each is at least twice as large as the next; a past day
+(or a tenth of the retention, if that is shorter) becomes one sorted run. A sorted run is removed when its newest id is
+older than the ledger's retention, no kept segment has its ids, and no paused app could read its rows again.
 
-Segments are what counts; runs only index them. A segment that is in no run yet, because a process ended in between, is
-read itself.
+Segments are the truth; sorted runs only index them. A segment that is in no sorted run yet, because a process ended in
+between, is read itself.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.errors import Halted, NamiAmpError
+from nami_amp_pipeline.errors import Blocked, NamiAmpError
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease, Transaction
 from nami_amp_pipeline.storage.duckdb_engine import compute, read_files
@@ -36,7 +35,7 @@ from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA
 LEASE: Final = "ledger"
 
 RUN_SCHEMA: Final = pa.schema([("high", pa.uint64()), ("low", pa.uint64())])
-"""Columns of a run (Arrow IPC, not compressed, to be mapped): the two halves of each id's bits, sorted by ``high``."""
+"""Columns of a sorted run (Arrow IPC, memory-mapped): the two halves of each id's bits, sorted by ``high``."""
 
 _BITS: Final = "md5_number(concat(app_id, chr(0), id))"
 KEY_COLUMNS: Final = f"({_BITS} & {2**64 - 1}::UHUGEINT)::UBIGINT AS high, ({_BITS} >> 64)::UBIGINT AS low"
@@ -52,13 +51,13 @@ Keys = tuple[np.ndarray[Any, np.dtype[np.uint64]], np.ndarray[Any, np.dtype[np.u
 
 @dataclass(frozen=True)
 class SortedRun:
-    """A file of the ledger, or a segment that is in none yet.
+    """A file of the ledger, or a segment that is not in the ledger yet.
 
     Attributes:
         id: of the store.
         file: in the data folder.
         rows: how many ids.
-        oldest, newest: when the first and the last of them were captured, in µs since the epoch.
+        oldest, newest: when its first and last id were captured, in µs since the epoch.
         max_ingested_at: of their rows, in µs since the epoch.
     """
 
@@ -71,13 +70,13 @@ class SortedRun:
 
 
 class Ledger:
-    """What was captured, as it stands now.
+    """The captured ids, read from the ledger and the segments.
 
     Args:
         context: for the store and the files.
 
     Raises:
-        Halted: a file of it cannot be read.
+        Blocked: a file of it cannot be read.
     """
 
     def __init__(self, context: Context) -> None:
@@ -91,8 +90,8 @@ class Ledger:
             except FileNotFoundError:  # merged with another by another process just now
                 time.sleep(0.05)
             except (OSError, pa.ArrowException) as error:
-                raise Halted(f"the ledger of captured ids cannot be read: {type(error).__name__}") from None
-        raise Halted(
+                raise Blocked(f"the ledger of captured ids cannot be read: {type(error).__name__}") from None
+        raise Blocked(
             f"a file of the ledger of captured ids is missing in {context.folder.root}/ledger: restore it, or run "
             "'nami-amp repair'"
         )
@@ -125,10 +124,10 @@ class Ledger:
 
 @dataclass(frozen=True)
 class JustCaptured:
-    """What was captured just now, so that it need not be read again.
+    """Keys that were captured just now, so that they need not be read again.
 
     Attributes:
-        segments: all that it went into.
+        segments: the segments that hold them.
         keys: of all rows of these segments, in any order.
     """
 
@@ -137,13 +136,13 @@ class JustCaptured:
 
 
 def fold(context: Context, captured: JustCaptured | None = None) -> None:
-    """Brings the runs up to date with the segments, and merges those that are due.
+    """Adds new segments to the sorted runs, and merges the runs that are due.
 
-    Left to whoever does it already, if another process does; what it does not get to is done the next time.
+    If another process is already doing this, it is left to that process; unfinished work is done the next time.
 
     Args:
         context: for the store and the files.
-        captured: what is at hand of segments that are in no run yet.
+        captured: the keys at hand of segments that are in no sorted run yet.
     """
     if not _work(context):
         return
@@ -153,26 +152,26 @@ def fold(context: Context, captured: JustCaptured | None = None) -> None:
     try:
         for runs, segments in _work(context):
             _merge(context, lease, runs, segments, captured)
-    except (OSError, pa.ArrowException, Halted) as error:
-        context.log.warning("the ledger of captured ids was not brought up to date: %s", error)
+    except (OSError, pa.ArrowException, Blocked) as error:
+        context.log.warning("the ledger of captured ids was not updated: %s", error)
     finally:
         with suppress(NamiAmpError):  # a lease that is not given back runs out by itself
             context.store.release([lease])
 
 
 def expire(context: Context, *, without: Collection[int] = (), dry_run: bool = False) -> tuple[int, int, int]:
-    """Removes the runs that are past the retention, once none of their segments is kept either.
+    """Removes the sorted runs that are past the retention and whose segments are gone.
 
-    An integration that is added later takes events from the segments that are kept; if the ledger had forgotten them,
-    it would be given those that are captured once more too.
+    An integration that is added later takes events from kept segments; if the ledger had forgotten them, rows that are
+    loaded again would reach it twice.
 
     Args:
         context: for the store and the files.
-        without: segments that count as gone already.
-        dry_run: whether to look only.
+        without: segments to treat as removed.
+        dry_run: only count, remove nothing.
 
     Returns:
-        How many files, ids and bytes went, or would.
+        How many files, ids and bytes were (or would be) removed.
     """
     table = tables.captured_ids
     with context.store.begin() as tx:
@@ -192,7 +191,7 @@ def expire(context: Context, *, without: Collection[int] = (), dry_run: bool = F
 
 
 def _work(context: Context) -> list[tuple[list[SortedRun], list[SortedRun]]]:
-    """What is to be merged into one run each: (runs, segments that are in none)."""
+    """The merges to do, each into one sorted run: (runs, segments that are in no run)."""
     with context.store.begin() as tx:
         runs, segments = _all_runs(tx), _loose_segments(tx)
     if not runs and not segments:
@@ -253,7 +252,7 @@ def _merge(
 
 
 def _is_needed(run: SortedRun, context: Context, positions: Sequence[tuple[int | None, int]]) -> bool:
-    """Whether an id of a run can still come again: loaded again, or read again by an app that stopped where it is."""
+    """Whether an id of a sorted run can still appear again: loaded again, or read again by an app that paused."""
     if run.newest >= context.now() - context.settings.ledger_retention_days * _DAY:
         return True
     return any(
@@ -268,7 +267,7 @@ def _has_between(numbers: Sequence[int], first: int, last: int) -> bool:
 
 
 def _positions(tx: Transaction) -> list[tuple[int | None, int]]:
-    """From which ``ingested_at`` on each app with an integration is read next, and when it was read last."""
+    """The position from which each app with an integration is read next, and when it was last read."""
     apps, integrations = tables.apps, tables.integrations
     query = sa.select(apps.c.frontier, apps.c.captured_at).where(
         apps.c.captured_at.is_not(None), apps.c.app_id.in_(sa.select(integrations.c.app_id))
@@ -285,7 +284,7 @@ def _all_runs(tx: Transaction) -> list[SortedRun]:
 
 
 def needed_runs(context: Context, tx: Transaction) -> list[SortedRun]:
-    """The runs that are within the retention, or that an app may look into once more."""
+    """The sorted runs that are within the retention, or that a paused app may still need."""
     runs = _all_runs(tx)
     positions = _positions(tx) if runs else []
     return [run for run in runs if _is_needed(run, context, positions)]

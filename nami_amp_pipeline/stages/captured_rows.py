@@ -20,7 +20,7 @@ from nami_amp_pipeline.warehouse import Source
 from nami_amp_pipeline.warehouse.base import one_line
 
 MAX_TYPE_CHARACTERS = 200
-"""Of an event type, so many characters are kept; none that can be selected is as long."""
+"""An event type is cut to this many characters; every selectable type is shorter."""
 
 _TOO_MUCH = (duckdb.OutOfMemoryException, heavy_rows.Heavy)
 _ODD = (
@@ -37,8 +37,8 @@ _ODD = (
 def write_rows(context: Context, connection: duckdb.DuckDBPyConnection, source: Source) -> dict[str, int]:
     """Writes the fresh rows, one file per bucket; returns file name to rows.
 
-    Rows that are too large to be read thousands at a time are read a few at a time. A row that breaks the reading of
-    them all, of whatever kind it is, is looked for and set aside.
+    Rows that are too large to be read thousands at a time are read a few at a time. A row that makes the whole read
+    fail is searched for and set aside.
     """
     is_heavy = False
     while True:
@@ -50,7 +50,7 @@ def write_rows(context: Context, connection: duckdb.DuckDBPyConnection, source: 
                 continue
             if not isinstance(error, _ODD) or source.broke():
                 raise
-            context.log.warning("a row cannot be read with the others and is looked for: %s", one_line(error))
+            context.log.warning("a row makes the read fail; searching for it: %s", one_line(error))
             reading = partial(_read, context, connection, source, is_heavy=is_heavy)
             if not set_aside(connection, reading, one_line, source.broke):
                 raise
@@ -71,7 +71,7 @@ def _write_all(
 def _read(
     context: Context, connection: duckdb.DuckDBPyConnection, source: Source, *, is_heavy: bool
 ) -> Iterator[pa.Table]:
-    """The fresh rows, as a segment has them, with their bucket."""
+    """The fresh rows with the columns of a segment, and their bucket."""
     query = sql("capture_2_rows").format(
         max_id_bytes=contract.MAX_ID_BYTES,
         max_type_characters=MAX_TYPE_CHARACTERS,

@@ -22,14 +22,14 @@ from nami_amp_pipeline.delivery.recorder import STORE_PATIENCE_SECONDS, Recorder
 from nami_amp_pipeline.delivery.request_threads import MAX_REQUESTS, ThreadedWire, Wire
 from nami_amp_pipeline.delivery.transport import HttpAnswer, HttpTransport, NoAnswer, Request
 from nami_amp_pipeline.delivery.wake_ups import WakeUps
-from nami_amp_pipeline.errors import Halted, Misconfigured, NamiAmpError, StoreUnavailable
+from nami_amp_pipeline.errors import Blocked, Misconfigured, NamiAmpError, StoreUnavailable
 from nami_amp_pipeline.stages.destinations import DESTINATIONS
 from nami_amp_pipeline.stages.window import Window, refuse
 from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline.state.store import Lease
 
 STOP_SECONDS = 7.0
-"""How long a run that is told to stop waits for the answers under way; without one their outcome is unknown."""
+"""How long a stopping run waits for answers; the outcome of a request without an answer is unknown."""
 
 MAX_BYTES_UNDER_WAY = 100_000_000
 
@@ -42,13 +42,13 @@ def _never() -> bool:
 
 @dataclass(frozen=True)
 class Means:
-    """What a run delivers with.
+    """The means of a delivery run.
 
     Attributes:
         wire: where requests go; HTTP in threads by default.
-        background: where receipts are written; a thread by default, or at once where a wire is given.
+        background: where receipts are written; a thread by default, or at once if a wire is given.
         rng: for jitter.
-        stop: asked often; once true, nothing new starts and what is under way is recorded.
+        stop: asked often; once true, no request starts, and answers under way are recorded.
     """
 
     wire: Wire | None = None
@@ -65,17 +65,17 @@ def deliver(
     *,
     window: Window | None = None,
 ) -> dict[int, Delivered]:
-    """Posts what is pending of the integrations under lease.
+    """Posts the pending events of the integrations under lease.
 
     Args:
         context: the process at work.
         integrations: those to deliver for.
         leases: by integration id.
-        means: what to deliver with.
+        means: the means of the delivery.
         window: refused.
 
     Returns:
-        By integration id, also for those that had nothing pending.
+        Results by integration id, also for integrations without pending events.
 
     Raises:
         StoreUnavailable: answers could not be recorded; the next run sends those requests again, byte for byte.
@@ -83,7 +83,9 @@ def deliver(
     refuse(window, "amplitude_deliveries")
     means = means or Means()
     opener = ChannelLoader(context, means.rng or random.Random(), DESTINATIONS)  # noqa: S311 - jitter
-    done, channels = _open(opener, [one for one in integrations if one.id in leases and one.enabled])
+    done, channels = _open(
+        opener, [integration for integration in integrations if integration.id in leases and integration.enabled]
+    )
     if not channels:
         return done
     wire, background = means.wire, means.background
@@ -99,7 +101,7 @@ def deliver(
     )
     turner = OutboxTurner(opener.load_next, finishing, patience)
     try:
-        _Run(context, wire, finishing, turner, leases, channels, means.stop).loop()
+        _Delivery(context, wire, finishing, turner, leases, channels, means.stop).loop()
     finally:
         finishing.close()
         wire.close()
@@ -113,37 +115,37 @@ def deliver(
 def _open(
     opener: ChannelLoader, integrations: Sequence[Integration]
 ) -> tuple[dict[int, Delivered], dict[int, Channel]]:
-    """The channels of those that have something pending, and what the run did of all, both by integration id."""
+    """The channels of the integrations with pending events, and the results of all, both by integration id."""
     pending = opener.pending()
     done: dict[int, Delivered] = {}
     channels: dict[int, Channel] = {}
-    for one in integrations:
-        done[one.id] = Delivered(error=one.halted_reason)
-        if one.halted_reason or one.id not in pending:
+    for integration in integrations:
+        done[integration.id] = Delivered(error=integration.halted_reason)
+        if integration.halted_reason or integration.id not in pending:
             continue
         try:
-            channels[one.id] = opener.open(one)
+            channels[integration.id] = opener.open(integration)
         except StoreUnavailable:
             raise
-        except (Misconfigured, Halted) as error:
-            done[one.id].error = str(error)
+        except (Misconfigured, Blocked) as error:
+            done[integration.id].error = str(error)
             continue
-        done[one.id] = channels[one.id].done
+        done[integration.id] = channels[integration.id].done
     return done, channels
 
 
 def _conclude(context: Context, channel: Channel) -> None:
-    """Says what is left, and what a person should know of what was delivered."""
+    """Logs the errors and warnings of each integration."""
     done = channel.done
     for text, times in done.warnings.items():
         context.log.warning("integration %s: %s (%s requests)", channel.id, text, times)
     if done.error is None and (channel.has_pending or channel.outbox_id is not None):
         trouble = channel.last_trouble or ("throttled" if channel.held else "")
-        done.error = f"not everything was delivered in time{f' ({trouble})' if trouble else ''}"
+        done.error = f"some events were not delivered in time{f' ({trouble})' if trouble else ''}"
 
 
 class _SteadyClock:
-    """The clock, but never back: what waits for a time must not wait longer because the clock was set."""
+    """A clock that never goes back: a wait must not become longer because the clock was set."""
 
     def __init__(self, context: Context) -> None:
         self._clock = context.clock
@@ -157,8 +159,8 @@ class _SteadyClock:
         return now + self._ahead
 
 
-class _Run:
-    """One run of the delivery loop: its work for an answer does not grow with the number of integrations."""
+class _Delivery:
+    """The delivery loop of one run: its work per answer does not grow with the number of integrations."""
 
     def __init__(
         self,
@@ -187,7 +189,7 @@ class _Run:
         self._longest_wait = int(context.settings.lease_seconds * 1e6) // 4
 
     def loop(self) -> None:
-        """Runs until nothing is left, or nothing is left that makes progress."""
+        """Runs until nothing is pending, or nothing makes progress any more."""
         self._turn(list(self._channels.values()), all_of_them=True)
         for channel in list(self._channels.values()):
             self._enqueue(channel)
@@ -206,7 +208,11 @@ class _Run:
             self._commit()
             self._post(starting)
             if stopping_until is None:
-                overdue = [self._channels[one] for one in self._turner.overdue(now) if one in self._channels]
+                overdue = [
+                    self._channels[integration_id]
+                    for integration_id in self._turner.overdue(now)
+                    if integration_id in self._channels
+                ]
                 self._turn([*changed, *overdue])
             for channel_id, error in self._finishing.settle(self._now()):
                 if channel_id in self._channels:
@@ -225,7 +231,7 @@ class _Run:
         for number, answer in came:
             channel, attempt = self._under_way.pop(number)
             self._bytes -= len(attempt.body)
-            if channel.id not in self._channels:  # lost its lease meanwhile: whoever has it sends this again
+            if channel.id not in self._channels:  # its lease was lost meanwhile: the new holder sends this again
                 self._endpoints.left(channel.target.endpoint, failed=False)
                 continue
             verdict = channel.finish(attempt, answer, now)
@@ -238,7 +244,7 @@ class _Run:
         return list(touched.values())
 
     def _turn(self, channels: Iterable[Channel], *, all_of_them: bool = False) -> None:
-        """Turns channels whose outbox is done, and of which all is recorded, to the next one."""
+        """Turns channels whose outbox is done and recorded to their next outbox."""
         for channel in channels:
             if channel.id in self._channels and (all_of_them or self._turner.is_due(channel)):
                 try:
@@ -290,7 +296,7 @@ class _Run:
         return starting
 
     def _is_given_up(self, channel: Channel, at: int, now: int) -> bool:
-        """Whether what a channel waits for comes too late for this run."""
+        """Whether a channel's next request comes too late for this run."""
         since = now if channel.progress_at is None else channel.progress_at
         return at > since + self._patience
 
@@ -327,7 +333,7 @@ class _Run:
             )  # fmt: skip
 
     def _wait_micros(self, now: int, stopping_until: int | None) -> int | None:
-        """How long to wait for answers; None if the run is over."""
+        """How long to wait for answers; None if the delivery is over."""
         if stopping_until is not None:
             if not self._under_way or now >= stopping_until:
                 return None
@@ -345,6 +351,6 @@ class _Run:
     # -- the store -------------------------------------------------------------------------------------------------
 
     def _commit(self) -> None:
-        """Records the changes; integrations whose lease is lost are left alone from now on."""
+        """Records the changes; integrations whose lease is lost are dropped from the run."""
         for channel_id in self._recorder.commit():
             self._drop(self._channels[channel_id], LEASE_LOST)

@@ -1,4 +1,4 @@
-"""The destinations that there are, by the name that the store knows each by."""
+"""The known destinations, by the name in the store."""
 
 from __future__ import annotations
 

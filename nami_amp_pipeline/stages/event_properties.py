@@ -17,18 +17,18 @@ from nami_amp_pipeline.storage.duckdb_engine import literal
 from nami_amp_pipeline.storage.json_text import is_finite, top_level
 
 NOT_PROPERTIES = ("id", "event_type", "created_date", "user_id", "device_id", "external_id")
-"""Payload fields that are something else of the Amplitude event."""
+"""Payload fields that become other parts of the Amplitude event."""
 
 CONTAINERS = ("active_entitlements", "customer_journey_state", "devices", "external_ids")
-"""Payload fields that Nami documents as arrays or objects; large, so they are looked at only where they are not."""
+"""Payload fields that Nami documents as arrays or objects; they are large, so only scalars in their place are read."""
 
 NEEDED = ("device_id", "amount", "currency", "quantity", "sku", "purchase_env", "event_platform")
-"""Fields that are read for other parts of the event too."""
+"""Fields that other parts of the event need too."""
 
 _ENVIRONMENT = "purchase_env"
 
 _JUDGED = ("device_id", _ENVIRONMENT, "event_platform")
-"""Of those, the fields that decide on something, so that they are read as they are, whatever may leave."""
+"""Fields of these on which decisions depend, so that they are read unchanged, even if they are hidden."""
 
 MAX_COLUMNS = 150
 """Fields beyond this many in one segment are rare ones; their events take the slow path."""
@@ -36,15 +36,15 @@ MAX_COLUMNS = 150
 
 @dataclass(frozen=True)
 class _Kind:
-    """Event types whose payloads are read alike.
+    """Event types whose payloads are read in the same way.
 
     Attributes:
         types: their names.
         category: the first part of them.
         has_subcategory: whether they have three parts or more.
-        needed: fields that are read for other parts of the event too.
-        added: properties that the pipeline computes; a payload's own of that name gives way.
-        variant: what may leave.
+        needed: fields that other parts of the event need too.
+        added: properties that the pipeline computes; they replace payload fields of the same name.
+        variant: which fields are sent, and how.
     """
 
     types: tuple[str, ...]
@@ -56,12 +56,12 @@ class _Kind:
 
     @property
     def here(self) -> str:
-        """SQL of whether an event is of it."""
+        """SQL condition: the event is of this kind."""
         return f"event_type IN ({', '.join(map(literal, self.types))})"
 
 
 def _kinds(types: Iterable[str], variant: Variant, *, with_environment: bool) -> list[_Kind]:
-    """The event types by kind: by their category, and by whether they have a subcategory."""
+    """The event types by kind: category, and with or without a subcategory."""
     by_kind: dict[tuple[str, bool], list[str]] = {}
     for name in sorted(types):
         event_type = EventType(name)
@@ -82,15 +82,15 @@ def create_properties(
 ) -> None:
     """Creates the view ``properties`` (row, id, event_type, created_date, properties, :data:`NEEDED` as JSON texts).
 
-    Payload fields are not known beforehand, but their sets are few: the fields of a segment become the columns of one
-    JSON transform. Events with rare fields, with the same field twice, or with something else where Nami sends an
-    array, are few; Python reads those.
+    Payload fields are not known beforehand, but there are few sets of them: the fields of a segment become the columns
+    of one JSON transform. Python reads the few events with rare fields, with the same field twice, or with a scalar
+    where Nami sends an array.
 
     Args:
         connection: has the macros of ``prepare_0_macros.sql`` and views ``selected_events`` (row, id, event_type,
             created_date, payload, shape) of well-formed events, those of the same shape with the same fields in the
             same order, and ``snapshots`` (row, has_scalar_group) of events that carry a state.
-        variant: which fields may leave, and how.
+        variant: which fields are sent, and how.
         with_environment: whether ``purchase_env`` is needed of every event.
     """
     connection.execute(
@@ -117,7 +117,7 @@ def create_properties(
             )
         )
         columns.append(_columns(frequency))
-        _find_slow(connection, kind, columns[-1], [one for one in CONTAINERS if one in frequency])
+        _find_slow(connection, kind, columns[-1], [container for container in CONTAINERS if container in frequency])
     slow = _read_slow(connection, {name: kind for kind in kinds for name in kind.types})
     connection.register("slow_properties", slow)
     parts = [_fast(kind, fields, without_slow=slow.num_rows > 0) for kind, fields in zip(kinds, columns, strict=True)]
@@ -132,7 +132,7 @@ def create_properties(
 def _find_slow(
     connection: duckdb.DuckDBPyConnection, kind: _Kind, columns: Sequence[str], containers: Sequence[str]
 ) -> None:
-    """Adds the events that Python has to read to the table ``slow``."""
+    """Fills the table ``slow`` with the events that Python has to read."""
     connection.register("known_fields", pa.table({"field": pa.array([*columns, *CONTAINERS], pa.string())}))
     connection.execute(
         f"""
@@ -199,7 +199,7 @@ def _field(name: str) -> str:
 
 
 def _columns(frequency: Counter[str]) -> list[str]:
-    """The fields to read as columns: the most frequent, none of which DuckDB would take for another."""
+    """The fields to read as columns: the most frequent fields that DuckDB can tell apart."""
     folded = Counter(field.casefold() for field in frequency)
     reserved = {field.casefold() for field in (*CONTAINERS, *NEEDED)} - set(NEEDED)
     return [
@@ -245,7 +245,7 @@ def _is_any(connection: duckdb.DuckDBPyConnection, source: str) -> bool:
 
 
 def _properties(fields: Mapping[str, str], kind: _Kind) -> str:
-    """The scalars among fields (name to JSON text) as JSON text, as they stand in the payload."""
+    """The scalars among fields (name to JSON text) as JSON text, in the payload's own spelling."""
     hidden, hashed = {*NOT_PROPERTIES, *kind.added, *kind.variant.exclude}, kind.variant.hashed
     return ",".join(
         f"{json.dumps(name, ensure_ascii=False)}:{_hashed(kind.variant, value) if name in hashed else value}"
@@ -255,7 +255,7 @@ def _properties(fields: Mapping[str, str], kind: _Kind) -> str:
 
 
 def _hashed(variant: Variant, value: str) -> str:
-    """What leaves in place of a JSON text that is to be hashed."""
+    """The replacement for a JSON text that is to be hashed."""
     return f'"{variant.hash_of(orjson.loads(value) if value.startswith(chr(34)) else value)}"'
 
 

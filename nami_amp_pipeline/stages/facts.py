@@ -1,4 +1,4 @@
-"""What a stage did for a partition, as plain values that any page can show: counts by outcome, times, a few rows."""
+"""The facts of a stage's work for a partition, as plain values for any page: counts by outcome, times, a few rows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PREVIEWED_PARTITIONS = 20
 
 @dataclass(frozen=True)
 class Moment:
-    """A time; None where there is none."""
+    """A time, or None."""
 
     at: datetime | None
 
@@ -45,7 +45,7 @@ class Counts:
     """Numbers by name.
 
     Attributes:
-        of: what the names are.
+        of: the meaning of the names.
         numbers: by name.
     """
 
@@ -62,32 +62,32 @@ class Rows:
 
 Fact = int | float | str | Moment | Counts | Rows
 Facts = dict[str, Fact]
-"""What there is to say of one partition, by name; :data:`ROWS` is always there."""
+"""The facts of one partition, by name; :data:`ROWS` is always present."""
 
 
 def describe_captured(context: Context, _apps: Sequence[str], moved: Mapping[str, Captured]) -> dict[str, Facts]:
     """Facts of ``nami_events`` by app, of those that have new rows."""
     if not moved:
         return {}
-    names = _segment_files(context, [number for one in moved.values() for number in one.segments])
+    names = _segment_files(context, [number for moved_rows in moved.values() for number in moved_rows.segments])
     found = {}
-    for app_id, one in moved.items():
-        if not one.rows:
+    for app_id, moved_rows in moved.items():
+        if not moved_rows.rows:
             continue
         facts: Facts = {
-            ROWS: one.rows,
-            "events_by_type": Counts("event type", one.types),
-            "malformed_payloads": one.malformed,
-            "lag_seconds": round(max(0.0, (context.now() - one.min_ingested_at) / 1e6), 3),
-            "first_event": moment(one.min_created_date),
-            "last_event": moment(one.max_created_date),
-            "first_loaded": moment(one.min_ingested_at),
-            "last_loaded": moment(one.max_ingested_at),
-            "segments": len(one.segments),
-            "segment_bytes": sum(context.folder.path(names[number]).stat().st_size for number in one.segments),
+            ROWS: moved_rows.rows,
+            "events_by_type": Counts("event type", moved_rows.types),
+            "malformed_payloads": moved_rows.malformed,
+            "lag_seconds": round(max(0.0, (context.now() - moved_rows.min_ingested_at) / 1e6), 3),
+            "first_event": moment(moved_rows.min_created_date),
+            "last_event": moment(moved_rows.max_created_date),
+            "first_loaded": moment(moved_rows.min_ingested_at),
+            "last_loaded": moment(moved_rows.max_ingested_at),
+            "segments": len(moved_rows.segments),
+            "segment_bytes": sum(context.folder.path(names[number]).stat().st_size for number in moved_rows.segments),
         }
         if len(moved) <= PREVIEWED_PARTITIONS:
-            facts["preview"] = Rows(segment_preview(context.folder.path(names[one.segments[0]]), app_id))
+            facts["preview"] = Rows(segment_preview(context.folder.path(names[moved_rows.segments[0]]), app_id))
         found[app_id] = facts
     return found
 
@@ -95,16 +95,16 @@ def describe_captured(context: Context, _apps: Sequence[str], moved: Mapping[str
 def describe_snapshotted(context: Context, _apps: Sequence[str], moved: Mapping[str, Snapshotted]) -> dict[str, Facts]:
     """Facts of ``user_property_snapshots`` by app, of those that have new snapshots."""
     found = {}
-    for app_id, one in moved.items():
-        if not one.events:
+    for app_id, computed in moved.items():
+        if not computed.events:
             continue
         facts: Facts = {
-            ROWS: one.events,
-            "users": one.users,
-            "truncated_arrays": one.truncated_arrays,
+            ROWS: computed.events,
+            "users": computed.users,
+            "truncated_arrays": computed.truncated_arrays,
         }
         if len(moved) <= PREVIEWED_PARTITIONS:
-            paths = [context.folder.path(name) for name in one.files]
+            paths = [context.folder.path(name) for name in computed.files]
             first, last = created_between(paths, app_id)
             facts["first_event"] = Moment(first)
             facts["last_event"] = Moment(last)
@@ -119,8 +119,8 @@ def describe_prepared(
 ) -> dict[str, Facts]:
     """Facts of ``amplitude_events`` by partition key, of the integrations that have new events."""
     found = {}
-    for one in integrations:
-        done = moved.get(one.partition_key)
+    for integration in integrations:
+        done = moved.get(integration.partition_key)
         if done is None or not (done.captured or done.sendable):
             continue
         facts: Facts = {
@@ -143,7 +143,7 @@ def describe_prepared(
         }
         if done.preview and len(moved) <= PREVIEWED_PARTITIONS:
             facts["preview"] = Rows([_event_row(body) for body in done.preview[:PREVIEW_ROWS]])
-        found[one.partition_key] = facts
+        found[integration.partition_key] = facts
     return found
 
 
@@ -151,33 +151,37 @@ def describe_delivered(
     context: Context, integrations: Sequence[Integration], moved: Mapping[str, Delivered]
 ) -> dict[str, Facts]:
     """Facts of ``amplitude_deliveries`` by partition key, of the integrations of which events came to an end."""
-    results = ((one, moved[one.partition_key]) for one in integrations if one.partition_key in moved)
-    concerned = [(one, done) for one, done in results if done.delivered or done.dead]
+    results = (
+        (integration, moved[integration.partition_key])
+        for integration in integrations
+        if integration.partition_key in moved
+    )
+    concerned = [(integration, done) for integration, done in results if done.delivered or done.dead]
     if not concerned:
         return {}
     requests = _requests(context)
     receipts = _receipt_files(context)
     found = {}
-    for one, done in concerned:
+    for integration, done in concerned:
         facts: Facts = {
             ROWS: done.delivered,
             "delivered": done.delivered,
             "dead_letters": sum(done.dead.values()),
             "requests": sum(done.requests.values()),
-            "requests_by_status": Counts("HTTP status and outcome", requests.get(one.id, {})),
+            "requests_by_status": Counts("HTTP status and outcome", requests.get(integration.id, {})),
             "bytes": done.bytes,
-            "endpoint": one.endpoint,
+            "endpoint": integration.endpoint,
         }
         if done.dead:
             facts["dead_letters_by_reason"] = Counts("reason", done.dead)
         if done.error:
             facts["error"] = done.error
-        if one.id in receipts and len(concerned) <= PREVIEWED_PARTITIONS:
-            preview = receipt_preview([context.folder.path(name) for name in receipts[one.id]])
+        if integration.id in receipts and len(concerned) <= PREVIEWED_PARTITIONS:
+            preview = receipt_preview([context.folder.path(name) for name in receipts[integration.id]])
             facts["first_event"] = Moment(preview.first)
             facts["last_event"] = Moment(preview.last)
             facts["preview"] = Rows(preview.rows)
-        found[one.partition_key] = facts
+        found[integration.partition_key] = facts
     return found
 
 
@@ -227,7 +231,7 @@ def _receipt_files(context: Context) -> dict[int, list[str]]:
 def _event_row(body: str) -> dict[str, Any]:
     try:
         event = orjson.loads(body.lstrip(","))
-    except orjson.JSONDecodeError:  # numbers beyond what a float holds are sent as they came
+    except orjson.JSONDecodeError:  # numbers beyond the range of a float are sent unchanged
         return {"insert_id": "", "event_type": "", "user_id": None, "time": "", "user_properties": body[:300]}
     return {
         "insert_id": event["insert_id"],

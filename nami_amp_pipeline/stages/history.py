@@ -1,6 +1,6 @@
-"""Which events are history, so that they must not overwrite a profile, and how such an event says so.
+"""Which events are history and must not overwrite a profile, and the flag that marks them.
 
-Who and how stand here once, for the SQL of stage 3 and for a dead letter that is sent again.
+Both rules are defined here once, for the SQL of stage 3 and for a dead letter that is sent again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Final
 
 SKIP_SYNC: Final = "$skip_user_properties_sync"
 FLAG: Final = f',"{SKIP_SYNC}":true'
-"""Goes in front of an event's time, behind who it is of."""
+"""Stands in front of the event's time, behind its user."""
 
 _TIME: Final = ',"time":'
 
@@ -22,7 +22,7 @@ MACROS: Final = (
 
 
 def is_history(sent: tuple[int, str], event: tuple[int, str]) -> bool:
-    """Whether the state of an event is older than what its user was sent.
+    """Whether the state of an event is older than the state that its user was sent.
 
     Args:
         sent: date (µs since the epoch) and id of the event whose state was sent last.
@@ -32,5 +32,5 @@ def is_history(sent: tuple[int, str], event: tuple[int, str]) -> bool:
 
 
 def flagged(body: str) -> str:
-    """An event as it was made, with the flag; a text in it cannot hold an unescaped quote, so the first time counts."""
+    """The event with the flag; texts hold no unescaped quote, so the first match is the event's time."""
     return body.replace(_TIME, f"{FLAG}{_TIME}", 1)

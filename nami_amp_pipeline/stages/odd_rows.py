@@ -1,7 +1,7 @@
-"""The slow, careful path of stage 1: rows that cannot be judged in columns are looked at one at a time.
+"""The slow, careful path of stage 1: it examines single rows that cannot be judged in columns.
 
-A row that is not of a kind that stage 1 knows ends by itself: as a dead letter, where it can be named; or as a row that
-is counted and passed over.
+A row of an unknown kind affects no other row: it becomes a dead letter if it has an id, and is counted and skipped
+otherwise.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ HALF_CHARACTERS = "half_characters"
 """The ``problem`` of an event that is sent all the same: halves of surrogate pairs were replaced."""
 
 MOST_SET_ASIDE = 100
-"""So many rows of one reading are looked for; more have one cause, most likely."""
+"""At most this many rows of a reading are set aside; more most likely share one cause."""
 
 
 def look_at_doubtful(table: pa.Table, connection: duckdb.DuckDBPyConnection) -> pa.Table:
-    """Decides on the payloads that ``doubtful`` says have to be looked at, and drops that column.
+    """Examines the payloads marked ``doubtful``, and drops that column.
 
     Args:
         table: columns of a segment, ``bucket`` and ``doubtful``.
@@ -56,7 +56,7 @@ def look_at_doubtful(table: pa.Table, connection: duckdb.DuckDBPyConnection) -> 
 
 
 def _shape(fields: list[str]) -> int:
-    """The same number for the same fields in the same order; not DuckDB's."""
+    """A number that is the same for the same fields in the same order; it differs from DuckDB's."""
     digest = hashlib.blake2b(digest_size=8)
     for name in fields:
         digest.update(name.encode("utf-8", "surrogatepass") + b"\0")
@@ -69,16 +69,16 @@ def set_aside(
     words: Callable[[Exception], str],
     broke: Callable[[], bool],
 ) -> bool:
-    """Moves the rows that cannot be read from the table ``fresh`` to the table ``nameless``.
+    """Moves the unreadable rows from the table ``fresh`` to the table ``nameless``.
 
     Args:
         connection: has both.
-        read: reads the rows of ``fresh``; raises where one of them cannot be read.
+        read: reads the rows of ``fresh``; raises if a row cannot be read.
         words: an error in one line.
-        broke: whether an error was none of a row's.
+        broke: whether an error was not a row's fault.
 
     Returns:
-        Whether there were any, and not more than :data:`MOST_SET_ASIDE`.
+        Whether there were any, and at most :data:`MOST_SET_ASIDE`.
     """
     connection.execute("CREATE TEMP TABLE all_fresh AS SELECT * FROM fresh")
     ((total,),) = connection.execute("SELECT count(*) FROM fresh").fetchall()

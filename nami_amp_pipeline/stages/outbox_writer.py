@@ -1,4 +1,4 @@
-"""Outbox files: a lane's events are consecutive record batches in posting order; a row in the store makes one count."""
+"""Outbox files: a lane's events are consecutive record batches in posting order; a row in the store registers it."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ behind a comma, so that consecutive events are a slice of the column's buffer.""
 _PLACED_SCHEMA = pa.schema(
     [("integration_id", pa.int64()), ("lane", pa.int32()), ("exception_id", pa.int64()), *OUTBOX_SCHEMA]
 )
-"""The same, with the place in the outbox, and the number in the store of what is in the outbox once more."""
+"""The same, with the position in the outbox, and the store's number of events that are released into it."""
 
 _BODY_BYTES = 80_000_000
-"""Bodies that are put in order at once."""
+"""Bytes of bodies that are sorted at once."""
 
 _ORDER = [(name, "ascending") for name in ("integration_id", "lane", "created_date", "id")]
 
 
 @dataclass
 class Prepared:
-    """What one run prepared for one integration.
+    """The events that one run prepared for one integration.
 
     Attributes:
         captured: events of the selected types.
-        sendable: events that will be posted, those released from waiting included.
+        sendable: events that will be posted, including those that waited for a login.
         skipped: by reason.
         dead: by reason.
-        waiting: events held until their user logs in.
+        waiting: events that wait until their user logs in.
         bytes: of all event bodies.
         preview: the first few bodies, for people.
     """
@@ -70,7 +70,7 @@ class Prepared:
     preview: list[str] = field(default_factory=list)
 
     def add(self, part: Prepared) -> None:
-        """Adds what was prepared of another segment."""
+        """Adds the counts of another segment."""
         self.captured += part.captured
         self.sendable += part.sendable
         self.waiting += part.waiting
@@ -84,7 +84,7 @@ class Prepared:
 
 @dataclass
 class LanePart:
-    """Where the rows of a lane are in an outbox file: its first record batch, and how many."""
+    """The position of a lane in an outbox file: its first record batch, and its rows."""
 
     batch: int
     rows: int
@@ -103,10 +103,10 @@ class OutboxPart:
 
 
 def write_outbox(context: Context, connection: duckdb.DuckDBPyConnection, name: str) -> dict[int, OutboxPart]:
-    """Writes the outbox file; returns by integration where its lanes are and what is not to be posted."""
+    """Writes the outbox file; returns, by integration, its lanes and the events that are not posted."""
     parts: dict[int, OutboxPart] = {}
     batches = 0
-    with context.folder.ipc(name, OUTBOX_SCHEMA, compression=None) as writer:  # read soon, and gone soon after
+    with context.folder.ipc(name, OUTBOX_SCHEMA, compression=None) as writer:  # read soon, and removed soon after
         for integration_id, lane, rows in _lanes(connection):
             part = parts.setdefault(integration_id, OutboxPart())
             first = batches
@@ -121,7 +121,7 @@ def write_outbox(context: Context, connection: duckdb.DuckDBPyConnection, name: 
 def _lanes(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[int, int, Iterator[pa.RecordBatch]]]:
     """Integration, lane and rows in posting order, of all lanes.
 
-    Only numbers of rows are sorted: bodies are copied once, to where they belong.
+    Only row numbers are sorted: each body is copied once, to its final position.
     """
     for wanted in _portions(connection):
         connection.register("wanted", wanted)
@@ -140,7 +140,7 @@ def _in_order(rows: pa.Table, order: pa.Array) -> Iterator[pa.RecordBatch]:
 
 
 def _portions(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
-    """Lanes (integration_id, lane) that are written together: about as many as fit into :data:`_BODY_BYTES`."""
+    """Groups of lanes (integration_id, lane) to write together: about as many as fit into :data:`_BODY_BYTES`."""
     lanes = connection.sql(
         "SELECT integration_id, lane, count(*) * (SELECT coalesce(avg(strlen(rest)), 0) + 200 FROM bodies) AS bytes "
         "FROM placed GROUP BY integration_id, lane ORDER BY integration_id, lane"
@@ -152,7 +152,7 @@ def _portions(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
 
 
 def _tally(part: OutboxPart, rows: pa.RecordBatch, first: int, *, is_posted: bool) -> None:
-    """Adds some rows of a lane, which begins with the record batch ``first``, to an integration's share."""
+    """Adds rows of a lane, whose first record batch is ``first``, to an integration's share."""
     done = part.done
     back = rows["exception_id"].drop_null().to_pylist()
     part.released += back
@@ -183,7 +183,7 @@ def _tally(part: OutboxPart, rows: pa.RecordBatch, first: int, *, is_posted: boo
 def add_outbox(
     context: Context, tx: Transaction, integration_id: int, segment_id: int, name: str, part: OutboxPart
 ) -> None:
-    """Makes an integration's share of an outbox file count."""
+    """Registers an integration's share of an outbox file."""
     if not part.rows:
         return
     outbox_id = tx.execute(
@@ -206,7 +206,7 @@ def add_outbox(
 
 
 def exception_rows(exceptions: Sequence[Mapping[str, object]], same: Mapping[str, object]) -> pa.Table:
-    """What goes into the store of exceptions, and what is the same for all of them."""
+    """The rows for the table of exceptions, and their common columns."""
     columns = {"event_id": "id"} | {name: name for name in ("state", "reason", "event_type", "user_id", "body")}
     texts = {name: pa.array([row[key] for row in exceptions], pa.large_string()) for name, key in columns.items()}
     return pa.table(

@@ -1,4 +1,4 @@
-"""Runs a stage: takes what it may work on under leases, keeps one partition's error from the others, gives all back."""
+"""Runs a stage: takes leases, keeps one partition's error from the others, and releases the leases."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ from nami_amp_pipeline.state.integrations import Integration, apps_with_integrat
 from nami_amp_pipeline.state.store import Lease
 
 Failed = Callable[[Subject, NamiAmpError], None]
-"""Called with each app or integration that a stage could not be done for."""
+"""Called with each app or integration for which a stage failed."""
 
 MOST_APART: Final = 20
-"""If more partitions than this fail in one stage, the rest is not isolated: most likely they have one cause."""
+"""If more partitions than this fail in one stage, isolation stops: most likely they share one cause."""
 
 MOST_LOST: Final = 5
-"""How often a stage begins again because another process took one of its leases over."""
+"""How often a stage starts again because another process took one of its leases over."""
 
 _SHARED = (StoreUnavailable, WarehouseUnavailable, LostLease, Misconfigured, Busy)
 
 
 def never() -> bool:
-    """For a run that nobody can stop."""
+    """For a run that cannot be stopped."""
     return False
 
 
@@ -60,18 +60,18 @@ def run_stage(
     stop: Stop = never,
     failed: Failed | None = None,
 ) -> dict[str, Any]:
-    """Runs a stage for some apps or integrations. Those that another process works on are left to it.
+    """Runs a stage for some apps or integrations, except those that another process works on.
 
     Args:
         context: the process at work.
         stage: which one.
-        subjects: app ids, or integrations, as the stage has it.
+        subjects: app ids or integrations, depending on the stage.
         window: what to work on; None for what is new.
         stop: whether the process was asked to end.
-        failed: called with each subject that fails while the others are done; without it the first error is raised.
+        failed: called with each subject that fails while others succeed; without it, the first error is raised.
 
     Returns:
-        Results by partition key; subjects without news, and those that failed, are left out.
+        Results by partition key; subjects without new data, and failed subjects, are left out.
 
     Raises:
         Misconfigured: a setting cannot be used, or the stage cannot work on a window.
@@ -96,17 +96,17 @@ def _lease_id(subject: Subject) -> str | int:
 
 
 def capture_apps(context: Context, app_ids: Sequence[str] | None = None) -> dict[str, Captured]:
-    """Stage 1 for these apps, or for all that have an integration switched on; by app id."""
+    """Stage 1 for these apps, or for all apps with an enabled integration; results by app id."""
     return run_stage(context, CAPTURE, apps_with_integrations(context.store) if app_ids is None else app_ids)
 
 
 def snapshot_apps(context: Context, app_ids: Sequence[str] | None = None) -> dict[str, Snapshotted]:
-    """Stage 2 for these apps, or for all that have an integration switched on; by app id."""
+    """Stage 2 for these apps, or for all apps with an enabled integration; results by app id."""
     return run_stage(context, SNAPSHOTS, apps_with_integrations(context.store) if app_ids is None else app_ids)
 
 
 def prepare_integrations(context: Context, integrations: Sequence[Integration]) -> dict[int, Prepared]:
-    """Stage 3 for these integrations; by integration id."""
+    """Stage 3 for these integrations; results by integration id."""
     return _by_id(integrations, run_stage(context, PREPARE, integrations))
 
 
@@ -119,13 +119,17 @@ def deliver_integrations(
     rng: random.Random | None = None,
     stop: Stop = never,
 ) -> dict[int, Delivered]:
-    """Stage 4 for these integrations, by integration id; see :func:`nami_amp_pipeline.stages.deliver.deliver`."""
+    """Stage 4 for these integrations; results by integration id. See :func:`deliver.deliver`."""
     stage = replace(DELIVER, run=delivering(wire=wire, background=background, rng=rng))
     return _by_id(integrations, run_stage(context, stage, integrations, stop=stop))
 
 
 def _by_id(integrations: Sequence[Integration], done: Mapping[str, Any]) -> dict[int, Any]:
-    return {one.id: done[one.partition_key] for one in integrations if one.partition_key in done}
+    return {
+        integration.id: done[integration.partition_key]
+        for integration in integrations
+        if integration.partition_key in done
+    }
 
 
 def _apart(
@@ -134,9 +138,9 @@ def _apart(
     act: Callable[[Sequence[Subject]], dict[str, Any]],
     failed: Failed | None,
 ) -> dict[str, Any]:
-    """Acts for all at once; if that ends in an error, for each half, until it is known whose error it is.
+    """Acts for all subjects at once; after an error, for each half, until the failing subjects are found.
 
-    An error that no subject is to blame for, such as a warehouse that cannot be read, is raised as it is.
+    An error that is no subject's fault, such as an unreadable warehouse, is raised unchanged.
     """
     isolated = lost = 0
 
@@ -149,7 +153,7 @@ def _apart(
             lost += 1
             if lost > MOST_LOST:
                 raise
-            context.log.info("%s; going on with the others", error)
+            context.log.info("%s; continuing with the others", error)
             return some(part)
         except _SHARED:
             raise
@@ -169,7 +173,7 @@ def _apart(
 
 
 def in_words(context: Context, error: Exception) -> NamiAmpError:
-    """An error for people: as it is if it was raised on purpose, otherwise as a bug; the log has the traceback."""
+    """An error for people: unchanged if it was raised on purpose, otherwise as a bug; the log has the traceback."""
     if isinstance(error, NamiAmpError):
         return error
     if is_out_of_memory(error):
@@ -183,7 +187,7 @@ def in_words(context: Context, error: Exception) -> NamiAmpError:
 def _leases(context: Context, names: Mapping[str, str | int]) -> Iterator[dict[str | int, Lease]]:
     taken = context.store.acquire(list(names))
     for name in names.keys() - taken.keys():
-        context.log.info("%s is worked on by another process; left to it", name)
+        context.log.info("skipped %s: another process is working on it", name)
     try:
         yield {names[name]: lease for name, lease in taken.items()}
     finally:

@@ -1,8 +1,7 @@
-"""Stage 3, ``amplitude_events``: what will be posted, as it will be posted.
+"""Stage 3, ``amplitude_events``: writes the events exactly as they will be posted.
 
-An outbox is written once, and from then on nothing of it is computed again: what is sent a second time is the same
-bytes, whatever was learned meanwhile. It is an Arrow IPC file; the events of a lane are consecutive record batches in
-posting order.
+An outbox is written once, and nothing in it is computed again: a repeat is the same bytes, whatever was learned
+meanwhile. It is an Arrow IPC file; the events of a lane are consecutive record batches in posting order.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from nami_amp_pipeline.stages.prepare_inputs import (
 )
 from nami_amp_pipeline.stages.window import Window, refuse
 from nami_amp_pipeline.state import bulk, tables
-from nami_amp_pipeline.state.integrations import Integration, reread
+from nami_amp_pipeline.state.integrations import Integration, refreshed
 from nami_amp_pipeline.state.store import Lease, Transaction
 from nami_amp_pipeline.state.users import move_sent
-from nami_amp_pipeline.storage.duckdb_engine import Engine, engine, run, sql
+from nami_amp_pipeline.storage.duckdb_engine import Engine, engine, execute, sql
 from nami_amp_pipeline.storage.parallel import is_parallel, with_next_ahead
 
 
@@ -48,7 +47,7 @@ class PreparedSegment:
 
 @dataclass(frozen=True)
 class BegunSegment:
-    """A segment in an engine that has the bodies of its events, who has logged in, and who wants which body."""
+    """A segment loaded into an engine: the bodies of its events, the users who have logged in, and the variants."""
 
     segment: PreparedSegment
     connection: duckdb.DuckDBPyConnection
@@ -67,12 +66,12 @@ def prepare(
 
     Args:
         context: the process at work.
-        integrations: those to prepare for; others of their apps are left alone.
+        integrations: the integrations to prepare for; other integrations of their apps are not touched.
         leases: by integration id.
         window: refused.
 
     Returns:
-        By integration id; those without new segments are left out.
+        Results by integration id; integrations without new segments are left out.
     """
     refuse(window, "amplitude_events")
     done: dict[int, Prepared] = {}
@@ -92,7 +91,7 @@ def prepare(
                 )
             return done
         except OutOfMemory as error:
-            context.log.info("%s; going on with one segment at a time", error)
+            context.log.info("%s; continuing with one segment at a time", error)
     with engine(context.settings) as alone:
         for segment in _pending(context, _targets(context, integrations, leases)):
             with begin_segment(context, segment, alone) as begun:
@@ -103,21 +102,25 @@ def prepare(
 def _targets(
     context: Context, integrations: Sequence[Integration], leases: Mapping[int, Lease]
 ) -> dict[int, Integration]:
-    """The integrations as they are now: another process may have worked on them before the lease was ours."""
+    """The integrations, read again: another process may have worked on them before we got the lease."""
     with context.store.begin() as tx:
-        current = reread(tx, integrations)
-    return {one.id: one for one in current if one.id in leases and one.enabled and not one.halted_reason}
+        current = refreshed(tx, integrations)
+    return {
+        integration.id: integration
+        for integration in current
+        if integration.id in leases and integration.enabled and not integration.halted_reason
+    }
 
 
 def _pending(context: Context, targets: Mapping[int, Integration]) -> list[PreparedSegment]:
     """The segments that one of the integrations lacks, oldest first."""
     by_app: dict[str, list[Integration]] = defaultdict(list)
-    for one in targets.values():
-        by_app[one.app_id].append(one)
+    for integration in targets.values():
+        by_app[integration.app_id].append(integration)
     if not by_app:
         return []
     parts, segments = tables.segment_apps, tables.segments
-    oldest = min(one.prepared_through for one in targets.values())
+    oldest = min(integration.prepared_through for integration in targets.values())
     with context.store.begin() as tx:
         rows = tx.execute(
             sa.select(
@@ -134,12 +137,12 @@ def _pending(context: Context, targets: Mapping[int, Integration]) -> list[Prepa
             blocked.add(app_id)
         if app_id in blocked:
             continue
-        for one in by_app.get(app_id, ()):
-            if not one.lacks(segment_id, newest):
+        for integration in by_app.get(app_id, ()):
+            if not integration.lacks(segment_id, newest):
                 continue
             entry = pending.setdefault(segment_id, (file, set(), []))
             entry[1].add(snapshot_file)
-            entry[2].append(one.id)
+            entry[2].append(integration.id)
     return [
         PreparedSegment(segment_id, file, sorted(snapshot_files), [targets[integration_id] for integration_id in ids])
         for segment_id, (file, snapshot_files, ids) in pending.items()
@@ -148,7 +151,7 @@ def _pending(context: Context, targets: Mapping[int, Integration]) -> list[Prepa
 
 @contextmanager
 def begin_segment(context: Context, segment: PreparedSegment, shared: Engine) -> Iterator[BegunSegment]:
-    """A connection with the larger half of what does not depend on what the segments before this one come to."""
+    """A connection with most of the work that does not depend on the results of earlier segments."""
     with shared.connection() as connection:
         variants = variants_of(segment.integrations, context.cipher)
         register_segment(
@@ -160,8 +163,8 @@ def begin_segment(context: Context, segment: PreparedSegment, shared: Engine) ->
 
 
 def _create_bodies(connection: duckdb.DuckDBPyConnection, variants: Variants) -> None:
-    """Creates the view ``bodies``: what integrations that want the same of a body share is computed once."""
-    run(connection, "prepare_0_macros")
+    """Creates the view ``bodies``: integrations with the same variant share the computation."""
+    execute(connection, "prepare_0_macros")
     several = len(variants.distinct)
     # One number names a body, as joining on two takes longer; mostly it is the row's own.
     number_of = "row" if several == 1 else f"row * {several} + variant"
@@ -185,25 +188,25 @@ def _create_bodies(connection: duckdb.DuckDBPyConnection, variants: Variants) ->
 def _one(context: Context, leases: Mapping[int, Lease], begun: BegunSegment) -> dict[int, Prepared]:
     name = context.folder.new_name("outboxes", "arrow")
     connection, segment_id, integrations = begun.connection, begun.segment.id, begun.segment.integrations
-    run(connection, "prepare_2_decide")
+    execute(connection, "prepare_2_decide")
     if register_released(context, connection, integrations, begun.logged_in):
-        run(connection, "prepare_3_release_logins")
+        execute(connection, "prepare_3_release_logins")
     register_sent(context, connection)
-    run(connection, "prepare_4_lanes")
+    execute(connection, "prepare_4_lanes")
     parts = write_outbox(context, connection, name)
     sent = connection.sql(sql("prepare_6_sent_states")).to_arrow_table()
     _add_payloads(connection, parts, begun.variants)
-    for one in integrations:
-        parts.setdefault(one.id, OutboxPart())
+    for integration in integrations:
+        parts.setdefault(integration.id, OutboxPart())
     written = any(part.rows for part in parts.values())
     context.step("prepare.commit")
-    with context.store.begin(under=[leases[one.id] for one in integrations]) as tx:
+    with context.store.begin(under=[leases[integration.id] for integration in integrations]) as tx:
         for integration_id, part in parts.items():
             _commit(context, tx, integration_id, segment_id, name, part)
         move_sent(context.store, tx, sent)
         tx.execute(
             sa.update(tables.integrations)
-            .where(tables.integrations.c.id.in_([one.id for one in integrations]))
+            .where(tables.integrations.c.id.in_([integration.id for integration in integrations]))
             .values(prepared_through=segment_id)
         )
     if not written:
@@ -213,7 +216,7 @@ def _one(context: Context, leases: Mapping[int, Lease], begun: BegunSegment) -> 
 
 
 def _add_payloads(connection: duckdb.DuckDBPyConnection, parts: Mapping[int, OutboxPart], variants: Variants) -> None:
-    """Gives dead letters the payload that they are about, as far as the integration may show it."""
+    """Adds the payload to dead letters, without the integration's hidden fields."""
     numbers = [row["row"] for part in parts.values() for row in part.exceptions if row["state"] == "dead"]
     if not numbers:
         return

@@ -1,4 +1,4 @@
-"""The relations that stage 3's SQL files name: a segment, its snapshots, the integrations, and what the store knows."""
+"""The input relations of stage 3's SQL files: a segment, its snapshots, the integrations, and data from the store."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def register_segment(
     integrations: Sequence[Integration],
     variants: Variants,
 ) -> None:
-    """Makes the relations of one segment that do not depend on what the store knows.
+    """Makes the relations of one segment that do not depend on the store.
 
     Args:
         context: for the files and the settings.
@@ -51,29 +51,33 @@ def register_segment(
         segment_id: the segment.
         file: of the segment, in the data folder.
         snapshot_files: with the snapshots of the segment.
-        integrations: those that lack the segment.
-        variants: what they want of a body.
+        integrations: those that have not prepared the segment.
+        variants: of the integrations.
     """
     path = read_files([context.folder.path(file)], SEGMENT_SCHEMA, "file_row_number")
     snapshots = read_files([context.folder.path(name) for name in snapshot_files], snapshot_schema())
     targets = pa.table(
         {
-            "integration_id": pa.array([one.id for one in integrations], pa.int64()),
-            "app_id": pa.array([one.app_id for one in integrations], pa.string()),
-            "user_id_kind": pa.array([one.user_id_kind for one in integrations], pa.string()),
-            "anonymous": pa.array([one.anonymous for one in integrations], pa.string()),
-            "sandbox": pa.array([one.sandbox for one in integrations], pa.string()),
-            "variant": pa.array([variants.number_of[one.id] for one in integrations], pa.int32()),
-            "start_from": pa.array([one.start_in(segment_id) for one in integrations], pa.int64()),
+            "integration_id": pa.array([integration.id for integration in integrations], pa.int64()),
+            "app_id": pa.array([integration.app_id for integration in integrations], pa.string()),
+            "user_id_kind": pa.array([integration.user_id_kind for integration in integrations], pa.string()),
+            "anonymous": pa.array([integration.anonymous for integration in integrations], pa.string()),
+            "sandbox": pa.array([integration.sandbox for integration in integrations], pa.string()),
+            "variant": pa.array([variants.number_of[integration.id] for integration in integrations], pa.int32()),
+            "start_from": pa.array([integration.start_in(segment_id) for integration in integrations], pa.int64()),
             "lanes_at_most": pa.array([context.settings.max_lanes] * len(integrations), pa.int32()),
             "lane_rows": pa.array([context.settings.batch_events] * len(integrations), pa.int64()),
         }
     )
     selected = pa.Table.from_pylist(
         [
-            {"integration_id": one.id, "event_type": event_type, "name": one.rename.get(event_type, event_type)}
-            for one in integrations
-            for event_type in one.events
+            {
+                "integration_id": integration.id,
+                "event_type": event_type,
+                "name": integration.rename.get(event_type, event_type),
+            }
+            for integration in integrations
+            for event_type in integration.events
         ],
         schema=pa.schema([("integration_id", pa.int64()), ("event_type", pa.string()), ("name", pa.string())]),
     )
@@ -88,8 +92,10 @@ def register_segment(
 
 
 def _create_contract_macros(connection: duckdb.DuckDBPyConnection) -> None:
-    """The contract's rules that SQL needs, made of its tables."""
-    revenue = ", ".join(literal(one.name) for one in contract.EVENT_TYPES if one.is_revenue) or "NULL"
+    """The contract's rules as SQL macros, made from its tables."""
+    revenue = (
+        ", ".join(literal(event_type.name) for event_type in contract.EVENT_TYPES if event_type.is_revenue) or "NULL"
+    )
     connection.execute(f"CREATE TEMP MACRO is_revenue_type(event_type) AS event_type IN ({revenue})")
     reserved = ", ".join(map(literal, contract.RESERVED_IDS))
     connection.execute(f"CREATE TEMP MACRO is_reserved(id) AS lower(id) IN ({reserved})")
@@ -100,19 +106,23 @@ def _create_contract_macros(connection: duckdb.DuckDBPyConnection) -> None:
 def register_identities(
     context: Context, connection: duckdb.DuckDBPyConnection, integrations: Sequence[Integration]
 ) -> dict[str, set[str]]:
-    """Makes the relation of who has logged in by now.
+    """Makes the relation of users who have logged in.
 
     Args:
         context: for the store.
         connection: after :func:`register_segment`; gets the table ``identities``.
-        integrations: those that lack the segment.
+        integrations: those that have not prepared the segment.
 
     Returns:
-        The Nami users of the segment who have, by app.
+        The Nami users of the segment who have logged in, by app.
     """
     with context.store.reading() as tx:
         waiting = _with_waiting(tx)
-    wanted = {one.app_id for one in integrations if one.user_id_kind == "external_id" or one.id in waiting}
+    wanted = {
+        integration.app_id
+        for integration in integrations
+        if integration.user_id_kind == "external_id" or integration.id in waiting
+    }
     users = connection.execute("SELECT app_id, list(DISTINCT user_id) FROM segment GROUP BY app_id").fetchall()
     identities: list[tuple[str, str, str]] = []
     with context.store.reading() as tx:
@@ -136,12 +146,12 @@ def register_released(
     integrations: Sequence[Integration],
     logged_in: Mapping[str, set[str]],
 ) -> bool:
-    """Makes the relation of the events that waited for a login that is known by now.
+    """Makes the relation of the waiting events whose user has logged in.
 
     Args:
         context: for the store.
         connection: gets the view ``released``.
-        integrations: those that lack the segment.
+        integrations: those that have not prepared the segment.
         logged_in: what :func:`register_identities` returned.
 
     Returns:
@@ -149,10 +159,10 @@ def register_released(
     """
     released: list[dict[str, object]] = []
     with context.store.reading() as tx:
-        waiting = _with_waiting(tx)  # whoever was set to something else since still has what waits
-        for one in integrations:
-            if one.id in waiting:
-                released += _released(tx, one, logged_in.get(one.app_id, set()))
+        waiting = _with_waiting(tx)  # an integration with a changed setting still has its waiting events
+        for integration in integrations:
+            if integration.id in waiting:
+                released += _released(tx, integration, logged_in.get(integration.app_id, set()))
     connection.register("released_rows", pa.Table.from_pylist(released, schema=_RELEASED))
     connection.execute(
         "CREATE TEMP VIEW released AS "
@@ -162,7 +172,7 @@ def register_released(
 
 
 def register_sent(context: Context, connection: duckdb.DuckDBPyConnection) -> None:
-    """Makes the relation of the states that Amplitude users were given before.
+    """Makes the relation of the states that Amplitude users were already sent.
 
     Args:
         context: for the store.
@@ -191,18 +201,20 @@ def register_sent(context: Context, connection: duckdb.DuckDBPyConnection) -> No
 
 
 def _with_waiting(tx: Transaction) -> set[int]:
-    """The ids of the integrations that have events waiting for a login."""
+    """The ids of the integrations with waiting events."""
     table = tables.exceptions
     return set(tx.execute(sa.select(table.c.integration_id).where(table.c.state == "waiting").distinct()).scalars())
 
 
-def _released(tx: Transaction, one: Integration, known: set[str]) -> list[dict[str, object]]:
-    """Events that waited for a login that has been read now."""
+def _released(tx: Transaction, integration: Integration, known: set[str]) -> list[dict[str, object]]:
+    """The waiting events whose user's login has been read."""
     table = tables.exceptions
-    waiting = sa.select(table).where(table.c.integration_id == one.id, table.c.state == "waiting")
+    waiting = sa.select(table).where(table.c.integration_id == integration.id, table.c.state == "waiting")
     users = set(
         tx.execute(
-            sa.select(table.c.user_id).where(table.c.integration_id == one.id, table.c.state == "waiting").distinct()
+            sa.select(table.c.user_id)
+            .where(table.c.integration_id == integration.id, table.c.state == "waiting")
+            .distinct()
         ).scalars()
     )
     back = sorted(users & known)
@@ -212,7 +224,7 @@ def _released(tx: Transaction, one: Integration, known: set[str]) -> list[dict[s
         released += [
             {
                 "exception_id": row.id,
-                "integration_id": one.id,
+                "integration_id": integration.id,
                 "id": row.event_id,
                 "event_type": row.event_type,
                 "user_id": row.user_id,

@@ -1,4 +1,4 @@
-"""The first rows of what a run wrote."""
+"""Previews: the first rows that a run wrote."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def segment_preview(path: Path, app_id: str) -> list[dict[str, Any]]:
 
 def snapshot_preview(path: Path, app_id: str) -> list[dict[str, Any]]:
     """A few snapshots of an app."""
-    names = [one.name for one in contract.PROPERTIES]
+    names = [prop.name for prop in contract.PROPERTIES]
     return _head(path, snapshot_schema(), app_id, ["user_id", "created_date", *names])
 
 
@@ -42,7 +42,7 @@ def created_between(paths: Sequence[Path], app_id: str) -> tuple[datetime, datet
 
 @dataclass(frozen=True)
 class Receipts:
-    """What became of the events of a few outboxes.
+    """The outcomes of the events of a few outboxes.
 
     Attributes:
         first, last: their earliest and latest ``created_date``.
@@ -55,12 +55,12 @@ class Receipts:
 
 
 def receipt_preview(paths: Sequence[Path]) -> Receipts:
-    """The first receipts, and between which times all of them lie."""
+    """The first receipts, and the earliest and latest time of all of them."""
     dates = [pc.min_max(pq.read_table(path, columns=["created_date"])["created_date"]).as_py() for path in paths]
     rows = _dataset(paths[0], schema=RECEIPT_SCHEMA).head(
         PREVIEW_ROWS, columns=["id", "event_type", "user_id", "created_date", "state", "reason", "request_id"]
     )
-    return Receipts(min(one["min"] for one in dates), max(one["max"] for one in dates), rows.to_pylist())
+    return Receipts(min(bounds["min"] for bounds in dates), max(bounds["max"] for bounds in dates), rows.to_pylist())
 
 
 def _head(path: Path, schema: pa.Schema, app_id: str, columns: list[str]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""An outbox whose file is lost is made again from its segment: the same insert ids, what has an end state left out."""
+"""Rebuilds a lost outbox from its segment: the same insert ids, without events that have an end state."""
 
 from __future__ import annotations
 
@@ -9,48 +9,49 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.contract import DEDUPLICATION_WINDOW
-from nami_amp_pipeline.errors import Halted
+from nami_amp_pipeline.errors import Blocked
 from nami_amp_pipeline.stages.outbox_writer import OutboxPart, add_outbox, write_outbox
 from nami_amp_pipeline.stages.prepare import PreparedSegment, begin_segment
 from nami_amp_pipeline.stages.prepare_inputs import register_released, register_sent
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import all_integrations
 from nami_amp_pipeline.state.store import Lease, Transaction
-from nami_amp_pipeline.storage.duckdb_engine import engine, run
+from nami_amp_pipeline.storage.duckdb_engine import engine, execute
 
 LOST_FILE = "lost_file"
-"""Why an event is skipped that was in a lost outbox and cannot be made again."""
+"""Why an event of a lost outbox is skipped if it cannot be rebuilt."""
 
 
 def rebuild_outbox(context: Context, outbox_id: int, lease: Lease, *, resend: bool = False) -> None:
-    """Makes a lost outbox again.
+    """Rebuilds a lost outbox.
 
-    Which of its events had been delivered stood in the file, so all are sent again, with the same insert ids. Amplitude
-    recognises them for seven days. Events of other segments that had waited for a login and were in the file are gone:
-    they are counted as skipped.
+    The lost file knew which events had been delivered, so all of them are sent again, with the same insert ids.
+    Amplitude recognises them for seven days. Events of other segments that had waited for a login and were in the file
+    are lost: they count as skipped.
 
     Args:
         context: for the store and the files.
         outbox_id: of the store.
         lease: of its integration.
-        resend: sends them also when Amplitude may not recognise them any more.
+        resend: sends them even if Amplitude may no longer recognise them.
 
     Raises:
-        Halted: they may be too old, or the segment is gone too.
+        Blocked: they may be too old, or the segment is lost too.
         LostLease: another process works for the integration.
     """
     boxes = tables.outboxes
     with context.store.reading() as tx:
         box = tx.execute(sa.select(boxes).where(boxes.c.id == outbox_id, boxes.c.done_at.is_(None))).one_or_none()
-        if box is None:  # whoever had the lease until now had the file open still, or its integration was removed
+        if box is None:  # the former holder of the lease finished it, or its integration was removed
             return
         left = _left(tx, outbox_id)
         segment = _segment(context, tx, box)
         ended = _ended(tx, box)
     age = context.now() - box.prepared_at
     if age > DEDUPLICATION_WINDOW.total_seconds() * 1_000_000 and not resend:
-        raise Halted(
-            f"outbox {box.file} is older than 7 days: Amplitude may store its events a second time; --resend sends them"
+        raise Blocked(
+            f"outbox {box.file} is older than 7 days: Amplitude may store its events a second time; --resend sends "
+            f"them anyway"
         )
     name = context.folder.new_name("outboxes", "arrow")
     part = _write_again(context, segment, name, ended)
@@ -70,10 +71,10 @@ def rebuild_outbox(context: Context, outbox_id: int, lease: Lease, *, resend: bo
 
 
 class _Left:
-    """What the store knows of the events of an outbox that were to be posted.
+    """The store's knowledge of an outbox's events.
 
     Attributes:
-        rows: those without a dead letter, hold or other record of their own.
+        rows: events without a record of their own, such as a dead letter or a hold.
         delivered: of them, how many have been delivered.
     """
 
@@ -106,17 +107,18 @@ def _segment(context: Context, tx: Transaction, box: Any) -> PreparedSegment:
         .where(segments.c.id == box.segment_id, integrations.c.id == box.integration_id)
     ).one_or_none()
     if row is not None and row.snapshot_file is None:
-        raise Halted(
-            f"outbox {box.file} needs snapshots that the next run computes: run 'nami-amp run', then 'repair' again"
+        raise Blocked(
+            f"outbox {box.file} needs snapshots that the next run computes: run 'nami-amp run', then 'nami-amp "
+            "repair' again"
         )
     if row is None or not context.folder.path(row.file).exists():
-        raise Halted(f"outbox {box.file} cannot be made again: its segment is gone too; restore a backup")
+        raise Blocked(f"outbox {box.file} cannot be rebuilt: its segment is lost too; restore a backup")
     (integration,) = all_integrations(context.store, [f"{row.app_id}/{row.name}"])
     return PreparedSegment(box.segment_id, row.file, [row.snapshot_file], [integration])
 
 
 def _ended(tx: Transaction, box: Any) -> list[str]:
-    """The ids of events of the segment that have a record of their own: dead letters, and those that wait."""
+    """The ids of the segment's events with a record of their own: dead letters, held and waiting events."""
     table = tables.exceptions
     query = sa.select(table.c.event_id).where(
         table.c.integration_id == box.integration_id, table.c.segment_id == box.segment_id
@@ -127,10 +129,10 @@ def _ended(tx: Transaction, box: Any) -> list[str]:
 def _write_again(context: Context, segment: PreparedSegment, name: str, ended: list[str]) -> OutboxPart:
     with engine(context.settings) as alone, begin_segment(context, segment, alone) as begun:
         connection = begun.connection
-        run(connection, "prepare_2_decide")
+        execute(connection, "prepare_2_decide")
         connection.register("ended", pa.table({"id": pa.array(ended, pa.string())}))
         connection.execute("DELETE FROM decided WHERE state <> 'send' OR id IN (SELECT id FROM ended)")
         register_released(context, connection, [], {})
         register_sent(context, connection)
-        run(connection, "prepare_4_lanes")
+        execute(connection, "prepare_4_lanes")
         return write_outbox(context, connection, name).get(segment.integrations[0].id, OutboxPart())

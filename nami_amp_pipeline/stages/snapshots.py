@@ -27,17 +27,17 @@ from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA
 _READ_ROWS = 50_000
 
 _NAMED_USERS = 1_000
-"""Late events of more users than this are looked for in every row of the snapshot files, not by Bloom filters."""
+"""For late events of more users than this, every row of the snapshot files is scanned, without Bloom filters."""
 
 
 @dataclass
 class Snapshotted:
-    """What one run did for one app.
+    """The result of one run for one app.
 
     Attributes:
         events: ``user.*`` events that have a snapshot now.
         users: users whose current snapshot was looked at.
-        truncated_arrays: arrays that were cut to what Amplitude keeps.
+        truncated_arrays: arrays that were cut to the length that Amplitude keeps.
         files: the snapshot files, relative to the data folder.
     """
 
@@ -48,7 +48,7 @@ class Snapshotted:
 
 
 def snapshot(context: Context, leases: Mapping[str, Lease], *, window: Window | None = None) -> dict[str, Snapshotted]:
-    """Computes the snapshots of the segments that have none yet, of the apps under lease.
+    """Computes the missing snapshots of the apps under lease.
 
     Args:
         context: the process at work.
@@ -62,7 +62,7 @@ def snapshot(context: Context, leases: Mapping[str, Lease], *, window: Window | 
     done: dict[str, Snapshotted] = {}
     adding = threading.Lock()
 
-    def one(segment: tuple[int, str, list[str]], shared: Engine, *, careful: bool) -> None:
+    def compute(segment: tuple[int, str, list[str]], shared: Engine, *, careful: bool) -> None:
         parts = _one(context, leases, *segment, shared, careful=careful)
         with adding:
             for app_id, part in parts.items():
@@ -78,19 +78,19 @@ def snapshot(context: Context, leases: Mapping[str, Lease], *, window: Window | 
         try:
             with engine(context.settings) as shared:
                 for together in pending:
-                    in_parallel(lambda segment: one(segment, shared, careful=False), together, shared.divide)
+                    in_parallel(lambda segment: compute(segment, shared, careful=False), together, shared.divide)
             return done
         except OutOfMemory as error:
-            context.log.info("%s; going on with one segment at a time", error)
+            context.log.info("%s; continuing with one segment at a time", error)
     with engine(context.settings) as alone:
         for together in _pending(context, leases):
             for segment in together:
-                one(segment, alone, careful=True)
+                compute(segment, alone, careful=True)
     return done
 
 
 def _pending(context: Context, leases: Mapping[str, Lease]) -> list[list[tuple[int, str, list[str]]]]:
-    """(segment, its file, its apps that lack snapshots), oldest first; those of one tick share no user: together."""
+    """(segment, its file, its apps that lack snapshots), oldest first; grouped by tick."""
     parts, segments = tables.segment_apps, tables.segments
     with context.store.begin() as tx:
         rows = tx.execute(
@@ -142,7 +142,7 @@ def _one(
                 "SELECT app_id, count(*), sum(truncated_arrays)::BIGINT FROM snapshots GROUP BY app_id"
             ).fetchall()
         }
-    people = {one["values"]: one["counts"] for one in current["app_id"].value_counts().to_pylist()}
+    people = {app["values"]: app["counts"] for app in current["app_id"].value_counts().to_pylist()}
     done = {
         app_id: Snapshotted(
             events=events.get(app_id, (0, 0))[0],
@@ -168,14 +168,14 @@ def _one(
 def _parse(
     context: Context, connection: duckdb.DuckDBPyConnection, file: str, app_ids: Sequence[str], *, careful: bool
 ) -> None:
-    """Makes the table ``carried_by_event``: of all rows at once, or else of a few at a time.
+    """Makes the table ``carried_by_event``: for all rows at once, or for a few at a time.
 
     Args:
-        context: for the file, and to say which rows cannot be read.
+        context: for the file, and to log unreadable rows.
         connection: has the view ``segment``, and the macros.
         file: of the segment.
         app_ids: of the rows that are wanted.
-        careful: whether to go on with few rows at a time where all of them take too much memory.
+        careful: whether to continue with a few rows at a time if all of them take too much memory.
     """
     try:
         connection.execute("CREATE TEMP TABLE carried_by_event AS FROM carried('segment')")
@@ -198,7 +198,7 @@ def _parse(
 
 
 def _parse_few(context: Context, connection: duckdb.DuckDBPyConnection, rows: pa.Table) -> None:
-    """Adds rows to ``carried_by_event``; a row that cannot be read carries nothing, whatever the others are."""
+    """Adds rows to ``carried_by_event``; an unreadable row carries nothing and does not affect the others."""
     connection.register("few_rows", rows)
     try:
         connection.execute("INSERT INTO carried_by_event FROM carried('few_rows')")
@@ -212,17 +212,17 @@ def _parse_few(context: Context, connection: duckdb.DuckDBPyConnection, rows: pa
             return
         (row,) = rows.select(["app_id", "id"]).to_pylist()
         context.log.warning(
-            "event %s of app %s: its payload cannot be read (%s), so it tells nothing of its user",
+            "event %s of app %s: cannot read its payload (%s); it sets no user properties",
             row["id"], row["app_id"], type(error).__name__,
         )  # fmt: skip
         connection.execute("INSERT INTO carried_by_event BY NAME FROM carried_nothing('few_rows')")
 
 
 def _create_earlier(context: Context, connection: duckdb.DuckDBPyConnection) -> None:
-    """Makes the view ``earlier``: what was known, before this segment, of the users whose events lack something.
+    """Makes the view ``earlier``: the earlier state of users whose events lack a group.
 
-    Normally that is the newest of each group, from the store. An event older than that needs what was newest before
-    *it*, which the snapshot files of earlier segments tell.
+    Normally that is the newest value of each group, from the store. A late event needs the newest value before
+    *itself*, from the snapshot files of earlier segments.
     """
     people: dict[str, list[str]] = {}
     for app_id, user_id in connection.execute("SELECT app_id, user_id FROM incomplete").fetchall():

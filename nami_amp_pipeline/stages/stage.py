@@ -1,4 +1,4 @@
-"""What a stage is: everything that the rest of the program needs to know of it to run, show and clean up after it."""
+"""The description of a stage: all that the program needs to run it, show it and clean up after it."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Subject = str | Integration
 """What a stage works on: an app, by its id, or an integration."""
 
 Stop = Callable[[], bool]
-"""Whether the process was asked to end: once true, nothing new is begun."""
+"""Whether the process was asked to end: once true, nothing new starts."""
 
 Run = Callable[[Context, Sequence[Any], Mapping[Any, Lease], Window | None, Stop], Mapping[Any, Any]]
-"""Does the work for some subjects, given the leases by app id or integration id; returns what was done by the same id.
+"""Does the work for some subjects, given the leases by app id or integration id; returns results by the same id.
 
-Subjects without a lease are left to the process that has it; those without news are left out of what is returned. A
-result with an ``error`` says why its subject's work is not at its end.
+Subjects without a lease are left to the process that holds it; subjects without new data have no result. A result's
+``error`` says why its subject's work is unfinished.
 """
 
 DescribeRun = Callable[[Context, Sequence[Any], Mapping[str, Any]], dict[str, Facts]]
-"""Describes what was done, from the subjects and the results, both of the returned mappings by partition key."""
+"""Describes the work, from the subjects and the results; all mappings are by partition key."""
 
 References = Callable[[Sequence[str]], sa.Select[tuple[str]]]
-"""Those of some file names that a row of the store still needs."""
+"""Of some file names, those that a row of the store still needs."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,16 @@ class Stage:
         describe: the facts that the page of a partition shows.
         summary: what it does, in a sentence.
         description: what the asset's page says, in Markdown.
-        op: its step in the job ``micro_batch``; None if it is no part of that.
+        op: its step in the job ``micro_batch``; None if it has none.
         kinds: technologies that the page shows.
         schema: of the files that it writes.
-        lineage: columns, each with the upstream (asset, column) pairs that it is made of.
-        files: kinds of files in the data folder that it writes, with what refers to them; others are removed in time.
-        finishes_events: whether events come to their end here, so that the page shows how the integration stands.
-        is_stoppable: whether a run that is told to end waits for it, as it ends by itself; others are broken off, as
-            what they have not committed is done again.
-        renews_leases: whether it prolongs its leases itself; those of others are prolonged for as long as they work.
+        lineage: columns, each with the upstream (asset, column) pairs that it is computed from.
+        files: kinds of files that it writes to the data folder, with the rows that refer to them; unreferenced files
+            are removed later.
+        finishes_events: whether events reach their end state here, so that the page shows the integration's status.
+        is_stoppable: whether a stopping run waits for it, because it ends by itself; other stages are interrupted,
+            because uncommitted work is done again.
+        renews_leases: whether it renews its leases itself; otherwise they are renewed while it works.
     """
 
     asset: str
@@ -81,5 +82,5 @@ def partition_key(subject: Subject) -> str:
 
 
 def called(subject: Subject) -> str:
-    """What people call an app or integration: ``<app_id>`` or ``<app_id>/<name>``."""
+    """The name that people use for an app or integration: ``<app_id>`` or ``<app_id>/<name>``."""
     return subject if isinstance(subject, str) else subject.key

@@ -1,7 +1,7 @@
 """All stages, in the order in which an event passes them. Whatever is done for each stage is a loop over this table.
 
-Assets, ops, the chain of the job, descriptions, columns, the facts of a page and the removal of unused files are made
-of these entries, so a new stage is one more of them.
+Assets, ops, the order of the job, descriptions, columns, the facts of a page and the removal of unused files come from
+these entries, so a new stage is one more entry.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _prepare(
 
 
 def delivering(**options: Any) -> Run:
-    """Stage 4 with some :class:`nami_amp_pipeline.stages.deliver.Means` of its own, such as its wire."""
+    """Stage 4 with :class:`nami_amp_pipeline.stages.deliver.Means` of its own, such as a wire."""
 
     def run(
         context: Context, some: Sequence[Integration], leases: Mapping[int, Lease], window: Window | None, stop: Stop
@@ -89,7 +89,7 @@ New rows of the warehouse table, copied once into immutable Parquet segments. **
   is still read, once. The same id loaded again is not captured again.
 - **Nothing new although there are new rows?** The app needs an integration that is switched on:
   `nami-amp integrations list`.
-- **Fails?** The message says what is wrong with the warehouse. Nothing is lost: the next run reads the same again.
+- **Fails?** The message says what is wrong with the warehouse. Nothing is lost: the next run reads the same rows again.
 - Running it again is always safe.
 """,
     kinds=frozenset({"duckdb", "parquet"}),
@@ -112,8 +112,8 @@ SNAPSHOTS: Final = Stage(
 The state of each user as of each of their `user.*` events: entitlements, SKUs, devices, journey flags.
 **Partition:** the Nami app.
 
-- What an event does not carry is taken from the user's newest earlier event that does. An event that arrives late never
-  moves the current state back.
+- If an event lacks a group, the group comes from the user's newest earlier event that carries it. An event that arrives
+  late never moves the current state back.
 - `truncated_arrays` counts arrays cut to the 1,024 characters that Amplitude keeps.
 - The current state of every user is the table `user_property_snapshots` of the state store.
 - Running it again is always safe.
@@ -122,7 +122,7 @@ The state of each user as of each of their `user.*` events: entitlements, SKUs, 
     schema=snapshot_schema(),
     lineage={
         **_same("nami_events", "app_id", "id", "user_id", "created_date"),
-        **dict.fromkeys((one.name for one in contract.PROPERTIES), (("nami_events", "payload"),)),
+        **dict.fromkeys((prop.name for prop in contract.PROPERTIES), (("nami_events", "payload"),)),
     },
     files={"snapshots": _named_in(tables.segment_apps.c.snapshot_file)},
 )
@@ -136,12 +136,12 @@ PREPARE: Final = Stage(
     describe=describe_prepared,
     summary="Writes the events as they will be posted.",
     description="""
-What will be posted, as it will be posted: one outbox per segment. **Partition:** `<app_id>|<integration>`.
+The events exactly as they will be posted: one outbox per segment. **Partition:** `<app_id>|<integration>`.
 
-- From here on nothing is computed again: what is sent a second time is the same bytes, with the same `insert_id`.
-- **Skipped** events have no External ID yet, and the integration's `anonymous` says not to send those. **Dead letters**
-  are malformed, or carry an id that Amplitude reserves: `nami-amp dead-letters list`.
-- A pair of app and integration that does not exist does nothing.
+- From here on nothing is computed again: a repeat is the same bytes, with the same `insert_id`.
+- **Skipped** events are left out on purpose, mostly because their user has no External ID yet (setting `anonymous`).
+  **Dead letters** are malformed, or carry an id that Amplitude reserves: `nami-amp dead-letters list`.
+- A partition whose integration does not exist does nothing.
 - Running it again is always safe.
 """,
     kinds=frozenset({"duckdb", "arrow"}),
@@ -151,7 +151,7 @@ What will be posted, as it will be posted: one outbox per segment. **Partition:*
         "identity": (("nami_events", "user_id"), ("nami_events", "payload")),
         "body": (
             ("nami_events", "payload"),
-            *(("user_property_snapshots", one.name) for one in contract.PROPERTIES),
+            *(("user_property_snapshots", prop.name) for prop in contract.PROPERTIES),
         ),
     },
     # Once all its integrations are done the file of an outbox is not needed, though its rows are.
@@ -171,11 +171,11 @@ DELIVER: Final = Stage(
 Posted to Amplitude, with a receipt for each event. **Partition:** `<app_id>|<integration>`.
 
 - **A partition fails** when its API key is refused, its region is down, or a user is throttled for longer than a run
-  goes on (`NAMI_AMP_RUN_RETRY_SECONDS`). Others are not affected, nothing is lost, and the next run goes on.
+  waits (`NAMI_AMP_RUN_RETRY_SECONDS`). Others are not affected, nothing is lost, and the next run continues.
 - **Halted** by a refused key: the check `not_halted` of the partition says why and what to do. Set the right key
   with `nami-amp integrations update APP/NAME`, then `nami-amp integrations enable APP/NAME`.
 - **Where is one event?** `nami-amp trace EVENT_ID`. **What was refused?** `nami-amp dead-letters list`.
-  **How do things stand?** `nami-amp status`.
+  **Where are all events?** `nami-amp status`.
 - *Terminate* is safe: requests under way are finished and recorded.
 - Running it again is always safe: each event is sent once, and repeats carry the same `insert_id`.
 """,

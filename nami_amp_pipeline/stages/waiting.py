@@ -1,4 +1,4 @@
-"""Events that wait for their user's login: given up after the setting's time."""
+"""Gives up events that have waited too long for their user's login."""
 
 from __future__ import annotations
 

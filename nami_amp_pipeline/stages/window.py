@@ -1,4 +1,4 @@
-"""The window that a stage works on: a range of time, or whatever is new."""
+"""The window that a stage works on: a range of time, or all new data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nami_amp_pipeline.errors import Misconfigured
 
 @dataclass(frozen=True)
 class Window:
-    """Rows of a range of time, for a stage that does more than what is new.
+    """A range of time, for a stage that does not only work on new data.
 
     Attributes:
         since: the first instant of it, in µs since the epoch.
@@ -28,10 +28,10 @@ class Window:
 
 
 def refuse(window: Window | None, asset: str) -> None:
-    """For a stage that works on nothing but what is new.
+    """For a stage that only works on new data.
 
     Raises:
-        Misconfigured: a window is given. Working on what is new instead would look like a backfill that took place.
+        Misconfigured: a window is given. Working on new data instead would look like a successful backfill.
     """
     if window is not None:
-        raise Misconfigured(f"{asset} works on what is new; it cannot work on a window of time")
+        raise Misconfigured(f"{asset} works on new data only; it cannot work on a window of time")

@@ -1,4 +1,4 @@
-"""The state store: how far each stage has come, who works on what, and every exception to the rule."""
+"""The state store: the progress of each stage, leases, and one row for each exceptional event."""
 
 from nami_amp_pipeline.state.store import Store, Transaction
 

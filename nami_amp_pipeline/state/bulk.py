@@ -1,4 +1,4 @@
-"""Many rows at once, in columns: COPY on PostgreSQL, one call of the driver on SQLite.
+"""Writes many rows at once, in columns: COPY on PostgreSQL, one call of the driver on SQLite.
 
 SQLAlchemy's own work for each row costs more than the database's.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FEW_ROWS = 1_000
-"""Up to here one statement is faster on PostgreSQL than COPY into a table that is made and dropped."""
+"""Up to this many rows, one statement is faster on PostgreSQL than COPY into a temporary table."""
 
 _ROWS_AT_A_TIME = 20_000  # bounds the memory, whatever the table
 
@@ -30,10 +30,10 @@ def insert(store: Store, tx: Transaction, table: sa.Table, rows: pa.Table, *, on
         store: for its kind.
         tx: the transaction to write in.
         table: where to.
-        rows: of text, whole numbers and booleans; its columns are named as those of ``table``, and what is missing gets
-            its default. Sorted by key they are written in half the time.
-        on_conflict: what follows the values, such as ``ON CONFLICT (id) DO UPDATE SET n = s.n + excluded.n``, where
-            the old row is called ``s``. A key may then stand in ``rows`` once only.
+        rows: texts, integers and booleans, with the column names of ``table``; missing columns get their default. Rows
+            sorted by key take half the time.
+        on_conflict: the clause after the values, such as ``ON CONFLICT (id) DO UPDATE SET n = s.n + excluded.n``, where
+            the old row is called ``s``. Each key may then be in ``rows`` only once.
     """
     if not rows.num_rows:
         return
@@ -77,7 +77,7 @@ def _execute_values(tx: Transaction, head: str, tail: str, rows: pa.Table) -> No
 def _copy(tx: Transaction, target: str, rows: pa.Table) -> None:
     from pyarrow import csv
 
-    # A value in quotes is that value; what has none is NULL, and so the empty text is told from it.
+    # Quoted values are texts and unquoted values NULL, which distinguishes NULL from the empty text.
     options = csv.WriteOptions(include_header=False, quoting_style="all_valid")
     driver = tx.connection.driver_connection
     assert driver is not None
@@ -100,7 +100,7 @@ def _tuples(rows: pa.Table) -> Iterator[tuple[object, ...]]:
 
 @contextmanager
 def _as_sqlalchemy(tx: Transaction) -> Iterator[None]:
-    """Makes SQLAlchemy's errors of the driver's, so that a store that fails here is one that fails anywhere."""
+    """Converts the driver's errors to SQLAlchemy's, so that callers handle both alike."""
     dbapi = tx.dialect.loaded_dbapi
     try:
         yield

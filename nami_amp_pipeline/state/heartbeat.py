@@ -1,4 +1,4 @@
-"""Signs of life: of runs, so that one whose process is gone can be told from one at work, and of leases in long use."""
+"""Heartbeats: of runs, to find those whose process has died, and of leases in long use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PREFIX = "run:"
 
 
 class Heartbeat:
-    """Holds a lease with the name of a run for as long as its process lives, renewed by a thread.
+    """Holds a lease named after a run while its process lives; a thread renews it.
 
     Args:
         store: the state store.
@@ -32,7 +32,7 @@ class Heartbeat:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begins to beat.
+        """Starts the heartbeat.
 
         Raises:
             StoreUnavailable: the state store cannot be written.
@@ -50,7 +50,7 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends, and leaves nothing behind."""
+        """Stops, and releases the lease."""
         self._over.set()
         if self._thread is not None:
             self._thread.join(5)
@@ -60,10 +60,9 @@ class Heartbeat:
 
 @contextmanager
 def kept(store: Store, leases: Iterable[Lease]) -> Iterator[None]:
-    """Prolongs leases for the length of the block, as work may take longer than a lease holds.
+    """Renews leases during the block, because work may take longer than a lease.
 
-    A process that is stopped prolongs nothing, and a lease that another process took meanwhile stays lost: whoever
-    commits under it is told.
+    A stopped process renews nothing, and a lease that another process took stays lost: a commit under it fails.
 
     Args:
         store: the state store.
@@ -87,7 +86,7 @@ def kept(store: Store, leases: Iterable[Lease]) -> Iterator[None]:
 
 
 def lost_runs(store: Store) -> list[str]:
-    """The runs that began to beat and stopped without a word.
+    """The runs whose heartbeat stopped without being ended.
 
     Raises:
         StoreUnavailable: the state store cannot be read.
@@ -101,10 +100,10 @@ def lost_runs(store: Store) -> list[str]:
 
 
 def forget(store: Store, run_ids: Iterable[str]) -> None:
-    """Removes the signs of life of runs that have ended.
+    """Removes the heartbeats of ended runs.
 
     Raises:
         StoreUnavailable: the state store cannot be written.
     """
     with store.begin() as tx:
-        tx.execute(sa.delete(tables.leases).where(tables.leases.c.name.in_([_PREFIX + one for one in run_ids])))
+        tx.execute(sa.delete(tables.leases).where(tables.leases.c.name.in_([_PREFIX + run_id for run_id in run_ids])))

@@ -1,4 +1,4 @@
-"""Changes of an integration: every setting, with a version that each change raises, and a record of it."""
+"""Changes an integration's settings: each change raises its version and is recorded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nami_amp_pipeline.state.store import Store, Transaction
 T = TypeVar("T")
 
 _CALLED: Final = {"user_id_kind": "user_id"}
-"""What people call a column of another name."""
+"""The names that people use for columns."""
 
 _JSON: Final = ("events", "rename", "exclude", "hash", "store_fees")
 
@@ -37,14 +37,14 @@ class Unchanged(Enum):
 
 
 UNCHANGED: Final = Unchanged.UNCHANGED
-"""In place of a value that stays as it is."""
+"""Stands for a value that does not change."""
 
 
 @dataclass(frozen=True)
 class IntegrationChange:
-    """What a person changes of an integration; what is :data:`UNCHANGED` stays as it is.
+    """The changes that a person makes to an integration; :data:`UNCHANGED` values stay.
 
-    ``secret_key=None`` takes the secret key away; ``start_from=None`` is the beginning. See :class:`Integration`.
+    ``secret_key=None`` removes the secret key; ``start_from=None`` is the beginning. See :class:`Integration`.
     """
 
     endpoint: str | Unchanged = UNCHANGED
@@ -70,8 +70,8 @@ def change(
 ) -> Integration:
     """Changes settings of an integration; each change raises its version and is recorded.
 
-    It holds for what is in no outbox yet; keys and endpoint for all that is still to be posted. A run that is under way
-    goes on with what it began with. A halt stays until ``set_enabled``.
+    It applies to events that are in no outbox yet; a key or endpoint applies to all pending events. A run under way
+    keeps the old settings. A halted integration stays halted until ``set_enabled``.
 
     Args:
         store: where it is.
@@ -79,18 +79,18 @@ def change(
         key: ``<app_id>/<name>``.
         wanted: what to change.
         by: who changes it.
-        if_version: the version that the change was made for.
+        if_version: the version that the change is based on.
 
     Raises:
-        Misconfigured: there is none of that name, a value cannot be used, or somebody else changed it since.
-        Busy: a run works for it, and its start is to move back.
+        Misconfigured: it does not exist, a value is not valid, or somebody else changed it since.
+        Busy: a run works for it, so its start cannot move back.
     """
-    one = get(store, key)
+    integration = get(store, key)
     held = {}
-    if not isinstance(wanted.start_from, Unchanged) and _is_earlier(wanted.start_from, one.start_from):
-        held = store.acquire([f"integration:{one.id}"])
+    if not isinstance(wanted.start_from, Unchanged) and _is_earlier(wanted.start_from, integration.start_from):
+        held = store.acquire([f"integration:{integration.id}"])
         if not held:
-            raise Busy(f"a run works for {key} right now: move its start when that has ended")
+            raise Busy(f"a run is working for {key}: move its start when the run has ended")
     try:
         with store.begin(under=held.values()) as tx:
             hold_keys(store, tx)
@@ -104,102 +104,104 @@ def _change(
     store: Store,
     tx: Transaction,
     cipher: Cipher,
-    one: Integration,
+    integration: Integration,
     wanted: IntegrationChange,
     by: str,
     if_version: int | None,
 ) -> None:
-    if if_version is not None and if_version != one.version:
-        raise Misconfigured(_changed_since(tx, one, if_version))
-    values, what = _differences(cipher, one, wanted)
+    if if_version is not None and if_version != integration.version:
+        raise Misconfigured(_changed_since(tx, integration, if_version))
+    values, what = _differences(cipher, integration, wanted)
     if not what:
         return
-    if wanted.enabled is True and not one.enabled and plan_of(tx, one.app_id) == "free":
-        raise not_paid(one.app_id)
+    if wanted.enabled is True and not integration.enabled and plan_of(tx, integration.app_id) == "free":
+        raise not_paid(integration.app_id)
     if not wanted.allow_shared_key and ("api_key" in what or "events" in what):
-        api_key = cipher.decrypt(one.api_key) if isinstance(wanted.api_key, Unchanged) else wanted.api_key
-        refuse_shared(tx, cipher, one.app_id, one.name, api_key, _given(wanted.events, one.patterns))
-    if "start_from" in what and _is_earlier(values["start_from"], one.start_from):
-        _start_earlier(tx, one, values)
+        api_key = cipher.decrypt(integration.api_key) if isinstance(wanted.api_key, Unchanged) else wanted.api_key
+        refuse_shared(
+            tx, cipher, integration.app_id, integration.name, api_key, _given(wanted.events, integration.patterns)
+        )
+    if "start_from" in what and _is_earlier(values["start_from"], integration.start_from):
+        _start_earlier(tx, integration, values)
     tx.execute(
         sa.update(tables.integrations)
-        .where(tables.integrations.c.id == one.id)
-        .values(version=one.version + 1, **values)
+        .where(tables.integrations.c.id == integration.id)
+        .values(version=integration.version + 1, **values)
     )
-    note(store, tx, one.key, one.version + 1, by, what)
+    note(store, tx, integration.key, integration.version + 1, by, what)
 
 
 def _differences(
-    cipher: Cipher, one: Integration, wanted: IntegrationChange
+    cipher: Cipher, integration: Integration, wanted: IntegrationChange
 ) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
-    """The columns to write, and what is recorded of it, of what is not as it is wanted."""
+    """The columns to write and the changes to record, for all values that differ."""
     before = NewIntegration(
-        one.app_id,
-        one.name,
-        one.endpoint,
+        integration.app_id,
+        integration.name,
+        integration.endpoint,
         Secret(""),
-        user_id_kind=one.user_id_kind,
-        anonymous=one.anonymous,
-        events=one.patterns,
-        rename=one.rename,
-        sandbox=one.sandbox,
-        exclude=one.exclude,
-        hashed=one.hashed,
-        revenue=one.revenue,
-        store_fees=one.store_fees,
+        user_id_kind=integration.user_id_kind,
+        anonymous=integration.anonymous,
+        events=integration.patterns,
+        rename=integration.rename,
+        sandbox=integration.sandbox,
+        exclude=integration.exclude,
+        hashed=integration.hashed,
+        revenue=integration.revenue,
+        store_fees=integration.store_fees,
         allow_custom_endpoint=True,
     )
     after = NewIntegration(
-        one.app_id,
-        one.name,
-        _given(wanted.endpoint, one.endpoint),
+        integration.app_id,
+        integration.name,
+        _given(wanted.endpoint, integration.endpoint),
         Secret(""),
-        user_id_kind=_given(wanted.user_id_kind, one.user_id_kind),
-        anonymous=_given(wanted.anonymous, one.anonymous),
-        events=_given(wanted.events, one.patterns),
-        rename=_given(wanted.rename, one.rename),
-        sandbox=_given(wanted.sandbox, one.sandbox),
-        exclude=_given(wanted.exclude, one.exclude),
-        hashed=_given(wanted.hashed, one.hashed),
-        revenue=_given(wanted.revenue, one.revenue),
-        store_fees=_given(wanted.store_fees, one.store_fees),
+        user_id_kind=_given(wanted.user_id_kind, integration.user_id_kind),
+        anonymous=_given(wanted.anonymous, integration.anonymous),
+        events=_given(wanted.events, integration.patterns),
+        rename=_given(wanted.rename, integration.rename),
+        sandbox=_given(wanted.sandbox, integration.sandbox),
+        exclude=_given(wanted.exclude, integration.exclude),
+        hashed=_given(wanted.hashed, integration.hashed),
+        revenue=_given(wanted.revenue, integration.revenue),
+        store_fees=_given(wanted.store_fees, integration.store_fees),
         allow_custom_endpoint=wanted.allow_custom_endpoint or isinstance(wanted.endpoint, Unchanged),
     )
     old, new = checked(before, known=True), checked(after)
     values = {name: value for name, value in new.items() if value != old[name]}
     what = {_CALLED.get(name, name): (_plain(name, old[name]), _plain(name, new[name])) for name in values}
     for name, moved, is_now in (
-        ("enabled", wanted.enabled, one.enabled),
-        ("start_from", wanted.start_from, one.start_from),
+        ("enabled", wanted.enabled, integration.enabled),
+        ("start_from", wanted.start_from, integration.start_from),
     ):
         if not isinstance(moved, Unchanged) and moved != is_now:
             values[name] = moved
             what[name] = (_plain(name, is_now), _plain(name, moved))
-    values |= _keys(cipher, one, wanted, what)
-    if new["hash"] != "[]" and one.hash_salt is None:
+    values |= _keys(cipher, integration, wanted, what)
+    if new["hash"] != "[]" and integration.hash_salt is None:
         values["hash_salt"] = new_salt(cipher)
     return values, what
 
 
 def _keys(
-    cipher: Cipher, one: Integration, wanted: IntegrationChange, what: dict[str, tuple[Any, Any]]
+    cipher: Cipher, integration: Integration, wanted: IntegrationChange, what: dict[str, tuple[Any, Any]]
 ) -> dict[str, str | None]:
-    """The keys that change, encrypted; adds to what is recorded that they did."""
+    """The changed keys, encrypted; records that they changed."""
     values: dict[str, str | None] = {}
     if not isinstance(wanted.api_key, Unchanged):
         values["api_key"] = cipher.encrypt(rules.check_key(wanted.api_key, "API key"))
         what["api_key"] = ("set", "changed")
     if isinstance(wanted.secret_key, Secret):
         values["secret_key"] = cipher.encrypt(rules.check_key(wanted.secret_key, "secret key"))
-        what["secret_key"] = ("set", "changed") if one.secret_key else ("not set", "set")
-    elif wanted.secret_key is None and one.secret_key is not None:
+        what["secret_key"] = ("set", "changed") if integration.secret_key else ("not set", "set")
+    elif wanted.secret_key is None and integration.secret_key is not None:
         values["secret_key"] = None
         what["secret_key"] = ("set", "not set")
     return values
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A value as it is recorded."""
+    """A value in the form that is recorded."""
     if name == "start_from":
         return to_text(value) or "beginning"
     return orjson.loads(value) if name in _JSON else value
@@ -213,40 +215,40 @@ def _is_earlier(start: int | None, than: int | None) -> bool:
     return than is not None and (start is None or start < than)
 
 
-def _start_earlier(tx: Transaction, one: Integration, values: dict[str, Any]) -> None:
-    """Moves the start of an integration back that nothing was captured for: as if it were added now.
+def _start_earlier(tx: Transaction, integration: Integration, values: dict[str, Any]) -> None:
+    """Moves back the start of an integration without captured events, as if it were added now.
 
     Raises:
-        Misconfigured: what it has in outboxes, or what younger integrations have, could come a second time.
+        Misconfigured: events in its outboxes, or of younger integrations, could be sent a second time.
     """
     counts, table = tables.counts, tables.integrations
     captured = tx.execute(
-        sa.select(counts.c.events).where(counts.c.integration_id == one.id, counts.c.state == "captured")
+        sa.select(counts.c.events).where(counts.c.integration_id == integration.id, counts.c.state == "captured")
     ).scalar()
     if captured:
         raise Misconfigured(
-            f"{one.key} has events already, so its start can move to a later time only: earlier events would be sent "
-            "out of order, and some twice"
+            f"{integration.key} has events already, so its start can only move to a later time: earlier events "
+            "would be sent out of order, and some twice"
         )
-    youngest = tx.execute(sa.select(sa.func.max(table.c.id)).where(table.c.app_id == one.app_id)).scalar()
-    if youngest != one.id:
+    youngest = tx.execute(sa.select(sa.func.max(table.c.id)).where(table.c.app_id == integration.app_id)).scalar()
+    if youngest != integration.id:
         raise Misconfigured(
-            f"{one.key} is not the newest integration of its app, so its start can move to a later time only: nothing "
-            "was captured for it yet, so remove it and add it again"
+            f"{integration.key} is not the newest integration of its app, so its start can only move to a later "
+            "time. No event was captured for it yet: remove it and add it again"
         )
     values["prepared_through"] = 0
-    tx.execute(sa.delete(tables.rereads).where(tables.rereads.c.integration_id == one.id))
-    read_from(tx, one.id, one.app_id, values["start_from"])
+    tx.execute(sa.delete(tables.rereads).where(tables.rereads.c.integration_id == integration.id))
+    read_from(tx, integration.id, integration.app_id, values["start_from"])
 
 
-def _changed_since(tx: Transaction, one: Integration, version: int) -> str:
-    """Who changed what since a version, in one line."""
-    later = [record for record in records_of(tx, one.key) if record.version > version]
-    told = "; ".join(
+def _changed_since(tx: Transaction, integration: Integration, version: int) -> str:
+    """The changes since a version, in one line."""
+    later = [record for record in records_of(tx, integration.key) if record.version > version]
+    changes = "; ".join(
         f"version {record.version} by {record.by or 'somebody'} at {to_text(record.at)}: {', '.join(record.what)}"
         for record in later[-3:]
     )
     return (
-        f"{one.key} has version {one.version}, not {version}{f' ({told})' if told else ''}: look at it again "
-        f"('nami-amp integrations show {one.key}'), then change it"
+        f"{integration.key} has version {integration.version}, not {version}{f' ({changes})' if changes else ''}: look "
+        f"at its settings ('nami-amp integrations show {integration.key}'), then change them"
     )

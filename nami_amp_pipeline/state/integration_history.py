@@ -1,4 +1,4 @@
-"""Who changed what of an integration, and when."""
+"""The record of an integration's changes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class ChangeRecord:
     """One change of an integration.
 
     Attributes:
-        version: that the integration had from then on.
+        version: the integration's version after it.
         at: when, in µs since the epoch.
         by: who.
-        what: by field, the value before and after; of keys only that they were set or changed.
+        what: by field, the value before and after; for keys only that they were set or changed.
     """
 
     version: int
@@ -32,7 +32,7 @@ class ChangeRecord:
 
 
 def history(store: Store, key: str) -> list[ChangeRecord]:
-    """The changes of an integration, the oldest first; those of one that was removed stay."""
+    """The changes of an integration, the oldest first; also of a removed integration."""
     with store.begin() as tx:
         return records_of(tx, key)
 
@@ -57,7 +57,7 @@ def note(store: Store, tx: Transaction, key: str, version: int, by: str, what: M
 
 
 def removed_since(store: Store, seen: int, limit: int) -> tuple[list[str], int]:
-    """Integrations that were removed since somebody looked last.
+    """The integrations that were removed since the last look.
 
     Args:
         store: the store.
@@ -65,7 +65,7 @@ def removed_since(store: Store, seen: int, limit: int) -> tuple[list[str], int]:
         limit: how many changes are looked at.
 
     Returns:
-        ``<app_id>/<name>`` of those that are gone, and the number of the last change.
+        ``<app_id>/<name>`` of the removed integrations, and the number of the last change.
 
     Raises:
         StoreUnavailable: the store cannot be read.

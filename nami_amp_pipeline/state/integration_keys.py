@@ -1,4 +1,4 @@
-"""The keys of integrations: encrypted, not rotated while somebody encrypts, and not shared without a word."""
+"""The keys of integrations: encrypted, protected from a rotation meanwhile, and not shared by accident."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _SALT_BYTES = 32
 
 
 def hold_keys(store: Store, tx: Transaction, *, alone: bool = False) -> None:
-    """Keeps the encryption keys from being rotated until the transaction ends; on SQLite writing alone does that.
+    """Prevents a rotation of the encryption keys until the transaction ends; on SQLite, any write does that.
 
     Args:
         store: for its kind.
         tx: the transaction.
-        alone: to rotate them: waits for all who encrypt, and keeps others from it.
+        alone: exclusive, for the rotation: waits for all that encrypt, and blocks others.
     """
     if not store.is_sqlite:
         lock = sa.func.pg_advisory_xact_lock if alone else sa.func.pg_advisory_xact_lock_shared
@@ -38,31 +38,31 @@ def new_salt(cipher: Cipher) -> str:
 def sharing_a_key(integrations: Sequence[Integration], cipher: Cipher) -> list[tuple[Integration, Integration]]:
     """Pairs of integrations of one app with one API key and event types in common.
 
-    Amplitude knows an event by its ``insert_id`` in a project: of the two copies it drops the second, after a 200.
-    Integrations of which the key cannot be decrypted are left aside.
+    Amplitude knows an event by its ``insert_id`` in a project: it answers the second copy with 200 and drops it.
+    Integrations whose key cannot be decrypted are ignored.
     """
     seen: dict[tuple[str, str], list[Integration]] = {}
     pairs = []
-    for one in integrations:
+    for integration in integrations:
         try:
-            key = cipher.decrypt(one.api_key).reveal()
+            key = cipher.decrypt(integration.api_key).reveal()
         except Misconfigured:
             continue
-        others = seen.setdefault((one.app_id, key), [])
-        pairs += [(other, one) for other in others if set(other.events) & set(one.events)]
-        others.append(one)
+        others = seen.setdefault((integration.app_id, key), [])
+        pairs += [(other, integration) for other in others if set(other.events) & set(integration.events)]
+        others.append(integration)
     return pairs
 
 
 def refuse_shared(
     tx: Transaction, cipher: Cipher, app_id: str, name: str, api_key: Secret, patterns: Sequence[str]
 ) -> None:
-    """Sees to it that no other integration of an app has this key and event types in common.
+    """Checks that no other integration of an app has this key and some of the same event types.
 
     Raises:
         Misconfigured: one has.
     """
-    events = {one.name for one in contract.select_events(patterns)}
+    events = {event_type.name for event_type in contract.select_events(patterns)}
     for other in read_all(tx):
         if other.app_id != app_id or other.name == name or not events & set(other.events):
             continue
@@ -72,6 +72,6 @@ def refuse_shared(
             continue
         if same:
             raise Misconfigured(
-                f"{other.key} has the same API key and event types in common with it: Amplitude would keep one of two "
-                "copies of an event; select other events, or give --allow-shared-key"
+                f"{other.key} has the same API key and some of the same event types: Amplitude would keep only one "
+                "copy of such an event. Select other events, or give --allow-shared-key"
             )

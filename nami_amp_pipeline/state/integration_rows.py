@@ -1,4 +1,4 @@
-"""The integrations as the state store has them: what is read of them, by whom it may concern."""
+"""Reads the integrations from the state store."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Integration:
     """One Amplitude project that an app's events go to.
 
     Attributes:
-        id: of the store; never used again.
+        id: in the store; never reused.
         app_id: the Nami app.
         name: unique in its app.
         enabled: whether anything is sent.
         endpoint: the URL that events are posted to.
         api_key: encrypted.
         secret_key: encrypted; for reconciliation only.
-        user_id_kind: what becomes Amplitude's ``user_id``.
+        user_id_kind: which id becomes Amplitude's ``user_id``.
         anonymous: what happens to events of users without an External ID.
         patterns: the selection of event types as it was given.
         events: the event types that the selection covers today.
@@ -39,19 +39,19 @@ class Integration:
         start_from: the first ``ingested_at`` that counts, in µs since the epoch; None for the beginning.
         created_at: in µs since the epoch.
         prepared_through: the newest segment that is in an outbox.
-        halted_reason: why delivery stopped, until a person says go on.
-        last_error: what went wrong last, for people.
-        halted_at: when that was, in µs since the epoch.
+        halted_reason: why delivery stopped, until a person enables it.
+        last_error: the last error, for people.
+        halted_at: when it halted, in µs since the epoch.
         version: raised by every change.
         sandbox: what happens to events of a store's sandbox.
-        exclude: payload fields that never leave.
-        hashed: payload fields that leave hashed.
-        hash_salt: encrypted; None before there is anything to hash.
+        exclude: payload fields that are never sent.
+        hashed: payload fields that are sent as hashes.
+        hash_salt: encrypted; None until a field is hashed.
         revenue: which amount is sent as revenue.
         store_fees: the store's share of a price by ``event_platform``, where it is not the default.
         destination: what receives the events.
-        rereads: (segment, ``ingested_at`` in µs) for each time that the app was read once more from further back:
-            events from before that time, in segments after that one, had been read for this integration before.
+        rereads: (segment, ``ingested_at`` in µs) for each time that the app was read again from an earlier point: in
+            segments after that segment, earlier events had already been read for this integration.
     """
 
     id: int
@@ -93,7 +93,7 @@ class Integration:
         return self.start_in(_TO_COME)
 
     def lacks(self, segment_id: int, newest: int) -> bool:
-        """Whether a segment still has something for it.
+        """Whether it has not prepared a segment yet.
 
         Args:
             segment_id: the segment.
@@ -117,14 +117,14 @@ class Integration:
 
 
 def apps_with_integrations(store: Store) -> list[str]:
-    """The apps that have an integration switched on."""
+    """The apps that have an enabled integration."""
     with store.begin() as tx:
         query = sa.select(tables.integrations.c.app_id).where(tables.integrations.c.enabled).distinct()
         return sorted(tx.execute(query).scalars())
 
 
 def all_integrations(store: Store, keys: Sequence[str] | None = None) -> list[Integration]:
-    """The integrations by key, or those named.
+    """All integrations, or the named ones, in order of their keys.
 
     Raises:
         Misconfigured: one of the names is unknown.
@@ -136,7 +136,7 @@ def all_integrations(store: Store, keys: Sequence[str] | None = None) -> list[In
     known = {integration.key: integration for integration in found}
     for key in keys:
         if key not in known:
-            raise Misconfigured(f"there is no integration {key}; 'nami-amp integrations list' shows those there are")
+            raise Misconfigured(f"there is no integration {key}; 'nami-amp integrations list' shows all integrations")
     return [known[key] for key in dict.fromkeys(keys)]
 
 
@@ -148,12 +148,12 @@ def read_all(tx: Transaction) -> list[Integration]:
     return [_from_row(row, rereads) for row in rows]
 
 
-def reread(tx: Transaction, integrations: Sequence[Integration]) -> list[Integration]:
-    """The same integrations as they are now; those that were removed meanwhile are left out."""
+def refreshed(tx: Transaction, integrations: Sequence[Integration]) -> list[Integration]:
+    """The same integrations, read again; removed ones are left out."""
     table = tables.integrations
     rows = {row.id: row for row in tx.execute(sa.select(table))}
     rereads = _rereads(tx)
-    return [_from_row(rows[one.id], rereads) for one in integrations if one.id in rows]
+    return [_from_row(rows[integration.id], rereads) for integration in integrations if integration.id in rows]
 
 
 def get(store: Store, key: str) -> Integration:
@@ -171,10 +171,10 @@ def _rereads(tx: Transaction) -> list[Any]:
 
 @lru_cache(64)
 def _events(text: str, known: tuple[EventType, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """A selection from its JSON text, and the types that it covers; few texts are shared by all integrations."""
+    """A selection from its JSON text, and the types that it covers; cached, as integrations share a few texts."""
     patterns = tuple(orjson.loads(text))
-    covered = {one.name for one in contract.select_events(patterns)}
-    return patterns, tuple(one.name for one in known if one.name in covered)
+    covered = {event_type.name for event_type in contract.select_events(patterns)}
+    return patterns, tuple(event_type.name for event_type in known if event_type.name in covered)
 
 
 def _from_row(row: Any, rereads: Sequence[Any]) -> Integration:
@@ -207,8 +207,8 @@ def _from_row(row: Any, rereads: Sequence[Any]) -> Integration:
         store_fees=orjson.loads(row.store_fees),
         destination=row.destination,
         rereads=tuple(
-            (one.after_segment, one.frontier)
-            for one in rereads
-            if one.app_id == row.app_id and one.integration_id > row.id
+            (reread.after_segment, reread.frontier)
+            for reread in rereads
+            if reread.app_id == row.app_id and reread.integration_id > row.id
         ),
     )

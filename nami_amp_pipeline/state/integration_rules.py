@@ -1,4 +1,4 @@
-"""What an integration may be set to: each value is checked here, whoever gives it."""
+"""The rules for an integration's settings: every value is checked here."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def check_app_id(app_id: str) -> str:
     """An app id as it is.
 
     Raises:
-        Misconfigured: it has other characters than the contract allows.
+        Misconfigured: it has characters that the contract does not allow.
     """
     if not contract.APP_ID.fullmatch(app_id):
-        raise Misconfigured(f"app id {app_id!r} must be of letters, digits, '.', '_' and '-'")
+        raise Misconfigured(f"app id {app_id!r} must consist of letters, digits, '.', '_' and '-'")
     return app_id
 
 
@@ -30,15 +30,15 @@ def check_name(name: str) -> str:
     """The name of an integration as it is.
 
     Raises:
-        Misconfigured: it has other characters than the contract allows.
+        Misconfigured: it has characters that the contract does not allow.
     """
     if not contract.INTEGRATION_NAME.fullmatch(name):
-        raise Misconfigured(f"integration name {name!r} must be of letters, digits, '-' and '_'")
+        raise Misconfigured(f"integration name {name!r} must consist of letters, digits, '-' and '_'")
     return name
 
 
 def check_choice(value: str, allowed: Iterable[str], what: str) -> str:
-    """A value that is one of a few.
+    """A value from a list of choices.
 
     Raises:
         Misconfigured: it is none of them.
@@ -50,10 +50,10 @@ def check_choice(value: str, allowed: Iterable[str], what: str) -> str:
 
 
 def check_key(secret: Secret, what: str) -> Secret:
-    """A key without the space around it.
+    """A key without surrounding space.
 
     Raises:
-        Misconfigured: nothing is left.
+        Misconfigured: it is empty.
     """
     text = secret.reveal().strip()
     if not text:
@@ -62,7 +62,7 @@ def check_key(secret: Secret, what: str) -> Secret:
 
 
 def check_events(patterns: Iterable[str]) -> tuple[str, ...]:
-    """A selection of event types as it is kept.
+    """A selection of event types in the stored form.
 
     Raises:
         Misconfigured: a pattern covers none of the event types.
@@ -77,7 +77,7 @@ def check_rename(rename: Mapping[str, str]) -> dict[str, str]:
     """Names for Amplitude by Nami's event type.
 
     Raises:
-        Misconfigured: a type is unknown, or Amplitude does not take a name.
+        Misconfigured: a type is unknown, or Amplitude does not accept a name.
     """
     for old, name in rename.items():
         if old not in contract.event_type_names():
@@ -85,12 +85,14 @@ def check_rename(rename: Mapping[str, str]) -> dict[str, str]:
         if not name.strip():
             raise Misconfigured(f"cannot rename {old!r} to an empty name")
         if name.startswith(("[Amplitude]", "$")):
-            raise Misconfigured(f"cannot rename {old!r} to {name!r}: Amplitude reserves names that begin so")
+            raise Misconfigured(
+                f"cannot rename {old!r} to {name!r}: Amplitude reserves names that begin with '[Amplitude]' or '$'"
+            )
     return dict(rename)
 
 
 def check_fields(exclude: Iterable[str], hashed: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Payload fields that never leave, and those that leave hashed, in order.
+    """The payload fields to exclude and to hash, in order.
 
     Raises:
         Misconfigured: a field has no name, cannot be hidden, or is named for both.
@@ -98,9 +100,9 @@ def check_fields(exclude: Iterable[str], hashed: Iterable[str]) -> tuple[tuple[s
     never, hashes = tuple(sorted(set(exclude))), tuple(sorted(set(hashed)))
     for name in (*never, *hashes):
         if not name.strip() or "\0" in name:
-            raise Misconfigured("a payload field to exclude or hash has no name")
+            raise Misconfigured("a payload field to exclude or hash must have a name")
         if name in contract.NEVER_HIDDEN:
-            raise Misconfigured(f"the field {name!r} cannot be excluded or hashed: it says which event it is, or whose")
+            raise Misconfigured(f"the field {name!r} cannot be excluded or hashed: it identifies the event or its user")
     if both := set(never) & set(hashes):
         raise Misconfigured(f"the field {min(both)!r} cannot be both excluded and hashed")
     if len(never) + len(hashes) > _MOST_FIELDS:
@@ -112,21 +114,21 @@ def check_fees(fees: Mapping[str, float]) -> dict[str, float]:
     """The store's share of a price by ``event_platform``, in lower case.
 
     Raises:
-        Misconfigured: a share is not from 0 to 1, or of no platform.
+        Misconfigured: a share is not from 0 to 1, or names no platform.
     """
     for platform, share in fees.items():
         if not platform.strip():
-            raise Misconfigured("a store fee is of an event_platform: write PLATFORM=SHARE, such as apple=0.15")
+            raise Misconfigured("a store fee needs an event_platform: write PLATFORM=SHARE, such as apple=0.15")
         if not 0 <= share <= 1:
             raise Misconfigured(f"the store fee of {platform!r} must be a share from 0 to 1, such as 0.15")
     return {platform.strip().lower(): float(share) for platform, share in sorted(fees.items())}
 
 
 def check_endpoint(endpoint: str, *, allow_custom: bool) -> str:
-    """The URL of an endpoint: ``us``, ``eu``, or a URL that was allowed.
+    """The URL of an endpoint: ``us``, ``eu``, or an allowed URL.
 
     Raises:
-        Misconfigured: it may not be used; the message says why.
+        Misconfigured: it is not allowed; the message says why.
     """
     if endpoint in contract.ENDPOINTS:
         return contract.ENDPOINTS[endpoint]
@@ -146,11 +148,11 @@ def check_endpoint(endpoint: str, *, allow_custom: bool) -> str:
     if parts.scheme not in ("http", "https") or not host:
         raise Misconfigured("the endpoint must be 'us', 'eu', or a URL such as https://host/2/httpapi")
     if not _is_host(host):
-        raise Misconfigured(f"the endpoint's host {host!r} is no host name: a part of it is empty or too long")
+        raise Misconfigured(f"the endpoint's host {host!r} is not a valid host name: a part of it is empty or too long")
     if not allow_custom:
-        raise Misconfigured(f"{host} is not Amplitude's: give --allow-custom-endpoint if events shall go there")
+        raise Misconfigured(f"{host} does not belong to Amplitude: give --allow-custom-endpoint to send events there")
     if parts.scheme == "http" and not _is_loopback(host):
-        raise Misconfigured(f"plain http goes to a loopback address only: use https for {host}")
+        raise Misconfigured(f"plain http is only allowed for loopback addresses: use https for {host}")
     return endpoint
 
 

@@ -24,7 +24,7 @@ from nami_amp_pipeline.state.integration_rows import (
     apps_with_integrations,
     get,
     read_all,
-    reread,
+    refreshed,
 )
 from nami_amp_pipeline.state.integration_rules import check_endpoint
 from nami_amp_pipeline.state.store import Store, Transaction
@@ -45,8 +45,8 @@ __all__ = [
     "plan_of",
     "read_all",
     "read_from",
+    "refreshed",
     "remove",
-    "reread",
     "set_enabled",
     "set_plan",
 ]
@@ -77,7 +77,7 @@ class NewIntegration:
 
 
 def add(store: Store, cipher: Cipher, new: NewIntegration, *, by: str = "") -> Integration:
-    """Adds an integration, and its app where that is new.
+    """Adds an integration, and its app if it is new.
 
     Args:
         store: where to.
@@ -127,11 +127,11 @@ def add(store: Store, cipher: Cipher, new: NewIntegration, *, by: str = "") -> I
 
 
 def checked(given: NewIntegration, *, known: bool = False) -> dict[str, Any]:
-    """The columns of all that is given but keys, start and switch.
+    """The columns of all settings but keys, start and ``enabled``.
 
     Args:
         given: what was given.
-        known: whether it stands in the store already, so that it is not to be judged again.
+        known: whether the store has it already, so that it need not be checked again.
 
     Raises:
         Misconfigured: a value cannot be used.
@@ -161,30 +161,30 @@ def checked(given: NewIntegration, *, known: bool = False) -> dict[str, Any]:
             "store_fees": rules.check_fees(given.store_fees),
         }
         if given.user_id_kind == "external_id" and "external_ids" in (*exclude, *hashed):
-            raise Misconfigured("'external_ids' cannot be excluded or hashed while users go by their External ID")
+            raise Misconfigured("'external_ids' cannot be excluded or hashed while the External ID is the user id")
     return values | {name: orjson.dumps(value).decode() for name, value in structured.items()}
 
 
 def locked(tx: Transaction, key: str) -> Integration:
-    """An integration that nobody else changes before the transaction ends."""
+    """An integration, locked until the transaction ends."""
     app_id, _, name = key.partition("/")
     table = tables.integrations
     tx.execute(sa.select(table.c.id).where(table.c.app_id == app_id, table.c.name == name).with_for_update())
-    for one in read_all(tx):
-        if one.key == key:
-            return one
-    raise Misconfigured(f"there is no integration {key}; 'nami-amp integrations list' shows those there are")
+    for integration in read_all(tx):
+        if integration.key == key:
+            return integration
+    raise Misconfigured(f"there is no integration {key}; 'nami-amp integrations list' shows all integrations")
 
 
 def read_from(tx: Transaction, integration_id: int, app_id: str, start_from: int | None) -> None:
-    """Lets an app that has been read further already be read from the start of a new integration.
+    """Moves an app that was already read further back to the start of a new integration.
 
-    What the ledger has forgotten by now is captured once more then; that is noted, for the app's other integrations.
+    Rows that the ledger has forgotten are then captured again; this is noted for the app's other integrations.
     """
     apps = tables.apps
     frontier = tx.execute(sa.select(apps.c.frontier).where(apps.c.app_id == app_id)).scalar()
     if frontier is not None and (start_from is None or start_from < frontier):
-        # NULL would make the app begin at the earliest start of its integrations, which this one now is.
+        # NULL would make the app begin at the earliest start of its integrations, which is now this integration's.
         tx.execute(sa.update(apps).where(apps.c.app_id == app_id).values(frontier=start_from))
         newest = tx.execute(sa.select(sa.func.coalesce(sa.func.max(tables.segments.c.id), 0))).scalar_one()
         tx.execute(
@@ -195,8 +195,10 @@ def read_from(tx: Transaction, integration_id: int, app_id: str, start_from: int
 
 
 def not_paid(app_id: str) -> Misconfigured:
-    """The error of whoever wants to enable an integration of an app on the free plan."""
-    return Misconfigured(f"app {app_id} is not on a paid plan: its organisation needs one to enable an integration")
+    """The error for enabling an integration of an app on the free plan."""
+    return Misconfigured(
+        f"app {app_id} is not on a paid plan: its organisation needs a paid plan to enable an integration"
+    )
 
 
 def plan_of(tx: Transaction, app_id: str) -> str | None:
@@ -206,23 +208,25 @@ def plan_of(tx: Transaction, app_id: str) -> str | None:
 
 
 def set_enabled(store: Store, key: str, *, enabled: bool, by: str = "") -> Integration:
-    """Switches an integration on or off; on again it goes on where it stopped, and a halt is forgotten.
+    """Enables or disables an integration; an enabled one continues where it stopped, and is no longer halted.
 
     Raises:
         Misconfigured: there is none of that name, or its app is not on a paid plan.
     """
     with store.begin() as tx:
-        one = locked(tx, key)
-        if enabled and plan_of(tx, one.app_id) == "free":
-            raise not_paid(one.app_id)
+        integration = locked(tx, key)
+        if enabled and plan_of(tx, integration.app_id) == "free":
+            raise not_paid(integration.app_id)
         values: dict[str, Any] = {}
-        if enabled != one.enabled:
-            values |= {"enabled": enabled, "version": one.version + 1}
-            note(store, tx, key, one.version + 1, by, {"enabled": (one.enabled, enabled)})
+        if enabled != integration.enabled:
+            values |= {"enabled": enabled, "version": integration.version + 1}
+            note(store, tx, key, integration.version + 1, by, {"enabled": (integration.enabled, enabled)})
         if enabled:
             values |= {"halted_reason": None, "halted_at": None, "last_error": None}
         if values:
-            tx.execute(sa.update(tables.integrations).where(tables.integrations.c.id == one.id).values(**values))
+            tx.execute(
+                sa.update(tables.integrations).where(tables.integrations.c.id == integration.id).values(**values)
+            )
     return get(store, key)
 
 
@@ -230,7 +234,7 @@ def remove(store: Store, key: str, *, by: str = "") -> list[str]:
     """Removes an integration with its outboxes, receipts and dead letters; what it sent stays in Amplitude.
 
     Returns:
-        Files that nothing refers to any more, relative to the data folder.
+        Unused files, relative to the data folder.
 
     Raises:
         Misconfigured: there is none of that name.
@@ -246,7 +250,7 @@ def remove(store: Store, key: str, *, by: str = "") -> list[str]:
         ).scalars()
         gone = set(receipts)
         tx.execute(sa.delete(tables.integrations).where(tables.integrations.c.id == integration.id))
-        # Whoever works for it learns that it is gone as if another process had taken it over, and goes on with others.
+        # A run that works for it loses its lease, as in a takeover, and continues with other integrations.
         store.take_away(tx, [f"integration:{integration.id}"])
         note(store, tx, key, integration.version + 1, by, {"removed": (False, True)})
         kept = set(tx.execute(sa.select(table.c.file).where(table.c.file.in_(files))).scalars())

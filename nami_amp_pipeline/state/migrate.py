@@ -1,8 +1,8 @@
-"""Brings the tables of a state store to this program's version: Alembic's revisions, where there is something to do.
+"""Upgrades the tables of a state store to this program's version, by Alembic's revisions.
 
 An empty store gets all tables at once and is marked as up to date. An older one gets the revisions that it lacks, in
 one transaction: all of them or none. Each revision says whether it is ``safe`` to run while other processes of the
-older version are at work. Others run by themselves only while nobody is.
+older version are at work. The others run by themselves only while no process uses the store.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ def revision_of(version: int) -> str:
 
 
 def create_or_upgrade(store: Store) -> None:
-    """Makes the tables in an empty store, and brings older ones up to date where that is safe or nobody is at work.
+    """Makes the tables in an empty store, and upgrades older tables if that is safe or no process uses the store.
 
     Raises:
-        Misconfigured: the tables are a newer program's, or others are at work on older ones that have to change.
+        Misconfigured: the tables belong to a newer program, or other processes still use older tables that have to
+            change.
         StoreUnavailable: the store cannot be reached.
     """
     if store.schema_version() != tables.SCHEMA_VERSION:
@@ -52,25 +53,26 @@ def create_or_upgrade(store: Store) -> None:
 
 
 def migrate(store: Store, *, beside_others: bool) -> tuple[int, int]:
-    """Brings the tables up to date; several that try at once wait for the first, and find nothing left to do.
+    """Upgrades the tables; of several processes that try at once, the others wait and find nothing left to do.
 
     Args:
         store: the store.
-        beside_others: runs what is not safe even though others are at work: somebody says that they are not.
+        beside_others: runs unsafe revisions even if leases look alive: a person vouches that no process uses the store.
 
     Returns:
         The version before (0 for an empty store) and now.
 
     Raises:
-        Misconfigured: the tables are a newer program's, or a revision is not safe and others are at work.
-        StoreUnavailable: the store cannot be reached or written; nothing of it was changed.
+        Misconfigured: the tables belong to a newer program, or a revision is not safe and other processes use the
+            store.
+        StoreUnavailable: the store cannot be reached or written; nothing was changed.
     """
     with _within_this_process, alone(store) as tx:
         version = read_schema_version(tx)
         if version > tables.SCHEMA_VERSION:
             raise Misconfigured(
-                f"the state store has schema version {version}, this program knows {tables.SCHEMA_VERSION} at most: "
-                "use the newer program that wrote it"
+                f"the state store has schema version {version}, but this program supports versions up to "
+                f"{tables.SCHEMA_VERSION} only: use the newer program that wrote it"
             )
         if version == 0:
             _create(tx)
@@ -83,7 +85,7 @@ def migrate(store: Store, *, beside_others: bool) -> tuple[int, int]:
 
 @contextmanager
 def alone(store: Store) -> Iterator[Transaction]:
-    """A transaction in which nobody else migrates, and that ends with every reference intact."""
+    """A transaction that excludes other migrations and checks all references at its end."""
     with plainly(), store.engine.connect() as connection:
         if not store.is_sqlite:
             with connection.begin():
@@ -99,7 +101,7 @@ def alone(store: Store) -> Iterator[Transaction]:
             with connection.begin():
                 yield connection
                 if connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
-                    raise StoreUnavailable("the state store holds rows that refer to nothing: restore a backup")
+                    raise StoreUnavailable("the state store has rows with broken references: restore a backup")
         finally:
             driver.execute("PRAGMA foreign_keys=ON")
 
@@ -115,23 +117,23 @@ def _create(tx: Transaction) -> None:
 
 
 def _refuse_beside_others(store: Store, tx: Transaction, version: int) -> None:
-    """Makes sure that nobody is at work, nor begins before this transaction has ended.
+    """Makes sure that no other process uses the store before this transaction ends.
 
     Raises:
-        Misconfigured: somebody is.
+        Misconfigured: a process does.
     """
     if not store.is_sqlite:  # on SQLite no other transaction can write now
         tx.exec_driver_sql("LOCK TABLE leases IN SHARE ROW EXCLUSIVE MODE")
     if others_at_work(store, tx):
         raise Misconfigured(
-            f"the state store has schema version {version}, this program needs {tables.SCHEMA_VERSION}, and a process "
-            "is at work on it: when none is, the next command or run brings it up to date; or stop what works with it, "
-            "make a backup, and run 'nami-amp migrate'"
+            f"the state store has schema version {version}, this program needs {tables.SCHEMA_VERSION}, and another "
+            "process is using the store. Once no process uses it, the next command or run upgrades it. To upgrade it "
+            "now, stop these processes, make a backup and run 'nami-amp migrate'"
         )
 
 
 def others_at_work(store: Store, tx: Transaction) -> bool:
-    """Whether a process but this one holds a lease; of one that has ended on this machine no lease counts."""
+    """Whether another process holds a lease; leases of ended processes of this machine do not count."""
     leases = sa.table("leases", sa.column("owner"), sa.column("expires_at"))
     live = sa.select(leases.c.owner).where(leases.c.expires_at > micros(store.clock), leases.c.owner != store.owner)
     return any(not has_ended(owner) for owner in tx.execute(live.distinct()).scalars())
@@ -147,7 +149,7 @@ def _upgrade(tx: Transaction, version: int) -> None:
 
 
 def is_safe(tx: Transaction, version: int) -> bool:
-    """Whether all that a store of a version lacks is safe to run by itself."""
+    """Whether all revisions after a version are safe."""
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory.from_config(alembic_config(tx))
@@ -156,7 +158,7 @@ def is_safe(tx: Transaction, version: int) -> bool:
 
 
 def alembic_config(tx: Transaction) -> Config:
-    """What Alembic's commands are given to work in a transaction of ours."""
+    """Alembic's configuration for a transaction of ours."""
     from alembic.config import Config
 
     config = Config()
@@ -166,7 +168,7 @@ def alembic_config(tx: Transaction) -> Config:
 
 
 def note_version(ctx: MigrationContext, step: object, heads: Collection[str], run_args: object) -> None:
-    """Keeps the version that programs look at in step with Alembic's; called by Alembic after each revision."""
+    """Keeps our version number in step with Alembic's; Alembic calls it after each revision."""
     del step, run_args
     (head,) = heads
     assert ctx.connection is not None

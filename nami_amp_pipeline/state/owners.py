@@ -1,4 +1,4 @@
-"""Names for processes, by which others of the same machine can tell whether one still runs."""
+"""Names for processes, which tell others on the same machine whether the process still runs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ LONGEST_LEASE_SECONDS = 3_600.0
 
 
 def new_owner(lease_seconds: float = LONGEST_LEASE_SECONDS) -> str:
-    """A name for this process, by which others of the same machine can tell whether it still runs.
+    """A name for this process, which tells others on the same machine whether it still runs.
 
     Args:
-        lease_seconds: how long its leases last; whoever finds one that lasts for longer knows that a clock is wrong.
+        lease_seconds: how long its leases last; a lease that lasts longer shows that a clock is wrong.
     """
     pid = os.getpid()
     return f"{_machine()}|{pid}|{_started(pid) or ''}|{uuid.uuid4().hex[:8]}|{lease_seconds:g}"
 
 
 def lease_seconds_of(owner: str) -> float:
-    """How long the leases of a process last, or the longest there can be where its name does not say."""
+    """How long the leases of a process last, or the maximum if its name does not say."""
     text = owner.split("|")[4:5]
     try:
         return min(float(text[0]), LONGEST_LEASE_SECONDS) if text else LONGEST_LEASE_SECONDS
@@ -31,7 +31,7 @@ def lease_seconds_of(owner: str) -> float:
 
 
 def has_ended(owner: str) -> bool:
-    """Whether the process of that name has ended for certain: a process of another machine never has."""
+    """Whether the process of that name has certainly ended; never true for a process of another machine."""
     parts = owner.split("|")
     if len(parts) not in (4, 5) or parts[0] != _machine() or not parts[1].isdigit() or not parts[2]:
         return False
@@ -39,7 +39,7 @@ def has_ended(owner: str) -> bool:
 
 
 def _machine() -> str:
-    """This machine since it was started, and the part of it whose process numbers these are (Linux)."""
+    """This machine's boot, and the namespace of its process numbers (Linux)."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()}:{boot}:{Path('/proc/self/ns/pid').readlink()}"
@@ -48,7 +48,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process was started, as the kernel counts; None where there is none, or only its remains."""
+    """When a process started, in the kernel's count; None if there is none, or only a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""Rotation of the encryption key: all stored API keys under the newest one, none lost whenever it is stopped."""
+"""Rotates the encryption key: re-encrypts all stored API keys, and loses none if it is stopped."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Rotated:
     """What a rotation did.
 
     Attributes:
-        encrypted: keys that were encrypted anew.
-        current: keys that the newest encryption key had encrypted already.
-        older: encryption keys that are still accepted, and that nothing in the store needs any more.
-        key_file: where the keys are; None if they are those of the environment.
+        encrypted: keys that were re-encrypted.
+        current: keys that already used the newest encryption key.
+        older: encryption keys that are still accepted but no longer needed by the store.
+        key_file: where the keys are; None if they come from the environment.
     """
 
     encrypted: int
@@ -38,16 +38,16 @@ class Rotated:
 def rotate(store: Store, cipher: Cipher, step: Callable[[str], None] = lambda _step: None) -> Rotated:
     """Encrypts all stored keys with the newest encryption key.
 
-    Where the keys are in a file, a new one is made first. It is on the disk before anything is encrypted with it, and
-    the older ones stay in the file, so that it can be stopped at any moment and begun again.
+    If the keys are in a file, a new key is made first. It is on the disk before anything is encrypted with it, and the
+    older keys stay in the file, so a rotation can be stopped at any moment and started again.
 
     Args:
         store: the store.
         cipher: of the keys.
-        step: called just before each step takes effect; a kill test ends the process there.
+        step: called just before each step takes effect, for kill tests.
 
     Raises:
-        Misconfigured: one of the stored keys is of an encryption key that is not given; nothing was changed.
+        Misconfigured: the encryption key of a stored key is missing; nothing was changed.
     """
     encrypted = current = 0
     with store.begin() as tx:
@@ -73,25 +73,27 @@ def rotate(store: Store, cipher: Cipher, step: Callable[[str], None] = lambda _s
 
 
 def forget(store: Store, cipher: Cipher) -> int:
-    """Drops the older keys of the key file, once nothing in the store needs them; returns how many.
+    """Drops the older keys of the key file if nothing in the store needs them; returns how many.
 
     Raises:
-        Misconfigured: the keys are not those of a file, or something is still of an older one.
+        Misconfigured: the keys do not come from a file, or something still needs an older key.
     """
     if not cipher.uses_file:
-        raise Misconfigured("the keys are those of NAMI_AMP_ENCRYPTION_KEY: take the older ones out there")
+        raise Misconfigured("the keys come from NAMI_AMP_ENCRYPTION_KEY: remove the older keys there")
     with store.begin() as tx:
         hold_keys(store, tx, alone=True)
         older = cipher.older_keys()
         if not all(map(cipher.is_current, _tokens(tx).values())):
-            raise Misconfigured("stored API keys are still encrypted with an older key: 'nami-amp keys rotate' first")
+            raise Misconfigured(
+                "stored API keys are still encrypted with an older key: run 'nami-amp keys rotate' first"
+            )
         if older:
             cipher.forget_older_keys_of_file()
     return older
 
 
 def unreadable(tx: Transaction, cipher: Cipher) -> list[str]:
-    """The integrations, by key, of which a stored key can not be decrypted."""
+    """The keys of the integrations with a stored key that cannot be decrypted."""
     table = tables.integrations
     found = []
     for row in tx.execute(sa.select(table).order_by(table.c.id)).mappings():
@@ -108,8 +110,8 @@ def _check(tx: Transaction, cipher: Cipher) -> None:
     if names := unreadable(tx, cipher):
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         raise Misconfigured(
-            f"the keys of {', '.join(names[:_NAMED])}{more} were encrypted with a key that is not given: add it to "
-            "NAMI_AMP_ENCRYPTION_KEY after a comma, or give them their keys again with 'nami-amp integrations update'"
+            f"the keys of {', '.join(names[:_NAMED])}{more} were encrypted with a key that is missing: append it to "
+            "NAMI_AMP_ENCRYPTION_KEY after a comma, or set the API keys again with 'nami-amp integrations update'"
         )
 
 

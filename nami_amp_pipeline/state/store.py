@@ -47,7 +47,7 @@ Transaction = Connection
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to work on a partition until it is taken over.
+    """The right to work on a partition until another process takes it over.
 
     Attributes:
         name: what it is for, such as ``app:radio`` or ``integration:7``.
@@ -60,11 +60,11 @@ class Lease:
 
 @dataclass(frozen=True)
 class Prolonged:
-    """What came of prolonging leases in a transaction.
+    """The result of renewing leases in a transaction.
 
     Attributes:
-        lost: those that are somebody else's by now.
-        commits: of each of the others, how many transactions have prolonged it, this one included.
+        lost: leases that belong to another process now.
+        commits: for each other lease, how many transactions have renewed it, this transaction included.
     """
 
     lost: list[Lease]
@@ -105,7 +105,7 @@ class Store:
                     pool_pre_ping=True,
                     connect_args={
                         "connect_timeout": 10,
-                        # A process that stands still in a transaction must not hold the others for ever.
+                        # A process that is stopped in a transaction must not block the others for ever.
                         "options": f"-c lock_timeout={_LOCK_SECONDS * 1_000} "
                         f"-c idle_in_transaction_session_timeout={int(self.lease_seconds * 1_000)}",
                     },
@@ -115,23 +115,23 @@ class Store:
         self._leases: dict[str, Lease] = {}
 
     def schema_version(self) -> int:
-        """The version of the tables that are there; 0 for an empty store.
+        """The version of the tables; 0 for an empty store.
 
         Raises:
-            StoreUnavailable: the store cannot be reached, or holds tables of no version.
+            StoreUnavailable: the store cannot be reached, or its tables have no version.
         """
         with self.reading() as tx:
             return read_schema_version(tx)
 
     @contextmanager
     def begin(self, *, under: Iterable[Lease] = ()) -> Iterator[Transaction]:
-        """A transaction; it commits at the end of the block, and not at all after an exception.
+        """A transaction; it commits at the end of the block, and is rolled back after an exception.
 
         Args:
             under: leases that must still be ours for the transaction to commit.
 
         Raises:
-            LostLease: one of the leases is somebody else's by now.
+            LostLease: one of the leases belongs to another process now.
             StoreUnavailable: the store cannot be reached or written.
         """
         with plainly(), self.engine.begin() as tx:
@@ -140,7 +140,7 @@ class Store:
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
-        """A transaction that only reads: it waits for no writer, and keeps none waiting.
+        """A transaction that only reads; it neither waits for writers nor blocks them.
 
         Raises:
             StoreUnavailable: the store cannot be reached or read.
@@ -149,31 +149,31 @@ class Store:
             yield tx
 
     def confirm(self, tx: Transaction, under: Iterable[Lease]) -> None:
-        """Prolongs leases inside a transaction.
+        """Renews leases inside a transaction.
 
         Raises:
-            LostLease: one of them is somebody else's by now.
+            LostLease: one of them belongs to another process now.
         """
         for lease in self.lost(tx, list(under)):
             raise _lost(lease)
 
     def check(self, tx: Transaction, lease: Lease) -> None:
-        """Looks whether a lease is ours, for the whole of a transaction; until when it holds stays as it is.
+        """Checks that a lease is ours for the whole transaction, without renewing it.
 
         Raises:
-            LostLease: it is somebody else's by now.
+            LostLease: it belongs to another process now.
         """
         if lease not in self._still_ours(tx, [lease]):
             raise _lost(lease)
 
     def lost(self, tx: Transaction, under: Sequence[Lease]) -> list[Lease]:
-        """Prolongs those leases that are still ours inside a transaction, and returns the others."""
+        """Renews the leases that are still ours inside a transaction, and returns the others."""
         return self.prolong(tx, under).lost
 
     def prolong(self, tx: Transaction, under: Sequence[Lease]) -> Prolonged:
-        """Prolongs those leases that are still ours inside a transaction, and counts it.
+        """Renews the leases that are still ours inside a transaction, and counts the transaction.
 
-        A transaction that seemed to fail was committed all the same if :meth:`commits` is what this returned.
+        A transaction that seemed to fail was committed after all if :meth:`commits` equals this count.
         """
         expires_at = micros(self.clock) + int(self.lease_seconds * 1e6)
         done = Prolonged([], {})
@@ -188,27 +188,27 @@ class Store:
         return done
 
     def commits(self, lease: Lease) -> int | None:
-        """How many transactions have prolonged a lease of ours; None where it is somebody else's."""
+        """How many transactions have renewed a lease of ours; None if another process holds it."""
         with self.begin() as tx:
             return self._still_ours(tx, [lease]).get(lease)
 
     def _still_ours(self, tx: Transaction, under: Sequence[Lease]) -> dict[Lease, int]:
-        """Those leases that are ours, locked for the rest of the transaction, with their commits."""
+        """Our leases, locked for the rest of the transaction, with their commits."""
         mine = {"me": self.owner, "names": [lease.name for lease in under]}
         found = {Lease(row.name, row.fence): int(row.commits) for row in tx.execute(_OURS, mine)}
         return {lease: found[lease] for lease in under if lease in found}
 
     def acquire(self, names: Sequence[str]) -> dict[str, Lease]:
-        """Takes the leases that are free, in one transaction; those that others hold are left out.
+        """Takes the free leases, in one transaction; leases of other processes are left out.
 
-        Free is also what a process of this machine held that has ended without giving it back.
+        A lease is also free if its holder was a process of this machine that has ended.
         """
         now = micros(self.clock)
         until = now + int(self.lease_seconds * 1e6)
         taken: dict[str, Lease] = {}
         table = tables.leases
         with self.begin() as tx:
-            # Rows that are there can be locked: of two that take a new lease at once, one must wait and see.
+            # Existing rows can be locked: if two processes take a new lease at once, the second waits for the first.
             there: set[str] = set()
             for some in _portions(names):
                 there |= set(tx.execute(sa.select(table.c.name).where(table.c.name.in_(some))).scalars())
@@ -227,14 +227,14 @@ class Store:
         return taken
 
     def cap(self, tx: Transaction, rows: Iterable[Any]) -> None:
-        """Shortens leases that end later than a lease can: a clock was ahead when they were written.
+        """Shortens leases that end too late: a clock was ahead when they were written.
 
-        From now on such a lease lasts for as long as its owner's leases do. An owner that lives prolongs it in time,
-        wherever its clock stands; one that has died keeps nobody waiting for longer than that.
+        Such a lease now lasts as long as its owner's leases do. A living owner renews it in time, whatever its clock
+        says; a dead owner blocks nobody for longer than that.
 
         Args:
             tx: the transaction.
-            rows: of the table of leases, as they stand.
+            rows: the rows of the table of leases.
         """
         now, table = micros(self.clock), tables.leases
         for row in rows:
@@ -244,22 +244,22 @@ class Store:
                 tx.execute(sa.update(table).where(same).values(expires_at=now + longest))
 
     def take_away(self, tx: Transaction, names: Sequence[str]) -> None:
-        """Ends leases, whoever has them: nothing that is under way can be committed under them any more."""
+        """Ends leases, whoever holds them: work under them can no longer be committed."""
         table = tables.leases
         ended = {"owner": "", "fence": table.c.fence + 1, "expires_at": 0}
         tx.execute(sa.update(table).where(table.c.name.in_(names)).values(ended))
 
     def renew(self, leases: Iterable[Lease]) -> None:
-        """Prolongs leases.
+        """Renews leases.
 
         Raises:
-            LostLease: one of them is somebody else's by now.
+            LostLease: one of them belongs to another process now.
         """
         with self.begin(under=leases):
             pass
 
     def release(self, leases: Iterable[Lease]) -> None:
-        """Gives leases back; those lost already are left alone."""
+        """Releases leases; lost leases are left alone."""
         with self.begin() as tx:
             for some in _portions(list(leases)):
                 ours = self._still_ours(tx, some)
@@ -276,7 +276,7 @@ class Store:
         update: Iterable[str] = (),
         add: Iterable[str] = (),
     ) -> None:
-        """Inserts rows, or changes those whose key is there already.
+        """Inserts rows, or updates the rows whose key exists already.
 
         Args:
             rows: all with the same columns.
@@ -304,7 +304,7 @@ class Store:
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Says in one line what the database cannot do just now; what is a bug of ours stays as it is.
+    """Turns an error of the database into one line; errors in our own code pass through.
 
     Raises:
         StoreUnavailable: the store cannot be reached, read or written.
@@ -314,7 +314,7 @@ def plainly() -> Iterator[None]:
     except sa.exc.DBAPIError as error:
         if getattr(error.orig, "pgcode", None) == _INSUFFICIENT_PRIVILEGE:
             raise StoreUnavailable(
-                f"state store: {_one_line(error)}: the role of the address may not do this"
+                f"state store: {_one_line(error)}: the database role of NAMI_AMP_STATE_URL lacks this privilege"
             ) from None
         if isinstance(error, sa.exc.ProgrammingError | sa.exc.IntegrityError | sa.exc.DataError):
             raise
@@ -322,21 +322,21 @@ def plainly() -> Iterator[None]:
 
 
 def read_schema_version(tx: Transaction) -> int:
-    """The version of the tables that are there; 0 for an empty store.
+    """The version of the tables; 0 for an empty store.
 
     Raises:
-        StoreUnavailable: there are tables, but of no version.
+        StoreUnavailable: there are tables, but without a version.
     """
     if not sa.inspect(tx).has_table(tables.schema_version.name):
         return 0
     version: int | None = tx.execute(sa.select(tables.schema_version.c.version)).scalar()
     if version is None:
-        raise StoreUnavailable("the state store does not say which version its tables are of: restore a backup")
+        raise StoreUnavailable("the tables of the state store have no schema version: restore a backup")
     return version
 
 
 def _lost(lease: Lease) -> LostLease:
-    return LostLease(f"another process took {lease.name} over")
+    return LostLease(f"lease lost: another process now holds {lease.name}")
 
 
 @cache  # making a statement takes longer than SQLite takes to carry it out
@@ -365,13 +365,15 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA busy_timeout=30000")
     _switch_to_wal(cursor)
-    cursor.execute("PRAGMA synchronous=FULL")  # a commit that is gone after a power cut could be posted differently
+    cursor.execute(
+        "PRAGMA synchronous=FULL"
+    )  # an event whose commit is lost in a power cut could be posted differently
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
 
 
 def _switch_to_wal(cursor: sqlite3.Cursor) -> None:
-    """Switches a new file to a write-ahead log; SQLite does not wait here for others that do the same."""
+    """Switches a new file to a write-ahead log; SQLite does not wait for other processes here."""
     until = time.monotonic() + _LOCK_SECONDS
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The current snapshot of each user, and what of it each integration was sent; read and written in bulk."""
+"""The current snapshot of each user, and the state that each integration was sent; read and written in bulk."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 STORED = ("external_id", *GROUPS)
-"""What moves by itself, each with the event it is from: ``<name>_date`` (creation) and ``<name>_event`` (id).
+"""The groups that move independently, each with its source event: ``<name>_date`` (creation) and ``<name>_event`` (id).
 
-A group of properties is one JSON text, so that all its properties are of that event, whoever wrote it: a program that
-does not know one of them leaves it out, and it cannot stay behind.
+A group of properties is one JSON text, so that all its properties come from that event, whichever program wrote it: a
+program that does not know a property drops it, so it cannot become stale.
 """
 
 
@@ -53,7 +53,7 @@ def read_app(tx: Transaction, app_id: str) -> list[tuple[Any, ...]]:
 
 
 def move_forward(store: Store, tx: Transaction, rows: pa.Table) -> None:
-    """Moves current snapshots forward; a group that is older than what is stored changes nothing.
+    """Moves current snapshots forward; a group older than the stored group changes nothing.
 
     Args:
         store: for its kind.
@@ -80,7 +80,7 @@ def move_forward(store: Store, tx: Transaction, rows: pa.Table) -> None:
 def read_sent(
     store: Store, tx: Transaction, integration_id: int, user_ids: Sequence[str]
 ) -> list[tuple[str, int, str]]:
-    """Up to which event (creation in µs, id) an integration was given the state of these Amplitude users."""
+    """The newest event (creation in µs, id) whose state an integration was sent, for these Amplitude users."""
     query = sa.select(sent_states.c.user_id, sent_states.c.as_of_date, sent_states.c.as_of_event).where(
         sent_states.c.integration_id == integration_id, _among(store, sent_states.c.user_id, user_ids)
     )
@@ -88,14 +88,14 @@ def read_sent(
 
 
 def _all(tx: Transaction, query: sa.Select[Any]) -> list[tuple[Any, ...]]:
-    """The rows as the driver has them: SQLAlchemy's work per row would cost more than reading them."""
+    """The driver's rows: SQLAlchemy's work per row would cost more than reading them."""
     cursor = tx.execute(query).cursor
     assert cursor is not None
     return [*cursor.fetchall()]
 
 
 def move_sent(store: Store, tx: Transaction, rows: pa.Table) -> None:
-    """Notes up to which event Amplitude users have been given their state; older ones change nothing.
+    """Notes the newest event whose state Amplitude users were sent; older events change nothing.
 
     Args:
         store: for its kind.

@@ -1,4 +1,4 @@
-"""Immutable Arrow files: written aside, synced, then named; a row in the store makes them count."""
+"""Immutable Arrow files: written under a temporary name, synced, then renamed; a row in the store registers them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nami_amp_pipeline.errors import Halted
+from nami_amp_pipeline.errors import Blocked
 
-if TYPE_CHECKING:  # a third of the time that it takes to say how things stand would go into the import
+if TYPE_CHECKING:  # imported lazily: pyarrow would be a third of `nami-amp status`'s run time
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -25,7 +25,7 @@ class DataFolder:
         root: made where it is missing.
 
     Raises:
-        Halted: the folder cannot be written.
+        Blocked: the folder cannot be written.
     """
 
     def __init__(self, root: Path) -> None:
@@ -43,7 +43,7 @@ class DataFolder:
         return self.root / name
 
     def remove(self, name: str) -> None:
-        """Removes a file; one that is gone already is fine."""
+        """Removes a file, if it exists."""
         self.path(name).unlink(missing_ok=True)
 
     @contextmanager
@@ -55,8 +55,8 @@ class DataFolder:
         Args:
             name: of the file.
             schema: of what will be written.
-            bloom: columns by which few rows will be looked for, with how many distinct values a row group has at most:
-                Bloom filters tell a reader which row groups have none of them.
+            bloom: columns by which few rows will be looked up, with the most distinct values of a row group: Bloom
+                filters let a reader skip row groups.
         """
         import pyarrow.parquet as pq
 
@@ -91,8 +91,8 @@ class DataFolder:
 
         Args:
             name: of the file.
-            mapped: whether its pages are mapped, which costs nothing until they are looked at; otherwise a record batch
-                is read, and its memory is free once nobody holds it.
+            mapped: whether its pages are mapped, which costs nothing until they are read; otherwise a record batch is
+                read, and its memory is freed with it.
         """
         import pyarrow as pa
         import pyarrow.ipc
@@ -126,4 +126,4 @@ def _disk(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Halted(f"cannot write to {root}: {error.strerror or error}") from None
+        raise Blocked(f"cannot write to {root}: {error.strerror or error}") from None

@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from nami_amp_pipeline.contract import CATEGORIES
-from nami_amp_pipeline.errors import Halted, OutOfMemory
+from nami_amp_pipeline.errors import Blocked, OutOfMemory
 
 if TYPE_CHECKING:
     from nami_amp_pipeline.settings import Settings
@@ -28,9 +28,9 @@ def _of_categories(names: Iterable[str]) -> str:
 
 _CARRIES = f"""
 CREATE TEMP MACRO carries_state(event_type) AS
-    ({_of_categories(name for name, one in CATEGORIES.items() if one.carries_state)});
+    ({_of_categories(name for name, category in CATEGORIES.items() if category.carries_state)});
 CREATE TEMP MACRO carries_device(event_type) AS
-    ({_of_categories(name for name, one in CATEGORIES.items() if one.carries_device)});
+    ({_of_categories(name for name, category in CATEGORIES.items() if category.carries_device)});
 """
 """What an event tells of, by its type."""
 
@@ -47,12 +47,12 @@ Config = dict[str, str | bool | int | float | list[str]]
 
 
 def open_engine(config: Config) -> duckdb.DuckDBPyConnection:
-    """An empty in-memory DuckDB; a simulation puts something in its place that costs less to open."""
+    """An empty in-memory DuckDB; a simulation replaces this with something cheaper to open."""
     return duckdb.connect(":memory:", config=config)
 
 
 class Engine:
-    """An in-memory DuckDB that spills into the data folder; one for many segments, as opening it takes its time.
+    """An in-memory DuckDB that spills into the data folder; one for many segments, because opening it is slow.
 
     Its connections see nothing of each other. They share its memory and its threads.
 
@@ -67,10 +67,10 @@ class Engine:
         self._folder = settings.data_dir
 
     def divide(self, workers: int) -> None:
-        """Says how many connections are worked with at once, each in a thread that works on its own queries.
+        """Sets how many connections are used at once, each in a thread of its own.
 
         Args:
-            workers: threads beyond so many help them all; while none of them runs a query.
+            workers: the number of these threads; call it while no query runs.
         """
         if self._threads > 1:
             self._instance.execute(f"SET threads = {max(1, self._threads - workers + 1)}")
@@ -81,7 +81,7 @@ class Engine:
 
         Raises:
             OutOfMemory: memory and disk do not suffice.
-            Halted: the data folder cannot be read or written.
+            Blocked: the data folder cannot be read or written.
         """
         with self._instance.cursor() as connection:
             connection.execute("SET TimeZone = 'UTC'")
@@ -95,7 +95,7 @@ class Engine:
                     "NAMI_AMP_DUCKDB_MEMORY, lower NAMI_AMP_SEGMENT_ROWS, or free disk space"
                 ) from None
             except duckdb.IOException as error:
-                raise Halted(
+                raise Blocked(
                     f"the compute engine cannot read or write in {self._folder}: {str(error).splitlines()[0][:200]}"
                 ) from None
 
@@ -106,7 +106,7 @@ def engine(settings: Settings, *, share: int = 1) -> Iterator[Engine]:
 
     Args:
         settings: memory and threads.
-        share: what part of the memory it gets: half of it, a third, ….
+        share: its share of the memory: 2 for a half, 3 for a third, ….
     """
     config: Config = {
         "memory_limit": _part(settings.duckdb_memory, share),
@@ -139,13 +139,13 @@ def sql(name: str) -> str:
     return (folder / f"{name}.sql").read_text("utf-8")
 
 
-def run(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+def execute(connection: duckdb.DuckDBPyConnection, name: str) -> None:
     """Runs every statement of an SQL file."""
     connection.execute(sql(name))
 
 
 def table(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
-    """The whole answer of a query that is known to be small."""
+    """The whole result of a query that is known to be small."""
     return connection.sql(query).to_arrow_table()
 
 
@@ -199,11 +199,11 @@ def files(paths: list[Path]) -> str:
 
 
 def read_files(paths: Sequence[Path], schema: pa.Schema, *options: str) -> str:
-    """The rows of Parquet files as a relation in SQL; files of an older layout are read with those of today's.
+    """The rows of Parquet files as an SQL relation; older and current layouts can be mixed.
 
     Args:
-        paths: of files of one kind, in any mixture of layouts; none is fine.
-        schema: the columns of today's layout. What a file lacks of them is null; what it has beyond them is kept.
+        paths: files of one kind, in any mixture of layouts; may be empty.
+        schema: the columns of the current layout. Missing columns are null; extra columns are kept.
         *options: of ``read_parquet`` that add a column: ``file_row_number``, ``filename``.
     """
     nothing = ", ".join(f'NULL::{_sql_type(column.type)} AS "{column.name}"' for column in schema)
@@ -211,7 +211,7 @@ def read_files(paths: Sequence[Path], schema: pa.Schema, *options: str) -> str:
     nothing += "".join(f", NULL::{added[option]} AS {option}" for option in options)
     if not paths:
         return f"(SELECT {nothing} WHERE false)"
-    # Looking at all layouts before reading takes 0.1 ms a file; one file has one.
+    # Reading all layouts first takes 0.1 ms per file; a single file has only one layout.
     chosen = "".join(f", {option}=true" for option in (*options, *(["union_by_name"] if len(paths) > 1 else [])))
     return f"(SELECT {nothing} WHERE false UNION ALL BY NAME FROM read_parquet({files(list(paths))}{chosen}))"  # noqa: S608
 

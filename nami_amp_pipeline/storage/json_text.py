@@ -1,4 +1,4 @@
-"""What a JSON payload is, decided in one place: for ``load``, for capture, and where events are built.
+"""Decides what a JSON payload is: for ``load``, for capture, and for building events.
 
 A payload is a JSON object as RFC 8259 has it, with one liberty: half a surrogate pair, which the grammar allows as an
 escape and no UTF-8 text can hold, is read as U+FFFD. DuckDB reads somewhat more than JSON (trailing commas, NaN,
@@ -33,7 +33,7 @@ _BETWEEN = re.compile(r"[\s,:]*")
 
 
 class Judged(NamedTuple):
-    """A payload that was looked at by itself.
+    """A payload that was examined singly.
 
     Attributes:
         text: the payload, with each half of a surrogate pair replaced.
@@ -47,7 +47,7 @@ class Judged(NamedTuple):
 
 
 def judge(connection: duckdb.DuckDBPyConnection, text: str) -> Judged:
-    """Looks at one payload.
+    """Examines one payload.
 
     Args:
         connection: a DuckDB with nothing under way.
@@ -60,7 +60,7 @@ def judge(connection: duckdb.DuckDBPyConnection, text: str) -> Judged:
 
 
 def is_json(connection: duckdb.DuckDBPyConnection, text: str) -> bool:
-    """Whether a text is JSON by the letter of RFC 8259, however deep it is and however large its numbers are."""
+    """Whether a text is JSON by RFC 8259, at any depth and with numbers of any size."""
     try:
         orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -70,7 +70,7 @@ def is_json(connection: duckdb.DuckDBPyConnection, text: str) -> bool:
 
 
 def field_names(text: str) -> list[str]:
-    """The names of a JSON object's fields in the order in which they stand, repeated ones too."""
+    """The names of a JSON object's fields in their order, including repeated names."""
     return [orjson.loads(name) for name, _ in top_level(text)]
 
 
@@ -91,7 +91,7 @@ def with_whole_characters(text: str) -> tuple[str, int]:
 def top_level(text: str) -> Iterator[tuple[str, str]]:
     """The fields of a JSON object as (name as JSON text, value as JSON text), as they stand.
 
-    Of an array or object there is only its first character.
+    An array or object is cut to its first character.
 
     Args:
         text: strict JSON, an object.
@@ -113,7 +113,7 @@ def top_level(text: str) -> Iterator[tuple[str, str]]:
 
 
 def is_finite(number: str) -> bool:
-    """Whether a double can hold a JSON number at least roughly; digits without end and 1e999 cannot be sent."""
+    """Whether a double can hold a JSON number at least roughly; endless digits and 1e999 cannot be sent."""
     return math.isfinite(float(number))
 
 

@@ -1,4 +1,4 @@
-"""Two segments at a time: what a machine's other core does while one segment keeps the first one busy."""
+"""Works on two segments at a time, to use a second core."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 WORKERS: Final = 2
-"""Segments that are worked on at once; memory grows with them."""
+"""Segments that are worked on at once; memory grows with their number."""
 
 
 def is_parallel(settings: Settings) -> bool:
-    """Whether more than one segment is worked on at a time; with one thread all is done in one fixed order."""
+    """Whether several segments are worked on at a time; with one thread, the order is fixed."""
     return (settings.duckdb_threads or os.cpu_count() or 1) > 1
 
 
 def in_parallel(act: Callable[[T], None], items: Sequence[T], divide: Callable[[int], None]) -> None:
-    """Does the same to several things that have nothing to do with each other.
+    """Does the same to several independent items.
 
     Args:
         act: releases the interpreter's lock for most of its time.
         items: what to do it to.
-        divide: told how many are worked on at once, before they are.
+        divide: called with the number of items at once, before they start.
 
     Raises:
-        Exception: the first that ``act`` raised; what had not begun is not done.
+        Exception: the first that ``act`` raised; items that had not started are skipped.
     """
     divide(min(WORKERS, len(items)))
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="segment") as pool:
@@ -52,7 +52,7 @@ def with_next_ahead(
     items: Iterable[T],
     divide: Callable[[int], None],
 ) -> None:
-    """Makes something of each thing and uses it, in order; the next one is made while one is used.
+    """Makes something from each item and uses it, in order; the next is made while one is used.
 
     Args:
         make: opens what is used; it must not depend on what was used before.

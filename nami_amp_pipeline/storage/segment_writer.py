@@ -1,4 +1,4 @@
-"""The segments of a tick while they are written: rows spread over files, in few large row groups."""
+"""Writes the segments of a tick: rows spread over files, in few large row groups."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class SegmentWriter:
 
     Args:
         folder: where they go.
-        parallel: whether writing goes on in a thread while more rows come.
+        parallel: whether a thread writes while more rows come.
 
     Attributes:
         rows: file name to rows.
@@ -85,7 +85,7 @@ class SegmentWriter:
                 raise found
 
     def _close(self, error: BaseException | None) -> list[BaseException | None]:
-        """Closes all files, after an error without a trace of them; returns what came of that."""
+        """Closes all files, and removes them after an error; returns the result."""
         if self._pool is None or len(self._files) < 2:
             return [_closed(file, error) for file in self._files]
         # Until a file is on the disk takes a while, and for several at once little longer.

@@ -88,7 +88,7 @@ class AdbcWarehouse(ABC):
         """An error of the driver as one line that says what to do."""
         return f"cannot read {self.name}: {one_line(error)}"
 
-    # How the database writes things: as the SQL standard does, where it says nothing else.
+    # How the database writes literals and names: the SQL standard by default.
 
     def text(self, value: str) -> str:
         """A text as a literal."""
@@ -164,12 +164,12 @@ class AdbcWarehouse(ABC):
                 yield f"{self.among('app_id', [app_id])} AND ingested_at = {self.time(at)}"
 
     def takes_long(self, session: Session, query: str) -> bool:
-        """Whether a query would keep a person waiting; a database that cannot tell is asked all the same."""
+        """Whether a query would be slow for a person; False if the database cannot tell."""
         return False
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
-        """A connection; whatever the driver has to say comes out as one line."""
+        """A connection whose driver errors become one line."""
         from adbc_driver_manager import Error  # here, for those who do not read from a warehouse need no driver
 
         session: Session | None = None
@@ -202,7 +202,7 @@ class AdbcWarehouse(ABC):
         return True
 
     def selected(self, columns: Iterable[str]) -> str:
-        """What to put behind ``SELECT`` for some of :data:`COLUMNS`.
+        """The ``SELECT`` list for some of :data:`COLUMNS`.
 
         A ``created_date`` that no calendar has comes as the last moment of year 9999.
         """
@@ -224,7 +224,7 @@ class AdbcWarehouse(ABC):
     def unplaced(
         self, session: Session, connection: duckdb.DuckDBPyConnection, app_ids: Sequence[str] | None
     ) -> list[Unplaced]:
-        """The rows that no position can be said of; not where looking for them would take long.
+        """The rows without a position; skipped if the search would take long.
 
         Args:
             session: under way.
@@ -289,7 +289,7 @@ class _Reading:
     def rows(self) -> str:
         """A relation with the rows of the table ``fresh``, as :class:`Source` has it."""
         columns = ", ".join(COLUMNS)
-        # Only a stream's own order of a join is bounded: DuckDB knows nothing of its size, and would keep the payloads.
+        # Keep the stream on the probe side: DuckDB cannot estimate it and would build a hash table of payloads.
         self._duck.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
         self._duck.execute(
             "CREATE OR REPLACE TEMP TABLE warehouse_wanted AS FROM warehouse_keys WHERE rid IN (SELECT rid FROM fresh)"
@@ -362,7 +362,7 @@ class _Reading:
             self._duck.execute("SELECT part, list(DISTINCT app_id) FROM warehouse_wanted GROUP BY part").fetchall()
         )
         gap = max(GAP_ROWS, (keys - wanted) // _MOST_SPANS)
-        # Not in SQL: DuckDB's windows over so many rows take time that grows with their square.
+        # Not in SQL: the time of DuckDB's windows grows with the square of the rows.
         part, at, is_wanted, others = (moments[name].to_numpy() for name in ("part", "moment", "wanted", "others"))
         passed = np.cumsum(others)[is_wanted]
         part, at = part[is_wanted], at[is_wanted]
@@ -387,7 +387,7 @@ class _Reading:
 
     def close(self) -> None:
         """Leaves DuckDB as it was."""
-        with suppress(duckdb.Error):  # it must not stand before what went wrong; the connection's end does the same
+        with suppress(duckdb.Error):  # must not hide the original error; closing the connection does the same
             self._duck.execute("RESET disabled_optimizers")
             self._duck.unregister("warehouse_stream")
 

@@ -81,9 +81,9 @@ class Session:
             raise
 
     def close(self) -> None:
-        """Lets go of streams that were not read to their end."""
+        """Closes streams that were not read to their end."""
         for batches in self._streams:
-            with suppress(Exception):  # it must not stand before what went wrong
+            with suppress(Exception):  # must not hide the original error
                 batches.close()
 
 

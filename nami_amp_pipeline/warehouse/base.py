@@ -1,4 +1,4 @@
-"""What a warehouse has to offer: the keys of its rows, and then the rows that are wanted, as relations for DuckDB."""
+"""The interface of a warehouse: the keys of its rows, then the wanted rows, as relations for DuckDB."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DUCKDB_TYPES: Mapping[Kind, tuple[str, ...]] = {
 
 
 class Unplaced(NamedTuple):
-    """Rows of one app whose place in the reading is not known, so that they cannot be captured.
+    """Rows of one app whose position in the reading is unknown, so that they cannot be captured.
 
     Attributes:
         app_id: empty where they name no app.
@@ -52,12 +52,12 @@ class Unplaced(NamedTuple):
 
     @property
     def finding(self) -> Finding:
-        """For a person who asks what is wrong."""
+        """As a finding for the doctor."""
         return Finding(
             "rows",
             "warning",
             contract.unreadable_text(*self),
-            "load them again with the value that is missing or wrong, and NOT NULL on the columns",
+            "load them again with correct values, and declare the columns NOT NULL",
         )
 
 
@@ -120,11 +120,11 @@ class Places:
 
 @dataclass(frozen=True)
 class Lookup:
-    """What was found of an event id.
+    """The rows found for an event id.
 
     Attributes:
         rows: by ``ingested_at``.
-        is_whole: whether there can be no others: where looking everywhere would take long, only its places are.
+        is_whole: whether all rows were searched; if that would take long, only the likely places are.
     """
 
     rows: Sequence[EventRow]
@@ -133,13 +133,13 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check of the warehouse found.
+    """A finding of a check of the warehouse.
 
     Attributes:
-        subject: what was looked at, such as ``connection``, ``columns`` or ``index``.
-        level: ``error`` if nothing can be read like this, ``warning`` if it works badly.
+        subject: the checked part, such as ``connection``, ``columns`` or ``index``.
+        level: ``error`` if nothing can be read, ``warning`` if it works badly.
         message: one line for a person.
-        fix: what to do, such as a statement to run; None where there is nothing.
+        fix: the advice, such as a statement to run; or None.
     """
 
     subject: str
@@ -189,7 +189,7 @@ class Warehouse(Protocol):
         """
 
     def check(self) -> list[Finding]:
-        """Looks at all that reading needs; raises nothing for what it finds."""
+        """Checks everything that reading needs; returns findings instead of raising."""
 
 
 def check_columns(found: Mapping[str, str], table: str, types: Mapping[Kind, tuple[str, ...]] = DUCKDB_TYPES) -> None:
@@ -213,5 +213,5 @@ def check_columns(found: Mapping[str, str], table: str, types: Mapping[Kind, tup
 
 
 def one_line(error: Exception) -> str:
-    """What a driver says, in one line."""
+    """A driver's message, in one line."""
     return " ".join(str(error).split())[:300]

@@ -54,7 +54,7 @@ _GAP = 4
 """Rows that are not wanted are read along if they are fewer than so many."""
 
 _NAMED = 20
-"""Findings of rows that cannot be captured, at most."""
+"""The most findings about rows that cannot be captured."""
 
 # What a row or a file of the warehouse can be to blame for; everything else is this program's.
 _FAULTS = (
@@ -249,7 +249,7 @@ class DuckDBWarehouse:
         except _FAULTS as error:
             raise WarehouseUnavailable(f"cannot read {self.name}: {one_line(error)}") from None
         finally:
-            with suppress(duckdb.Error):  # it must not stand before what went wrong; the connection's end does the same
+            with suppress(duckdb.Error):  # must not hide the original error; closing the connection does the same
                 connection.execute("DETACH warehouse")
 
 

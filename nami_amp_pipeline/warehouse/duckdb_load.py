@@ -1,7 +1,8 @@
 """Loads Nami's webhook events (NDJSON, plain or gzip) into the embedded DuckDB warehouse, strictly and in blocks.
 
-A file is loaded whole or not at all, but for its bad lines, which are named: one transaction a file. Loading the same
-file again adds its rows again, as any at-least-once loader would; the pipeline delivers each event once all the same.
+A file is loaded in one transaction, completely or not at all, except for its bad lines, which are reported. Loading the
+same file again adds its rows again, as any at-least-once loader would; the pipeline delivers each event once all the
+same.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ if TYPE_CHECKING:
     from nami_amp_pipeline.settings import Settings
 
 BLOCK_BYTES = 16 * 2**20
-"""Read at once; memory is a few times this."""
+"""Bytes read at once; memory is a few times this."""
 
 MAX_LINE_BYTES = 16 * 2**20
-"""A longer line is no event of Nami's."""
+"""A longer line cannot be an event of Nami's."""
 
 MAX_BAD_LINES = 1_000
-"""Bad lines that are named; further ones are only counted."""
+"""Bad lines that are reported; further lines are only counted."""
 
 _BOM = b"\xef\xbb\xbf"
 
 _TYPES: Mapping[Kind, tuple[str, ...]] = {**DUCKDB_TYPES, "text": ("VARCHAR",)}
-"""What columns may be to be filled by whatever texts the events have."""
+"""The column types that can hold the events' texts."""
 
 _PARSE = r"""
 CREATE OR REPLACE TEMP TABLE parsed AS
@@ -112,11 +113,11 @@ class BadLine:
 
 @dataclass
 class LoadReport:
-    """What came of a load.
+    """The result of a load.
 
     Attributes:
         rows: loaded.
-        bad: what was not, at most :data:`MAX_BAD_LINES` of it.
+        bad: lines and files that were not loaded, at most :data:`MAX_BAD_LINES`.
         bad_lines: how many lines in all.
         bad_files: files of which nothing was loaded.
         bytes: read, after decompression.
@@ -129,7 +130,7 @@ class LoadReport:
     bytes: int = 0
 
     def add(self, bad: BadLine) -> None:
-        """Notes what was not loaded."""
+        """Notes a line or file that was not loaded."""
         if bad.line is None:
             self.bad_files += 1
         else:
@@ -155,7 +156,7 @@ def load(
 
     Args:
         settings: what was set; the warehouse must be a DuckDB file.
-        files: NDJSON; gzip is told by the content, not by the name.
+        files: NDJSON; gzip is detected by content, not by name.
         app_id: the Nami app whose events they are; a webhook's payload does not say.
         clock: gives the one ``ingested_at`` of all rows.
         progress: called with the bytes of the files that were read since the last call.
@@ -167,7 +168,7 @@ def load(
         WarehouseUnavailable: the DuckDB file cannot be opened or written; files before the one at work are loaded.
     """
     if not contract.APP_ID.fullmatch(app_id):
-        raise Misconfigured(f"app id {app_id!r} must be of letters, digits, '.', '_' and '-'")
+        raise Misconfigured(f"app id {app_id!r} must consist of letters, digits, '.', '_' and '-'")
     if not settings.warehouse_url.startswith("duckdb:///"):
         raise Misconfigured(
             "load fills the embedded DuckDB warehouse only: fill the table of NAMI_AMP_WAREHOUSE_URL with the "
@@ -202,7 +203,7 @@ def _opened(connection: duckdb.DuckDBPyConnection, settings: Settings, sleep: Ca
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WarehouseUnavailable(f"cannot create the folder of {path}: {error.strerror}") from None
-    attach(connection, path, sleep, read_only=False, locked=": end it, or load again once it is done")
+    attach(connection, path, sleep, read_only=False, locked=": stop it, or load again when it has finished")
     with _writing(path):
         connection.execute(f"CREATE SCHEMA IF NOT EXISTS warehouse.{quoted(schema)}")
         connection.execute(f"USE warehouse.{quoted(schema)}")
@@ -255,7 +256,7 @@ def _load_file(
     report.rows += mine.rows
     report.bytes += mine.bytes
     report.bad_lines += mine.bad_lines - len(mine.bad)
-    for bad in sorted(mine.bad, key=lambda one: one.line or 0):
+    for bad in sorted(mine.bad, key=lambda line: line.line or 0):
         report.add(bad)
 
 
@@ -301,7 +302,7 @@ def _chunks(file: Path, progress: Callable[[int], None]) -> Iterator[bytes]:
     except (zlib.error, gzip.BadGzipFile):
         raise _UnreadableError("the gzip file is damaged") from None
     except OSError as error:
-        raise _UnreadableError(f"cannot read it to its end: {error.strerror}") from None
+        raise _UnreadableError(f"cannot read it completely: {error.strerror}") from None
 
 
 def _load_block(
@@ -359,7 +360,7 @@ def _lines(file: Path, first: int, block: bytes, report: LoadReport) -> pa.Table
 
 
 def _whole(payloads: pa.Array) -> pa.Array:
-    """The lines as they are parsed: capture will read half a surrogate pair as U+FFFD too."""
+    """The lines ready to parse: half a surrogate pair becomes U+FFFD, as in capture."""
     odd = pc.indices_nonzero(pc.match_substring_regex(payloads, SURROGATE)).to_pylist()
     if not odd:
         return payloads

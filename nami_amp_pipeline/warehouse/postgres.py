@@ -96,18 +96,18 @@ AND NOT EXISTS (
     FROM pg_catalog.pg_index i
     JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
     JOIN pg_catalog.pg_am m ON m.oid = c.relam
-    JOIN pg_catalog.pg_attribute one ON one.attrelid = i.indrelid AND one.attnum = i.indkey[0]
-    LEFT JOIN pg_catalog.pg_attribute two
-        ON i.indnatts > 1 AND two.attrelid = i.indrelid AND two.attnum = i.indkey[1]
+    JOIN pg_catalog.pg_attribute first ON first.attrelid = i.indrelid AND first.attnum = i.indkey[0]
+    LEFT JOIN pg_catalog.pg_attribute second
+        ON i.indnatts > 1 AND second.attrelid = i.indrelid AND second.attnum = i.indkey[1]
     WHERE i.indrelid = parts.oid AND i.indisvalid AND i.indpred IS NULL
         AND (
-            m.amname IN ('btree', 'brin') AND one.attname = 'ingested_at'
-            OR m.amname = 'btree' AND one.attname = 'app_id' AND two.attname = 'ingested_at'
+            m.amname IN ('btree', 'brin') AND first.attname = 'ingested_at'
+            OR m.amname = 'btree' AND first.attname = 'app_id' AND second.attname = 'ingested_at'
         )
 )
 """
 
-# A policy that shows all rows hides none, unless a restrictive one stands beside it.
+# A policy that shows all rows hides none, unless a restrictive policy exists too.
 _HIDDEN = """
 SELECT row_security_active(c.oid) AND NOT (
     EXISTS (
@@ -217,7 +217,7 @@ class PostgresWarehouse(AdbcWarehouse):
         session.execute("SET LOCAL client_encoding TO 'UTF8'")
         session.execute("SET LOCAL standard_conforming_strings TO on")
         ((encoding,),) = session.rows("SELECT current_setting('server_encoding')::text")
-        if encoding == "SQL_ASCII":  # such a database takes whatever bytes it is given, and gives them if it is told to
+        if encoding == "SQL_ASCII":  # such a database stores any bytes, and returns them unconverted on request
             session.execute("SET LOCAL client_encoding TO 'SQL_ASCII'")
             session.any_bytes = True
 
@@ -269,10 +269,10 @@ class PostgresWarehouse(AdbcWarehouse):
 
     def _check_index(self, session: Session, relkind: str) -> Finding:
         if relkind not in ("r", "p", "m"):
-            return Finding("index", "ok", f"{self._called} is no table of its own: what it reads from needs an index")
+            return Finding("index", "ok", f"{self._called} is not a table: the tables that it reads need an index")
         ((missing,),) = session.rows(_INDEX.format(table=self.text(self.table)))
         if not missing:
-            return Finding("index", "ok", f"{self._called} has an index for reading what is new")
+            return Finding("index", "ok", f"{self._called} has an index for reading new rows")
         # PostgreSQL makes none of a partitioned table concurrently.
         concurrently = "" if relkind == "p" else "CONCURRENTLY "
         whose = f"{missing:,} of its partitions have" if relkind == "p" and missing > 1 else "has"
@@ -293,8 +293,7 @@ class PostgresWarehouse(AdbcWarehouse):
             Finding(
                 "row security",
                 "warning",
-                f"row level security of {self._called} may hide rows from this role, and what is hidden is not "
-                "delivered",
+                f"row level security of {self._called} may hide rows from this role; hidden rows are not delivered",
                 f"CREATE POLICY nami_amp_reads_all ON {self.table} FOR SELECT TO CURRENT_USER USING (true), as the "
                 "owner and for the role of NAMI_AMP_WAREHOUSE_URL; or ALTER ROLE … BYPASSRLS",
             )
@@ -317,18 +316,18 @@ class PostgresWarehouse(AdbcWarehouse):
                 kind = "a replica of PostgreSQL" if is_replica else "PostgreSQL"
                 findings.append(Finding("connection", "ok", f"{self._place}: {kind} {version}"))
                 relkind = self._check_table(session)
-                findings.append(Finding("columns", "ok", f"{self._called} has all columns and may be read"))
+                findings.append(Finding("columns", "ok", f"{self._called} has all columns and is readable"))
                 findings.append(self._check_index(session, relkind))
                 findings += self._check_policies(session)
                 with duckdb.connect(":memory:") as connection:
-                    findings += [one.finding for one in self.unplaced(session, connection, None)]
+                    findings += [row.finding for row in self.unplaced(session, connection, None)]
         except WarehouseUnavailable as error:
             findings.append(Finding("columns" if findings else "connection", "error", str(error)))
         return findings
 
     def explain(self, error: Exception) -> str:
         """See :class:`AdbcWarehouse`."""
-        # What breaks a stream comes without its code, so the words must do.
+        # An error in a stream has no error code, so its text decides.
         state, said = getattr(error, "sqlstate", None) or "", self._said(error)
         if state == "42501" or "permission denied" in said:
             return self._no_right()
@@ -338,9 +337,9 @@ class PostgresWarehouse(AdbcWarehouse):
                 "for this role (ALTER ROLE … SET statement_timeout), or lower NAMI_AMP_MAX_ROWS_PER_TICK"
             )
         if state == "40001" or "conflict with recovery" in said:
-            return f"the replica broke off reading {self.name}, the next run reads the same again: {said}"
+            return f"the replica cancelled reading {self.name}; the next run reads the same rows again: {said}"
         if state[:2] in ("08", "57", "25") or (not state and "connection" in said):
-            return f"lost the connection while reading {self.name}, the next run reads the same again: {said}"
+            return f"lost the connection while reading {self.name}; the next run reads the same rows again: {said}"
         return f"cannot read {self.name}: {said}"
 
     def _no_right(self) -> str:

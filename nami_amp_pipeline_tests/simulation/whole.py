@@ -26,12 +26,12 @@ from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.warehouse import Finding, Lookup, Places, Source
 from nami_amp_pipeline_tests.simulation.delivery import BASE
-from nami_amp_pipeline_tests.simulation.fast_start import shared_engine, work_folder
 from nami_amp_pipeline_tests.simulation.network import START, SimulatedWire
 from nami_amp_pipeline_tests.simulation.process import Perils
 from nami_amp_pipeline_tests.simulation.world import Facts, World
 from nami_amp_pipeline_tests.support import reference
 from nami_amp_pipeline_tests.support.current_snapshots import current_snapshots
+from nami_amp_pipeline_tests.support.fast_start import shared_engine, work_folder
 from nami_amp_pipeline_tests.support.histories import to_batch
 from nami_amp_pipeline_tests.support.odd_values import odd_row
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.errors import Halted, LostLease
+from nami_amp_pipeline.errors import Blocked, LostLease
 from nami_amp_pipeline.operations.status import status
 from nami_amp_pipeline.sandbox import Fault, Options, Sandbox
 from nami_amp_pipeline.sandbox.settings import key_digest
@@ -21,11 +21,11 @@ from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state.integrations import Integration, NewIntegration
 from nami_amp_pipeline.storage.data_folder import DataFolder
 from nami_amp_pipeline.warehouse import Warehouse
-from nami_amp_pipeline_tests.simulation.fast_start import fresh_store
 from nami_amp_pipeline_tests.simulation.late_events import Late
 from nami_amp_pipeline_tests.simulation.ledger import Ledger
 from nami_amp_pipeline_tests.simulation.network import KINDS, Crash, Network, SimulatedWire, Time, Weather
 from nami_amp_pipeline_tests.simulation.process import STEPS, MortalStore, Perils
+from nami_amp_pipeline_tests.support.fast_start import fresh_store
 
 ENCRYPTION_KEY = "bmFtaS1hbXAtc2ltdWxhdGlvbi1rZXktMDEyMzQ1Njc="
 MOST_WAITS = 30_000
@@ -180,7 +180,7 @@ class World:
             self.facts.crashes += 1
             self.facts.met[f"ends at {perils.crashed_at}"] += 1
             return False
-        except (Halted, LostLease) as error:
+        except (Blocked, LostLease) as error:
             self.facts.store_failures += 1
             self.facts.met[f"gives up: {type(error).__name__}"] += 1
             return False

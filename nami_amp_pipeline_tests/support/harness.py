@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
 from nami_amp_pipeline.clock import from_datetime
@@ -21,7 +20,7 @@ from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.stages import pipeline
 from nami_amp_pipeline.state import integrations as state
 from nami_amp_pipeline.state.integrations import Integration
-from nami_amp_pipeline.storage.duckdb_engine import sql
+from nami_amp_pipeline_tests.support.fast_start import events_file, fresh_events
 from nami_amp_pipeline_tests.support.warehouses import PostgresEvents
 
 START = datetime(2026, 9, 1, tzinfo=UTC)
@@ -93,8 +92,7 @@ class Pipeline:
         if self.settings.warehouse_url.startswith("postgresql"):
             self.postgres = postgres or PostgresEvents(self.settings.warehouse_url)
         elif not self.warehouse.exists():
-            with duckdb.connect(str(self.warehouse)) as connection:
-                connection.execute(sql("nami_events"))
+            fresh_events(self.warehouse)
         self.context = Context.open(self.settings, run_id="test", clock=self.clock)
         self.context.sleep = self.clock.sleep
         self.wires: dict[int, Agreeing] = {}
@@ -106,10 +104,10 @@ class Pipeline:
             return
         names = ("id", "app_id", "event_type", "user_id", "created_date", "ingested_at", "payload")
         columns = {name: pa.array([_text(row[name]) for row in rows], pa.string()) for name in names}
-        with duckdb.connect(str(self.warehouse)) as connection:
+        with events_file(self.warehouse) as connection:
             connection.register("rows", pa.table(columns))
             connection.execute(
-                "INSERT INTO nami_events SELECT id, app_id, event_type, user_id, created_date::TIMESTAMPTZ, "
+                "INSERT INTO events.nami_events SELECT id, app_id, event_type, user_id, created_date::TIMESTAMPTZ, "
                 "ingested_at::TIMESTAMPTZ, payload FROM rows"
             )
 

@@ -57,8 +57,8 @@ MUTANTS = (
     ),
     Mutant(
         "what is sent again has other bytes", "delivery", _LANE_SOURCE,
-        "        body = batch.text(frame.head, chosen.runs, frame.tail)\n",
-        "        body = batch.text(frame.head, chosen.runs, frame.tail)\n"
+        "        body = batch.text(frame.head, chosen.spans, frame.tail)\n",
+        "        body = batch.text(frame.head, chosen.spans, frame.tail)\n"
         "        again = self._under_way.before[1]\n"
         "        body = body.replace(b'\"text\":', b'\"again\":1,\"text\":') if again else body\n",
     ),

@@ -20,8 +20,8 @@ import traceback
 from collections import Counter
 
 from nami_amp_pipeline_tests.simulation import delivery, payloads, whole
-from nami_amp_pipeline_tests.simulation.fast_start import work_folder
 from nami_amp_pipeline_tests.simulation.killing import Killing
+from nami_amp_pipeline_tests.support.fast_start import work_folder
 from nami_amp_pipeline_tests.support.postgres import Postgres
 
 _KINDS = {"delivery": delivery.simulate, "payloads": payloads.simulate, "whole": whole.simulate}

@@ -1,0 +1,260 @@
+"""The facts that decide how integrations stand, read from the state store in a few queries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+import sqlalchemy as sa
+
+from nami_amp_pipeline import contract
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.operations import reasons
+from nami_amp_pipeline.operations.status import IntegrationStatus, status
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline.state.store import Transaction
+
+_WINDOW: Final = int(contract.DEDUPLICATION_WINDOW.total_seconds()) * 1_000_000
+_SHOWN_USERS: Final = 3
+_CAPTURE: Final = "nami_events"
+"""The asset of the stage that reads the warehouse; the table of the stages would bring all of DuckDB and Arrow."""
+
+_PASSING: Final = ("Busy", "LostLease")
+"""Troubles that mean that another process does the work."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of an integration; times in µs since the epoch.
+
+    Attributes:
+        integration: its settings.
+        numbers: its counts.
+        off_at: when a person switched it off; None if that is not recorded.
+        off_by: who did.
+        unanswered: the outcome of its newest request and since when no request was answered; None if the newest was.
+        project_until: until when Amplitude wants nothing of the project.
+        users_until: until when the first of the held users waits.
+        held_since: since when the oldest held event is held.
+        held_users: how many users have held events.
+        whose: some users that wait, as Amplitude knows them.
+        rejected: dead letters of the last 7 days that can be posted again.
+        rejected_by: the same by reason.
+        rejected_since: when the oldest of them became one.
+        trouble: what a stage could not do for it and when, if nothing has moved since.
+        last_sign: when any micro-batch last did or read anything.
+    """
+
+    integration: Integration
+    numbers: IntegrationStatus
+    off_at: int | None = None
+    off_by: str = ""
+    unanswered: tuple[str, int] | None = None
+    project_until: int | None = None
+    users_until: int | None = None
+    held_since: int | None = None
+    held_users: int = 0
+    whose: tuple[str, ...] = ()
+    rejected_by: Mapping[str, int] = field(default_factory=dict)
+    rejected_since: int | None = None
+    trouble: tuple[str, int] | None = None
+    last_sign: int | None = None
+
+    @property
+    def rejected(self) -> int:
+        """Dead letters of the last 7 days that can be posted again."""
+        return sum(self.rejected_by.values())
+
+
+def facts_of(context: Context, integrations: Sequence[Integration], now: int) -> list[Facts]:
+    """The facts of some integrations; those that were removed meanwhile are left out.
+
+    Raises:
+        StoreUnavailable: the state store cannot be read.
+    """
+    numbers = {one.integration: one for one in status(context, integrations)}
+    there = [one for one in integrations if one.key in numbers]
+    with context.store.reading() as tx:
+        sign = last_sign(tx)
+        off = _switched_off(tx, there)
+        paused = _project_pauses(tx)
+        held = _held(tx)
+        rejected = _rejected(tx, now)
+        found = []
+        for one in there:
+            waits, dead = held.get(one.id, _Held()), rejected.get(one.id, _NONE)
+            count = numbers[one.key]
+            at, by = off.get(one.key, (None, ""))
+            found.append(
+                Facts(
+                    one,
+                    count,
+                    off_at=at,
+                    off_by=by,
+                    unanswered=_unanswered(tx, one) if count.to_post else None,
+                    project_until=paused.get(one.id),
+                    users_until=waits.until,
+                    held_since=waits.since,
+                    held_users=waits.users,
+                    whose=waits.some,
+                    rejected_by=dead.by,
+                    rejected_since=dead.since,
+                    trouble=_trouble(tx, one, count),
+                    last_sign=sign,
+                )
+            )
+    return found
+
+
+def last_sign(tx: Transaction) -> int | None:
+    """When any micro-batch last did, read or failed anything, in µs since the epoch."""
+    columns = (
+        tables.observations.c.observed_at,
+        tables.apps.c.captured_at,
+        tables.outboxes.c.prepared_at,
+        tables.run_troubles.c.at,
+    )
+    newest = [tx.execute(sa.select(sa.func.max(column))).scalar() for column in columns]
+    request = sa.select(tables.requests.c.answered_at).order_by(tables.requests.c.id.desc()).limit(1)
+    newest.append(tx.execute(request).scalar())
+    return max((at for at in newest if at is not None), default=None)
+
+
+def _switched_off(tx: Transaction, integrations: Sequence[Integration]) -> dict[str, tuple[int | None, str]]:
+    table = tables.integration_changes
+    off = [one.key for one in integrations if not one.enabled]
+    found: dict[str, tuple[int | None, str]] = {}
+    if off:
+        rows = tx.execute(sa.select(table).where(table.c.integration.in_(off)).order_by(table.c.id))
+        for row in rows:
+            what = orjson.loads(row.what)
+            if what.get("enabled", [None, True])[1] is False:
+                found[row.integration] = (row.at, row.by)
+    for one in integrations:  # one that was added switched off
+        if not one.enabled:
+            found.setdefault(one.key, (one.created_at, ""))
+    return found
+
+
+def _project_pauses(tx: Transaction) -> dict[int, int]:
+    table = tables.pauses
+    query = sa.select(table.c.integration_id, table.c.until).where(table.c.identity == "")
+    return dict(tx.execute(query).tuples().all())
+
+
+@dataclass(frozen=True)
+class _Held:
+    users: int = 0
+    since: int | None = None
+    until: int | None = None
+    some: tuple[str, ...] = ()
+
+
+def _held(tx: Transaction) -> dict[int, _Held]:
+    """By integration: how many users have events that are held, since when, until when, and the first of them."""
+    table, pauses = tables.exceptions, tables.pauses
+    held = table.c.state == "held"
+    rows = tx.execute(
+        sa.select(
+            table.c.integration_id,
+            sa.func.count(sa.distinct(table.c.identity)),
+            sa.func.min(table.c.at),
+            sa.func.min(pauses.c.until),
+        )
+        .outerjoin(
+            pauses, sa.and_(pauses.c.integration_id == table.c.integration_id, pauses.c.identity == table.c.identity)
+        )
+        .where(held)
+        .group_by(table.c.integration_id)
+    ).all()
+    found = {}
+    for integration_id, users, since, until in rows:
+        some = tx.execute(
+            sa.select(table.c.identity)
+            .where(held, table.c.integration_id == integration_id)
+            .group_by(table.c.identity)
+            .order_by(sa.func.min(table.c.at), table.c.identity)
+            .limit(_SHOWN_USERS)
+        ).scalars()
+        found[integration_id] = _Held(users, since, until, tuple(one.partition(":")[2] for one in some))
+    return found
+
+
+@dataclass
+class _Rejected:
+    by: dict[str, int]
+    since: int | None
+
+
+_NONE: Final = _Rejected({}, None)
+
+
+def _rejected(tx: Transaction, now: int) -> dict[int, _Rejected]:
+    table = tables.exceptions
+    rows = tx.execute(
+        sa.select(table.c.integration_id, table.c.reason, sa.func.count(), sa.func.min(table.c.at))
+        .where(
+            table.c.state == "dead",
+            table.c.reason.in_(reasons.RETRYABLE),
+            table.c.body.is_not(None),
+            table.c.at > now - _WINDOW,
+        )
+        .group_by(table.c.integration_id, table.c.reason)
+    ).all()
+    found: dict[int, _Rejected] = {}
+    for integration_id, reason, events, since in rows:
+        one = found.setdefault(integration_id, _Rejected({}, since))
+        one.by[reason] = events
+        one.since = min(since, one.since or since)
+    return found
+
+
+def _unanswered(tx: Transaction, one: Integration) -> tuple[str, int] | None:
+    """The outcome of the newest request and since when no request was answered; None if the newest one was."""
+    table = tables.requests
+    mine = table.c.integration_id == one.id
+    newest = tx.execute(
+        sa.select(table.c.outcome).where(mine).order_by(table.c.sent_at.desc(), table.c.id.desc()).limit(1)
+    ).scalar()
+    if newest is None or not reasons.is_unreachable(newest):
+        return None
+    no_answer = sa.or_(
+        table.c.outcome.in_(reasons.codes("unreachable")),
+        *(table.c.outcome.startswith(f"http_{n}") for n in (408, 425, 5)),
+    )
+    answered = tx.execute(
+        sa.select(table.c.sent_at).where(mine, sa.not_(no_answer)).order_by(table.c.sent_at.desc()).limit(1)
+    ).scalar()
+    first = sa.select(sa.func.min(table.c.sent_at)).where(mine)
+    if answered is not None:
+        first = first.where(table.c.sent_at > answered)
+    since: int = tx.execute(first).scalar_one()
+    return newest, since
+
+
+def _trouble(tx: Transaction, one: Integration, numbers: IntegrationStatus) -> tuple[str, int] | None:
+    """What a stage could not do for an integration or its app, if nothing has moved since."""
+    table, apps, boxes, requests = tables.run_troubles, tables.apps, tables.outboxes, tables.requests
+    row = tx.execute(
+        sa.select(table)
+        .where(table.c.partition.in_((one.app_id, one.partition_key)), table.c.kind.not_in(_PASSING))
+        .order_by(table.c.id.desc())
+        .limit(1)
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.asset == _CAPTURE:
+        moved: sa.Select[Any] | sa.CompoundSelect[Any] = sa.select(apps.c.captured_at).where(
+            apps.c.app_id == one.app_id, apps.c.captured_at > row.at
+        )
+    elif not numbers.to_post:
+        return None
+    else:
+        moved = sa.union_all(
+            sa.select(boxes.c.prepared_at).where(boxes.c.integration_id == one.id, boxes.c.prepared_at > row.at),
+            sa.select(requests.c.sent_at).where(requests.c.integration_id == one.id, requests.c.sent_at > row.at),
+        )
+    return None if tx.execute(moved.limit(1)).first() is not None else (row.message, row.at)
