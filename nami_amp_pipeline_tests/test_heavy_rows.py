@@ -106,5 +106,5 @@ def test_memory_is_raised_for_a_while_only() -> None:
         limit = "SELECT current_setting('memory_limit')"
         before = connection.execute(limit).fetchall()
         with more_memory(connection, 4):
-            assert connection.execute(limit).fetchall() == [("381.1 MiB",)]  # 95.3, as it is shown
+            assert connection.execute(limit).fetchone()[0].startswith("381.")  # type: ignore[index]
         assert connection.execute(limit).fetchall() == before
