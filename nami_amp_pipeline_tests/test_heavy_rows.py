@@ -104,7 +104,6 @@ def test_an_error_in_the_middle_of_a_stream_is_of_its_kind() -> None:
 def test_memory_is_raised_for_a_while_only() -> None:
     with duckdb.connect(config={"memory_limit": "100MB"}) as connection:
         limit = "SELECT current_setting('memory_limit')"
-        before = connection.execute(limit).fetchall()
         with more_memory(connection, 4):
             assert connection.execute(limit).fetchone()[0].startswith("381.")  # type: ignore[index]
-        assert connection.execute(limit).fetchall() == before
+        assert connection.execute(limit).fetchone()[0].startswith("95.")  # type: ignore[index]

@@ -90,10 +90,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     found = Asked([], [])
     stream = Session.stream
 
-    def noting(self: Session, queries: list[str], schema: Any) -> Any:
+    def noting(self: Session, queries: list[str], schema: Any, **more: Any) -> Any:
         if "rows" not in schema.names:  # those that only count
             (found.keys if "part" in schema.names else found.rows).extend(queries)
-        return stream(self, queries, schema)
+        return stream(self, queries, schema, **more)
 
     monkeypatch.setattr(Session, "stream", noting)
     return found

@@ -7,7 +7,7 @@ by their numbers: as many at a time as the ones before let expect.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import duckdb
@@ -80,24 +80,25 @@ def read_heavy(
     order = connection.sql(f"SELECT rid FROM fresh ORDER BY {source.order}").to_arrow_table()  # noqa: S608
     wanted = order["rid"].to_numpy()
     rows, is_roomy = _FEW_ROWS, False
-    while len(wanted):
-        part = wanted[:rows]
-        try:
-            with more_memory(connection, _ROOM) if is_roomy else nullcontext():
+    with ExitStack() as room:
+        while len(wanted):
+            part = wanted[:rows]
+            try:
                 table, is_whole = _fetch(connection, source, part, max_payload_bytes)
-        except duckdb.OutOfMemoryException:
-            if len(part) > _FEWEST_AT_ONCE or (is_roomy and len(part) > 1):
-                rows = len(part) // 4
-            elif not is_roomy:
-                is_roomy = True
-            else:
-                raise
-            continue
-        got = table["rid"].to_numpy()
-        wanted = wanted[len(part) :] if is_whole else wanted[~np.isin(wanted, got)]
-        expected = _FEW_BYTES * len(got) // max(1, table.nbytes) if len(got) else rows
-        rows = max(1, min(8 * rows, GATHERED_ROWS, expected))
-        yield from _in_pieces(table, judged)
+            except duckdb.OutOfMemoryException:
+                if len(part) > _FEWEST_AT_ONCE or (is_roomy and len(part) > 1):
+                    rows = len(part) // 4
+                elif not is_roomy:
+                    room.enter_context(more_memory(connection, _ROOM))
+                    is_roomy = True
+                else:
+                    raise
+                continue
+            got = table["rid"].to_numpy()
+            wanted = wanted[len(part) :] if is_whole else wanted[~np.isin(wanted, got)]
+            expected = _FEW_BYTES * len(got) // max(1, table.nbytes) if len(got) else rows
+            rows = max(1, min(8 * rows, GATHERED_ROWS, expected))
+            yield from _in_pieces(table, judged)
 
 
 def _fetch(
