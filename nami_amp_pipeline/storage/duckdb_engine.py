@@ -70,7 +70,7 @@ class Engine:
         """Sets how many connections are used at once, each in a thread of its own.
 
         Args:
-            workers: the number of these threads; call it while no query runs.
+            workers: how many of them; DuckDB's other threads help them all. Call this while no query runs.
         """
         if self._threads > 1:
             self._instance.execute(f"SET threads = {max(1, self._threads - workers + 1)}")
