@@ -107,3 +107,15 @@ def test_memory_is_raised_for_a_while_only() -> None:
         with more_memory(connection, 4):
             assert connection.execute(limit).fetchone()[0].startswith("381.")  # type: ignore[index]
         assert connection.execute(limit).fetchone()[0].startswith("95.")  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_events_with_large_texts_are_prepared_a_few_at_a_time(tmp_path: Path) -> None:
+    pipeline = Pipeline(tmp_path, {"NAMI_AMP_DUCKDB_MEMORY": "300MB"})
+    one = pipeline.add("app", start_from=None, user_id_kind="nami_user_id")
+    pipeline.insert([row(number, json.dumps({"text": "x" * 680_000})) for number in range(100)])
+    stages.capture_apps(pipeline.context)
+    stages.snapshot_apps(pipeline.context)
+    prepared = stages.prepare_integrations(pipeline.context, [one])[one.id]
+    assert (prepared.captured, prepared.sendable + sum(prepared.dead.values())) == (100, 100)
+    pipeline.close()
