@@ -90,10 +90,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     found = Asked([], [])
     stream = Session.stream
 
-    def noting(self: Session, queries: list[str], schema: Any) -> Any:
+    def noting(self: Session, queries: list[str], schema: Any, **more: Any) -> Any:
         if "rows" not in schema.names:  # those that only count
             (found.keys if "part" in schema.names else found.rows).extend(queries)
-        return stream(self, queries, schema)
+        return stream(self, queries, schema, **more)
 
     monkeypatch.setattr(Session, "stream", noting)
     return found
@@ -695,8 +695,8 @@ def test_a_restart_in_mid_read_captures_nothing_and_the_next_tick_all(
     fetch = Session._batches
     restarts = iter(["immediate", "fast"])
 
-    def broken(self: Session, queries: Any, schema: Any) -> Iterator[Any]:
-        for number, batch in enumerate(fetch(self, queries, schema)):
+    def broken(self: Session, queries: Any, schema: Any, *more: Any) -> Iterator[Any]:
+        for number, batch in enumerate(fetch(self, queries, schema, *more)):
             if number == 1 and "payload" in schema.names and (mode := next(restarts, None)):
                 own_server.restart(mode)
             yield batch
