@@ -119,8 +119,9 @@ class AdbcWarehouse(ABC):
                 unplaced = self.unplaced(session, connection, list(positions))
                 head = reading.read_keys(_parts(positions))
                 yield Source(
-                    "warehouse_keys", head, reading.rows, warnings, unplaced, lambda: session.failure is not None
-                )
+                    "warehouse_keys", head, reading.rows, reading.few, warnings=warnings, unplaced=unplaced,
+                    broke=lambda: session.failure is not None, is_heavy=lambda: session.is_heavy,
+                )  # fmt: skip
             finally:
                 session.close()
                 reading.close()
@@ -325,11 +326,29 @@ class _Reading:
             "CREATE OR REPLACE TEMP TABLE warehouse_wanted AS FROM warehouse_keys WHERE rid IN (SELECT rid FROM fresh)"
         )
         again = self._read_repeated(columns)
-        self._read(self._queries(self._spans()), _ROWS)
+        self._read(self._queries(self._spans()), _ROWS, until_heavy=True)
         relation = f"SELECT {columns}, rid FROM warehouse_stream JOIN warehouse_wanted USING (app_id, id, ingested_at)"  # noqa: S608
         if again:
             relation += f" UNION ALL SELECT {columns}, rid FROM warehouse_repeated"  # noqa: S608
         return f"({relation})"
+
+    def few(self, numbers: Sequence[int]) -> str:
+        """The same with the rows of some numbers, each perhaps several times."""
+        self._session.close()  # nobody reads on in what was under way
+        self._duck.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
+        self._duck.execute(
+            "CREATE OR REPLACE TEMP TABLE warehouse_few AS FROM warehouse_keys "
+            f"WHERE rid IN (SELECT unnest({list(numbers)}))"
+        )
+        spans = self._duck.execute(
+            "SELECT part, epoch_us(min(ingested_at)), epoch_us(max(ingested_at)), list(DISTINCT app_id), list(id) "
+            "FROM warehouse_few GROUP BY part"
+        ).fetchall()
+        self._read(self._queries(spans), _ROWS)
+        return (
+            f"(SELECT {', '.join(COLUMNS)}, rid FROM warehouse_stream "  # noqa: S608
+            "JOIN warehouse_few USING (app_id, id, ingested_at))"
+        )
 
     def _read_repeated(self, columns: str) -> bool:
         """Reads the rows of which there are several with the same app, id and time, and keeps one of each."""
@@ -345,7 +364,7 @@ class _Reading:
         ).fetchall()
         if not spans:
             return False
-        self._read(self._queries(spans), _ROWS)
+        self._read(self._queries(spans), _ROWS, until_heavy=True)
         self._duck.execute(
             f"CREATE OR REPLACE TEMP TABLE warehouse_repeated AS SELECT {columns}, rid "  # noqa: S608
             "FROM warehouse_stream JOIN warehouse_repeats USING (app_id, id, ingested_at) "
@@ -394,8 +413,8 @@ class _Reading:
             )
         return queries
 
-    def _read(self, queries: Sequence[str], schema: pa.Schema) -> None:
-        self._duck.register("warehouse_stream", self._session.stream(queries, schema))
+    def _read(self, queries: Sequence[str], schema: pa.Schema, *, until_heavy: bool = False) -> None:
+        self._duck.register("warehouse_stream", self._session.stream(queries, schema, until_heavy=until_heavy))
 
     def close(self) -> None:
         """Leaves DuckDB as it was."""
