@@ -303,12 +303,14 @@ def test_trace_says_where_it_did_not_look(scene: Pipeline, monkeypatch: pytest.M
 
     home = {"NAMI_AMP_WAREHOUSE_URL": scene.settings.warehouse_url, "NAMI_AMP_HOME": str(scene.settings.home)}
     bounded, whole = (
-        invoke(scene.settings.home, "trace", "e1", *more, settings=home) for more in ((), ("--whole-table",))
+        invoke(scene.settings.home, "trace", "e1", "--full", *more, settings=home) for more in ((), ("--whole-table",))
     )
     assert bounded.exit_code == whole.exit_code == 0
     assert "--whole-table" in bounded.stdout
     assert "--whole-table" not in whole.stdout
-    assert max(map(len, bounded.stdout.splitlines())) <= 100
+    unknown = invoke(scene.settings.home, "trace", "e3", settings=home)
+    assert unknown.exit_code == 1
+    assert "--whole-table reads all of the warehouse" in unknown.output
 
 
 def test_a_missing_index_is_said_once_a_run_with_the_statement(

@@ -29,6 +29,7 @@ from nami_amp_pipeline.warehouse.base import (
     Places,
     Source,
     Unplaced,
+    by_position,
     one_line,
 )
 
@@ -42,6 +43,9 @@ _MOST_SPANS = 50
 _REPEATS_AT_A_TIME = 1_000
 _NEAR_MICROSECONDS = 600 * 1_000_000
 """Apps whose positions are as near as that are asked for together."""
+
+_SOME_ROWS = 100_000
+"""The rows that are asked which apps there are."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 and 9999: PostgreSQL knows infinity too
@@ -133,6 +137,33 @@ class AdbcWarehouse(ABC):
                 f"AND ingested_at <= {self.time(_LAST)} GROUP BY app_id"
             )
             return dict(answered(session, connection, [query], _schema("app_id", "ingested_at"), local))
+
+    def unread(
+        self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int | None]
+    ) -> dict[str, tuple[int, int]]:
+        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
+        schema = pa.schema([_ROWS.field("app_id"), pa.field("rows", pa.int64()), _ROWS.field("ingested_at")])
+        local = "SELECT app_id, rows, epoch_us(ingested_at) FROM warehouse_stream"
+        with self._session() as session:
+            self.begin(session)
+            queries = [
+                f"SELECT {self.selected(['app_id'])}, count(*) AS rows, min(ingested_at) AS ingested_at "  # noqa: S608
+                f"FROM {self.table} WHERE {self.among('app_id', apps)} "
+                f"AND ingested_at > {self.time(_FIRST if since is None else since)} "
+                f"AND ingested_at <= {self.time(_LAST)} GROUP BY app_id"
+                for since, apps in by_position(positions).items()
+            ]
+            rows = answered(session, connection, queries, schema, local) if queries else []
+        return {app_id: (count, oldest) for app_id, count, oldest in rows}
+
+    def app_ids(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
+        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`; those of some rows, as no index has them by app."""
+        with self._session() as session:
+            self.begin(session)
+            some = f"(SELECT {self.selected(['app_id'])} FROM {self.table} WHERE app_id IS NOT NULL LIMIT {_SOME_ROWS})"  # noqa: S608
+            query = f"SELECT DISTINCT app_id FROM {some} AS first_rows"  # noqa: S608
+            rows = answered(session, connection, [query], _schema("app_id"), "FROM warehouse_stream ORDER BY ALL")
+        return [app_id for (app_id,) in rows]
 
     def find(self, connection: duckdb.DuckDBPyConnection, event_id: str, places: Places | None = None) -> Lookup:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""

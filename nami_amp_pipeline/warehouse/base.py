@@ -176,6 +176,27 @@ class Warehouse(Protocol):
             WarehouseUnavailable: as :meth:`open`.
         """
 
+    def unread(
+        self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int | None]
+    ) -> dict[str, tuple[int, int]]:
+        """How many rows come after a position, and the oldest ``ingested_at`` of them, by app that has any.
+
+        Args:
+            connection: where the answer may be read into.
+            positions: app id to the ``ingested_at`` after which rows count, in microseconds since the epoch; None is
+                the beginning.
+
+        Raises:
+            WarehouseUnavailable: as :meth:`open`.
+        """
+
+    def app_ids(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
+        """Apps that have rows; of a large table perhaps not all of them.
+
+        Raises:
+            WarehouseUnavailable: as :meth:`open`.
+        """
+
     def find(self, connection: duckdb.DuckDBPyConnection, event_id: str, places: Places | None = None) -> Lookup:
         """The rows of one event id.
 
@@ -190,6 +211,14 @@ class Warehouse(Protocol):
 
     def check(self) -> list[Finding]:
         """Checks everything that reading needs; returns findings instead of raising."""
+
+
+def by_position(positions: Mapping[str, int | None]) -> dict[int | None, list[str]]:
+    """The apps that share a position, to be asked for together."""
+    together: dict[int | None, list[str]] = {}
+    for app_id, position in positions.items():
+        together.setdefault(position, []).append(app_id)
+    return together
 
 
 def check_columns(found: Mapping[str, str], table: str, types: Mapping[Kind, tuple[str, ...]] = DUCKDB_TYPES) -> None:

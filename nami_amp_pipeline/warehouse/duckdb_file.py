@@ -23,6 +23,7 @@ from nami_amp_pipeline.warehouse.base import (
     Places,
     Source,
     Unplaced,
+    by_position,
     check_columns,
     one_line,
 )
@@ -55,6 +56,9 @@ _GAP = 4
 
 _NAMED = 20
 """The most findings about rows that cannot be captured."""
+
+_APPS = 10_000
+"""App ids that are told, at most."""
 
 # What a row or a file of the warehouse can be to blame for; everything else is this program's.
 _FAULTS = (
@@ -173,6 +177,31 @@ class DuckDBWarehouse:
                 [after, list(app_ids)],
             )
         return dict(rows)
+
+    def unread(
+        self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int | None]
+    ) -> dict[str, tuple[int, int]]:
+        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
+        conditions = [
+            f"(app_id IN ({', '.join(map(_text, apps))})"
+            + (")" if since is None else f" AND ingested_at > make_timestamptz({since}::BIGINT))")
+            for since, apps in by_position(positions).items()
+        ]
+        if not conditions:
+            return {}
+        with self._table(connection) as table:
+            rows = self._asked(
+                connection,
+                f"SELECT app_id, count(*), epoch_us(min(ingested_at)) FROM {table.relation} "  # noqa: S608
+                f"WHERE {_PLACED} AND ({' OR '.join(conditions)}) GROUP BY app_id",
+            )
+        return {app_id: (count, oldest) for app_id, count, oldest in rows}
+
+    def app_ids(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
+        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
+        with self._table(connection) as table:
+            query = f"SELECT DISTINCT app_id FROM {table.relation} WHERE app_id IS NOT NULL ORDER BY ALL LIMIT {_APPS}"  # noqa: S608
+            return [app_id for (app_id,) in self._asked(connection, query)]
 
     def find(self, connection: duckdb.DuckDBPyConnection, event_id: str, places: Places | None = None) -> Lookup:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`; a column of a file is quickly read."""

@@ -67,6 +67,14 @@ class ListWarehouse:
     def oldest(self, connection: duckdb.DuckDBPyConnection, app_ids: Sequence[str], after: int) -> dict[str, int]:
         raise NotImplementedError
 
+    def unread(
+        self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int | None]
+    ) -> dict[str, tuple[int, int]]:
+        raise NotImplementedError
+
+    def app_ids(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
+        raise NotImplementedError
+
     def find(self, connection: duckdb.DuckDBPyConnection, event_id: str, places: Places | None = None) -> Lookup:
         raise NotImplementedError
 
