@@ -17,7 +17,15 @@ import pytest
 from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.operations.dead_letters import show
 from nami_amp_pipeline.operations.trace import trace
-from nami_amp_pipeline.stages import capture, event_properties, odd_rows, pipeline, prepare, prepare_inputs, snapshots
+from nami_amp_pipeline.stages import (
+    captured_rows,
+    event_properties,
+    odd_rows,
+    pipeline,
+    prepare,
+    prepare_inputs,
+    snapshots,
+)
 from nami_amp_pipeline.stages.body_variants import Variant
 from nami_amp_pipeline.stages.odd_rows import find_odd, may_be_a_rows
 from nami_amp_pipeline.stages.table import PREPARE
@@ -187,7 +195,7 @@ def test_python_that_fails_for_a_row_of_stage_1_with_any_error(
             raise OverflowError("nobody thought of this")
         return whole(table, connection)
 
-    monkeypatch.setattr(capture, "look_at_doubtful", failing)
+    monkeypatch.setattr(captured_rows, "look_at_doubtful", failing)
     scene.tick()
     assert ends(scene, one) == {"delivered": 29}
 

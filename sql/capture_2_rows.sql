@@ -1,4 +1,4 @@
--- The rows to capture, whole. Views given: source, fresh (rid), macro bucket_of(app_id, user_id).
+-- The rows to capture, whole. Given: the view source, the macro bucket_of(app_id, user_id).
 -- ``problem`` is why a row cannot be sent, where that is seen here; ``doubtful`` says that its payload has to be looked at
 -- by itself.
 SELECT
@@ -45,7 +45,6 @@ FROM (
                         OR created_date >= '{last_moment}'::TIMESTAMPTZ THEN 'bad_date'
                 END AS problem
             FROM source
-            SEMI JOIN fresh USING (rid)
         )
     )
 );

@@ -228,16 +228,50 @@ def _create_bodies(connection: duckdb.DuckDBPyConnection, variants: Variants) ->
     connection.execute(f"CREATE TEMP MACRO environment_of(value) AS {environment}")
     parts = []
     for number, variant in enumerate(variants.distinct):
-        connection.execute(
-            "CREATE OR REPLACE TEMP VIEW selected_events AS SELECT row, id, event_type, created_date, payload, shape "  # noqa: S608
-            "FROM segment WHERE well_formed AND (app_id, event_type) IN "
-            f"(SELECT app_id, event_type FROM targets JOIN selected USING (integration_id) WHERE variant = {number})"
-        )
+        _select_events(connection, number)
         variant.create_macros(connection)
         create_properties(connection, variant, with_environment=variants.reads_environment)
-        connection.execute(f"CREATE TEMP TABLE bodies_{number} AS {sql('prepare_1_bodies')}")
+        _fill_bodies(connection, number)
         parts.append(f"SELECT *, body_of(row, {number}) AS body FROM bodies_{number}")  # noqa: S608
     connection.execute("CREATE TEMP VIEW bodies AS " + " UNION ALL ".join(parts))
+
+
+def _select_events(connection: duckdb.DuckDBPyConnection, number: int, rows: tuple[int, int] | None = None) -> None:
+    """Creates the view ``selected_events`` of one variant: all of the segment, or rows from one number to another."""
+    within = f" AND row >= {rows[0]} AND row < {rows[1]}" if rows else ""
+    connection.execute(
+        "CREATE OR REPLACE TEMP VIEW selected_events AS SELECT row, id, event_type, created_date, payload, shape "  # noqa: S608
+        "FROM segment WHERE well_formed AND (app_id, event_type) IN "
+        f"(SELECT app_id, event_type FROM targets JOIN selected USING (integration_id) WHERE variant = {number})"
+        f"{within}"
+    )
+
+
+def _fill_bodies(connection: duckdb.DuckDBPyConnection, number: int) -> None:
+    """Creates the table of one variant's bodies: of all events at once, or of fewer where these are too large."""
+    query = sql("prepare_1_bodies")
+    try:
+        connection.execute(f"CREATE TEMP TABLE bodies_{number} AS {query}")
+        return
+    except duckdb.OutOfMemoryException:
+        pass
+    connection.execute(f"CREATE TEMP TABLE bodies_{number} AS SELECT * FROM ({query}) LIMIT 0")  # noqa: S608
+
+    def fill(first: int, end: int) -> None:
+        _select_events(connection, number, (first, end))
+        try:
+            connection.execute(f"INSERT INTO bodies_{number} {query}")
+        except duckdb.OutOfMemoryException:
+            if end - first < 2:
+                raise
+            middle = (first + end) // 2
+            fill(first, middle)
+            fill(middle, end)
+
+    ((rows,),) = connection.execute("SELECT coalesce(max(row), -1) + 1 FROM segment").fetchall()
+    fill(0, rows // 2)
+    fill(rows // 2, rows)
+    _select_events(connection, number)
 
 
 def _compute(context: Context, begun: BegunSegment) -> _Computed:

@@ -57,15 +57,23 @@ class ListWarehouse:
     @contextmanager
     def open(self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int | None]) -> Iterator[Source]:
         if not self.rows:
-            yield Source("", None, lambda: "")
+            yield Source("", None, lambda: "", lambda _: "")
             return
         batch = to_batch(self.rows)
         table = pa.Table.from_batches([batch]).append_column("rid", pa.array(range(batch.num_rows), pa.int64()))
         connection.register("nami_events", table)
         head = max(int(row["ingested_at"].timestamp() * 1_000_000) for row in self.rows)
-        yield Source("nami_events", head, lambda: "nami_events")
+        yield Source("nami_events", head, lambda: "nami_events", lambda _: "nami_events")
 
     def oldest(self, connection: duckdb.DuckDBPyConnection, app_ids: Sequence[str], after: int) -> dict[str, int]:
+        raise NotImplementedError
+
+    def unread(
+        self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int | None]
+    ) -> dict[str, tuple[int, int]]:
+        raise NotImplementedError
+
+    def app_ids(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
         raise NotImplementedError
 
     def find(self, connection: duckdb.DuckDBPyConnection, event_id: str, places: Places | None = None) -> Lookup:
