@@ -16,7 +16,7 @@ import pytest
 
 from nami_amp_pipeline.operations import doctor
 from nami_amp_pipeline.operations.trace import trace
-from nami_amp_pipeline.stages import capture, odd_rows
+from nami_amp_pipeline.stages import captured_rows, odd_rows
 from nami_amp_pipeline.state.unreadable import unreadable
 from nami_amp_pipeline.storage import json_text
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
@@ -289,13 +289,13 @@ def test_a_row_of_a_kind_that_nobody_thought_of_stops_itself_only(
             raise pa.ArrowInvalid("a kind that nobody thought of")
         return whole(table, connection)
 
-    monkeypatch.setattr(capture, "look_at_doubtful", failing)
+    monkeypatch.setattr(captured_rows, "look_at_doubtful", failing)
     scene.tick()
     assert end_of(scene, one) == {"delivered": 48}
     ((found),) = unreadable(scene.context.store)
     assert (found.app_id, found.reason, found.rows) == ("app", "odd_row", 2)
     assert any("2 rows of app app" in line for line in caplog.messages)
-    monkeypatch.setattr(capture, "look_at_doubtful", whole)  # as a new version would
+    monkeypatch.setattr(captured_rows, "look_at_doubtful", whole)  # as a new version would
     scene.tick()
     assert end_of(scene, one) == {"delivered": 50}
     assert unreadable(scene.context.store) == []
