@@ -182,7 +182,7 @@ class TestConnection:
         add(tmp_path, "http://127.0.0.1:9/2/httpapi", name="gone")
         done = invoke(tmp_path, "integrations", "test", "--json")
         assert done.exit_code == 1
-        assert "radio/gone: cannot reach http://127.0.0.1:9/2/httpapi: connection refused" in one_line(done.stderr)
+        assert "radio/gone: cannot reach http://127.0.0.1:9/2/httpapi: no server listens there" in one_line(done.stderr)
         found = {one["integration"]: one["ok"] for one in orjson.loads(done.stdout)["integrations"]}
         assert found == {"radio/prod": True, "radio/gone": False}
 
