@@ -182,7 +182,7 @@ class TestConnection:
         add(tmp_path, "http://127.0.0.1:9/2/httpapi", name="gone")
         done = invoke(tmp_path, "integrations", "test", "--json")
         assert done.exit_code == 1
-        assert "radio/gone: cannot reach http://127.0.0.1:9/2/httpapi: connection refused" in one_line(done.stderr)
+        assert "radio/gone: cannot reach http://127.0.0.1:9/2/httpapi: no server listens there" in one_line(done.stderr)
         found = {one["integration"]: one["ok"] for one in orjson.loads(done.stdout)["integrations"]}
         assert found == {"radio/prod": True, "radio/gone": False}
 
@@ -213,7 +213,7 @@ def test_removing_takes_its_files_along(tmp_path: Path, server: SandboxServer) -
 
 
 def test_dead_letters_from_list_to_delivery(tmp_path: Path, server: SandboxServer) -> None:
-    assert invoke(tmp_path, "dead-letters", "list").stdout == "No dead letters.\n"
+    assert "There is no integration yet" in invoke(tmp_path, "dead-letters", "list").stdout
     add(tmp_path, server.endpoint)
     load_events(tmp_path, event(1), event(2, "u2", "e2"), event(3, "u3", "none"))
     server.sandbox.faults.add(Fault("poison", insert_id="event-2"))

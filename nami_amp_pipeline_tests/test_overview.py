@@ -171,3 +171,40 @@ def test_the_object_of_status_has_what_the_contract_names_and_the_rest(tmp_path:
     assert one["not_read"] == 1
     both = invoke(tmp_path, "status", "--watch", "--json")
     assert both.exit_code == 2
+
+
+def test_open_alerts_about_what_nothing_else_tells_need_a_person(pipe: Pipeline) -> None:
+    one = pipe.add("radio")
+    pipe.insert([row(1, 0)])
+    pipe.tick()
+    assert not overview(pipe.context).needs_you
+    with pipe.context.store.begin() as tx:
+        for kind, subject, ended in (
+            ("nothing_ingested", "radio", None),
+            ("integration_halted", one.key, None),
+            ("run_failed", "micro_batch", 5),
+        ):
+            tx.execute(
+                sa.insert(tables.alerts).values(
+                    kind=kind, subject=subject, summary="no event for 1 d", causes="[]", page="/", since=1, seen_at=1,
+                    ended_at=ended,
+                )
+            )  # fmt: skip
+    found = overview(pipe.context)
+    assert [alert.kind for alert in found.alerts] == ["integration_halted", "nothing_ingested"]
+    assert found.verdict == "1 alert is open."
+    assert found.needs_you
+    assert {alert.subject for alert in overview(pipe.context, [one]).alerts} == {"radio", "radio/main"}
+
+
+def test_events_loaded_for_an_app_that_nobody_takes_are_said(tmp_path: Path) -> None:
+    load_events(tmp_path, event(1))
+    assert "no integration" in invoke(tmp_path, "pending", "list").stdout
+    assert "no integration" in invoke(tmp_path, "dead-letters", "list").stdout
+    add(tmp_path, "http://127.0.0.1:9/2/httpapi")
+    assert invoke(tmp_path, "pending", "list").stdout == "Nothing is pending.\n"
+    assert invoke(tmp_path, "dead-letters", "list").stdout == "No dead letters.\n"
+    typed = invoke(tmp_path, "load", "events.ndjson", "--app", "raido")
+    assert typed.exit_code == 0
+    assert "no integration takes events of app raido: did you mean radio?" in one_line(typed.stderr)
+    assert invoke(tmp_path, "load", "events.ndjson", "--app", "radio").stderr == ""

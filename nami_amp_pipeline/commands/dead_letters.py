@@ -116,8 +116,10 @@ def list_dead_letters(
             screen.say(f"… and {total - len(found):,} older dead letters (see --limit).")
     elif integrations or reasons or since or until:
         screen.say("No dead letters among those that were asked for.")
-    else:
+    elif invocation.operations.integrations():
         screen.say("No dead letters.")
+    else:
+        screen.say("There is no integration yet: 'nami-amp integrations add' adds one.")
 
 
 @dead_letters.command()

@@ -63,5 +63,7 @@ def list_pending(
             screen.say(f"{screen.plural(events, 'event')} of {screen.plural(len(found), 'user')} pending.")
     elif users:
         screen.say(f"Nothing of {', '.join(users)} is pending; 'nami-amp trace USER' says what became of their events.")
-    else:
+    elif invocation.operations.integrations():
         screen.say("Nothing is pending.")
+    else:
+        screen.say("There is no integration yet: 'nami-amp integrations add' adds one.")

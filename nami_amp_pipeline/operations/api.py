@@ -216,11 +216,11 @@ class Operations:
         found = pending(self._whole(), None if keys is None else self.integrations(keys))
         return [one for one in found if not users or one.user in users or one.nami_user in users]
 
-    def last_run(self) -> str | None:
-        """The run that last captured, prepared or posted anything."""
-        from nami_amp_pipeline.operations.apps import last_run
+    def app_without_integration(self, app_id: str) -> str:
+        """A sentence that no integration takes events of an app; empty if one does, or there is none at all."""
+        from nami_amp_pipeline.operations.apps import app_without_integration
 
-        return last_run(self._opened())
+        return app_without_integration(self._opened(), app_id)
 
     def trace(self, event_id: str, *, whole_table: bool = False) -> Trace:
         """Where one event is; see :func:`nami_amp_pipeline.operations.trace.trace`."""

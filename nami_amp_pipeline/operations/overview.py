@@ -19,14 +19,8 @@ from nami_amp_pipeline.state.integrations import Integration, all_integrations
 from nami_amp_pipeline.state.store import Transaction
 
 _UNREADABLE: Final = "WarehouseUnavailable"
-_OF_STANDINGS: Final = (
-    "integration_halted",
-    "dead_letters_growing",
-    "lag_over_limit",
-    "amplitude_unreachable",
-    "warehouse_unavailable",
-)
-"""Alerts about what the integrations and the warehouse say by themselves here, and say at once when it is over."""
+_OF_STANDINGS: Final = ("integration_halted", "dead_letters_growing", "lag_over_limit", "unreachable", "warehouse")
+"""What the kinds of those alerts hold whose problems the integrations and the warehouse tell here by themselves."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +115,7 @@ class Overview:
     @property
     def other_alerts(self) -> list[OpenAlert]:
         """Open alerts about what nothing else here tells."""
-        return [alert for alert in self.alerts if alert.kind not in _OF_STANDINGS]
+        return [alert for alert in self.alerts if not any(word in alert.kind for word in _OF_STANDINGS)]
 
     @property
     def needs_you(self) -> bool:
@@ -239,12 +233,13 @@ def overview(context: Context, integrations: Sequence[Integration] | None = None
     now = context.now()
     chosen = all_integrations(context.store) if integrations is None else list(integrations)
     found = standings(context, now, chosen)
+    table = tables.alerts
     keys, apps = {one.key for one in chosen}, {one.app_id for one in chosen}
     with context.store.reading() as tx:
         run = _last_run(tx, now)
         alerts = [
             OpenAlert(row.kind, row.subject, row.summary, row.since)
-            for row in tx.execute(sa.select(tables.alerts).order_by(tables.alerts.c.since))
+            for row in tx.execute(sa.select(table).order_by(table.c.since, table.c.kind, table.c.subject))
             if row.ended_at is None and (integrations is None or row.subject in keys | apps)
         ]
         since = unreadable_since(tx)

@@ -31,6 +31,7 @@ from nami_amp_pipeline.warehouse.base import (
     Unplaced,
     by_position,
     one_line,
+    together,
 )
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ GAP_ROWS = 2_000
 
 _MOST_SPANS = 50
 _REPEATS_AT_A_TIME = 1_000
-_NEAR_MICROSECONDS = 600 * 1_000_000
-"""Apps whose positions are as near as that are asked for together."""
 
 _SOME_ROWS = 100_000
 """The rows that are asked which apps there are."""
@@ -117,7 +116,7 @@ class AdbcWarehouse(ABC):
             reading = _Reading(self, session, connection)
             try:
                 unplaced = self.unplaced(session, connection, list(positions))
-                head = reading.read_keys(_parts(positions))
+                head = reading.read_keys(together(positions))
                 yield Source(
                     "warehouse_keys", head, reading.rows, reading.few, warnings=warnings, unplaced=unplaced,
                     broke=lambda: session.failure is not None, is_heavy=lambda: session.is_heavy,
@@ -187,7 +186,7 @@ class AdbcWarehouse(ABC):
 
     def _conditions(self, places: Places) -> Iterator[str]:
         """Each place once, as the index that every run needs can look it up."""
-        unread = _parts(places.unread)
+        unread = together(places.unread)
         for since, app_ids in unread:
             yield f"{self.among('app_id', app_ids)} AND ingested_at >= {self.time(_FIRST if since is None else since)}"
         for app_id, at in sorted(set(places.captured)):
@@ -425,17 +424,3 @@ class _Reading:
 
 def _schema(*columns: str) -> pa.Schema:
     return pa.schema([_ROWS.field(column) for column in columns])
-
-
-def _parts(positions: Mapping[str, int | None]) -> list[tuple[int | None, list[str]]]:
-    """Apps to be asked for together, with the position of the one that is behind."""
-    parts: list[tuple[int | None, list[str]]] = []
-    for app_id, position in sorted(positions.items(), key=lambda item: (item[1] is not None, item[1] or 0, item[0])):
-        if parts:
-            first, together = parts[-1]
-            near = position is not None and first is not None and position - first <= _NEAR_MICROSECONDS
-            if near or position is first:
-                together.append(app_id)
-                continue
-        parts.append((position, [app_id]))
-    return parts

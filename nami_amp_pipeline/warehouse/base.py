@@ -35,6 +35,10 @@ DUCKDB_TYPES: Mapping[Kind, tuple[str, ...]] = {
 """The types that a column of each kind may have, as DuckDB names them; whatever is no text is read as one."""
 
 
+_NEAR_MICROSECONDS = 600 * 1_000_000
+"""Apps whose positions are as near as that are asked for together."""
+
+
 class Unplaced(NamedTuple):
     """Rows of one app whose position in the reading is unknown, so that they cannot be captured.
 
@@ -219,6 +223,20 @@ def by_position(positions: Mapping[str, int | None]) -> dict[int | None, list[st
     for app_id, position in positions.items():
         together.setdefault(position, []).append(app_id)
     return together
+
+
+def together(positions: Mapping[str, int | None]) -> list[tuple[int | None, list[str]]]:
+    """Apps to be asked for together, with the position of the one that is behind."""
+    parts: list[tuple[int | None, list[str]]] = []
+    for app_id, position in sorted(positions.items(), key=lambda item: (item[1] is not None, item[1] or 0, item[0])):
+        if parts:
+            first, together = parts[-1]
+            near = position is not None and first is not None and position - first <= _NEAR_MICROSECONDS
+            if near or position is first:
+                together.append(app_id)
+                continue
+        parts.append((position, [app_id]))
+    return parts
 
 
 def check_columns(found: Mapping[str, str], table: str, types: Mapping[Kind, tuple[str, ...]] = DUCKDB_TYPES) -> None:
