@@ -2,9 +2,10 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Two workers: a test file stays with one of them, and so do its fixtures. WORKERS=0 runs all in one process.
-WORKERS := 2
-PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile
+# A worker that is done takes tests over from another. Many slow tests only wait, so more of them than two cores can
+# carry run beside each other. WORKERS=0 runs all in one process.
+WORKERS := 3
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal
 # `make quick` shuffles the tests each time; what decides over a change does the same each time.
 ORDER := -p no:randomly
 
@@ -13,6 +14,7 @@ ORDER := -p no:randomly
 demo: $(VENV)/installed  ## sample events -> DuckDB -> Dagster -> a local Amplitude, and what arrived
 	@$(BIN)/nami-amp demo
 
+quick: WORKERS := 2
 quick: $(VENV)/installed-dev  ## the tests that take no more than a moment each: under two minutes on two cores
 	$(PYTEST) -m "not slow"
 

@@ -15,6 +15,7 @@ from nami_amp_pipeline.commands.integrations import integrations
 from nami_amp_pipeline.commands.keys import keys
 from nami_amp_pipeline.commands.load import load
 from nami_amp_pipeline.commands.migrate import migrate
+from nami_amp_pipeline.commands.pending import pending
 from nami_amp_pipeline.commands.repair import repair
 from nami_amp_pipeline.commands.retention import retention
 from nami_amp_pipeline.commands.run import run
@@ -51,9 +52,10 @@ for command in (
     apps,
     run,
     status,
-    dead_letters,
+    pending,
     trace,
     alerts,
+    dead_letters,
     retention,
     migrate,
     keys,

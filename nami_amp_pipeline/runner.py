@@ -106,7 +106,7 @@ def _execute(
                 instance=instance,
                 resources={"pipeline": pipeline},
                 run_id=run_id,
-                # Makes the run stand on the job's page too, which shows those of its code location only.
+                # Shows the run on the job's page too, which lists only runs of its code location.
                 tags={
                     ".dagster/repository": f"__repository__@{CODE_LOCATION}",
                     "nami/from": "nami-amp run",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nami_amp_pipeline import redaction
+from nami_amp_pipeline_tests.support.fast_start import copied_stores, memory_folder, shared_engine
 from nami_amp_pipeline_tests.support.postgres import Postgres
 
 
@@ -47,6 +50,13 @@ def dagster_state() -> Iterator[None]:
         _current_storage.set(None)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def fast_start() -> Iterator[None]:
+    """Spares this process what takes its time at every start and is the same each time."""
+    with shared_engine(), copied_stores():
+        yield
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def state_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The address of an empty state store, of each kind."""
@@ -65,6 +75,28 @@ def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return server.fresh_database()
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses, and in the order of the files
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks cases as slow that a test has many of, so that ``make quick`` runs some.
+
+    That is the first case of a test with ``slow_cases``, and otherwise all without PostgreSQL and the first with it.
+    """
+    seen: set[tuple[str, bool]] = set()
+    for item in items:
+        chosen = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        kinds = {chosen[name] for name in ("state_url", "warehouse_url") if name in chosen}
+        with_postgres = "postgresql" in kinds
+        case = (item.nodeid.partition("[")[0], with_postgres)
+        if item.get_closest_marker("slow_cases") is not None:
+            is_slow = case in seen or with_postgres
+        else:
+            is_slow = with_postgres and (case in seen or len(kinds) > 1)
+        if is_slow:
+            item.add_marker(pytest.mark.slow)
+        else:
+            seen.add(case)
+
+
 def pytest_collection_finish() -> None:
     """Leaves what was imported out of every later search for garbage, which takes a tenth of the time otherwise."""
     import hypothesis  # noqa: F401 - its plugin does so at the end, and looks through what refers to what
@@ -74,10 +106,13 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_configure() -> None:
-    """Has signals work as in a foreground job, however the tests were started.
+    """Has files lie in memory if they can, and signals work as in a foreground job, however the tests were started.
 
-    A shell's background job ignores SIGINT, Dagster has SIGTERM do what SIGINT does, and every process that a test
-    starts would inherit both.
+    Most of the time that a commit takes, it waits for a disk. A shell's background job ignores SIGINT, Dagster has
+    SIGTERM do what SIGINT does, and every process that a test starts would inherit both.
     """
+    folder = memory_folder()
+    if folder is not None and "TMPDIR" not in os.environ:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

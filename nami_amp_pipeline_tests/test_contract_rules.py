@@ -18,6 +18,8 @@ from nami_amp_pipeline_tests.support.harness import Pipeline
 from nami_amp_pipeline_tests.support.reference import Row
 from nami_amp_pipeline_tests.support.rows import ACCOUNT, row
 
+pytestmark = pytest.mark.slow_cases
+
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Iterator[Pipeline]:

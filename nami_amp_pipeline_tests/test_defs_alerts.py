@@ -32,7 +32,7 @@ from nami_amp_pipeline.state.integrations import Integration, halt, set_enabled
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
 from nami_amp_pipeline_tests.support.webhook import Webhook
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from nami_amp_pipeline.sandbox.faults import Fault
 from nami_amp_pipeline.state.integrations import all_integrations
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, WARNINGS, Scene, scene
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
 
 ASSETS = {asset.key.to_user_string(): asset for asset in DEFINED}
 

@@ -16,7 +16,7 @@ from nami_amp_pipeline.definitions import defs
 from nami_amp_pipeline.defs.resources import PipelineResource
 from nami_amp_pipeline_tests.support.scene import WARNINGS
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -149,6 +149,7 @@ def test_loading_touches_no_disk_no_database_and_no_network(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"),
     [("TICK_MINUTES", "0"), ("SENSOR_SECONDS", "often"), ("STATE_URL", "mysql://u:hush@h/d"), ("LEASE_SECONDS", "5")],

@@ -50,6 +50,7 @@ def test_second_time_sends_nothing_twice(home: Path) -> None:
     assert "Events sent to Amplitude twice in this run: 0." in second.stdout
 
 
+@pytest.mark.slow
 def test_no_key_is_found_in_clear_text_in_any_file(home: Path) -> None:
     files = [path for path in home.rglob("*") if path.is_file()]
     assert any(path.name == "state.db" for path in files)
@@ -61,6 +62,7 @@ def test_no_key_is_found_in_clear_text_in_any_file(home: Path) -> None:
     assert key_file.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 def test_the_run_stands_in_dagsters_history(home: Path) -> None:
     databases = [path for path in home.rglob("*.db") if path.name == "runs.db"]
     assert databases

@@ -41,7 +41,7 @@ from nami_amp_pipeline_tests.support.scene import WARNINGS
 
 __all__ = ["later"]
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
 
 NOWHERE = "http://127.0.0.1:9/2/httpapi"
 

@@ -21,6 +21,8 @@ from nami_amp_pipeline.state.integration_changes import IntegrationChange, chang
 from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 
+pytestmark = pytest.mark.slow_cases
+
 SECRET = "Anna Karenina, 1877"
 ACCOUNT = [{"key": "external_id", "type": "uuid", "value": "ext-u1"}]
 STATE = {
@@ -332,6 +334,7 @@ class TestChangesHoldForWhatIsInNoOutbox:
         assert "name" not in events["e2"]["event_properties"]
         assert events["e3"]["event_type"] == "Seen"
 
+    @pytest.mark.slow
     def test_who_waits_still_goes_with_the_login(self, pipeline: Pipeline) -> None:
         store, cipher = pipeline.context.store, pipeline.context.cipher
         one = pipeline.add("shop", anonymous="wait_for_login")

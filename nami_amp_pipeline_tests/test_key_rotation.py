@@ -21,6 +21,8 @@ from nami_amp_pipeline.state.migrate import create_or_upgrade
 from nami_amp_pipeline.state.rotation import Rotated, forget, rotate
 from nami_amp_pipeline_tests.support.command_line import add, invoke, one_line
 
+pytestmark = pytest.mark.slow_cases
+
 
 def new_key() -> str:
     return Fernet.generate_key().decode()

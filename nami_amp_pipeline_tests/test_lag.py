@@ -55,6 +55,7 @@ def row(number: int, at: datetime, external: str | None = None) -> dict[str, Any
     }  # fmt: skip
 
 
+@pytest.mark.slow_cases
 @pytest.mark.contract("6.6")
 def test_what_waits_for_a_login_is_no_lag_and_is_told_by_itself(pipe: Pipeline) -> None:
     one, other = pipe.add("radio", anonymous="wait_for_login"), pipe.add("radio", "other")

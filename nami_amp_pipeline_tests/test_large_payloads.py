@@ -24,6 +24,8 @@ from nami_amp_pipeline.stages.snapshot_sql import snapshot_sql
 from nami_amp_pipeline.state.store import Lease
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 
+pytestmark = pytest.mark.slow_cases
+
 NORMAL = {"active_entitlements": [{"entitlement_ref_id": "gold", "sku_ref_id": "gold-monthly"}], "devices": []}
 
 
@@ -110,6 +112,7 @@ def write_segment(pipeline: Pipeline, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_more_large_payloads_than_memory_are_read_a_few_at_a_time(tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path)
     one = pipeline.add("app", start_from=None, user_id_kind="nami_user_id")
@@ -203,6 +206,7 @@ def test_a_row_that_cannot_be_parsed_costs_itself_alone(
     pipeline.close()
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_fit_into_the_memory_together_take_more_ticks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

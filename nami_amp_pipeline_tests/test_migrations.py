@@ -25,6 +25,8 @@ from nami_amp_pipeline_tests.support.command_line import invoke, nami_amp, one_l
 from nami_amp_pipeline_tests.support.old_stores import at_work, later, make_first_version, opened
 from nami_amp_pipeline_tests.support.postgres import Postgres
 
+pytestmark = pytest.mark.slow_cases
+
 __all__ = ["later"]
 
 REPOSITORY = Path(__file__).parents[1]

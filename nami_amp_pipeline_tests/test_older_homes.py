@@ -102,6 +102,7 @@ def unknown(context: Context) -> set[tuple[int, str]]:
     return found
 
 
+@pytest.mark.slow_cases
 def test_it_is_finished_exactly(opened: tuple[Pipeline, list[str]]) -> None:
     pipeline, accepted = opened
     assert pipeline.context.store.schema_version() == tables.SCHEMA_VERSION

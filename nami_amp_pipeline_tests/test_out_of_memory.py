@@ -21,7 +21,7 @@ from nami_amp_pipeline.stages.table import CAPTURE, STAGES
 from nami_amp_pipeline_tests.support.command_line import PROGRAM, environment
 from nami_amp_pipeline_tests.support.scene import WARNINGS, Scene, scene
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
 
 HOW = [
     lambda: MemoryError(),

@@ -20,7 +20,7 @@ from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.support.postgres import Postgres
 from nami_amp_pipeline_tests.support.scene import WARNINGS, Scene, scene
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
 
 
 def stepwise() -> dg.JobDefinition:
@@ -50,6 +50,7 @@ def failure_of(instance: dg.DagsterInstance, run_id: str) -> str:
     return data.description or ""
 
 
+@pytest.mark.slow
 def test_a_dead_warehouse_ends_in_a_failed_run(stage: Scene) -> None:
     stage.load(apps=("radio",))
     one = stage.add("radio")
@@ -73,6 +74,7 @@ def test_a_dead_warehouse_ends_in_a_failed_run(stage: Scene) -> None:
     assert stage.status(one)["radio/main"].delivered > 0  # what was captured before
 
 
+@pytest.mark.slow
 def test_a_good_run_is_green_in_as_many_processes(stage: Scene) -> None:
     stage.load(apps=("radio",))
     one = stage.add("radio")

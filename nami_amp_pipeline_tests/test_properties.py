@@ -101,6 +101,7 @@ def test_a_property_is_added_by_its_declaration_alone(pipeline: Pipeline, monkey
     assert PLATFORMS.name in properties_table()
 
 
+@pytest.mark.slow
 def test_files_and_snapshots_from_before_a_property_go_on_working(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +209,7 @@ def test_the_contract_page_has_the_properties_as_declared() -> None:
     assert table.strip() == properties_table(), "between the marks stands what contract.properties_table() gives"
 
 
+@pytest.mark.slow
 def test_pages_of_dagster_have_a_property_by_its_declaration_alone() -> None:
     script = (
         "from nami_amp_pipeline import contract\n"

@@ -19,6 +19,8 @@ from nami_amp_pipeline.operations import doctor
 from nami_amp_pipeline_tests.support.raw_server import GOOD, answer, raw_server, send
 from nami_amp_pipeline_tests.support.tls import certificate, copied
 
+pytestmark = pytest.mark.slow_cases
+
 _VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NETRC")
 PASSWORD = "quite-secret"
 

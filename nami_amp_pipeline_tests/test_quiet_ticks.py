@@ -91,6 +91,7 @@ def test_any_mix_of_quiet_ticks_and_bursts(
     scene.close()
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(
     ("stage", "error"),
     [

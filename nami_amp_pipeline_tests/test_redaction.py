@@ -147,6 +147,7 @@ class TestCommands:
             again = invoke(tmp_path, "--debug", "integrations", "add", "radio", "prod", "--endpoint", "us", option, key)
             check_hidden(again.output, KEY, KEY.upper())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "address", ["postgresql://me:{}@127.0.0.1:9/db", "postgresql://me@127.0.0.1:9/db?password={}"]
     )
@@ -165,6 +166,7 @@ class TestCommands:
             if file.is_file():
                 check_hidden(file.read_bytes().decode("latin-1"), password)
 
+    @pytest.mark.slow
     def test_a_server_that_repeats_the_key(self, tmp_path: Path) -> None:
         answers = [
             (400, {"error": f"Invalid request path: {'x' * 160} {KEY} was sent", "missing_field": "events"}),
@@ -173,9 +175,14 @@ class TestCommands:
             (418, {"error": KEY}),
         ]
 
+        asked: set[int] = set()
+
         class Echo(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers["Content-Length"]))
+                number = int(self.path.split("/")[1])
+                asked.add(number)
+                status, answer = answers[number]
                 body = json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
@@ -187,34 +194,32 @@ class TestCommands:
 
         with HTTPServer(("127.0.0.1", 0), Echo) as server:
             Thread(target=server.serve_forever, daemon=True).start()
-            for number, (status, answer) in enumerate(answers):  # noqa: B007 - the server gives them
-                folder = tmp_path / str(number)
-                folder.mkdir()
-                (folder / "key").write_text(KEY)
-                endpoint = f"http://127.0.0.1:{server.server_port}/2/httpapi"
+            (tmp_path / "key").write_text(KEY)
+            for number in range(len(answers)):
+                endpoint = f"http://127.0.0.1:{server.server_port}/{number}/2/httpapi"
                 added = invoke(
-                    folder, "integrations", "add", "radio", "prod", "--endpoint", endpoint, "--allow-custom-endpoint",
-                    "--api-key-file", "key", "--start-from", "beginning",
+                    tmp_path, "integrations", "add", "radio", f"answer-{number}", "--endpoint", endpoint,
+                    "--allow-custom-endpoint", "--api-key-file", "key", "--start-from", "beginning",
+                    "--allow-shared-key",
                 )  # fmt: skip
                 assert added.exit_code == 0, added.output
-                (folder / "key").unlink()
-                load_events(folder, event(1), event(2))
-                said = nami_amp(folder, "integrations", "test", "--json")
-                check_hidden(said.stdout + said.stderr, KEY)
-                for arguments in (
-                    ("run", "--json"),
-                    ("status", "--json"),
-                    ("trace", "event-1"),
-                    ("dead-letters", "list"),
-                ):
-                    done = nami_amp(folder, *arguments, NAMI_AMP_RUN_RETRY_SECONDS="0")
-                    check_hidden(done.stdout + done.stderr, KEY)
-                shown = nami_amp(folder, "dead-letters", "show", "event-1")
-                check_hidden(shown.stdout + shown.stderr, KEY)
-                for file in folder.rglob("*"):
-                    if file.is_file():
-                        check_hidden(file.read_bytes().decode("latin-1"), KEY)
+            (tmp_path / "key").unlink()
+            load_events(tmp_path, event(1), event(2))
+            for arguments in (
+                ("integrations", "test", "--json"),
+                ("run", "--json"),
+                ("status", "--json"),
+                ("trace", "event-1"),
+                ("dead-letters", "list"),
+                ("dead-letters", "show", "event-1"),
+            ):
+                done = nami_amp(tmp_path, *arguments, NAMI_AMP_RUN_RETRY_SECONDS="0")
+                check_hidden(done.stdout + done.stderr, KEY)
+            for file in tmp_path.rglob("*"):
+                if file.is_file():
+                    check_hidden(file.read_bytes().decode("latin-1"), KEY)
             server.shutdown()
+        assert asked == set(range(len(answers)))
 
 
 def test_it_is_light_to_import() -> None:

@@ -56,6 +56,7 @@ def steps(instance: dg.DagsterInstance, run_id: str) -> dict[str, bool]:
     return {one.step_key: one.status is not None and one.status.value == "SUCCESS" for one in found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", EXECUTORS)
 def test_after_a_warehouse_that_could_not_be_read(stage: Scene, job: Callable[[], dg.JobDefinition]) -> None:
     one = stage.add("radio")

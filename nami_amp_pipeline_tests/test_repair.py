@@ -22,6 +22,8 @@ from nami_amp_pipeline.state.store import Lease
 from nami_amp_pipeline_tests.support.command_line import invoke, one_line
 from nami_amp_pipeline_tests.support.harness import START, Agreeing, Pipeline
 
+pytestmark = pytest.mark.slow_cases
+
 
 def rows(first: int, count: int, **more: Any) -> list[dict[str, Any]]:
     return [
@@ -305,6 +307,7 @@ def test_segment_that_is_gone_by_the_time_of_its_repair(scene: Pipeline) -> None
     assert [why for _, why in repair(scene.context, lost)] == [None]  # as after a retention in between
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_is_lost_at_whatever_moment_is_mended(seed: int, scene: Pipeline) -> None:
     rng = random.Random(seed)

@@ -21,6 +21,8 @@ from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 
+pytestmark = pytest.mark.slow_cases
+
 DAY = 86_400
 
 
@@ -193,6 +195,7 @@ def test_event_that_waits_for_its_snapshot_is_kept(pipe: Pipeline) -> None:
     assert ids(pipe, one) == ["1"]
 
 
+@pytest.mark.slow
 def test_new_integration_starts_from_what_is_kept(pipe: Pipeline) -> None:
     pipe.add("app")
     load(pipe, "old")
@@ -207,6 +210,7 @@ def test_new_integration_starts_from_what_is_kept(pipe: Pipeline) -> None:
     assert ids(pipe, late) == ["new", "old"]
 
 
+@pytest.mark.slow
 def test_event_whose_id_is_known_can_be_had_from_its_segment(pipe: Pipeline) -> None:
     pipe.add("app")
     load(pipe, "morning")
@@ -239,6 +243,7 @@ def properties(pipe: Pipeline, one: registry.Integration, ident: str) -> dict[st
     return found
 
 
+@pytest.mark.slow
 def test_late_event_finds_its_snapshot_within_the_retention_and_leaves_it_out_after(pipe: Pipeline) -> None:
     one = pipe.add("app")
     load(pipe, "1", devices=[{"id": "first"}])

@@ -27,7 +27,6 @@ from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state.store import Lease, Transaction
 from nami_amp_pipeline_tests.adversity.workers import Workers
 from nami_amp_pipeline_tests.simulation.scripted_answers import OK, Bench, Posted, event
-from nami_amp_pipeline_tests.support.postgres import Postgres
 from nami_amp_pipeline_tests.support.raw_server import GOOD, raw_server, send
 from nami_amp_pipeline_tests.support.stopping import LOOKED, PLACES
 from nami_amp_pipeline_tests.support.tls import certificate
@@ -39,6 +38,7 @@ def _is_stopped(process: subprocess.Popen[str]) -> bool:
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("place", _OF_A_REQUEST)
 def test_a_stopped_request_is_not_sent_when_its_time_is_over(place: str, scheme: str, tmp_path: Path) -> None:
@@ -72,6 +72,7 @@ def test_a_stopped_request_is_not_sent_when_its_time_is_over(place: str, scheme:
     assert heads == (place == "between head and body")
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("place", _OF_A_REQUEST)
 def test_a_short_stop_costs_nothing(place: str) -> None:
     with raw_server(send(GOOD)) as (url, requests):
@@ -141,24 +142,19 @@ def test_the_alarm_is_set_only_around_a_send_and_never_where_somebody_else_uses_
 # -- whole workers ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("store", ["sqlite", "postgresql"])
+@pytest.mark.slow
 @pytest.mark.parametrize("place", list(PLACES))
 @pytest.mark.contract("5.3.5")
-def test_two_workers_of_which_one_is_stopped_at_the_send(place: str, store: str, tmp_path: Path) -> None:
+def test_two_workers_of_which_one_is_stopped_at_the_send(place: str, state_url: str, tmp_path: Path) -> None:
     """The other takes over; the sleeper wakes up when it has finished, or while it works."""
-    server = Postgres() if store == "postgresql" else None
-    environ = {"NAMI_AMP_STATE_URL": server.fresh_database()} if server is not None else None
-    try:
-        playing = Workers(tmp_path, list(PLACES).index(place) + 50, environ)
-        with playing.scene:
-            playing.round("stopped at the send", place)
-            facts = playing.scene.facts
-        assert facts[f"stopped: {place}"] == 1, facts
-        if place == LOOKED and facts["took over and finished"]:
-            assert facts["ended by its alarm"] == 1, facts
-    finally:
-        if server is not None:
-            server.stop()
+    environ = {"NAMI_AMP_STATE_URL": state_url} if state_url.startswith("postgresql") else None
+    playing = Workers(tmp_path, list(PLACES).index(place) + 50, environ)
+    with playing.scene:
+        playing.round("stopped at the send", place)
+        facts = playing.scene.facts
+    assert facts[f"stopped: {place}"] == 1, facts
+    if place == LOOKED and facts["took over and finished"]:
+        assert facts["ended by its alarm"] == 1, facts
 
 
 # -- simulated -------------------------------------------------------------------------------------------------------

@@ -85,6 +85,7 @@ LAUNCHES: dict[str, list[dict[str, Any]]] = {
 """With what else each job is launched; the checks of an asset run with it."""
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize(("job", "config"), CASES)
 def test_no_field_gives_a_secret(
     job: str, config: Any, stage: Scene, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -31,6 +31,8 @@ from nami_amp_pipeline.state.store import Lease, Store
 from nami_amp_pipeline_tests.support.harness import START, Agreeing, Pipeline
 from nami_amp_pipeline_tests.support.postgres import Postgres
 
+pytestmark = pytest.mark.slow_cases
+
 APPS: Final = ("radio", "fit")
 EACH: Final = 30
 STEPS: Final = (

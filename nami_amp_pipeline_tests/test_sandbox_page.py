@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +14,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from nami_amp_pipeline.sandbox import Sandbox, SandboxServer
+
+pytestmark = pytest.mark.slow_cases
 
 KEY = "0123456789abcdef-page"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
@@ -29,7 +30,7 @@ def server() -> Iterator[SandboxServer]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[webdriver.Chrome]:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
     options.binary_location = "/usr/bin/chromium"
     for argument in (
@@ -42,7 +43,7 @@ def browser() -> Iterator[webdriver.Chrome]:
         "--disable-component-update",
         "--disable-sync",
         "--window-size=1280,1400",
-        f"--user-data-dir={tempfile.mkdtemp()}",
+        f"--user-data-dir={tmp_path_factory.mktemp('browser')}",
     ):
         options.add_argument(argument)
     driver = webdriver.Chrome(options, Service("/usr/bin/chromedriver"))

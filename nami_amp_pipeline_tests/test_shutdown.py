@@ -22,7 +22,7 @@ from nami_amp_pipeline.state.integrations import all_integrations
 from nami_amp_pipeline_tests.support.command_line import environment
 from nami_amp_pipeline_tests.support.scene import WARNINGS, Scene, scene
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
 
 END_SECONDS = 10.0
 

@@ -41,6 +41,7 @@ def delivered(folder: Path) -> int:
     return int(one["delivered"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("streams", "settings"),
     [
@@ -66,7 +67,17 @@ def test_a_run_delivers_whoever_can_read_of_it(
     assert server.sandbox.audit.accepted == 2
 
 
-@pytest.mark.parametrize("command", ["status", "status --json", "integrations list", "doctor", "--help", "bogus"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "bogus",
+        "--help",
+        *(
+            pytest.param(command, marks=pytest.mark.slow)
+            for command in ("status", "status --json", "integrations list", "doctor")
+        ),
+    ],
+)
 @pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&-", ">/dev/full", "2>/dev/full", ">/dev/full 2>/dev/full"])
 def test_no_command_breaks(tmp_path: Path, command: str, streams: str) -> None:
     done = shell(tmp_path, f"$NAMI {command} {streams}")
@@ -84,6 +95,7 @@ def test_a_closed_output_is_not_taken_for_a_file_of_ours(tmp_path: Path, server:
     assert delivered(tmp_path) == 0
 
 
+@pytest.mark.slow_cases
 @pytest.mark.parametrize("settings", [POSIX, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}], ids=str)
 def test_characters_that_an_output_lacks_are_escaped(tmp_path: Path, settings: dict[str, str]) -> None:
     renamed = ("--rename", "device.impression=Gesehen 🎉 ü")

@@ -63,6 +63,7 @@ def databases(request: pytest.FixtureRequest, zone: str) -> Iterator[dict[str, s
     yield {"NAMI_AMP_WAREHOUSE_URL": urls[0], "NAMI_AMP_STATE_URL": urls[1]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zone", NIGHTS)
 def test_a_night_on_which_clocks_are_set_back(tmp_path: Path, zone: str, databases: dict[str, str]) -> None:
     night = NIGHTS[zone]

@@ -22,7 +22,7 @@ from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state.integrations import remove
 from nami_amp_pipeline_tests.support.scene import WARNINGS, Scene, scene
 
-pytestmark = pytest.mark.filterwarnings(WARNINGS)
+pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from nami_amp_pipeline_tests.support.postgres import Postgres
 from nami_amp_pipeline_tests.support.warehouses import PostgresEvents
 from nami_amp_pipeline_tests.test_warehouse_postgres import role_of
 
+pytestmark = pytest.mark.slow_cases
+
 UUIDS = [f"00000000-0000-4000-8000-{number:012d}" for number in range(4)]
 COLUMNS = (
     "id text, app_id text, event_type text, user_id text, "

@@ -31,7 +31,9 @@ def demo(invocation: Invocation, users: int, port: int | None, serve: bool) -> i
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="The port; 0 takes a free port."
+)
 @click.option(
     "--journal", type=click.Path(path_type=Path, dir_okay=False), help="Keep the received events in this file."
 )

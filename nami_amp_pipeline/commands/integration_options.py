@@ -9,6 +9,8 @@ import click
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.commands.base import parse_time
+from nami_amp_pipeline.commands.completion import event_types
+from nami_amp_pipeline.commands.completion import renames as renames_of
 from nami_amp_pipeline.commands.key_sources import key_options
 from nami_amp_pipeline.errors import Misconfigured
 
@@ -44,7 +46,7 @@ def _addresses(*, is_new: bool, default: Default) -> list[Decorator]:
             "--allow-custom-endpoint", is_flag=True, help="Allow an endpoint that does not belong to Amplitude."
         ),
         key_options("api", "the API key" if is_new else "the new API key"),
-        key_options("secret", f"the {'' if is_new else 'new '}secret key, which only reconciliation needs"),
+        key_options("secret", f"the {'' if is_new else 'new '}secret key (only reconciliation needs it)"),
         click.option(
             "--allow-shared-key",
             is_flag=True,
@@ -66,7 +68,8 @@ def _addresses(*, is_new: bool, default: Default) -> list[Decorator]:
             "--events",
             multiple=True,
             metavar="all|TYPE[,TYPE|PREFIX.*…]",
-            help="Which event types to send; 'user.subscription.*' selects all types that begin so, future ones too."
+            shell_complete=event_types,
+            help="Which event types to send; 'user.subscription.*' selects current and future types with this prefix."
             + ("  [default: all]" if is_new else ""),
         ),
     ]
@@ -85,12 +88,13 @@ def _contents(default: Default) -> list[Decorator]:
             "--rename",
             multiple=True,
             metavar="OLD=NEW",
+            shell_complete=renames_of,
             help="Rename an event type in Amplitude; may be given several times.",
         ),
         click.option(
             "--sandbox",
             type=click.Choice(contract.SANDBOX_POLICIES),
-            help="What to do with events of a store's sandbox; 'only' sends nothing else.",
+            help="What to do with events of a store's sandbox; 'only' leaves out production events.",
             **default("send"),
         ),
         click.option("--exclude", multiple=True, metavar="FIELD", help="A payload field that is never sent."),

@@ -46,7 +46,7 @@ def rotate(invocation: Invocation) -> None:
 
 
 @keys.command()
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.pass_obj
 def forget(invocation: Invocation, yes: bool) -> None:
     """Remove older keys from the key file, once no stored API key needs them.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import dagster as dg
+from sqlalchemy.exc import IntegrityError
 
 from nami_amp_pipeline.state.integrations import Integration
 
@@ -18,6 +19,8 @@ NAMES_BEFORE: Final = "nami_integrations"
 
 MOST_CHANGES: Final = 1_000
 """Partitions added or deleted at once, so that one evaluation of the sensor stays short."""
+
+_ATTEMPTS: Final = 10
 
 nami_apps = dg.DynamicPartitionsDefinition(name=APPS)
 app_integrations = dg.DynamicPartitionsDefinition(name=INTEGRATIONS)
@@ -78,5 +81,12 @@ def left_behind(
 
 def add_partitions(instance: dg.DagsterInstance, integrations: Sequence[Integration]) -> None:
     """Registers what is missing, so that the pages of a partition exist before its first materialization."""
-    for name, keys in missing_partitions(instance, integrations).items():
-        instance.add_dynamic_partitions(name, keys)
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            for name, keys in missing_partitions(instance, integrations).items():
+                instance.add_dynamic_partitions(name, keys)
+        except IntegrityError:  # another process added one of them since Dagster looked
+            if not left:
+                raise
+        else:
+            return

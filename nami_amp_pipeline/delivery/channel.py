@@ -150,7 +150,7 @@ class Channel:
                 return attempt
         return None
 
-    # -- what came of it -------------------------------------------------------------------------------------------
+    # -- outcomes --------------------------------------------------------------------------------------------------
 
     def finish(self, attempt: Attempt, answer: HttpAnswer | NoAnswer, now: int) -> Verdict:
         """Takes in the outcome of a request."""
@@ -173,7 +173,7 @@ class Channel:
             self._again(attempt, verdict, now)
         elif verdict.outcome in (Outcome.REFUSED_SOME, Outcome.REFUSED_ONE_OF):
             state.failures = state.doubts = 0
-            self._refused(attempt, verdict, Refusal(self.target.shown(answer), request), now)
+            self._refused(attempt, verdict, Refusal(self.target.shown(answer), request, self.target.said(verdict)), now)
         return verdict
 
     def _judged(self, attempt: Attempt, answer: HttpAnswer | NoAnswer, now: int) -> Verdict:
@@ -212,7 +212,7 @@ class Channel:
         state.failures += 1
         # At once is too soon: it would ask without end.
         state.ready_at = now + _us(verdict.delay or self._backoff(state.failures))
-        if verdict.reason == TOO_LARGE:  # it is believed in the end, so the run goes on until then
+        if verdict.reason == TOO_LARGE:  # it is believed after some repeats, so the run continues until then
             self.progress_at = state.ready_at + _LATE_MICROS
 
     def _refused(self, attempt: Attempt, verdict: Verdict, why: Refusal, now: int) -> None:
@@ -237,7 +237,7 @@ class Channel:
         self.ends.not_dead(self.refused_alone[:-1])
         self.refused_alone.clear()
         self._halt(
-            "forbidden: several single events in a row were refused with 403; a firewall or the region refuses this "
+            "forbidden: several single events in a row were answered with 403; a firewall or the region blocks this "
             "sender",
             now,
         )

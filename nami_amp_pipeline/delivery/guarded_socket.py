@@ -54,7 +54,7 @@ class GuardedSocket:
         self.early = False
         self._inner: Any = inner
         self._for_proxy = for_proxy
-        # TLS within TLS (an https proxy) cannot be asked without waiting: such a connection carries one request.
+        # TLS within TLS (an https proxy) cannot be polled: such a connection carries only one request.
         self._can_look = not isinstance(inner, SSLTransport)
         if self._can_look:
             inner.settimeout(0.0)
@@ -118,7 +118,9 @@ class GuardedSocket:
             if self.answers:  # it may be a second answer to the request before
                 raise exchange.out_of_step()
             self.early = True
-            raise BrokenPipeError("the answer came before the request was sent")  # it is read now; the rest is not sent
+            raise BrokenPipeError(
+                "the answer came before the request was sent"
+            )  # the answer is read now; the rest is not sent
 
     # -- receiving -------------------------------------------------------------------------------------------------
 

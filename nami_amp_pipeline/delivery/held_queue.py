@@ -108,7 +108,7 @@ class HeldQueue(Collection[str]):
                     size = self._add(taken, identity, now, size, self.search.half)
             if taken.events:
                 return taken
-            self.search = None  # whoever is suspected waits
+            self.search = None  # its suspects are held
         again: list[tuple[int, str]] = []
         try:
             while size >= 0 and len(taken.events) < self._most:

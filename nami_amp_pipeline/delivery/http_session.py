@@ -100,7 +100,7 @@ class _Answer(http.client.HTTPResponse):
                 raise
             if not 100 <= status < 200:
                 return version, status, reason
-            if status == 101:  # nobody asked for another protocol
+            if status == 101:  # no other protocol was requested
                 raise current().out_of_step()
             while self.fp.readline(_LONGEST_LINE + 1).strip(b"\r\n"):
                 pass
@@ -134,7 +134,7 @@ class _Guarded:
             exchange.note("timeout")
             raise
         except OSError as error:
-            exchange.note("refused", error.strerror)
+            exchange.note("no_connection", error.strerror)
             raise
         sys.audit("http.client.connect", self, self_.host, self_.port)
         return made

@@ -95,7 +95,7 @@ class LaneSource:
         body = batch.text(frame.head, chosen.spans, frame.tail)
         return Attempt(body, len(chosen.rows), now, self, (lane.id, lane.next_row, end))
 
-    # -- what came of it -------------------------------------------------------------------------------------------
+    # -- outcomes --------------------------------------------------------------------------------------------------
 
     def identities(self, attempt: Attempt) -> Sequence[tuple[str, ...]]:
         """See :class:`Source`."""
@@ -118,7 +118,7 @@ class LaneSource:
         base = lane.base
         end = base + chosen.end
         ends.delivered_rows(attempt.events)
-        # Of the events set aside now, only an attempt before this one can have posted any.
+        # Only an earlier attempt can have posted the events that are set aside now.
         lane.attempt_end, lane.unknown_since = before
         self._hold(batch, chosen.aside, now)
         lane.attempt_end = max(lane.attempt_end, end) if lane.unknown_since else end
@@ -141,7 +141,8 @@ class LaneSource:
         lane = self.state
         batch, chosen, _ = self._request()
         by_row = {chosen.rows[index]: reason for index, reason in dead.items()}
-        self._desk.ends.dead_rows(lane, batch, by_row, why.answer, why.request, now)
+        said = {chosen.rows[index]: text for index in dead if (text := why.of(index)) is not None}
+        self._desk.ends.dead_rows(lane, batch, by_row, why.answer, why.request, now, said)
         lane.taken.update(lane.base + row for row in by_row)
         self._hold(batch, [chosen.rows[index] for index in sorted(paused)], now)
         self._note()

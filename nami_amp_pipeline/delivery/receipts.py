@@ -80,7 +80,7 @@ def finish_outbox(context: Context, outbox_id: int, lease: Lease) -> None:
         raise Blocked(f"the receipts of {box.file} cannot be written: {type(error).__name__}") from None
     context.step("receipts.commit")
     with context.store.begin() as tx:
-        # Only looked at: whoever posts counts the transactions that prolong it, and tells by them what was committed.
+        # Do not renew here: the posting loop counts the renewals to learn whether its commit succeeded.
         context.store.check(tx, lease)
         tx.execute(sa.update(boxes).where(boxes.c.id == outbox_id).values(done_at=context.now(), receipts_file=name))
         open_boxes = tx.execute(

@@ -169,7 +169,7 @@ def _read(raw: urllib3.BaseHTTPResponse, method: str) -> bytes:
             raise http.client.IncompleteRead(b"")
     said = "content-length" in raw.headers or "transfer-encoding" in raw.headers
     if not content and not said and method != "HEAD" and raw.status not in (204, 304):
-        raise http.client.IncompleteRead(b"")  # nothing, of which nobody said that it is all, may be half of an answer
+        raise http.client.IncompleteRead(b"")  # an empty body without a declared end may be half of an answer
     return content
 
 

@@ -184,7 +184,7 @@ def _mend_segment(context: Context, file: str, _resend: bool) -> None:
             sa.select(segments.c.captured_at).where(segments.c.id == segment_id)
         ).scalar_one_or_none()
         if captured_at is None:
-            return  # it is past its retention, and gone for good
+            return  # it is past its retention
         rereading = False
         for part in apps:
             through = tx.execute(

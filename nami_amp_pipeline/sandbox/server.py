@@ -60,7 +60,7 @@ class SandboxServer:
         Args:
             sandbox: what to serve.
             host: the address to listen on.
-            port: 0 takes a free one.
+            port: the port; 0 takes a free port.
         """
         self.sandbox = sandbox
         self.host = host
@@ -144,7 +144,7 @@ def serve(
     Args:
         sandbox: what to serve.
         host: the address to listen on.
-        port: 0 takes a free one.
+        port: the port; 0 takes a free port.
         on_ready: called with the page's address once it answers.
 
     Raises:

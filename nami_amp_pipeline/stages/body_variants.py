@@ -69,7 +69,7 @@ class Variant:
             return payload
         try:
             fields = json.loads(payload)
-        except ValueError:
+        except (ValueError, RecursionError):  # what nests too deep is no JSON to Python
             return None
         if not isinstance(fields, dict):
             return None
@@ -109,7 +109,7 @@ class Variant:
         """SQL of a snapshot's JSON text without the hidden fields."""
         patch = []
         for prop in contract.PROPERTIES:
-            name, names = prop.name, {prop.name, prop.field}  # whoever hides the field hides what it becomes
+            name, names = prop.name, {prop.name, prop.field}  # hiding the field hides its properties too
             path = literal(f"$.{name}")
             if names & self.exclude:
                 patch.append(f"{literal(name)}, NULL")

@@ -231,7 +231,7 @@ class _Delivery:
         for number, answer in came:
             channel, attempt = self._under_way.pop(number)
             self._bytes -= len(attempt.body)
-            if channel.id not in self._channels:  # lost its lease meanwhile: whoever has it sends this again
+            if channel.id not in self._channels:  # its lease was lost meanwhile: the new holder sends this again
                 self._endpoints.left(channel.target.endpoint, failed=False)
                 continue
             verdict = channel.finish(attempt, answer, now)

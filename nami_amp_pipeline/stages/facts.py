@@ -231,7 +231,7 @@ def _receipt_files(context: Context) -> dict[int, list[str]]:
 def _event_row(body: str) -> dict[str, Any]:
     try:
         event = orjson.loads(body.lstrip(","))
-    except orjson.JSONDecodeError:  # numbers beyond what a float holds are sent as they came
+    except orjson.JSONDecodeError:  # numbers beyond the range of a float are sent unchanged
         return {"insert_id": "", "event_type": "", "user_id": None, "time": "", "user_properties": body[:300]}
     return {
         "insert_id": event["insert_id"],

@@ -77,7 +77,7 @@ def _execute_values(tx: Transaction, head: str, tail: str, rows: pa.Table) -> No
 def _copy(tx: Transaction, target: str, rows: pa.Table) -> None:
     from pyarrow import csv
 
-    # A value in quotes is that value; what has none is NULL, and so the empty text is told from it.
+    # Quoted values are texts and unquoted values NULL, which distinguishes NULL from the empty text.
     options = csv.WriteOptions(include_header=False, quoting_style="all_valid")
     driver = tx.connection.driver_connection
     assert driver is not None

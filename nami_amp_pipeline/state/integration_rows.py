@@ -93,7 +93,7 @@ class Integration:
         return self.start_in(_TO_COME)
 
     def lacks(self, segment_id: int, newest: int) -> bool:
-        """Whether it has not prepared a segment yet.
+        """Whether a segment that it has not prepared may hold events for it.
 
         Args:
             segment_id: the segment.
@@ -102,7 +102,7 @@ class Integration:
         if segment_id <= self.prepared_through:
             return False
         start = self.start_in(segment_id)
-        # What is from before the start may hold the logins that its events wait for.
+        # Rows from before the start may hold the logins for which its events wait.
         return start is None or newest >= start or self.anonymous == "wait_for_login"
 
     @property
@@ -124,7 +124,7 @@ def apps_with_integrations(store: Store) -> list[str]:
 
 
 def all_integrations(store: Store, keys: Sequence[str] | None = None) -> list[Integration]:
-    """All integrations, or the named ones, in order of their keys.
+    """All integrations in order of their keys, or the named ones in the given order.
 
     Raises:
         Misconfigured: one of the names is unknown.
@@ -136,7 +136,10 @@ def all_integrations(store: Store, keys: Sequence[str] | None = None) -> list[In
     known = {integration.key: integration for integration in found}
     for key in keys:
         if key not in known:
-            raise Misconfigured(f"there is no integration {key}; 'nami-amp integrations list' shows all integrations")
+            raise Misconfigured(
+                f"there is no integration {key}{contract.did_you_mean(key, known) or ';'} 'nami-amp integrations list' "
+                "shows all integrations"
+            )
     return [known[key] for key in dict.fromkeys(keys)]
 
 

@@ -184,7 +184,7 @@ def read_from(tx: Transaction, integration_id: int, app_id: str, start_from: int
     apps = tables.apps
     frontier = tx.execute(sa.select(apps.c.frontier).where(apps.c.app_id == app_id)).scalar()
     if frontier is not None and (start_from is None or start_from < frontier):
-        # NULL would make the app begin at the earliest start of its integrations, which this one now is.
+        # NULL would make the app begin at the earliest start of its integrations, which is now this integration's.
         tx.execute(sa.update(apps).where(apps.c.app_id == app_id).values(frontier=start_from))
         newest = tx.execute(sa.select(sa.func.coalesce(sa.func.max(tables.segments.c.id), 0))).scalar_one()
         tx.execute(
@@ -250,7 +250,7 @@ def remove(store: Store, key: str, *, by: str = "") -> list[str]:
         ).scalars()
         gone = set(receipts)
         tx.execute(sa.delete(tables.integrations).where(tables.integrations.c.id == integration.id))
-        # Whoever works for it learns that it is gone as if another process had taken it over, and goes on with others.
+        # A run that works for it loses its lease, as in a takeover, and continues with other integrations.
         store.take_away(tx, [f"integration:{integration.id}"])
         note(store, tx, key, integration.version + 1, by, {"removed": (False, True)})
         kept = set(tx.execute(sa.select(table.c.file).where(table.c.file.in_(files))).scalars())

@@ -161,7 +161,7 @@ user_property_snapshots = Table(
     Column("external_id_event", Text),
     Column("as_of_date", BigInteger),
     Column("as_of_event", Text),
-    # The values of each group of contract.PROPERTIES as one JSON object, so that they are all of the same event.
+    # The values of each group of contract.PROPERTIES as one JSON object, so that all come from the same event.
     Column("entitlements", Text),
     Column("entitlements_date", BigInteger),
     Column("entitlements_event", Text),
@@ -293,7 +293,7 @@ leases = Table(
     Column("owner", Text, nullable=False),
     Column("fence", BigInteger, nullable=False),
     Column("expires_at", BigInteger, nullable=False),
-    # How many transactions its holder has committed under it: tells whether one that seemed to fail went through.
+    # How many transactions its holder has committed under it: shows whether a seemingly failed commit went through.
     Column("commits", BigInteger, nullable=False, server_default="0"),
 )
 
@@ -333,12 +333,12 @@ alerts = Table(
     # an integration, an app or a job
     Column("subject", Text, primary_key=True),
     Column("summary", Text, nullable=False),
-    # What a failed run failed for, as a JSON list: more of it is told again.
+    # The causes of a failed run, as a JSON list: a new cause is reported again.
     Column("causes", Text, nullable=False),
     Column("page", Text, nullable=False),
     Column("since", BigInteger, nullable=False),
     Column("seen_at", BigInteger, nullable=False),
-    # Told to people when; and whether its end is still to be told. A row goes once both are.
+    # When it was reported, and whether its end is still to be reported. The row is deleted after both.
     Column("told_at", BigInteger),
     Column("ended_at", BigInteger),
 )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,7 +70,7 @@ class Engine:
         """Sets how many connections are used at once, each in a thread of its own.
 
         Args:
-            workers: the number of these threads; call it while no query runs.
+            workers: how many of them; DuckDB's other threads help them all. Call this while no query runs.
         """
         if self._threads > 1:
             self._instance.execute(f"SET threads = {max(1, self._threads - workers + 1)}")
@@ -149,6 +149,50 @@ def table(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
     return connection.sql(query).to_arrow_table()
 
 
+def stream(connection: duckdb.DuckDBPyConnection, query: str, rows: int) -> Generator[pa.RecordBatch]:
+    """The answer of a query in batches; until it is closed, the connection is not free for another one.
+
+    Args:
+        connection: where the query is run.
+        query: it.
+        rows: of a batch, which ends at so many; each is in memory as a whole.
+
+    Raises:
+        duckdb.OutOfMemoryException, duckdb.IOException, duckdb.DataError: as the query would; of an error after the
+            first rows, Arrow passes on a text only.
+    """
+    with connection.sql(query).to_arrow_reader(rows) as reader:
+        while True:
+            try:
+                batch = reader.read_next_batch()
+            except StopIteration:
+                return
+            except (OSError, pa.ArrowException) as error:
+                said = str(error)
+                kinds = {"Out of Memory": duckdb.OutOfMemoryException, "IO Error": duckdb.IOException}
+                kind = next((kind for words, kind in kinds.items() if said.startswith(words)), duckdb.DataError)
+                raise kind(said) from None
+            yield batch
+
+
+@contextmanager
+def more_memory(connection: duckdb.DuckDBPyConnection, times: int) -> Iterator[None]:
+    """Allows an engine to reserve more memory for the length of the block.
+
+    Args:
+        connection: one of the engine's.
+        times: how many times as much.
+    """
+    ((limit,),) = connection.execute("SELECT current_setting('memory_limit')").fetchall()
+    number, unit = limit.split()
+    connection.execute(f"SET memory_limit = '{float(number) * times:.1f} {unit}'")
+    try:
+        yield
+    finally:
+        with suppress(duckdb.Error):  # what is still reserved counts
+            connection.execute(f"SET memory_limit = '{limit}'")
+
+
 def files(paths: list[Path]) -> str:
     """A list of files as a DuckDB literal."""
     return "[" + ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths) + "]"
@@ -167,7 +211,7 @@ def read_files(paths: Sequence[Path], schema: pa.Schema, *options: str) -> str:
     nothing += "".join(f", NULL::{added[option]} AS {option}" for option in options)
     if not paths:
         return f"(SELECT {nothing} WHERE false)"
-    # Looking at all layouts before reading takes 0.1 ms a file; one file has one.
+    # Reading all layouts first takes 0.1 ms per file; a single file has only one layout.
     chosen = "".join(f", {option}=true" for option in (*options, *(["union_by_name"] if len(paths) > 1 else [])))
     return f"(SELECT {nothing} WHERE false UNION ALL BY NAME FROM read_parquet({files(list(paths))}{chosen}))"  # noqa: S608
 

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-# Engines and drivers are imported by who reads: most of the time it takes to say how things stand would go there.
+# Imported lazily: engines and drivers would be most of `nami-amp status`'s run time.
 
 
 def _duckdb(settings: Settings) -> Warehouse:

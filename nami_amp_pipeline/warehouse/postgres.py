@@ -107,7 +107,7 @@ AND NOT EXISTS (
 )
 """
 
-# A policy that shows all rows hides none, unless a restrictive one stands beside it.
+# A policy that shows all rows hides none, unless a restrictive policy exists too.
 _HIDDEN = """
 SELECT row_security_active(c.oid) AND NOT (
     EXISTS (
@@ -217,7 +217,7 @@ class PostgresWarehouse(AdbcWarehouse):
         session.execute("SET LOCAL client_encoding TO 'UTF8'")
         session.execute("SET LOCAL standard_conforming_strings TO on")
         ((encoding,),) = session.rows("SELECT current_setting('server_encoding')::text")
-        if encoding == "SQL_ASCII":  # such a database takes whatever bytes it is given, and gives them if it is told to
+        if encoding == "SQL_ASCII":  # such a database stores any bytes, and returns them unconverted on request
             session.execute("SET LOCAL client_encoding TO 'SQL_ASCII'")
             session.any_bytes = True
 
@@ -327,7 +327,7 @@ class PostgresWarehouse(AdbcWarehouse):
 
     def explain(self, error: Exception) -> str:
         """See :class:`AdbcWarehouse`."""
-        # What breaks a stream comes without its code, so the words must do.
+        # An error in a stream has no error code, so its text decides.
         state, said = getattr(error, "sqlstate", None) or "", self._said(error)
         if state == "42501" or "permission denied" in said:
             return self._no_right()

@@ -12,10 +12,10 @@ from nami_amp_pipeline.sandbox import Fault, Options
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.warehouse.duckdb_file import DuckDBWarehouse
-from nami_amp_pipeline_tests.simulation.fast_start import work_folder
 from nami_amp_pipeline_tests.simulation.outboxes import Event, draw_events, write_outbox
 from nami_amp_pipeline_tests.simulation.process import Perils
 from nami_amp_pipeline_tests.simulation.world import Facts, World
+from nami_amp_pipeline_tests.support.fast_start import work_folder
 
 BASE = "http://127.0.0.1:{}/2/httpapi"
 

@@ -15,8 +15,8 @@ import duckdb
 import orjson
 import pyarrow as pa
 
-from nami_amp_pipeline_tests.simulation.fast_start import shared_engine, work_folder
 from nami_amp_pipeline_tests.simulation.world import Facts
+from nami_amp_pipeline_tests.support.fast_start import shared_engine, work_folder
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 from nami_amp_pipeline_tests.support.odd_values import odd_field
 

@@ -21,11 +21,11 @@ from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state.integrations import Integration, NewIntegration
 from nami_amp_pipeline.storage.data_folder import DataFolder
 from nami_amp_pipeline.warehouse import Warehouse
-from nami_amp_pipeline_tests.simulation.fast_start import fresh_store
 from nami_amp_pipeline_tests.simulation.late_events import Late
 from nami_amp_pipeline_tests.simulation.ledger import Ledger
 from nami_amp_pipeline_tests.simulation.network import KINDS, Crash, Network, SimulatedWire, Time, Weather
 from nami_amp_pipeline_tests.simulation.process import STEPS, MortalStore, Perils
+from nami_amp_pipeline_tests.support.fast_start import fresh_store
 
 ENCRYPTION_KEY = "bmFtaS1hbXAtc2ltdWxhdGlvbi1rZXktMDEyMzQ1Njc="
 MOST_WAITS = 30_000

@@ -21,7 +21,7 @@ from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.stages import pipeline
 from nami_amp_pipeline.state import integrations as state
 from nami_amp_pipeline.state.integrations import Integration
-from nami_amp_pipeline.storage.duckdb_engine import sql
+from nami_amp_pipeline_tests.support.fast_start import events_file, fresh_events
 from nami_amp_pipeline_tests.support.warehouses import PostgresEvents
 
 START = datetime(2026, 9, 1, tzinfo=UTC)
@@ -93,8 +93,7 @@ class Pipeline:
         if self.settings.warehouse_url.startswith("postgresql"):
             self.postgres = postgres or PostgresEvents(self.settings.warehouse_url)
         elif not self.warehouse.exists():
-            with duckdb.connect(str(self.warehouse)) as connection:
-                connection.execute(sql("nami_events"))
+            fresh_events(self.warehouse)
         self.context = Context.open(self.settings, run_id="test", clock=self.clock)
         self.context.sleep = self.clock.sleep
         self.wires: dict[int, Agreeing] = {}
@@ -106,12 +105,21 @@ class Pipeline:
             return
         names = ("id", "app_id", "event_type", "user_id", "created_date", "ingested_at", "payload")
         columns = {name: pa.array([_text(row[name]) for row in rows], pa.string()) for name in names}
-        with duckdb.connect(str(self.warehouse)) as connection:
+        with events_file(self.warehouse) as connection:
             connection.register("rows", pa.table(columns))
             connection.execute(
-                "INSERT INTO nami_events SELECT id, app_id, event_type, user_id, created_date::TIMESTAMPTZ, "
+                "INSERT INTO events.nami_events SELECT id, app_id, event_type, user_id, created_date::TIMESTAMPTZ, "
                 "ingested_at::TIMESTAMPTZ, payload FROM rows"
             )
+
+    def allow_nulls(self) -> None:
+        """Lets every column of the events table be null, as a table may that somebody else made."""
+        for column in ("id", "app_id", "event_type", "user_id", "created_date", "ingested_at"):
+            if self.postgres is not None:
+                self.postgres.run(f"ALTER TABLE nami_events ALTER {column} DROP NOT NULL")
+            else:
+                with duckdb.connect(str(self.warehouse)) as connection:
+                    connection.execute(f"ALTER TABLE nami_events ALTER {column} DROP NOT NULL")
 
     def add(self, app_id: str, name: str = "main", **settings: Any) -> Integration:
         """Adds an integration from the beginning, with a key of no meaning."""

