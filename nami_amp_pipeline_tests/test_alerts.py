@@ -206,7 +206,7 @@ def test_unreachable_webhook_is_named_without_its_address(tmp_path: Path, caplog
     pipeline = Pipeline(tmp_path, {"NAMI_AMP_ALERT_WEBHOOK_URL": url})
     one = pipeline.add("fit")
     halted(pipeline, one.id)
-    assert look(pipeline).trouble == "the alert webhook cannot be reached: refused"
+    assert look(pipeline).trouble == "the alert webhook cannot be reached: no_connection"
     pipeline.close()
     assert SECRET not in caplog.text
     assert SECRET not in repr(pipeline.settings)
