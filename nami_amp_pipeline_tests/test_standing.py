@@ -266,6 +266,7 @@ def given() -> dict[str, set[str]]:
         "sql/prepare_2_decide.sql": r"(?:THEN|problem,) '(?!skipped|dead|waiting|send)([a-z_]+)'",
         "nami_amp_pipeline/stages/waiting.py": r'"skipped", \{"(\w+)"',
         "nami_amp_pipeline/stages/rebuild.py": r'LOST_FILE = "(\w+)"',
+        "nami_amp_pipeline/stages/odd_rows.py": r'ODD_ROW = "(\w+)"',
         "nami_amp_pipeline/operations/status.py": r'WAITING: Final = "(\w+)"',
         "nami_amp_pipeline/operations/dead_letters.py": r'(?:OUTCOME_UNKNOWN|RETRIED) = "(\w+)"',
         "nami_amp_pipeline/delivery/destination.py": r'^[A-Z_]+: Final = "(\w+)"',

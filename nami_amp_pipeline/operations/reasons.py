@@ -55,6 +55,8 @@ _ALL: Final = (
     Reason("reserved_device_id", "dead_letter", "the device id is a word that Amplitude reserves, such as 'null'",
            "Repair the app: it must not use such a word as a device id"),
     Reason("too_large", "dead_letter", "the event does not fit into a request", "Shorten the payload at its source"),
+    Reason("odd_row", "dead_letter", "the pipeline failed to compute the event", "Report it as a bug: the log of "
+           "the run has the error"),
     Reason("lost_file", "dead_letter", "the file with the event was lost", "Restore the data folder from a backup"),
     Reason("rejected", "dead_letter", "Amplitude rejected the event for what it holds", _REPAIR_AND_RETRY,
            was_posted=True),

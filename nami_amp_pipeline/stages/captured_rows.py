@@ -12,7 +12,7 @@ import pyarrow as pa
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.stages import heavy_rows
-from nami_amp_pipeline.stages.odd_rows import look_at_doubtful, set_aside
+from nami_amp_pipeline.stages.odd_rows import look_at_doubtful, may_be_a_rows, set_aside
 from nami_amp_pipeline.storage.duckdb_engine import sql, stream
 from nami_amp_pipeline.storage.parallel import is_parallel
 from nami_amp_pipeline.storage.segment_writer import SegmentWriter
@@ -23,15 +23,6 @@ MAX_TYPE_CHARACTERS = 200
 """An event type is cut to this many characters; every selectable type is shorter."""
 
 _TOO_MUCH = (duckdb.OutOfMemoryException, heavy_rows.Heavy)
-_ODD = (
-    duckdb.DataError,
-    duckdb.InternalError,
-    duckdb.InvalidInputException,
-    duckdb.NotSupportedError,
-    pa.ArrowInvalid,
-    ValueError,
-)
-"""What a row can be to blame for."""
 
 
 def write_rows(context: Context, connection: duckdb.DuckDBPyConnection, source: Source) -> dict[str, int]:
@@ -44,11 +35,11 @@ def write_rows(context: Context, connection: duckdb.DuckDBPyConnection, source: 
     while True:
         try:
             return _write_all(context, connection, source, is_heavy=is_heavy)
-        except (duckdb.Error, pa.ArrowInvalid, ValueError, heavy_rows.Heavy) as error:
+        except Exception as error:
             if not is_heavy and (isinstance(error, _TOO_MUCH) or source.is_heavy()):
                 is_heavy = True
                 continue
-            if not isinstance(error, _ODD) or source.broke():
+            if not may_be_a_rows(error) or source.broke():
                 raise
             context.log.warning("a row makes the read fail; searching for it: %s", one_line(error))
             reading = partial(_read, context, connection, source, is_heavy=is_heavy)
