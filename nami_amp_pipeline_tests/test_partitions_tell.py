@@ -240,8 +240,8 @@ def test_the_report_has_all_integrations_and_does_not_mix_them(stage: Scene, ins
     assert found["pending of radio/main"] == rows["radio/main"]["pending"] == found["pending_total"] > 0
     assert found["delivered of fit/main"] == found["delivered_total"] == rows["fit/main"]["delivered"] > 0
     link = "[radio|main](/assets/amplitude_deliveries?view=events&partition=radio%7Cmain)"
-    assert link in found["what_is_wrong"]
-    assert "fit|main" not in found["what_is_wrong"]
+    assert link in found["what is wrong with radio/main"]
+    assert "what is wrong with fit/main" not in found
 
 
 def test_of_many_in_trouble_each_fails_and_a_few_are_observed(

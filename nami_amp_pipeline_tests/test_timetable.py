@@ -56,7 +56,8 @@ def test_quiet_hours_begin_and_end_on_the_minute() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("TICK_CRON", "* * * *"), ("TICK_CRON", "60 * * * *"), ("TICK_CRON", "*/0 * * * *"), ("TICK_CRON", "5-1 * * * *"),
+        ("TICK_CRON", "* * * *"), ("TICK_CRON", "60 * * * *"), ("TICK_CRON", "*/0 * * * *"),
+        ("TICK_CRON", "5-1 * * * *"),
         ("TICK_CRON", "@hourly"), ("TICK_TIME_ZONE", "Mars/Olympus"), ("TICK_TIME_ZONE", "../etc/passwd"),
         ("QUIET_HOURS", "23-6"), ("QUIET_HOURS", "24:00-06:00"), ("QUIET_HOURS", "06:00-06:00"),
     ],

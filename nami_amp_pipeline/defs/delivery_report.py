@@ -43,6 +43,12 @@ def report(found: Sequence[Standing]) -> dict[str, Any]:
     you = [standing for standing in order if standing.needs_you]
     facts: dict[str, Any] = {
         "verdict": _verdict(len(you), len(found)),
+        # An entry each: Dagster hides a long Markdown text behind a button.
+        **{
+            f"what is wrong with {standing.integration}": dg.MetadataValue.md(_in_a_line(standing))
+            for standing in order[:MOST_PLOTTED]
+            if is_in_trouble(standing)
+        },
         "integrations": _table(order),
         "integrations_total": len(found),
         "needs_you_total": len(you),
@@ -53,9 +59,6 @@ def report(found: Sequence[Standing]) -> dict[str, Any]:
         "dead_letters_total": sum(sum(standing.numbers.dead_letters.values()) for standing in found),
         "lag_seconds_of_the_latest": max((round(standing.lag_seconds, 3) for standing in found), default=0.0),
     }
-    trouble = [standing for standing in order if is_in_trouble(standing)]
-    if trouble:
-        facts["what_is_wrong"] = dg.MetadataValue.md("\n".join(map(_in_a_line, trouble[:MOST_PLOTTED])))
     if len(order) > MOST_ROWS:
         facts["more"] = f"{len(order) - MOST_ROWS:,} more integrations: nami-amp status"
     for standing in sorted(order[:MOST_PLOTTED], key=lambda standing: standing.integration):
@@ -73,7 +76,7 @@ def _verdict(you: int, everybody: int) -> str:
 def _in_a_line(standing: Standing) -> str:
     page = integration_page(partition_of(standing))
     said = commands_as_code(standing.in_a_line.removeprefix(standing.integration))
-    return f"- [{partition_of(standing)}]({page}){said}"
+    return f"[{partition_of(standing)}]({page}){said}"
 
 
 def _table(order: Sequence[Standing]) -> dg.TableMetadataValue:
@@ -122,7 +125,8 @@ def materialization(found: Sequence[Standing]) -> dg.AssetMaterialization:
 All integrations in one table: state, since when, why, what to do, how many events wait and whose, and all counts.
 It has no partitions.
 
-- **Who needs me?** `verdict` and `what_is_wrong` of the newest materialization; each line there leads to the partition.
+- **Who needs me?** The verdict of the newest materialization, and a line for each integration with trouble, which leads
+  to its partition.
 - **Plots**: numbers that end in `_total` are sums over all integrations; the others are of one integration each.
 - `nami-amp status` says the same. Running it again is always safe.
 """,
