@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from nami_amp_pipeline import __version__
+from nami_amp_pipeline.commands.alerts import alerts
 from nami_amp_pipeline.commands.apps import apps
 from nami_amp_pipeline.commands.base import CommandGroup, Invocation
 from nami_amp_pipeline.commands.dead_letters import dead_letters
@@ -53,6 +54,7 @@ for command in (
     status,
     pending,
     trace,
+    alerts,
     dead_letters,
     retention,
     migrate,

@@ -79,11 +79,19 @@ class MicroBatch:
         Raises:
             StoreUnavailable: the store cannot be read.
         """
+        return [(asset, error) for asset, _, error in self.noted(run_id)]
+
+    def noted(self, run_id: str | None = None) -> list[tuple[str, str | None, NamiAmpError]]:
+        """The same of this run or any, each with the stage's asset and the partition, None if it is everybody's.
+
+        Raises:
+            StoreUnavailable: the store cannot be read.
+        """
         table = tables.run_troubles
-        query = sa.select(table).where(table.c.run_id == run_id).order_by(table.c.id)
+        query = sa.select(table).where(table.c.run_id == (run_id or self.context.run_id)).order_by(table.c.id)
         with self.context.store.begin() as tx:
             rows = tx.execute(query).all()
-        return [(row.asset, _kind(row.kind)(row.message)) for row in rows]
+        return [(row.asset, row.partition, _kind(row.kind)(row.message)) for row in rows]
 
     def integrations(self) -> list[Integration]:
         """The integrations of this micro-batch, freshly read."""

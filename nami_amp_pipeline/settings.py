@@ -10,12 +10,11 @@ import difflib
 import logging
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -23,7 +22,9 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from nami_amp_pipeline import contract
+from nami_amp_pipeline.clock import Timetable, cron_fields, quiet_minutes, zone_of
 from nami_amp_pipeline.errors import Misconfigured
+from nami_amp_pipeline.storage.database_address import with_quoted_password
 
 PREFIX: Final = "NAMI_AMP_"
 
@@ -52,50 +53,9 @@ def _database(schemes: Callable[[], Iterable[str]]) -> AfterValidator:
         scheme = "postgresql" if scheme == "postgres" else scheme
         if not separator or scheme not in schemes() or not rest.strip("/") or "\0" in text:
             raise ValueError("not an address of a database")
-        return f"{scheme}://{_with_quoted_password(rest) if scheme == 'postgresql' else rest}"
+        return f"{scheme}://{with_quoted_password(rest) if scheme == 'postgresql' else rest}"
 
     return AfterValidator(check)
-
-
-_HOST: Final = r"([\w.\-%]*|\[[\da-fA-F:.]+\])(:\d*)?"
-_HOSTS: Final = re.compile(f"{_HOST}(,{_HOST})*")
-_AFTER_LOGIN: Final = re.compile(rf"{_HOSTS.pattern}(/[^@/?#]*)?(\?[^@#]*)?")
-"""The part after the login in a database URL: hosts, a database, parameters."""
-
-
-def _with_quoted_password(rest: str) -> str:
-    """An address without its scheme, whose user and password may contain ``@``, ``/``, ``#`` or ``?``.
-
-    An address that is well formed is left as it is, parameters with an ``@`` included.
-    """
-    if _is_well_formed(rest):
-        return rest
-    login, at, after = rest.rpartition("@")
-    if not at or not _AFTER_LOGIN.fullmatch(after):
-        raise ValueError("not an address of a database")
-    user, colon, password = login.partition(":")
-    return f"{_quoted(user)}{colon}{_quoted(password)}@{after}"
-
-
-def _is_well_formed(rest: str) -> bool:
-    if "#" in rest or any(letter.isspace() for letter in rest):
-        return False
-    try:
-        parts = urlsplit(f"postgresql://{rest}")
-    except ValueError:  # a bracket that opens no IPv6 address
-        return False
-    login, _, hosts = parts.netloc.rpartition("@")
-    if (
-        "@" in login
-        or "@" in parts.path
-        or any("=" not in parameter for parameter in parts.query.split("&") if parameter)
-    ):
-        return False
-    return _HOSTS.fullmatch(hosts) is not None
-
-
-def _quoted(text: str) -> str:
-    return quote(re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", text), safe="%!$&'()*+,;=~")
 
 
 def _web_address(text: str) -> str:
@@ -109,6 +69,17 @@ def _name(text: str) -> str:
     if "\0" in text:
         raise ValueError("not a name")
     return text
+
+
+def _checked(check: Callable[[str], object]) -> AfterValidator:
+    """A text that a function takes, or an empty one."""
+
+    def checked(text: str) -> str:
+        if text:
+            check(text)
+        return text
+
+    return AfterValidator(checked)
 
 
 def _setting(
@@ -189,14 +160,32 @@ class Settings(BaseSettings):
     tick_minutes: Annotated[int, Field(ge=1, le=59)] = _setting(
         5, "how often the schedule starts a micro-batch", unit="minutes"
     )
+    tick_cron: Annotated[str, _checked(cron_fields)] = _setting(
+        "",
+        "when the schedule starts a micro-batch, instead of `NAMI_AMP_TICK_MINUTES`: a cron schedule such as "
+        "`0 6-22 * * 1-5`",
+        expected="a cron schedule of five fields in numbers, such as '0 6-22 * * 1-5'",
+        shown="none",
+    )
+    tick_time_zone: Annotated[str, _checked(zone_of)] = _setting(
+        "UTC",
+        "time zone of `NAMI_AMP_TICK_CRON` and `NAMI_AMP_QUIET_HOURS`",
+        expected="the name of a time zone such as Europe/Berlin",
+    )
+    quiet_hours: Annotated[str, _checked(quiet_minutes)] = _setting(
+        "",
+        "hours in which neither the schedule nor a sensor starts a micro-batch, such as `23:00-06:00`",
+        expected="two times such as 23:00-06:00",
+        shown="none",
+    )
     sensor_seconds: Annotated[int, Field(ge=5, le=3_600)] = _setting(
         30, "how often each sensor checks: for new integrations, due work, lost runs, alerts", unit="seconds"
     )
     early_tick_seconds: Natural = _setting(
-        lambda given: 60 * given.get("tick_minutes", 5) + 60,
+        lambda given: 0 if given.get("tick_cron") else 60 * given.get("tick_minutes", 5) + 60,
         "how long work may wait before a micro-batch starts early; 0: never",
         unit="seconds",
-        shown="a tick and a minute",
+        shown="a tick and a minute; never with `NAMI_AMP_TICK_CRON`",
     )
     dagster_url: WebAddress = _setting(
         "",
@@ -319,6 +308,11 @@ class Settings(BaseSettings):
             return cls(**source())
         except ValidationError as error:
             raise Misconfigured(_in_one_line(error)) from None
+
+    @property
+    def timetable(self) -> Timetable:
+        """When the schedule starts micro-batches."""
+        return Timetable(self.tick_minutes, self.tick_cron, self.tick_time_zone, self.quiet_hours)
 
     def replace(self, **changes: Any) -> Settings:
         """The same settings with other values, which are not checked."""

@@ -16,8 +16,10 @@ from nami_amp_pipeline.alerts import Alert, FailedRun, Kind, Watch, note_failed_
 from nami_amp_pipeline.alerts import message as messages
 from nami_amp_pipeline.alerts.alert_store import Entry, entries
 from nami_amp_pipeline.alerts.conditions import duration
+from nami_amp_pipeline.alerts.desk import open_alerts, send_test, silence_for, silenced
 from nami_amp_pipeline.alerts.watch import LEASE
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import halt, set_enabled
@@ -204,7 +206,7 @@ def test_unreachable_webhook_is_named_without_its_address(tmp_path: Path, caplog
     pipeline = Pipeline(tmp_path, {"NAMI_AMP_ALERT_WEBHOOK_URL": url})
     one = pipeline.add("fit")
     halted(pipeline, one.id)
-    assert look(pipeline).trouble == "the alert webhook cannot be reached: refused"
+    assert look(pipeline).trouble == "the alert webhook cannot be reached: no_connection"
     pipeline.close()
     assert SECRET not in caplog.text
     assert SECRET not in repr(pipeline.settings)
@@ -234,7 +236,7 @@ def test_dead_letters_are_an_alert_only_beyond_the_limit_within_the_window(
         move(pipeline, minutes=10)
     (said,) = webhook.messages  # two are allowed, so the third told, and the fourth is no news
     assert "*fit/main*: 3 in the last 1 h: 3 malformed_payload" in said
-    assert f"<{DAGSTER}/runs/test|" in said
+    assert f"<{DAGSTER}/assets/amplitude_deliveries?view=events&partition=fit%7Cmain|" in said
     move(pipeline, minutes=50)
     look(pipeline)
     assert "Over: Dead letters growing" in webhook.messages[1]
@@ -349,7 +351,7 @@ def test_failing_job_is_told_once_until_it_fails_for_something_else(pipeline: Pi
     look(pipeline)
     assert len(webhook.messages) == 2
     assert "fit/main: invalid_api_key" in webhook.messages[1]
-    assert open_failed_runs(store) == {"micro_batch": 3_000_000}
+    assert open_failed_runs(store) == {"micro_batch": (3_000_000, frozenset({"fit/main", "nami_events"}))}
     look(pipeline, "micro_batch")
     look(pipeline)
     assert len(webhook.messages) == 3
@@ -422,3 +424,51 @@ def test_webhook_must_be_an_address() -> None:
     with pytest.raises(Misconfigured, match="NAMI_AMP_ALERT_WEBHOOK_URL") as error:
         Settings.load({"NAMI_AMP_ALERT_WEBHOOK_URL": f"ftp://{SECRET}"})
     assert SECRET not in str(error.value)
+
+
+def test_a_silenced_alert_is_sent_to_nobody_until_the_silence_ends(pipeline: Pipeline, webhook: Webhook) -> None:
+    integration = pipeline.add("fit")
+    halted(pipeline, integration.id)
+    said = silence_for(pipeline.context, "integration_halted", "fit/main", "4h")
+    assert said.startswith("integration_halted fit/main is silenced for 4 h, until ")
+    look(pipeline)
+    assert webhook.messages == []
+    (alert,) = open_alerts(pipeline.context)
+    assert (alert.subject, alert.told) == ("fit/main", "silenced")
+    assert [silence["subject"] for silence in silenced(pipeline.context)] == ["fit/main"]
+    move(pipeline, hours=5)
+    look(pipeline)
+    assert "*Integration halted*" in webhook.messages[0]
+    assert open_alerts(pipeline.context)[0].told == "yes"
+    silence_for(pipeline.context, "integration_halted", "*", "1d")
+    assert open_alerts(pipeline.context)[0].told == "silenced"
+    silence_for(pipeline.context, "integration_halted", "*", "0")
+    assert silenced(pipeline.context) == []
+    for kind, length in (("integration_holted", "1d"), ("integration_halted", "soon")):
+        with pytest.raises(Misconfigured):
+            silence_for(pipeline.context, kind, "*", length)
+
+
+def test_retried_dead_letters_are_no_all_clear_before_they_are_posted(pipeline: Pipeline, webhook: Webhook) -> None:
+    integration = pipeline.add("fit")
+    names = ("event_type", "user_id", "identity", "run_id")
+    with pipeline.context.store.begin() as tx:
+        for number in range(3):  # two are allowed
+            values = {"integration_id": integration.id, "state": "dead", "reason": "rejected", "created_date": 0}
+            texts = {"event_id": str(number), **dict.fromkeys(names, "x")}
+            tx.execute(sa.insert(tables.exceptions).values(**values, **texts, at=pipeline.context.now()))
+    look(pipeline)
+    with pipeline.context.store.begin() as tx:
+        tx.execute(sa.update(tables.exceptions).values(state="held", reason="retried"))
+    assert look(pipeline).ended == []
+    with pipeline.context.store.begin() as tx:
+        tx.execute(sa.delete(tables.exceptions))
+    assert [alert.kind for alert in look(pipeline).ended] == [Kind.DEAD_LETTERS_GROWING]
+
+
+def test_a_test_message_says_that_it_is_one(pipeline: Pipeline, webhook: Webhook) -> None:
+    send_test(pipeline.settings)
+    (said,) = webhook.messages
+    assert "*Test of alerts*: nothing is wrong" in said
+    with pytest.raises(Misconfigured):
+        send_test(Settings())

@@ -36,6 +36,7 @@ def test_assets_are_the_four_stages_in_one_direction(definitions: dg.Definitions
         "user_property_snapshots": {"nami_events"},
         "amplitude_events": {"nami_events", "user_property_snapshots"},
         "amplitude_deliveries": {"amplitude_events"},
+        "delivery_report": {"amplitude_deliveries"},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,18 +14,22 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.alerts.alert_store import entries
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.defs.alert_sensors import alerts, failed_runs
+from nami_amp_pipeline.defs.alert_sensors import alerts, failed_runs, subject_of
+from nami_amp_pipeline.defs.assets import ASSETS
 from nami_amp_pipeline.defs.jobs import micro_batch
 from nami_amp_pipeline.defs.ours import STORE_TAG, store_label
-from nami_amp_pipeline.defs.resources import PipelineSession
+from nami_amp_pipeline.defs.resources import PipelineResource, PipelineSession
 from nami_amp_pipeline.defs.sensors import LOST, early_micro_batch, lost_runs_sensor
 from nami_amp_pipeline.operations.backlog import due, not_captured
 from nami_amp_pipeline.runner import run_micro_batch
+from nami_amp_pipeline.sandbox.faults import Fault
+from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.heartbeat import lost_runs
+from nami_amp_pipeline.state.integration_changes import IntegrationChange, change
 from nami_amp_pipeline.state.integrations import Integration, halt, set_enabled
-from nami_amp_pipeline_tests.support.scene import BAD_KEY, WARNINGS, Scene, scene
+from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
 from nami_amp_pipeline_tests.support.webhook import Webhook
 
 pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
@@ -171,29 +176,41 @@ def test_sensors_make_no_store_where_there_is_none(
     assert not home.exists()
 
 
-def fail(stage: Scene, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+def fail(
+    stage: Scene, instance: dg.DagsterInstance, *integrations: str, launched_by: str = "dagster/schedule_name"
+) -> dg.ExecuteInProcessResult:
     """Runs a micro-batch as the daemon's runs are, and lets the sensor see it if it failed."""
-    pipeline = PipelineSession(stage.settings)
+    run_id = str(uuid.uuid4())
+    pipeline = PipelineSession(stage.settings, run_id=run_id)
     result = micro_batch.execute_in_process(
-        run_config={"console_log_level": "CRITICAL"},
+        run_config={"integrations": list(integrations), "console_log_level": "CRITICAL"},
         instance=instance,
         resources={"pipeline": pipeline},
         raise_on_error=False,
-        tags={STORE_TAG: store_label(stage.settings)},  # as the job has it, whose settings are those of its runs
+        run_id=run_id,
+        # As the job has it, whose settings are those of its runs.
+        tags={STORE_TAG: store_label(stage.settings), launched_by: "micro_batch_schedule"},
     )
     pipeline.close()
     if not result.success:
-        context = dg.build_run_status_sensor_context(
-            sensor_name="failed_runs",
-            dagster_event=result.get_run_failure_event(),
-            dagster_instance=instance,
-            dagster_run=result.dagster_run,
-            partition_key=None,
-        ).for_run_failure()
-        resource = PipelineSession(stage.settings)
-        failed_runs(context, pipeline=resource)
-        resource.close()
+        see(stage, instance, result)
     return result
+
+
+def see(stage: Scene, instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> str:
+    """What the sensor of failed runs makes of one."""
+    context = dg.build_run_status_sensor_context(
+        sensor_name="failed_runs",
+        dagster_event=result.get_run_failure_event(),
+        dagster_instance=instance,
+        dagster_run=result.dagster_run,
+        partition_key=None,
+    ).for_run_failure()
+    resource = PipelineSession(stage.settings)
+    skipped = failed_runs(context, pipeline=resource)
+    resource.close()
+    assert isinstance(skipped, dg.SkipReason)
+    return skipped.skip_message or ""
 
 
 def bad(stage: Scene) -> Integration:
@@ -202,38 +219,142 @@ def bad(stage: Scene) -> Integration:
 
 
 @pytest.mark.slow
-def test_failed_run_is_told_once_with_its_reason_and_its_page(
+def test_a_halt_is_told_once_by_an_alert_of_its_own(
     stage: Scene, instance: dg.DagsterInstance, webhook: Webhook, caplog: pytest.LogCaptureFixture
 ) -> None:
+    stage.settings = stage.settings.replace(alert_lag_seconds=0)
     look = Daemon(alerts, stage.settings, instance)
-    one = bad(stage)
-    first = fail(stage, instance)
-    fail(stage, instance)
-    assert "2 open" in str(look())
-    look()
-    halted, run = webhook.messages
-    assert "*Integration halted*" in halted
-    assert "*Run failed*" in run
-    assert "*micro_batch*: radio/main: " in run
-    assert "invalid_api_key" in run
-    pages = {entry.alert.page for entry in entries(stage.context.store)}
-    assert f"/runs/{first.dagster_run.run_id}" in pages
-    set_enabled(stage.context.store, one.key, enabled=False)
+    integration = bad(stage)
+    assert not fail(stage, instance).success
     assert fail(stage, instance).success
+    assert look() == "1 open: integration halted: radio/main"
+    look()
+    (halted,) = webhook.messages
+    assert "*Integration halted*" in halted
+    (page,) = {entry.alert.page for entry in entries(stage.context.store)}
+    assert page == "/assets/amplitude_deliveries?view=events&partition=radio%7Cmain"
+    set_enabled(stage.context.store, integration.key, enabled=True)
+    assert "1 open" in str(look())  # enabled, but nothing has shown yet that it works
+    set_enabled(stage.context.store, integration.key, enabled=False)
     assert look() == "nothing is wrong"
-    assert [message[0] for message in webhook.messages] == ["🔴", "🔴", "✅", "✅"]
+    assert [message[0] for message in webhook.messages] == ["🔴", "✅"]
     assert BAD_KEY not in "".join(webhook.messages)
     assert BAD_KEY not in caplog.text
 
 
-def test_run_that_could_not_read_the_warehouse_says_so(
+def test_the_all_clear_of_a_halt_comes_with_the_first_delivery(
     stage: Scene, instance: dg.DagsterInstance, webhook: Webhook
 ) -> None:
-    stage.add("radio")
+    stage.settings = stage.settings.replace(alert_lag_seconds=0)
+    look = Daemon(alerts, stage.settings, instance)
+    bad(stage)
     fail(stage, instance)
-    Daemon(alerts, stage.settings, instance)()
+    look()
+    new = IntegrationChange(api_key=Secret(GOOD_KEY), allow_shared_key=True)
+    change(stage.context.store, stage.context.cipher, "radio/main", new)
+    set_enabled(stage.context.store, "radio/main", enabled=True)
+    look()
+    assert [message[0] for message in webhook.messages] == ["🔴"]
+    assert fail(stage, instance).success
+    assert look() == "nothing is wrong"
+    assert [message[0] for message in webhook.messages] == ["🔴", "✅"]
+
+
+@pytest.mark.slow
+def test_a_throttled_user_fails_a_run_and_only_its_end_is_an_all_clear(
+    stage: Scene, instance: dg.DagsterInstance, webhook: Webhook
+) -> None:
+    stage.settings = stage.settings.replace(run_retry_seconds=0.0, alert_lag_seconds=0)
+    look = Daemon(alerts, stage.settings, instance)
+    stage.load(apps=("radio", "fit"))
+    stage.add("radio")
+    stage.add("fit")
+    stage.sandbox.faults.add(Fault("throttle_user", user_id=None, share=0.1, seed=3))
+    assert not fail(stage, instance).success
+    look()
     (said,) = webhook.messages
-    assert "*micro_batch*: nami_events: there is no DuckDB file" in said
+    assert "*micro_batch*: fit|main: throttled since " in said
+    assert fail(stage, instance).success  # it is no news any more, and it is not over
+    assert fail(stage, instance, "radio/main").success  # nor does a run of others say so
+    assert "1 open" in str(look())
+    stage.sandbox.faults.remove()
+    stage.settings = stage.settings.replace(run_retry_seconds=90.0)
+    assert fail(stage, instance).success
+    assert look() == "nothing is wrong"
+
+
+def test_warehouse_that_cannot_be_read_is_told_at_the_second_look(
+    stage: Scene, instance: dg.DagsterInstance, webhook: Webhook
+) -> None:
+    stage.settings = stage.settings.replace(sensor_seconds=0)
+    stage.add("radio")
+    assert not fail(stage, instance).success
+    late = Daemon(alerts, stage.settings.replace(sensor_seconds=3_600), instance)
+    assert late() == "1 open: warehouse cannot be read: warehouse"
+    assert webhook.messages == []  # a loader may hold the file for a moment
+    look = Daemon(alerts, stage.settings, instance)
+    look()
+    (said,) = webhook.messages
+    assert "*Warehouse cannot be read*" in said
+    assert "there is no DuckDB file" in said
+    stage.load(apps=("radio",))
+    look()
+    assert [message[0] for message in webhook.messages if "Warehouse" in message] == ["🔴", "✅"]
+
+
+def test_amplitude_that_does_not_answer_is_told_and_its_answer_is_the_all_clear(
+    stage: Scene, instance: dg.DagsterInstance, webhook: Webhook
+) -> None:
+    stage.settings = stage.settings.replace(run_retry_seconds=0.0, alert_lag_seconds=0)
+    stage.load(apps=("radio",))
+    stage.add("radio")
+    stage.sandbox.faults.add(Fault("503"))
+    assert not fail(stage, instance).success
+    look = Daemon(alerts, stage.settings, instance)
+    assert look() == "nothing is wrong"  # not for an outage of a moment
+    with stage.context.store.begin() as tx:
+        earlier = tables.requests.c.sent_at - 3_600_000_000
+        tx.execute(sa.update(tables.requests).values(sent_at=earlier))
+    assert look() == "1 open: amplitude unreachable: radio/main"
+    assert fail(stage, instance).success
+    assert "1 open" in str(look())
+    stage.sandbox.faults.remove()
+    assert fail(stage, instance).success
+    assert look() == "nothing is wrong"
+    assert [message[0] for message in webhook.messages] == ["🔴", "✅"]
+
+
+def test_a_typing_error_of_a_person_alerts_nobody(stage: Scene, instance: dg.DagsterInstance, webhook: Webhook) -> None:
+    stage.settings = stage.settings.replace(alert_lag_seconds=0)
+    stage.load(apps=("radio",))
+    stage.add("radio")
+    result = fail(stage, instance, "radio/mian", launched_by="dagster/launched_by")
+    assert not result.success
+    assert "a person launched it" in see(stage, instance, result)
+    assert Daemon(alerts, stage.settings, instance)() == "nothing is wrong"
+    fail(stage, instance, "radio/mian")  # what a schedule does is no typing error of the moment
+    assert "1 open: run failed: micro_batch (radio/mian)" in str(Daemon(alerts, stage.settings, instance)())
+
+
+def a_run(instance: dg.DagsterInstance, status: dg.DagsterRunStatus, **partition: str) -> dg.DagsterRun:
+    """A run of the asset of deliveries, as the pages launch one."""
+    (asset,) = (made for made in ASSETS if made.key == dg.AssetKey("amplitude_deliveries"))
+    job = dg.Definitions(
+        assets=[asset], resources={"pipeline": PipelineResource()}
+    ).resolve_implicit_global_asset_job_def()
+    run = instance.create_run_for_job(job, asset_selection=frozenset({asset.key}), status=status, tags=partition)
+    assert run.job_name == "__ASSET_JOB"
+    return run
+
+
+def test_runs_of_assets_are_called_by_assets_and_partitions(instance: dg.DagsterInstance) -> None:
+    one = a_run(instance, dg.DagsterRunStatus.FAILURE, **{"dagster/partition": "radio|main"})
+    assert subject_of(one) == "amplitude_deliveries radio|main"
+    instance.add_dynamic_partitions("nami_app_integrations", ["fit|main", "tv|main"])
+    ends = {f"dagster/asset_partition_range_{end}": key for end, key in (("start", "fit|main"), ("end", "tv|main"))}
+    assert (
+        subject_of(a_run(instance, dg.DagsterRunStatus.FAILURE, **ends)) == "amplitude_deliveries fit|main to tv|main"
+    )
 
 
 def test_store_that_is_away_is_told_once_and_its_return_too(

@@ -8,11 +8,14 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.partitions.context import partition_loading_context
+from dagster._core.storage.partition_status_cache import get_and_update_asset_status_cache_value
 
 from nami_amp_pipeline.defs.assets import ASSETS as DEFINED
 from nami_amp_pipeline.defs.checks import asset_checks
-from nami_amp_pipeline.defs.partitions import add_partitions
+from nami_amp_pipeline.defs.partitions import add_partitions, app_integrations
 from nami_amp_pipeline.defs.resources import PipelineSession
+from nami_amp_pipeline.sandbox.faults import Fault
 from nami_amp_pipeline.state.integrations import all_integrations
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, WARNINGS, Scene, scene
 
@@ -39,16 +42,12 @@ def materialize(
 ) -> dg.ExecuteInProcessResult:
     add_partitions(instance, all_integrations(stage.context.store))
     pipeline = PipelineSession(stage.settings, run_id="by-hand")
-    partition: Any = key
-    if key is not None and "|" in key:
-        app_id, name_in_app = key.split("|")
-        partition = dg.MultiPartitionKey({"app": app_id, "integration": name_in_app})
     checks = list(asset_checks) if name == "amplitude_deliveries" else []
     try:
         return dg.materialize(
             [ASSETS[name], *checks],
             instance=instance,
-            partition_key=partition,
+            partition_key=key,
             resources={"pipeline": pipeline},
             raise_on_error=False,
             tags=tags,
@@ -93,10 +92,12 @@ def test_each_asset_works_for_its_own_partition_only(stage: Scene, instance: dg.
     assert delivered["pending"] == 0
     assert delivered["first_event"] < delivered["last_event"]
     assert {row.data["HTTP status and outcome"] for row in delivered["requests_by_status"].records} == {"200 delivered"}
-    assert "nami-amp trace" in delivered["how_to_trace"]
+    assert "nami-amp trace" in delivered["did_it_arrive"]
+    assert delivered["state"] == "delivering"
     checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
-    assert set(checks) == {"conservation", "lag", "not_halted"}
+    assert set(checks) == {"conservation", "lag", "not_halted", "none_rejected"}
     assert all(check.passed and check.partition == "radio|main" for check in checks.values())
+    assert all(str(check.description).startswith("radio|main: ") for check in checks.values())
     assert stage.status(fit)["fit/main"].captured == 0
 
 
@@ -123,9 +124,11 @@ def test_range_of_partitions_in_one_run(stage: Scene, instance: dg.DagsterInstan
 
 
 @pytest.mark.parametrize("name", ["amplitude_events", "amplitude_deliveries"])
-def test_pair_that_does_not_exist_is_left_alone(stage: Scene, instance: dg.DagsterInstance, name: str) -> None:
+def test_partition_of_an_integration_that_was_removed_is_left_alone(
+    stage: Scene, instance: dg.DagsterInstance, name: str
+) -> None:
     stage.add("radio", "main")
-    stage.add("fit", "other")
+    instance.add_dynamic_partitions("nami_app_integrations", ["radio|other"])
     result = materialize(stage, instance, name, "radio|other")
     assert result.success
     assert materialized(result, name) == {}
@@ -152,14 +155,76 @@ def test_refused_key_fails_the_asset_in_plain_words(stage: Scene, instance: dg.D
     data = failure.step_failure_data.user_failure_data
     assert data is not None
     assert data.description is not None
-    assert "radio/main: " in data.description
+    assert "radio|main: halted since " in data.description
     assert "API key" in data.description
     assert "'nami-amp integrations enable radio/main'" in data.description
     assert BAD_KEY not in repr(result.all_events)
 
 
-def test_nothing_new_is_said_to_be_nothing(stage: Scene, instance: dg.DagsterInstance) -> None:
+@pytest.mark.parametrize("name", ["nami_events", "user_property_snapshots", "amplitude_events", "amplitude_deliveries"])
+def test_nothing_new_does_not_wipe_what_a_page_shows(stage: Scene, instance: dg.DagsterInstance, name: str) -> None:
     stage.add("radio")
-    materialize(stage, instance, "nami_events", "radio")
-    again = materialized(materialize(stage, instance, "nami_events", "radio"), "nami_events")
-    assert again == {"radio": {"dagster/partition_row_count": 0}}
+    for asset in ASSETS:
+        before = materialized(materialize(stage, instance, asset, key := key_of(asset)), asset)[key]
+        if asset == name:
+            break
+    again = materialized(materialize(stage, instance, name, key), name)[key]
+    since = {"nothing_new_at", "lag_seconds", "run"}
+    assert {fact: value for fact, value in again.items() if fact not in since} == {
+        fact: value for fact, value in before.items() if fact not in since
+    }
+    assert again["nothing_new_at"] > 0
+    assert again["dagster/partition_row_count"] > 0
+
+
+def test_a_partition_without_anything_yet_says_so(stage: Scene, instance: dg.DagsterInstance) -> None:
+    stage.add("quiet")
+    (facts,) = materialized(materialize(stage, instance, "nami_events", "quiet"), "nami_events").values()
+    assert facts["dagster/partition_row_count"] == 0
+    (facts,) = materialized(
+        materialize(stage, instance, "amplitude_deliveries", "quiet|main"), "amplitude_deliveries"
+    ).values()
+    assert (facts["state"], facts["why"]) == ("idle", "No event has come since it was added")
+
+
+def key_of(asset: str) -> str:
+    return "radio|main" if asset.startswith("amplitude") else "radio"
+
+
+def failed(instance: dg.DagsterInstance, name: str) -> set[str]:
+    """What Dagster's pages count as failed."""
+    with partition_loading_context(dynamic_partitions_store=instance):
+        seen = get_and_update_asset_status_cache_value(instance, dg.AssetKey(name), app_integrations)
+        assert seen is not None
+        return set(seen.deserialize_failed_partition_subsets(app_integrations).get_partition_keys())
+
+
+def test_of_a_range_only_what_is_in_trouble_counts_as_failed(stage: Scene, instance: dg.DagsterInstance) -> None:
+    stage.add("fit")
+    stage.add("quiet")  # nothing moves, and nothing is wrong with it
+    stage.add("radio", key=BAD_KEY)
+    apps = {"dagster/asset_partition_range_start": "fit", "dagster/asset_partition_range_end": "radio"}
+    pairs = {"dagster/asset_partition_range_start": "fit|main", "dagster/asset_partition_range_end": "radio|main"}
+    for name in ASSETS:
+        result = materialize(stage, instance, name, tags=pairs if name.startswith("amplitude") else apps)
+    assert not result.success
+    assert failed(instance, "amplitude_deliveries") == {"radio|main"}
+    assert failed(instance, "amplitude_events") == set()
+
+
+def test_what_moved_in_part_and_is_in_trouble_counts_as_failed(stage: Scene, instance: dg.DagsterInstance) -> None:
+    stage.add("radio")
+    stage.sandbox.faults.add(Fault("throttle_user", share=0.1, seed=3))
+    settings = stage.settings
+    stage.settings = settings.replace(run_retry_seconds=0.0)
+    for name in ASSETS:
+        result = materialize(stage, instance, name, key_of(name))
+    assert not result.success
+    deliveries = dg.AssetKey("amplitude_deliveries")
+    filters = dg.AssetRecordsFilter(asset_key=deliveries, asset_partitions=["radio|main"])
+    (record,) = instance.fetch_materializations(filters, limit=2).records
+    assert record.asset_materialization is not None
+    facts: dict[str, Any] = {name: value.value for name, value in record.asset_materialization.metadata.items()}
+    assert facts["delivered"] > 0
+    assert facts["whose_events_wait"]
+    assert failed(instance, "amplitude_deliveries") == {"radio|main"}

@@ -36,7 +36,7 @@ dagster.Definitions.validate_loadable(nami_amp_pipeline.definitions.defs())
 
 _SHOW = """
 repository = nami_amp_pipeline.definitions.defs().get_repository_def()
-schedule = repository.get_schedule_def("micro_batch_every_5_minutes")
+schedule = repository.get_schedule_def("micro_batch_schedule")
 print(schedule.cron_schedule, repository.get_sensor_def("early_micro_batch").minimum_interval_seconds)
 """
 
@@ -52,12 +52,9 @@ def test_assets_are_one_way_from_the_warehouse_to_amplitude(repository: dg.Repos
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         partitions = node.partitions_def
-        assert partitions is not None
         seen[key.to_user_string()] = (
             sorted(parent.to_user_string() for parent in node.parent_keys),
-            sorted(one.name for one in partitions.partitions_defs)
-            if isinstance(partitions, dg.MultiPartitionsDefinition)
-            else partitions.name,  # type: ignore[attr-defined]
+            partitions and partitions.name,  # type: ignore[attr-defined]
             node.group_name,
             sorted(node.kinds),
             sorted(node.owners),
@@ -69,30 +66,28 @@ def test_assets_are_one_way_from_the_warehouse_to_amplitude(repository: dg.Repos
         "user_property_snapshots": (["nami_events"], "nami_apps", group, ["duckdb", "parquet"], owners),
         "amplitude_events": (
             ["nami_events", "user_property_snapshots"],
-            ["app", "integration"],
+            "nami_app_integrations",
             group,
             ["arrow", "duckdb"],
             owners,
         ),
         "amplitude_deliveries": (
             ["amplitude_events"],
-            ["app", "integration"],
+            "nami_app_integrations",
             group,
             ["amplitude", "parquet"],
             owners,
         ),
+        "delivery_report": (["amplitude_deliveries"], None, group, ["report"], owners),
     }
 
 
 @pytest.mark.contract("6.8")
 def test_partition_keys_are_app_and_app_with_integration(repository: dg.RepositoryDefinition) -> None:
     partitions = repository.asset_graph.get(dg.AssetKey("amplitude_deliveries")).partitions_def
-    assert isinstance(partitions, dg.MultiPartitionsDefinition)
-    assert str(dg.MultiPartitionKey({"integration": "main", "app": "radio"})) == "radio|main"
-    assert {one.name: one.partitions_def.name for one in partitions.partitions_defs} == {  # type: ignore[attr-defined]
-        "app": "nami_apps",
-        "integration": "nami_integrations",
-    }
+    assert partitions == dg.DynamicPartitionsDefinition(name="nami_app_integrations")
+    apps = repository.asset_graph.get(dg.AssetKey("nami_events")).partitions_def
+    assert apps == dg.DynamicPartitionsDefinition(name="nami_apps")
 
 
 def test_every_asset_has_a_description_columns_and_a_code_version(repository: dg.RepositoryDefinition) -> None:
@@ -101,7 +96,12 @@ def test_every_asset_has_a_description_columns_and_a_code_version(repository: dg
         node = graph.get(key)
         assert node.description
         assert "Running it again is always safe" in node.description
+        assert node.description.strip().startswith(
+            "**Kept up to date by the schedule `micro_batch_schedule`, every 5 minutes**: "
+        )
         assert node.code_version == "1"
+        if key.to_user_string() == "delivery_report":
+            continue
         schema = node.metadata["dagster/column_schema"]
         assert {column.name for column in schema.columns} >= {"id", "user_id", "created_date"}
         if key.to_user_string() == "nami_events":
@@ -119,14 +119,14 @@ def test_job_schedule_sensor_and_checks(repository: dg.RepositoryDefinition) -> 
     assert [node.name for node in job.nodes_in_topological_order] == ["capture", "snapshot", "prepare", "upload"]
     assert job.executor_def.name == "in_process"
     assert repository.get_job("__ASSET_JOB").executor_def.name == "in_process"
-    schedule = repository.get_schedule_def("micro_batch_every_5_minutes")
+    schedule = repository.get_schedule_def("micro_batch_schedule")
     assert schedule.cron_schedule == "*/5 * * * *"
     assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
     sensor = repository.get_sensor_def("integration_partitions")
     assert sensor.minimum_interval_seconds == 30
     assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
     checks = {key.name for key in repository.asset_graph.asset_check_keys}
-    assert checks == {"conservation", "lag", "not_halted"}
+    assert checks == {"conservation", "lag", "not_halted", "none_rejected"}
 
 
 def test_resource_has_no_field_that_could_hold_a_secret() -> None:

@@ -15,17 +15,13 @@ import dagster as dg
 import pytest
 
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.defs.asset_pages.halted import DELIVERIES, in_a_line
+from nami_amp_pipeline.defs.checks import CHECKS
 from nami_amp_pipeline.defs.jobs import micro_batch
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.errors import WarehouseUnavailable
 from nami_amp_pipeline.micro_batch import LEFT_TO_ANOTHER, MicroBatch
-from nami_amp_pipeline.operations.status import IntegrationStatus
-from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.stages.deliver import Means, deliver
 from nami_amp_pipeline.stages.table import CAPTURE, DELIVER, PREPARE, SNAPSHOTS
-from nami_amp_pipeline.state.integration_changes import IntegrationChange, change
-from nami_amp_pipeline.state.integrations import set_enabled
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
 
 pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
@@ -70,6 +66,7 @@ def moved(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> se
     events = events_of(instance, result, dg.DagsterEventType.ASSET_MATERIALIZATION)
     pairs = Counter((event.asset_key.to_user_string(), str(event.partition)) for event in events if event.asset_key)
     assert set(pairs.values()) <= {1}
+    assert pairs.pop(("delivery_report", "None"))
     return set(pairs)
 
 
@@ -102,9 +99,7 @@ def test_logs_exactly_the_partitions_that_it_moved(stage: Scene, instance: dg.Da
         *((asset, app) for asset in ("nami_events", "user_property_snapshots") for app in ("radio", "fit")),
         *((asset, f"{app}|main") for asset in ("amplitude_events", "amplitude_deliveries") for app in ("radio", "fit")),
     }
-    assert checks_of(instance, first) == {
-        (check, f"{app}|main"): True for check in ("conservation", "lag", "not_halted") for app in ("radio", "fit")
-    }
+    assert checks_of(instance, first) == {(check, f"{app}|main"): True for check in CHECKS for app in ("radio", "fit")}
     assert set(instance.get_dynamic_partitions("nami_apps")) == {"radio", "fit", "quiet"}
 
     again = run(stage, instance)
@@ -124,7 +119,7 @@ def test_refused_key_fails_alone_after_the_others_were_delivered(stage: Scene, i
     assert not result.success
     lines = failure_of(result).splitlines()
     assert len(lines) == 2
-    assert lines[1].startswith("radio/aaa-first: ")
+    assert lines[1].startswith("radio|aaa-first: halted since ")
     assert "'nami-amp integrations enable radio/aaa-first'" in lines[1]
     numbers = stage.status(*good, bad)
     assert numbers["radio/aaa-first"].pending == numbers["radio/aaa-first"].captured > 0
@@ -138,61 +133,6 @@ def test_refused_key_fails_alone_after_the_others_were_delivered(stage: Scene, i
     history = repr(instance.all_logs(result.run_id)) + repr(result.all_events)
     assert BAD_KEY not in history
     assert GOOD_KEY not in history
-
-
-def halts(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> list[dg.AssetObservation]:
-    return [
-        event.asset_observation_data.asset_observation
-        for event in events_of(instance, result, dg.DagsterEventType.ASSET_OBSERVATION)
-    ]
-
-
-@pytest.mark.slow
-def test_halted_partition_says_why_and_how_it_goes_on_until_it_does(stage: Scene, instance: dg.DagsterInstance) -> None:
-    stage.load(apps=("radio", "fit"))
-    stage.add("radio", key=BAD_KEY)
-    stage.add("fit")
-    first, again = run(stage, instance), run(stage, instance)
-    (halt,) = halts(instance, first)
-    assert halts(instance, again) == []  # it has been told
-    assert halt.partition == "radio|main"
-    last = instance.get_latest_asset_check_evaluation_record(dg.AssetCheckKey(DELIVERIES, "not_halted"))
-    assert last is not None
-    check = last.event.dagster_event.asset_check_evaluation_data  # type: ignore[union-attr]
-    assert (last.partition, check.passed, check.severity) == ("radio|main", False, dg.AssetCheckSeverity.ERROR)
-    assert check.description == halt.description == failure_of(again).splitlines()[1]
-    for text in (
-        "radio/main: invalid_api_key: ", "'nami-amp integrations update radio/main --api-key-env VAR'",
-        "'nami-amp integrations test radio/main'", "'nami-amp integrations enable radio/main'",
-    ):  # fmt: skip
-        assert text in str(check.description)
-    assert set(check.metadata) == {"halted", "halted_since", "how_to_resume", "pending"}
-    # Of many, passes are logged too where it did not pass.
-    pipeline = stage.context
-    change(
-        pipeline.store,
-        pipeline.cipher,
-        "radio/main",
-        IntegrationChange(api_key=Secret(GOOD_KEY), allow_shared_key=True),
-    )
-    set_enabled(pipeline.store, "radio/main", enabled=True)
-    stage.load(apps=("fit",), seed=8, users=20)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nami_amp_pipeline.defs.checks.LOGGED_PARTITIONS", 1)
-        resumed = run(stage, instance)
-    assert resumed.success
-    assert checks_of(instance, resumed) == {("not_halted", "radio|main"): True, ("lag", "radio|main"): True}
-
-
-@pytest.mark.parametrize(
-    "reason", ["invalid_api_key: no", "forbidden: no", "redirect (302): no", "http_404: no", "odd"]
-)
-def test_repair_is_named_for_each_reason(reason: str) -> None:
-    told = in_a_line(IntegrationStatus("radio/main", "halted", error=reason))
-    assert told.startswith(f"radio/main: {reason}. ")
-    assert "APP/NAME" not in told
-    assert ("--endpoint us" in told) == (reason.startswith(("redirect", "http_404")))
-    assert ("support" in told) == reason.startswith("forbidden")
 
 
 def test_config_restricts_to_some_integrations(stage: Scene, instance: dg.DagsterInstance) -> None:

@@ -16,6 +16,7 @@ from nami_amp_pipeline.defs.checks import lag_result
 from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer
 from nami_amp_pipeline.operations import dead_letters
 from nami_amp_pipeline.operations.backlog import due
+from nami_amp_pipeline.operations.standing import standings
 from nami_amp_pipeline.stages.pipeline import capture_apps
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.support.harness import START, Agreeing, Pipeline
@@ -68,7 +69,7 @@ def test_what_waits_for_a_login_is_no_lag_and_is_told_by_itself(pipe: Pipeline) 
     assert found.to_json()["lag_by"] == found.lag_by
     assert pipe.status(other).lag_by == {}
     assert conditions(pipe.context).alerts == []
-    check = lag_result([found], tick_minutes=5)
+    check = lag_result(standings(pipe.context, integrations=[one]), allowed=900)
     assert check.passed
     assert check.metadata["waiting_for_login"].value == 2
 
@@ -77,7 +78,7 @@ def test_what_waits_for_a_login_is_no_lag_and_is_told_by_itself(pipe: Pipeline) 
     found = pipe.status(one)
     assert (found.pending_by, found.lag_seconds) == ({"queued": 1, "waiting_for_login": 2}, 2 * 3600.0)
     (told, _) = conditions(pipe.context).alerts
-    assert told.summary == "1 event pending, the oldest for 2 h"
+    assert told.summary.startswith("1 event pending, the oldest for 2 h (")
 
 
 def test_what_amplitude_throttles_is_lag_although_nothing_is_queued(pipe: Pipeline) -> None:
@@ -90,10 +91,14 @@ def test_what_amplitude_throttles_is_lag_although_nothing_is_queued(pipe: Pipeli
     assert (found.delivered, found.pending_by) == (1, {"throttled": 1})
     assert (found.lag_seconds, found.lag_by) == (2 * 3600.0, {"held": 2 * 3600.0})
     assert due(pipe.context) == []  # no run could do anything about it
-    check = lag_result([found], tick_minutes=5)
-    assert (check.passed, check.description) == (False, "radio/main: 1 throttled")
+    check = lag_result(standings(pipe.context, integrations=[one]), allowed=900)
+    assert (check.passed, check.description) == (
+        False,
+        "radio|main: Amplitude throttles the user: more than 30 events a second; 1 event of 1 user waits; all other "
+        "events are delivered",
+    )
     (told,) = conditions(pipe.context).alerts
-    assert told.summary == "1 event pending, the oldest for 2 h"
+    assert told.summary.startswith("1 event pending, the oldest for 2 h (")
 
     with pipe.context.store.begin() as tx:
         tx.execute(sa.delete(tables.segment_apps))  # past its retention

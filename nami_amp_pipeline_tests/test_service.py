@@ -88,7 +88,7 @@ def _partitions_come_without_a_reload(every: Everything) -> None:
 def _micro_batch_comes_by_itself(every: Everything) -> None:
     def scheduled() -> list[dict[str, Any]]:
         ended = every.runs("SUCCESS", "FAILURE")
-        return [run for run in ended if run["tags"].get("dagster/schedule_name") == "micro_batch_every_5_minutes"]
+        return [run for run in ended if run["tags"].get("dagster/schedule_name") == "micro_batch_schedule"]
 
     wait_for(scheduled, every.logs)
     assert {run["tags"].get("nami/job") for run in every.runs()} == {"micro_batch"}

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.defs.assets import build_asset
 from nami_amp_pipeline.defs.jobs import build_micro_batch
-from nami_amp_pipeline.defs.partitions import add_partitions
+from nami_amp_pipeline.defs.partitions import add_partitions, app_integrations
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.errors import Blocked, Misconfigured
 from nami_amp_pipeline.retention.files import sweep
@@ -117,7 +117,7 @@ def test_its_asset_has_columns_lineage_and_partitions() -> None:
     assert {dep.asset_key.to_user_string() for dep in spec.deps} == {"amplitude_deliveries"}
     assert [column.name for column in spec.metadata["dagster/column_schema"].columns] == ["id", "letters"]
     assert set(spec.metadata["dagster/column_lineage"].deps_by_column) == {"id"}
-    assert isinstance(spec.partitions_def, dg.MultiPartitionsDefinition)
+    assert spec.partitions_def == app_integrations
     assert spec.kinds == {"parquet"}
 
 
@@ -133,7 +133,7 @@ def test_a_failing_partition_of_a_range_does_not_keep_the_others_from_being_done
             resources={"pipeline": pipeline},
             raise_on_error=False,
             tags={
-                "dagster/asset_partition_range_start": "fit|broken",
+                "dagster/asset_partition_range_start": "fit|main",
                 "dagster/asset_partition_range_end": "radio|main",
             },
         )
@@ -141,7 +141,7 @@ def test_a_failing_partition_of_a_range_does_not_keep_the_others_from_being_done
         (failure,) = [event for event in result.all_events if event.is_step_failure]
         data = failure.step_failure_data.user_failure_data
         assert data is not None
-        assert (data.description or "").splitlines()[1:] == ["radio/broken: this name cannot be spelled"]
+        assert (data.description or "").splitlines()[1:] == ["radio|broken: this name cannot be spelled"]
         assert instance.get_materialized_partitions(dg.AssetKey("spelling")) == {"fit|main", "radio|main"}
     pipeline.close()
 

@@ -15,7 +15,7 @@ from nami_amp_pipeline.defs.alert_sensors import _succeeded
 from nami_amp_pipeline.defs.jobs import build_micro_batch, micro_batch
 from nami_amp_pipeline.defs.ours import MICRO_BATCH, store_label
 from nami_amp_pipeline.defs.resources import PipelineSession
-from nami_amp_pipeline.defs.schedules import micro_batch_every_5_minutes, run_under_way
+from nami_amp_pipeline.defs.schedules import micro_batch_schedule, run_under_way
 from nami_amp_pipeline.defs.sensors import integration_partitions
 from nami_amp_pipeline.runner import run_micro_batch
 from nami_amp_pipeline.settings import Settings
@@ -65,7 +65,10 @@ class Location:
 
 
 def keys(instance: dg.DagsterInstance) -> tuple[set[str], set[str]]:
-    return set(instance.get_dynamic_partitions("nami_apps")), set(instance.get_dynamic_partitions("nami_integrations"))
+    return (
+        set(instance.get_dynamic_partitions("nami_apps")),
+        set(instance.get_dynamic_partitions("nami_app_integrations")),
+    )
 
 
 def test_neither_removes_the_partitions_of_the_other(two: tuple[Scene, Scene], instance: dg.DagsterInstance) -> None:
@@ -73,18 +76,19 @@ def test_neither_removes_the_partitions_of_the_other(two: tuple[Scene, Scene], i
     two[0].add("radio")
     two[0].add("radio", "prod")
     two[1].add("fit", "prod")
+    two[1].add("radio", "prod")  # which the other one has too
     for _ in range(3):
         first.look()
         second.look()
-        assert keys(instance) == ({"radio", "fit"}, {"main", "prod"})
-    assert (first.changes, second.changes) == (3, 1)
+        assert keys(instance) == ({"radio", "fit"}, {"radio|main", "radio|prod", "fit|prod"})
+    assert (first.changes, second.changes) == (3, 2)
     remove(two[0].context.store, "radio/main")
-    remove(two[0].context.store, "radio/prod")  # a name that the other one has too
+    remove(two[0].context.store, "radio/prod")
     for _ in range(3):
         first.look()
         second.look()
-        assert keys(instance) == ({"fit"}, {"prod"})
-    assert (first.changes, second.changes) == (6, 2)  # once, and not to and fro
+        assert keys(instance) == ({"radio", "fit"}, {"radio|prod", "fit|prod"})
+    assert (first.changes, second.changes) == (6, 4)  # once, and not to and fro
 
 
 def test_a_store_that_is_not_there_removes_nothing(
@@ -93,7 +97,7 @@ def test_a_store_that_is_not_there_removes_nothing(
     two[0].add("radio")
     Location(two[0].settings, instance).look()
     Location(Settings.load({"NAMI_AMP_HOME": str(tmp_path / "mistyped")}), instance).look()
-    assert keys(instance) == ({"radio"}, {"main"})
+    assert keys(instance) == ({"radio"}, {"radio|main"})
 
 
 def test_each_has_its_own_micro_batch_under_way(
@@ -106,7 +110,7 @@ def test_each_has_its_own_micro_batch_under_way(
     monkeypatch.setenv("NAMI_AMP_HOME", str(two[1].home))
     assert run_under_way(instance, two[1].settings) is None
     context = dg.build_schedule_context(instance=instance, scheduled_execution_time=datetime.now(UTC))
-    assert isinstance(micro_batch_every_5_minutes(context), dg.RunRequest)
+    assert isinstance(micro_batch_schedule(context), dg.RunRequest)
     # The limit of `dagster.yaml` is one at a time by this tag: they take turns.
     assert theirs.tags["nami/job"] == micro_batch.tags["nami/job"] == MICRO_BATCH
 

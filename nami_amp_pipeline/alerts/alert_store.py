@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import orjson
 import sqlalchemy as sa
 
-from nami_amp_pipeline.alerts.kinds import Alert, Kind, run_page
+from nami_amp_pipeline.alerts.kinds import NOT_AT_ONCE, Alert, Kind, run_page
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease, Store, Transaction
@@ -90,18 +90,25 @@ def note_failed_run(store: Store, run: FailedRun) -> Alert | None:
     return Alert(Kind.RUN_FAILED, run.job, summary, run_page(run.run_id))
 
 
-def open_failed_runs(store: Store) -> dict[str, int]:
-    """The jobs whose runs are known to fail, with the time of the last failure in µs since the epoch."""
+def open_failed_runs(store: Store) -> dict[str, tuple[int, frozenset[str]]]:
+    """The runs known to fail, by job or asset and partition.
+
+    Returns:
+        When the last of them failed, in µs since the epoch, and the subjects of its reasons.
+    """
     table = tables.alerts
     with store.begin() as tx:
-        query = sa.select(table.c.subject, table.c.seen_at).where(
-            table.c.kind == Kind.RUN_FAILED, table.c.ended_at.is_(None)
-        )
-        return dict(tx.execute(query).tuples().all())
+        query = sa.select(table).where(table.c.kind == Kind.RUN_FAILED, table.c.ended_at.is_(None))
+        return {row.subject: (row.seen_at, frozenset(orjson.loads(row.causes))) for row in tx.execute(query)}
 
 
 def bring_up_to_date(
-    context: Context, lease: Lease, alerts: Iterable[Alert], known: Iterable[Kind], recovered_jobs: Iterable[str]
+    context: Context,
+    lease: Lease,
+    alerts: Iterable[Alert],
+    known: Iterable[Kind],
+    recovered_jobs: Iterable[str],
+    unsettled: Collection[tuple[Kind, str]] = (),
 ) -> tuple[list[Alert], list[Alert]]:
     """Records new problems, and problems that are over.
 
@@ -110,7 +117,8 @@ def bring_up_to_date(
         lease: of the process that sends alerts.
         alerts: all problems of this moment.
         known: the kinds that could be checked.
-        recovered_jobs: jobs of which a run succeeded since the last failure.
+        recovered_jobs: subjects of failed runs, of which a run succeeded since the last failure.
+        unsettled: alerts whose problem is not proven to be over.
 
     Returns:
         The alerts of new problems, and those of problems that are over.
@@ -137,7 +145,11 @@ def bring_up_to_date(
             kind, subject = key
             of_runs = kind is Kind.RUN_FAILED
             is_over = subject in recovered if of_runs else kind in looked_at and key not in wrong
-            if is_over and entry.ended_at is None:
+            if is_over and key in unsettled:
+                continue
+            if is_over and kind in NOT_AT_ONCE and entry.told_at is None:
+                tx.execute(sa.delete(table).where(table.c.kind == kind.value, table.c.subject == subject))
+            elif is_over and entry.ended_at is None:
                 tx.execute(_update(key).values(ended_at=now))
                 over.append(entry.alert)
             elif key in wrong and entry.ended_at is not None:
@@ -175,7 +187,12 @@ def _update(key: tuple[Kind, str]) -> sa.Update:
 
 def _entries(tx: Transaction) -> list[Entry]:
     table = tables.alerts
-    rows = tx.execute(sa.select(table).order_by(table.c.since, table.c.kind, table.c.subject)).all()
+    rows = tx.execute(
+        # A newer version may know kinds that this one does not, and silences are kept here too.
+        sa.select(table)
+        .where(table.c.kind.in_([kind.value for kind in Kind]))
+        .order_by(table.c.since, table.c.kind, table.c.subject)
+    ).all()
     return [
         Entry(Alert(Kind(row.kind), row.subject, row.summary, row.page), row.since, row.told_at, row.ended_at)
         for row in rows

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import sqlalchemy as sa
 
-from nami_amp_pipeline.alerts.kinds import Alert, Kind, partition_page, run_page
+from nami_amp_pipeline.alerts.kinds import Alert, Kind, integration_page, partition_page
+from nami_amp_pipeline.clock import from_datetime, to_text
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.errors import NamiAmpError
+from nami_amp_pipeline.errors import NamiAmpError, WarehouseUnavailable
 from nami_amp_pipeline.operations.backlog import not_captured
-from nami_amp_pipeline.operations.status import status
+from nami_amp_pipeline.operations.dead_letters import RETRIED
+from nami_amp_pipeline.operations.standing import Standing, is_late, standings
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
 
@@ -22,108 +25,170 @@ class Found:
 
     Attributes:
         alerts: what is wrong.
-        known: the kinds that could be looked at; of the others nobody knows whether they are over.
+        known: the kinds that could be checked; of the others nobody knows whether they are over.
+        unsettled: alerts that are not proven to be over although their condition does not hold: nothing was posted yet.
+        in_trouble: partitions of integrations whose events wait, or that need a person.
     """
 
     alerts: list[Alert]
     known: frozenset[Kind]
+    unsettled: frozenset[tuple[Kind, str]] = frozenset()
+    in_trouble: frozenset[str] = frozenset()
 
 
-def conditions(context: Context) -> Found:
-    """Looks at everything but runs.
+def conditions(context: Context, open_since: Mapping[tuple[Kind, str], int] | None = None) -> Found:
+    """Checks everything but runs.
+
+    Args:
+        context: the process at work.
+        open_since: the alerts that are open, with the time they began, in µs since the epoch.
 
     Raises:
         StoreUnavailable: the state store cannot be read.
     """
     working = [integration for integration in all_integrations(context.store) if integration.enabled]
+    found = standings(context, integrations=working)
     alerts = [
-        *_halted(context, working),
+        *_halted(working),
+        *_unreachable(context, found),
         *_dead_letters(context, working),
-        *_late(context, [integration for integration in working if not integration.halted_reason]),
+        *_late(context, found),
         *_silent(context, working),
     ]
-    known = {Kind.INTEGRATION_HALTED, Kind.DEAD_LETTERS_GROWING, Kind.LAG_OVER_LIMIT, Kind.NOTHING_INGESTED}
+    known = {
+        *(Kind.INTEGRATION_HALTED, Kind.AMPLITUDE_UNREACHABLE, Kind.DEAD_LETTERS_GROWING),
+        *(Kind.LAG_OVER_LIMIT, Kind.NOTHING_INGESTED, Kind.WAREHOUSE_UNREADABLE),
+    }
     try:
         alerts += _not_captured(context)
         known.add(Kind.NOTHING_CAPTURED)
+    except WarehouseUnavailable as error:
+        alerts.append(Alert(Kind.WAREHOUSE_UNREADABLE, "warehouse", str(error), "/assets/nami_events?view=partitions"))
     except NamiAmpError as error:
-        context.log.debug("the warehouse was not looked at: %s", error)  # runs fail for it, which is an alert already
-    return Found(alerts, frozenset(known))
+        context.log.debug("the warehouse was not checked: %s", error)
+        known.discard(Kind.WAREHOUSE_UNREADABLE)
+    waits = [standing for standing in found if standing.needs_you or standing.state in _TROUBLE]
+    return Found(
+        alerts,
+        frozenset(known),
+        _unsettled(context, working, found, open_since or {}),
+        frozenset(standing.integration.replace("/", "|") for standing in waits),
+    )
 
 
-def _page(integration: Integration, run_id: str | None) -> str:
-    return run_page(run_id) if run_id else partition_page("amplitude_deliveries", integration.partition_key)
+_TROUBLE: Final = ("halted", "unreachable", "throttled", "waiting")
 
 
-def _halted(context: Context, integrations: Sequence[Integration]) -> list[Alert]:
-    halted = [integration for integration in integrations if integration.halted_reason]
-    requests = tables.requests
-    found = []
+def _unsettled(
+    context: Context,
+    integrations: Sequence[Integration],
+    found: Sequence[Standing],
+    open_since: Mapping[tuple[Kind, str], int],
+) -> frozenset[tuple[Kind, str]]:
+    """Alerts whose cause a person may have removed, and of which no event has shown it yet."""
+    unsettled: set[tuple[Kind, str]] = set()
+    by_key = {standing.integration: standing for standing in found}
+    requests, exceptions = tables.requests, tables.exceptions
     with context.store.begin() as tx:
-        for integration in halted:
-            last = sa.select(requests.c.run_id).where(requests.c.integration_id == integration.id)
-            run_id = tx.execute(last.order_by(requests.c.id.desc()).limit(1)).scalar()
-            found.append(
-                Alert(
-                    Kind.INTEGRATION_HALTED,
-                    integration.key,
-                    integration.halted_reason or "",
-                    _page(integration, run_id),
-                )
+        for integration in integrations:
+            standing = by_key.get(integration.key)
+            if standing is None:
+                continue
+            halted, dead, late = (
+                (kind, integration.key)
+                for kind in (Kind.INTEGRATION_HALTED, Kind.DEAD_LETTERS_GROWING, Kind.LAG_OVER_LIMIT)
             )
-    return found
+            if halted in open_since and standing.numbers.to_post:
+                delivered = sa.select(requests.c.id).where(
+                    requests.c.integration_id == integration.id,
+                    requests.c.outcome == "delivered",
+                    requests.c.sent_at > open_since[halted],
+                )
+                if tx.execute(delivered.limit(1)).first() is None:
+                    unsettled.add(halted)
+            if dead in open_since:
+                retried = sa.select(exceptions.c.id).where(
+                    exceptions.c.integration_id == integration.id,
+                    exceptions.c.state == "held",
+                    exceptions.c.reason == RETRIED,
+                )
+                if tx.execute(retried.limit(1)).first() is not None:
+                    unsettled.add(dead)
+            if late in open_since and is_late(standing.numbers, context.settings):
+                unsettled.add(late)  # it was halted since
+    return frozenset(unsettled)
+
+
+def _page(integration: str) -> str:
+    return integration_page(integration.replace("/", "|"))
+
+
+def _halted(integrations: Sequence[Integration]) -> list[Alert]:
+    return [
+        Alert(Kind.INTEGRATION_HALTED, integration.key, integration.halted_reason, _page(integration.key))
+        for integration in integrations
+        if integration.halted_reason
+    ]
+
+
+def _unreachable(context: Context, found: Sequence[Standing]) -> list[Alert]:
+    """Not at once: a server that is started again is no alert."""
+    limit = context.settings.timetable.late_after_seconds // 3
+    return [
+        Alert(
+            Kind.AMPLITUDE_UNREACHABLE,
+            standing.integration,
+            f"{standing.why} since {to_text(from_datetime(standing.since))}; "
+            f"{standing.pending:,} event{'s' * (standing.pending != 1)} wait{'s' * (standing.pending == 1)}",
+            _page(standing.integration),
+        )
+        for standing in found
+        if standing.state == "unreachable"
+        and standing.since is not None
+        and context.now() - from_datetime(standing.since) > limit * 1_000_000
+    ]
 
 
 def _dead_letters(context: Context, integrations: Sequence[Integration]) -> list[Alert]:
     window = context.settings.alert_window_seconds
     table = tables.exceptions
     query = (
-        sa.select(table.c.integration_id, table.c.reason, sa.func.count(), sa.func.max(table.c.id))
+        sa.select(table.c.integration_id, table.c.reason, sa.func.count())
         .where(table.c.state == "dead", table.c.at > context.now() - window * 1_000_000)
         .group_by(table.c.integration_id, table.c.reason)
     )
     new: dict[int, dict[str, int]] = {}
-    newest: dict[int, int] = {}
-    runs: dict[int, str] = {}
     with context.store.begin() as tx:
-        for integration_id, reason, events, last in tx.execute(query):
+        for integration_id, reason, events in tx.execute(query):
             new.setdefault(integration_id, {})[reason] = events
-            newest[integration_id] = max(last, newest.get(integration_id, 0))
-        many = [
-            integration
-            for integration in integrations
-            if sum(new.get(integration.id, {}).values()) > context.settings.alert_dead_letters
-        ]
-        for integration in many:
-            run_id = sa.select(table.c.run_id).where(table.c.id == newest[integration.id])
-            runs[integration.id] = tx.execute(run_id).scalar() or ""
+    many = [
+        integration
+        for integration in integrations
+        if sum(new.get(integration.id, {}).values()) > context.settings.alert_dead_letters
+    ]
     return [
         Alert(
             Kind.DEAD_LETTERS_GROWING,
             integration.key,
             f"{sum(new[integration.id].values()):,} in the last {duration(window)}: "
             + ", ".join(f"{events:,} {reason}" for reason, events in sorted(new[integration.id].items())),
-            _page(integration, runs[integration.id]),
+            _page(integration.key),
         )
         for integration in many
     ]
 
 
-def _late(context: Context, integrations: Sequence[Integration]) -> list[Alert]:
-    limit = context.settings.alert_lag_seconds
-    if not limit:
-        return []
-    by_key = {integration.key: integration for integration in integrations}
+def _late(context: Context, found: Sequence[Standing]) -> list[Alert]:
     return [
         Alert(
             Kind.LAG_OVER_LIMIT,
-            now.integration,
-            f"{now.to_post:,} event{'s' * (now.to_post != 1)} pending, the oldest for {duration(now.lag_seconds)}"
-            + (f" ({now.error})" if now.error else ""),
-            partition_page("amplitude_deliveries", by_key[now.integration].partition_key),
+            standing.integration,
+            f"{standing.numbers.to_post:,} event{'s' * (standing.numbers.to_post != 1)} pending, the oldest for "
+            f"{duration(standing.lag_seconds)}" + (f" ({standing.why})" if standing.why else ""),
+            _page(standing.integration),
         )
-        for now in status(context, integrations)
-        if now.to_post and now.lag_seconds > limit
+        for standing in found
+        if standing.state != "halted" and is_late(standing.numbers, context.settings)
     ]
 
 

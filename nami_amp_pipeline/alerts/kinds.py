@@ -17,6 +17,8 @@ class Kind(StrEnum):
     NOTHING_INGESTED = "nothing_ingested"
     RUN_FAILED = "run_failed"
     STORE_UNAVAILABLE = "store_unavailable"
+    WAREHOUSE_UNREADABLE = "warehouse_unreadable"
+    AMPLITUDE_UNREACHABLE = "amplitude_unreachable"
 
     @property
     def called(self) -> str:
@@ -29,6 +31,9 @@ class Kind(StrEnum):
         return _ADVICE[self]
 
 
+NOT_AT_ONCE = frozenset({Kind.WAREHOUSE_UNREADABLE})
+"""Told at the second look: a database that is started again, or a file that a loader holds, is no alert."""
+
 _TITLES = {
     Kind.INTEGRATION_HALTED: "Integration halted",
     Kind.DEAD_LETTERS_GROWING: "Dead letters growing",
@@ -37,6 +42,8 @@ _TITLES = {
     Kind.NOTHING_INGESTED: "Nothing ingested",
     Kind.RUN_FAILED: "Run failed",
     Kind.STORE_UNAVAILABLE: "State store unavailable",
+    Kind.WAREHOUSE_UNREADABLE: "Warehouse cannot be read",
+    Kind.AMPLITUDE_UNREACHABLE: "Amplitude unreachable",
 }
 
 _ADVICE = {
@@ -61,6 +68,15 @@ _ADVICE = {
         "send no more events, disable its integrations."
     ),
     Kind.RUN_FAILED: "The run's page says why. The next run continues where this one stopped; nothing is lost.",
+    Kind.WAREHOUSE_UNREADABLE: (
+        "No new events are read until it is back, and nothing is lost; events that were read before are delivered. "
+        "'nami-amp doctor' says what fails: address, login, table or permission."
+    ),
+    Kind.AMPLITUDE_UNREACHABLE: (
+        "Nothing is lost: the events wait and go by themselves. If other services reach Amplitude, check proxy, "
+        "firewall and the integration's endpoint with 'nami-amp integrations test APP/NAME'; else see "
+        "status.amplitude.com."
+    ),
     Kind.STORE_UNAVAILABLE: (
         "Nothing is sent until it is back, and nothing is lost. Check that the database of NAMI_AMP_STATE_URL runs, is "
         "reachable and has space."
@@ -98,3 +114,8 @@ def run_page(run_id: str) -> str:
 def partition_page(asset: str, partition: str) -> str:
     """The page of an asset's partition."""
     return f"/assets/{asset}?view=partitions&partition={quote(partition, safe='')}"
+
+
+def integration_page(partition: str) -> str:
+    """The page of what was last seen of an integration: the other one shows no observation of what never moved."""
+    return f"/assets/amplitude_deliveries?view=events&partition={quote(partition, safe='')}"

@@ -16,7 +16,8 @@ from nami_amp_pipeline.alerts import alert_store as book
 from nami_amp_pipeline.alerts import message
 from nami_amp_pipeline.alerts.alert_store import Entry
 from nami_amp_pipeline.alerts.conditions import conditions
-from nami_amp_pipeline.alerts.kinds import Alert, Kind
+from nami_amp_pipeline.alerts.kinds import NOT_AT_ONCE, Alert, Kind
+from nami_amp_pipeline.alerts.silence import is_silenced, silences
 from nami_amp_pipeline.alerts.webhook import WebhookFailed, post
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.settings import Settings
@@ -51,7 +52,7 @@ def watch(
     context: Context,
     log: logging.Logger,
     *,
-    succeeded_since: Callable[[Mapping[str, int]], Iterable[str]] = lambda _jobs: (),
+    succeeded_since: Callable[[Mapping[str, int]], Iterable[str]] = lambda _runs: (),
     post: Post = post,
 ) -> Watch:
     """Checks everything, and sends an alert for each new problem and an all-clear for each that is over.
@@ -71,10 +72,19 @@ def watch(
         return Watch(trouble="another process is sending alerts at the moment")
     lease = taken[LEASE]
     try:
-        found = conditions(context)
-        jobs = book.open_failed_runs(context.store)
-        recovered = set(succeeded_since(jobs)) if jobs else set()
-        new, ended = book.bring_up_to_date(context, lease, found.alerts, found.known, recovered)
+        there = {entry.alert.key: entry.since for entry in book.entries(context.store) if entry.ended_at is None}
+        found = conditions(context, there)
+        runs = book.open_failed_runs(context.store)
+        succeeded = set(succeeded_since({subject: at for subject, (at, _) in runs.items()})) if runs else set()
+        # Runs fail for news only: a success does not say that the trouble of a partition is over.
+        recovered = {
+            subject
+            for subject in succeeded
+            if not {cause.replace("/", "|") for cause in runs[subject][1]} & found.in_trouble
+        }
+        new, ended = book.bring_up_to_date(
+            context, lease, found.alerts, found.known, recovered, unsettled=found.unsettled
+        )
         for alert in new:
             log.warning("%s", message.log_line(alert, context.settings.dagster_url))
         for alert in ended:
@@ -108,7 +118,15 @@ def _tell(context: Context, log: logging.Logger, lease: Lease, done: Watch, post
     until = time.monotonic() + MOST_SECONDS
     for over in (False, True):
         # Read again: a problem that began and ended before its message could be sent gets its alert and its all-clear.
-        waiting = [entry for entry in book.entries(context.store) if _is_due(entry, over=over)]
+        muted, now = silences(context.store, context.now()), context.now()
+        later = now - context.settings.sensor_seconds * 500_000
+        waiting = [
+            entry
+            for entry in book.entries(context.store)
+            if _is_due(entry, over=over)
+            and not is_silenced(entry.alert, muted)
+            and (over or entry.alert.kind not in NOT_AT_ONCE or entry.since <= later)
+        ]
         waiting.sort(key=lambda entry: list(Kind).index(entry.alert.kind))
         for _, group in groupby(waiting, key=lambda entry: entry.alert.kind):
             same: Sequence[Entry] = list(group)

@@ -18,6 +18,8 @@ import sqlalchemy as sa
 from dagster._core.storage.event_log import SqlEventLogStorage, SqliteEventLogStorage
 from dagster._core.storage.runs import SqlRunStorage
 
+from nami_amp_pipeline.dagster_support.failed_partitions import runs_that_partitions_failed_in
+
 # What has no public name in Dagster: the rows and files that its public delete_run leaves behind, and where the newest
 # result of each check is.
 
@@ -82,7 +84,8 @@ def clear_history(
 ) -> Cleared:
     """Removes our runs that ended and are older than some days, oldest first.
 
-    Kept are those that hold the newest materialization, or the newest result of a check, of a partition.
+    Kept are those that hold the newest materialization, or the newest result of a check, of a partition, or why it
+    counts as failed.
 
     Args:
         instance: of Dagster.
@@ -126,6 +129,7 @@ def _newest(instance: dg.DagsterInstance, assets: Set[dg.AssetKey]) -> set[str]:
         ids = list(storage.get_latest_storage_id_by_partition(asset, kind).values())
         last = instance.get_latest_materialization_event(asset)  # of no partition, perhaps
         runs |= {last.run_id} if last is not None else set()
+        runs |= runs_that_partitions_failed_in(instance, asset)
         for some in _parts(ids):
             filters = dg.AssetRecordsFilter(asset_key=asset, storage_ids=list(some))
             runs |= {record.run_id for record in instance.fetch_materializations(filters, limit=len(some)).records}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import dagster as dg
@@ -12,10 +12,14 @@ from nami_amp_pipeline import redaction
 from nami_amp_pipeline.alerts import Alert, FailedRun, Kind, note_failed_run, tell, watch
 from nami_amp_pipeline.alerts.message import log_line
 from nami_amp_pipeline.clock import micros, system_clock, to_datetime
-from nami_amp_pipeline.defs.ours import OURS, STORE_TAG, store_label
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.defs.jobs import KIND
+from nami_amp_pipeline.defs.ours import MICRO_BATCH, OURS, RETENTION, STORE_TAG, store_label
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.defs.schedules import SENSOR_SECONDS
-from nami_amp_pipeline.errors import NamiAmpError, StoreUnavailable
+from nami_amp_pipeline.errors import Misconfigured, NamiAmpError, StoreUnavailable, WarehouseUnavailable
+from nami_amp_pipeline.micro_batch import MicroBatch
+from nami_amp_pipeline.operations.standing import standings
 
 LOG: Final = redaction.guarded_logger("nami_amp_pipeline.alerts")
 """Goes to the console of the code server, whatever Dagster does with a sensor's own log."""
@@ -27,8 +31,9 @@ _RECENT: Final = 100
     minimum_interval_seconds=SENSOR_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
-        "Sends one alert, and one all-clear, for each halted integration, growing dead letters, lag, silent app or "
-        "failed run: to NAMI_AMP_ALERT_WEBHOOK_URL and to the log. Starts no run."
+        "Sends one alert, and one all-clear, for each halted integration, outage, growing dead letters, lag, "
+        "silent app, failed run or warehouse that cannot be read: to `NAMI_AMP_ALERT_WEBHOOK_URL` and to the log. "
+        "`nami-amp alerts` lists and silences them. Starts no run."
     ),
 )
 def alerts(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineSession]) -> dg.SensorResult:
@@ -59,11 +64,32 @@ def alerts(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipel
     return dg.SensorResult(skip_reason=f"{said}; {done.trouble}" if done.trouble else said, cursor=cursor)
 
 
-def _succeeded(instance: dg.DagsterInstance, job: str, failed_at: int, label: str) -> bool:
-    filters = dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.SUCCESS], updated_after=to_datetime(failed_at))
+def subject_of(run: dg.DagsterRun) -> str:
+    """What a run was for, as people call it: its job with its selection, or its assets with their partitions."""
+    tags = run.tags
+    if run.job_name not in OURS.jobs:
+        assets = ", ".join(sorted(key.to_user_string() for key in run.asset_selection or ()))
+        first, last = (tags.get(f"dagster/asset_partition_range_{end}") for end in ("start", "end"))
+        partition = tags.get("dagster/partition") or (f"{first} to {last}" if first and first != last else first)
+        return f"{assets or 'assets'} {partition or ''}".strip()
+    chosen = selection_of(run)
+    return f"{run.job_name} ({', '.join(chosen)})" if chosen else run.job_name
+
+
+def selection_of(run: dg.DagsterRun) -> list[str]:
+    """The integrations that a micro-batch was restricted to."""
+    given = run.run_config.get("integrations")
+    return sorted(map(str, given)) if isinstance(given, list) else []
+
+
+def _succeeded(instance: dg.DagsterInstance, subject: str, failed_at: int, label: str) -> bool:
+    """Whether a run succeeded since, for the same subject or for all: no other shows that the cause is gone."""
+    filters = dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS], updated_after=to_datetime(failed_at))
+    by_everything = {subject} if subject == RETENTION else {subject, MICRO_BATCH}
     return any(
         (record.end_time or 0) * 1e6 > failed_at
         and OURS.has(record.dagster_run)
+        and subject_of(record.dagster_run) in by_everything
         # Of another store than ours is only what says so: a run that a person launched has no such tag.
         and record.dagster_run.tags.get(STORE_TAG, label) == label
         for record in instance.get_run_records(filters, limit=_RECENT)
@@ -98,9 +124,14 @@ def failed_runs(context: dg.RunFailureSensorContext, pipeline: dg.ResourceParam[
         return dg.SkipReason("not a run of this pipeline")
     record = context.instance.get_run_record_by_id(run.run_id)
     failed_at = int((record.end_time or 0) * 1e6) if record is not None else 0
-    failed = FailedRun(run.job_name, run.run_id, failed_at, [_clean(line) for line in _problems(context)])
+    if _is_a_typing_error(context):
+        return dg.SkipReason("a person launched it with a selection that cannot be; the run says so")
     try:
-        new = note_failed_run(pipeline.open().store, failed)
+        opened = pipeline.open()
+        problems = _not_told_otherwise(opened, run.run_id, [_clean(line) for line in _problems(context)])
+        if not problems:
+            return dg.SkipReason("what it failed for has an alert of its own")
+        new = note_failed_run(opened.store, FailedRun(subject_of(run), run.run_id, failed_at, problems))
     except NamiAmpError as error:
         LOG.warning("run %s failed, which cannot be noted: %s", run.run_id, error)
         return dg.SkipReason(str(error))
@@ -124,6 +155,29 @@ def _problems(context: dg.RunFailureSensorContext) -> list[str]:
             last = data.error.cause or data.error
             lines.append(f"{event.step_key}: {last.message.strip().splitlines()[0]}")
     return lines or [(context.failure_event.message or "it ended without a word").splitlines()[0]]
+
+
+def _is_a_typing_error(context: dg.RunFailureSensorContext) -> bool:
+    """Whether a run that a person launched failed because it was told to do what cannot be done."""
+    tags = context.dagster_run.tags
+    if {"dagster/schedule_name", "dagster/sensor_name"} & set(tags) or not selection_of(context.dagster_run):
+        return False
+    failures = [event.step_failure_data.user_failure_data for event in context.get_step_failure_events()]
+    kinds = {str(data.metadata[KIND].value) for data in failures if data is not None and KIND in data.metadata}
+    return kinds == {Misconfigured.__name__}
+
+
+def _not_told_otherwise(opened: Context, run_id: str, problems: Sequence[str]) -> list[str]:
+    """Problems without those that alerts of their own tell: halted, unreachable, a warehouse that cannot be read."""
+    told = {
+        standing.integration.replace("/", "|")
+        for standing in standings(opened)
+        if standing.state in ("halted", "unreachable")
+    }
+    noted = MicroBatch(opened, None).noted(run_id)
+    unread = {f"{asset}: {error}" for asset, _, error in noted if isinstance(error, WarehouseUnavailable)}
+    unread = {_clean(line) for line in unread}
+    return [line for line in problems if line.partition(": ")[0] not in told and line not in unread]
 
 
 def _clean(line: str) -> str:

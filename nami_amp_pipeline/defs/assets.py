@@ -11,16 +11,19 @@ import dagster as dg
 
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.dagster_support.beta_warnings import ignore_beta_warnings
+from nami_amp_pipeline.dagster_support.failed_partitions import Failed, count_as_failed
 from nami_amp_pipeline.dagster_support.shutdown import graceful, prompt
 from nami_amp_pipeline.defs.asset_pages.columns import definition_metadata
-from nami_amp_pipeline.defs.asset_pages.metadata import ROW_COUNT, Metadata, metadata_of
+from nami_amp_pipeline.defs.asset_pages.metadata import Metadata, again, metadata_of, standing_facts
+from nami_amp_pipeline.defs.asset_pages.standing_page import in_a_line, is_in_trouble, partition_of
 from nami_amp_pipeline.defs.jobs import in_one_line, incomplete
+from nami_amp_pipeline.defs.kept_up import kept_up_to_date
 from nami_amp_pipeline.defs.partitions import app_integrations, nami_apps
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.errors import NamiAmpError
-from nami_amp_pipeline.operations.status import status
+from nami_amp_pipeline.operations.standing import standings
 from nami_amp_pipeline.stages.pipeline import run_stage
-from nami_amp_pipeline.stages.stage import Stage, Subject, called, partition_key
+from nami_amp_pipeline.stages.stage import Stage, Subject, partition_key
 from nami_amp_pipeline.stages.table import STAGES
 from nami_amp_pipeline.state.integrations import Integration, all_integrations, apps_with_integrations
 
@@ -32,7 +35,7 @@ def build_asset(stage: Stage) -> dg.AssetsDefinition:
     """The asset of a stage."""
     options: dict[str, Any] = {
         "name": stage.asset,
-        "deps": list(stage.upstream),
+        "deps": [_dependency(stage, asset) for asset in stage.upstream],
         "partitions_def": nami_apps if stage.per == "app" else app_integrations,
         "backfill_policy": dg.BackfillPolicy.single_run(),
         "output_required": False,
@@ -41,7 +44,7 @@ def build_asset(stage: Stage) -> dg.AssetsDefinition:
         "kinds": set(stage.kinds),
         "tags": {"domain": "subscriptions", "grain": "event"},
         "code_version": CODE_VERSION,
-        "description": stage.description,
+        "description": f"{kept_up_to_date()}\n{stage.description}",
         "metadata": definition_metadata(stage),
     }
 
@@ -55,13 +58,19 @@ def build_asset(stage: Stage) -> dg.AssetsDefinition:
         return decorate(materialize)
 
 
+def _dependency(stage: Stage, upstream: str) -> dg.AssetDep:
+    """An integration is no app, and Dagster would take keys of one for keys of the other: it depends on all apps."""
+    is_per = {one.asset: one.per for one in STAGES}.get(upstream)
+    return dg.AssetDep(upstream, partition_mapping=None if is_per == stage.per else dg.AllPartitionMapping())
+
+
 def _materialize(
     context: dg.AssetExecutionContext, pipeline: PipelineSession, stage: Stage
 ) -> Iterator[dg.MaterializeResult[None]]:
     failures: dict[str, str] = {}
 
     def failed(subject: Subject, error: NamiAmpError) -> None:
-        failures[partition_key(subject)] = f"{called(subject)}: {error}"
+        failures[partition_key(subject)] = f"{partition_key(subject)}: {error}"
 
     with in_one_line(pipeline):
         opened = pipeline.open(context.log)
@@ -69,18 +78,56 @@ def _materialize(
         with (graceful if stage.is_stoppable else prompt)() as stop:
             done = run_stage(opened, stage, subjects, stop=stop, failed=failed)
             found = metadata_of(opened, stage, subjects, stage.describe(opened, subjects, done))
-    for subject in subjects:
-        error = getattr(done.get(partition_key(subject)), "error", None)
-        if error:
-            failures[partition_key(subject)] = f"{called(subject)}: {error}"
+            for subject in subjects:
+                error = getattr(done.get(partition_key(subject)), "error", None)
+                if error:
+                    failures[partition_key(subject)] = f"{partition_key(subject)}: {error}"
+            made = _pages(context, opened, stage, subjects, found, failures)
+            lines = _in_words(opened, stage, subjects, failures)
     if not failures:
-        yield from _all_materialized(context, subjects, found)
+        yield from _all_materialized(context, made)
         return
-    for key, facts in found.items():
-        context.log_event(dg.AssetMaterialization(stage.asset, partition=key, metadata=facts))
-    integrations = [one for one in subjects if isinstance(one, Integration)]
-    halted = [now for now in status(opened, integrations) if now.is_halted] if integrations else []
-    raise incomplete(failures.values(), halted)
+    for facts in made.values():
+        context.log_event(facts)
+    # What moved in part does not count as materialized: the plan to materialize it is repeated after its facts.
+    said = {key: line for key, line in lines.items() if key in made}
+    run = Failed(context.run.run_id, context.run.job_name, "")
+    count_as_failed(context.instance, stage.asset, said, run, stage.asset)
+    raise incomplete(lines.values())
+
+
+def _pages(
+    context: dg.AssetExecutionContext,
+    opened: Context,
+    stage: Stage,
+    subjects: Sequence[Subject],
+    found: Mapping[str, Metadata],
+    failures: Mapping[str, str],
+) -> dict[str, dg.AssetMaterialization]:
+    """What to show of each partition: what moved, and what it showed before where there was nothing new."""
+    made = {key: dg.AssetMaterialization(stage.asset, partition=key, metadata=facts) for key, facts in found.items()}
+    still = [one for one in subjects if partition_key(one) not in made and partition_key(one) not in failures]
+    fresh: dict[str, Metadata] = {}
+    if stage.finishes_events and still:
+        integrations = [one for one in still if isinstance(one, Integration)]
+        stand = standings(opened, integrations=integrations)
+        fresh = {partition_of(one): standing_facts(one, context.run.run_id) for one in stand}
+    for one in still:
+        key = partition_key(one)
+        made[key] = again(context.instance, stage, key, fresh.get(key))
+    return made
+
+
+def _in_words(
+    opened: Context, stage: Stage, subjects: Sequence[Subject], failures: Mapping[str, str]
+) -> dict[str, str]:
+    """A line for each partition that failed: how its integration stands, where that says more."""
+    lines = dict(failures)
+    some = [one for one in subjects if isinstance(one, Integration) and one.partition_key in failures]
+    if stage.finishes_events and some:
+        stand = standings(opened, integrations=some)
+        lines |= {partition_of(one): in_a_line(one) for one in stand if is_in_trouble(one)}
+    return lines
 
 
 def _subjects(opened: Context, stage: Stage, keys: set[str]) -> list[Subject]:
@@ -92,14 +139,14 @@ def _subjects(opened: Context, stage: Stage, keys: set[str]) -> list[Subject]:
 
 
 def _all_materialized(
-    context: dg.AssetExecutionContext, subjects: Sequence[Subject], found: Mapping[str, Metadata]
+    context: dg.AssetExecutionContext, made: Mapping[str, dg.AssetMaterialization]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Marks the partitions of this run as up to date, unless none of them is of an integration that exists."""
-    if not subjects:
+    if not made:
         context.log.info("no integration that is switched on has these partitions; nothing to do")
         return
-    for key in map(partition_key, subjects):
-        context.add_asset_metadata(found.get(key, {ROW_COUNT: 0}), partition_key=key)
+    for key, facts in made.items():
+        context.add_asset_metadata(dict(facts.metadata), partition_key=key)
     yield dg.MaterializeResult()
 
 

@@ -12,22 +12,32 @@ import dagster as dg
 from pydantic import BaseModel, ConfigDict, Field
 
 from nami_amp_pipeline.dagster_support.event_log import keep_sqlite_log_open
+from nami_amp_pipeline.dagster_support.failed_partitions import Failed, failed_partitions
 from nami_amp_pipeline.dagster_support.plain_config import plain_fields
 from nami_amp_pipeline.dagster_support.shutdown import ASKED_TO_END, Stop, graceful, prompt
-from nami_amp_pipeline.defs.asset_pages.halted import observations, with_halts
-from nami_amp_pipeline.defs.asset_pages.metadata import ROW_COUNT, Metadata, metadata_of
-from nami_amp_pipeline.defs.checks import evaluations
+from nami_amp_pipeline.defs import delivery_report
+from nami_amp_pipeline.defs.asset_pages.metadata import ROW_COUNT, Metadata, again, metadata_of, standing_facts
+from nami_amp_pipeline.defs.asset_pages.standing_page import is_in_trouble, observation, partition_of
+from nami_amp_pipeline.defs.checks import LOGGED_PARTITIONS, evaluations
+from nami_amp_pipeline.defs.news import news_of, recovered, tell
 from nami_amp_pipeline.defs.ours import JOB_TAG, MICRO_BATCH, STORE_TAG, loaded_settings, store_label
 from nami_amp_pipeline.defs.partitions import add_partitions
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.micro_batch import MicroBatch
-from nami_amp_pipeline.operations.status import IntegrationStatus
-from nami_amp_pipeline.stages.stage import Stage
+from nami_amp_pipeline.operations.standing import standings
+from nami_amp_pipeline.stages.stage import Stage, partition_key
 from nami_amp_pipeline.stages.table import STAGES
+from nami_amp_pipeline.state.integrations import Integration
 
 AFTER: Final = "after"
 """The input by which a step waits for the one before it."""
+
+KIND: Final = "kind"
+"""Metadata of a failure: the name of the error that ended a step."""
+
+PROBLEMS: Final = "problems"
+"""Metadata of a failure: a line for each reason that is news."""
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
@@ -58,7 +68,7 @@ def in_one_line(pipeline: PipelineSession) -> Iterator[None]:
         yield
     except NamiAmpError as error:
         pipeline.error = error
-        raise dg.Failure(str(error), allow_retries=False) from None
+        raise dg.Failure(str(error), metadata={KIND: type(error).__name__}, allow_retries=False) from None
 
 
 def _ending(context: dg.OpExecutionContext) -> dict[str, Callable[[], None]]:
@@ -102,7 +112,7 @@ def build_op(stage: Stage, *, before: Sequence[Stage], is_last: bool) -> dg.OpDe
     Args:
         stage: which one.
         before: the stages before it. A step without any begins a run, and adds partitions that are missing.
-        is_last: whether it ends a run; it fails if anything of the run could not be done.
+        is_last: whether it ends a run; it tells what could not be done, and fails if any of it is news.
     """
     is_first = not before
 
@@ -111,14 +121,11 @@ def build_op(stage: Stage, *, before: Sequence[Stage], is_last: bool) -> dg.OpDe
             tick = pipeline.micro_batch(Selected(**context.op_config).integrations, context.log)
             if is_first:
                 add_partitions(context.instance, tick.integrations())
+            moved: dict[str, set[str]] = {}
             for one in (*_left_undone(context, tick, before), stage):
-                _do(context, tick, one)
+                moved[one.asset] = _do(context, tick, one)
             if is_last:
-                problems = tick.problems()
-                for line in problems:
-                    context.log.error(line)
-                if problems:
-                    raise incomplete(problems, tick.halted())
+                _end(context, tick, moved)
 
     decorate: Callable[..., dg.OpDefinition] = dg.op(
         name=stage.op,
@@ -131,13 +138,33 @@ def build_op(stage: Stage, *, before: Sequence[Stage], is_last: bool) -> dg.OpDe
     return decorate(work)
 
 
-def _do(context: dg.OpExecutionContext, tick: MicroBatch, stage: Stage) -> None:
+def _do(context: dg.OpExecutionContext, tick: MicroBatch, stage: Stage) -> set[str]:
+    """Runs a stage; returns the partitions that it materialized."""
     with (graceful if stage.is_stoppable else prompt)(**_ending(context)) as stop:
         done = tick.run(stage, stop)
         facts = metadata_of(tick.context, stage, tick.subjects(stage), tick.describe(stage, done))
         _materialized(context, stage.asset, facts, stop)
+        if not stop():
+            _materialized_again(context, tick, stage, set(facts))
         if stage.finishes_events:
             _evaluate(context, tick, set(facts), stop)
+    return set(facts)
+
+
+def _materialized_again(context: dg.OpExecutionContext, tick: MicroBatch, stage: Stage, moved: set[str]) -> None:
+    """Lets partitions that count as failed, and of which nothing is wrong any more, count as materialized."""
+    if any(asset == stage.asset and partition is None for asset, partition, _ in tick.noted()):
+        return
+    in_trouble = {partition for asset, partition, _ in tick.noted() if asset == stage.asset}
+    subjects = {partition_key(one): one for one in tick.subjects(stage)}
+    done = {key for key, one in subjects.items() if not (isinstance(one, Integration) and tick.error_of(one))}
+    if not failed_partitions(context.instance, stage.asset):
+        return
+    some = [one for one in subjects.values() if isinstance(one, Integration)]
+    found = {partition_of(one): one for one in standings(tick.context, integrations=some)} if some else {}
+    for key in recovered(context.instance, stage.asset, done - in_trouble - moved, list(found.values())):
+        fresh = standing_facts(found[key], context.run_id) if stage.finishes_events and key in found else None
+        context.log_event(again(context.instance, stage, key, fresh))
 
 
 def _left_undone(context: dg.OpExecutionContext, tick: MicroBatch, before: Sequence[Stage]) -> Sequence[Stage]:
@@ -156,22 +183,50 @@ def _left_undone(context: dg.OpExecutionContext, tick: MicroBatch, before: Seque
 
 
 def _evaluate(context: dg.OpExecutionContext, tick: MicroBatch, moved: set[str], stop: Stop) -> None:
-    """Logs the integrations that are newly halted, and the checks of what moved."""
-    halted = tick.halted()
-    known = {key for key, was in tick.before.items() if was.is_halted}
+    """Logs how the integrations stand that have trouble or events that wait, and the checks of those and what moved."""
+    if stop():
+        return
+    found = standings(tick.context, integrations=tick.integrations())
+    waits = [one for one in found if is_in_trouble(one) or (one.pending and one.state != "off")]
+    waits.sort(key=lambda one: (not is_in_trouble(one), one.integration))
+    concerned = [one for one in found if partition_of(one) in moved or is_in_trouble(one)]
     with keep_sqlite_log_open(context.instance, context.run_id):
-        for observation in observations(one for one in halted if one.integration not in known):
-            context.log_event(observation)
-        for evaluation in () if stop() else evaluations(context.instance, tick, moved):
+        for one in waits[:LOGGED_PARTITIONS]:
+            context.log_event(observation(one))
+        for evaluation in evaluations(context.instance, tick.context, concerned):
             context.log_event(cast("dg.AssetMaterialization", evaluation))  # which it takes, says its code
 
 
-def incomplete(problems: Iterable[str], halted: Iterable[IntegrationStatus]) -> dg.Failure:
-    """The failure of a run that could not do everything: a line for each reason, and how halted integrations go on."""
-    lines = list(problems)
+def _end(context: dg.OpExecutionContext, tick: MicroBatch, moved: Mapping[str, set[str]]) -> None:
+    """Logs the report of all integrations, and fails if there is news of trouble."""
+    found = standings(tick.context)
+    context.log_event(delivery_report.materialization(found))
+    news = news_of(context.instance, tick, found)
+    for line in news.lines:
+        context.log.error(line)
+    for one, before in news.known:
+        context.log.warning("%s Run %s failed for it.", one.line, before.run_id[:8])
+    run = Failed(context.run_id, context.job_name, "")
+    with keep_sqlite_log_open(context.instance, context.run_id):
+        tell(context.instance, news, run, context.op_def.name, moved, fails=bool(news.lines))
+    if news.lines:
+        raise incomplete(news.lines, [one.line for one, _ in news.known])
+
+
+def incomplete(problems: Iterable[str], known: Iterable[str] = ()) -> dg.Failure:
+    """The failure of a run that could not do everything.
+
+    Args:
+        problems: a line for each reason.
+        known: the same of what other runs failed for, and is not over.
+    """
+    lines, before = list(problems), list(known)
+    text = "Not everything was delivered; what could be, was.\n" + "\n".join(lines)
+    if before:
+        text += "\nNot over since earlier runs:\n" + "\n".join(before)
     return dg.Failure(
-        "Not everything was delivered; what could be, was.\n" + "\n".join(with_halts(lines, halted)),
-        metadata={"problems": dg.MetadataValue.md("\n".join(f"- {line}" for line in lines))},
+        text,
+        metadata={PROBLEMS: dg.MetadataValue.md("\n".join(f"- {line}" for line in lines))},
         allow_retries=False,
     )
 
@@ -197,9 +252,10 @@ def build_micro_batch(stages: Sequence[Stage] = STAGES) -> dg.JobDefinition:
         tags={JOB_TAG: MICRO_BATCH, STORE_TAG: store_label(loaded_settings())},
         description=(
             "Captures new rows of the warehouse, computes snapshots, prepares events and delivers them, for every app "
-            "and integration with work. The schedule runs it; `nami-amp run` does the same in its own process. The run "
-            "fails if an integration has an error, after all others were delivered; the last lines of its log name the "
-            "integration and the reason."
+            "and integration with work. The schedule runs it; `nami-amp run` does the same in its own process. A run "
+            "fails for news: a trouble of an integration that no run has failed for yet, or one that is everybody's, "
+            "such as a warehouse that cannot be read. What it failed for stays visible at the partition, its checks, "
+            "`delivery_report` and `nami-amp status` until it is over."
         ),
     )
     def micro_batch() -> None:

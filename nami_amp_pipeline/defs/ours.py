@@ -20,6 +20,8 @@ LOG: Final = logging.getLogger("nami_amp_pipeline.schedules")
 
 MICRO_BATCH: Final = "micro_batch"
 RETENTION: Final = "retention"
+SCHEDULE: Final = "micro_batch_schedule"
+REPORT: Final = "delivery_report"
 
 JOB_TAG: Final = "nami/job"
 """Every run of our jobs has it, with the job's name; ``dagster.yaml`` lets one ``micro_batch`` run at a time by it."""
@@ -48,5 +50,7 @@ def store_label(settings: Settings) -> str:
 
 
 OURS: Final = Ours(
-    tag=JOB_TAG, jobs=frozenset({MICRO_BATCH, RETENTION}), assets=frozenset(dg.AssetKey(one.asset) for one in STAGES)
+    tag=JOB_TAG,
+    jobs=frozenset({MICRO_BATCH, RETENTION}),
+    assets=frozenset(dg.AssetKey(name) for name in (*(one.asset for one in STAGES), REPORT)),
 )

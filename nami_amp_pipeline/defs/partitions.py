@@ -11,8 +11,11 @@ from sqlalchemy.exc import IntegrityError
 from nami_amp_pipeline.state.integrations import Integration
 
 APPS: Final = "nami_apps"
-INTEGRATIONS: Final = "nami_integrations"
+INTEGRATIONS: Final = "nami_app_integrations"
 """Names of dynamic partitions are shared by everything that one Dagster serves, hence the prefix."""
+
+NAMES_BEFORE: Final = "nami_integrations"
+"""What older versions crossed with the apps; nothing reads it any more."""
 
 MOST_CHANGES: Final = 1_000
 """Partitions added or deleted at once, so that one evaluation of the sensor stays short."""
@@ -20,17 +23,16 @@ MOST_CHANGES: Final = 1_000
 _ATTEMPTS: Final = 10
 
 nami_apps = dg.DynamicPartitionsDefinition(name=APPS)
-nami_integrations = dg.DynamicPartitionsDefinition(name=INTEGRATIONS)
-app_integrations = dg.MultiPartitionsDefinition({"app": nami_apps, "integration": nami_integrations})
-"""``<app_id>|<name>``. Names are mostly shared by all apps; a pair that does not exist is left alone by the assets."""
+app_integrations = dg.DynamicPartitionsDefinition(name=INTEGRATIONS)
+"""``<app_id>|<name>``, one for each integration that exists. ADR 40 says why they have one dimension."""
 
 
 def wanted_partitions(integrations: Iterable[Integration]) -> dict[str, list[str]]:
     """The keys that there should be, by the name of the dynamic partitions."""
     everyone = list(integrations)
     return {
-        APPS: sorted({one.app_id for one in everyone}),
-        INTEGRATIONS: sorted({one.name for one in everyone}),
+        APPS: sorted({integration.app_id for integration in everyone}),
+        INTEGRATIONS: sorted({integration.partition_key for integration in everyone}),
     }
 
 
@@ -58,13 +60,23 @@ def orphaned_partitions(
         integrations: all there are.
         removed: ``<app_id>/<name>`` of those that were removed.
     """
-    apps, names = ({parts[at] for parts in (key.split("/", 1) for key in removed)} for at in (0, 1))
+    pairs = [key.split("/", 1) for key in removed]
+    were = {APPS: {app_id for app_id, _ in pairs}, INTEGRATIONS: {f"{app_id}|{name}" for app_id, name in pairs}}
     orphaned = {}
     for name, wanted in wanted_partitions(integrations).items():
-        gone = ({APPS: apps, INTEGRATIONS: names}[name] - set(wanted)) & set(instance.get_dynamic_partitions(name))
+        gone = (were[name] - set(wanted)) & set(instance.get_dynamic_partitions(name))
         if gone:
             orphaned[name] = sorted(gone)
     return orphaned
+
+
+def left_behind(
+    instance: dg.DagsterInstance, integrations: Iterable[Integration], removed: Iterable[str]
+) -> dict[str, list[str]]:
+    """What an older version added to Dagster for these integrations, and nothing reads any more."""
+    names = {integration.name for integration in integrations} | {key.split("/", 1)[1] for key in removed}
+    there = sorted(names & set(instance.get_dynamic_partitions(NAMES_BEFORE)))
+    return {NAMES_BEFORE: there} if there else {}
 
 
 def add_partitions(instance: dg.DagsterInstance, integrations: Sequence[Integration]) -> None:

@@ -6,14 +6,17 @@ from typing import Final
 import dagster as dg
 
 from nami_amp_pipeline.defs.ours import MICRO_BATCH, store_label
-from nami_amp_pipeline.defs.partitions import MOST_CHANGES, missing_partitions, orphaned_partitions
+from nami_amp_pipeline.defs.partitions import MOST_CHANGES, left_behind, missing_partitions, orphaned_partitions
 from nami_amp_pipeline.defs.resources import PipelineSession
-from nami_amp_pipeline.defs.schedules import SENSOR_SECONDS, run_under_way
+from nami_amp_pipeline.defs.schedules import SENSOR_SECONDS, quiet, run_under_way
 from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.operations.backlog import DueWork, due
 from nami_amp_pipeline.state.heartbeat import forget, lost_runs
 from nami_amp_pipeline.state.integration_history import removed_since
 from nami_amp_pipeline.state.integrations import all_integrations
+
+_PAIRS: Final = "pairs:"
+"""Begins the cursor of this version, so that an older one, which may come back, does not take it for its own."""
 
 LOST: Final = "The process of this run is gone; it was killed, or its machine failed. The next run goes on."
 
@@ -32,7 +35,7 @@ def integration_partitions(
     """Compares the partitions with the integrations of the store."""
     try:
         label = store_label(pipeline.settings)
-        of, _, number = (context.cursor or "").partition(":")
+        of, _, number = (context.cursor or "").removeprefix(_PAIRS).partition(":")
         seen = int(number) if of == label else 0  # the number of another store means nothing
         store = pipeline.store_if_any()
         integrations = all_integrations(store) if store is not None else []
@@ -42,14 +45,17 @@ def integration_partitions(
     missing = missing_partitions(context.instance, integrations)
     # Looked at once: where another code location still has such a key, its sensor adds it again, and that is that.
     orphaned = orphaned_partitions(context.instance, integrations, removed)
+    if not (context.cursor or "").startswith(_PAIRS):  # once: a code location of an older version may still add them
+        orphaned |= left_behind(context.instance, integrations, removed)
     requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = [
         *(dg.AddDynamicPartitionsRequest(name, keys) for name, keys in missing.items()),
         *(dg.DeleteDynamicPartitionsRequest(name, keys) for name, keys in orphaned.items()),
     ]
     said = None if requests else f"the partitions match the {len(integrations)} integrations"
-    if said and last == seen:
+    cursor = f"{_PAIRS}{label}:{last}"
+    if said and (cursor == context.cursor or store is None):
         return dg.SkipReason(said)
-    return dg.SensorResult(skip_reason=said, dynamic_partitions_requests=requests, cursor=f"{label}:{last}")
+    return dg.SensorResult(skip_reason=said, dynamic_partitions_requests=requests, cursor=cursor)
 
 
 @dg.sensor(
@@ -57,8 +63,9 @@ def integration_partitions(
     minimum_interval_seconds=SENSOR_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
-        "Starts an extra micro-batch when work has waited longer than NAMI_AMP_EARLY_TICK_SECONDS, unless one is "
-        "queued or running. It does not start another for work on which the last extra one made no progress."
+        "Starts an extra micro-batch when work has waited longer than `NAMI_AMP_EARLY_TICK_SECONDS`, unless one is "
+        "queued or running, and not in quiet hours. "
+        "It does not start another for work on which the last extra one made no progress."
     ),
 )
 def early_micro_batch(
@@ -69,6 +76,9 @@ def early_micro_batch(
         limit = pipeline.settings.early_tick_seconds
         if not limit:
             return dg.SkipReason("switched off: NAMI_AMP_EARLY_TICK_SECONDS is 0")
+        why = quiet(pipeline.settings)
+        if why:
+            return dg.SkipReason(why)
         run_id = run_under_way(context.instance, pipeline.settings)
         if run_id:
             return dg.SkipReason(f"run {run_id} is still queued or running")

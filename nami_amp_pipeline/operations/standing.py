@@ -34,9 +34,6 @@ State = Literal["delivering", "idle", "waiting", "throttled", "unreachable", "ha
 SHOWN_USERS: Final = 3
 """So many of the users that wait are named."""
 
-LATE_TICKS: Final = 3
-"""After so many micro-batches that should have posted an event, it waits."""
-
 
 @dataclass(frozen=True)
 class Standing:
@@ -261,9 +258,9 @@ def _failed(facts: Facts, settings: Settings, now: int) -> Standing | None:
 
 def _waiting(facts: Facts, settings: Settings, now: int) -> Standing | None:
     numbers = facts.numbers
-    if not numbers.to_post or numbers.lag_seconds <= LATE_TICKS * 60 * settings.tick_minutes:
+    if not numbers.to_post or numbers.lag_seconds <= settings.timetable.late_after_seconds:
         return None
-    silent = facts.last_sign is None or now - facts.last_sign > LATE_TICKS * 60_000_000 * settings.tick_minutes
+    silent = facts.last_sign is None or now - facts.last_sign > settings.timetable.late_after_seconds * 1_000_000
     return _plain(
         facts,
         "waiting",
@@ -337,19 +334,14 @@ def _for_a_login(numbers: IntegrationStatus) -> tuple[str, ...]:
     return (f"{_events(waiting)} wait{_s(waiting == 1)} for the login of the user, which needs nobody",)
 
 
-def next_run(settings: Settings, after: int) -> int:
-    """When the schedule starts the next micro-batch after a time; both in µs since the epoch.
-
-    It starts on the minutes of the hour that ``NAMI_AMP_TICK_MINUTES`` divides.
-    """
-    hour, minutes = 3_600_000_000, settings.tick_minutes * 60_000_000
-    start = after - after % hour
-    at = start + (after - start) // minutes * minutes + minutes
-    return min(at, start + hour)
+def next_run(settings: Settings, after: int) -> int | None:
+    """When the schedule starts the next micro-batch after a time, both in µs since the epoch; None if it never does."""
+    return settings.timetable.next_start(after)
 
 
-def _next(settings: Settings, now: int, not_before: int | None = None) -> datetime:
-    return to_datetime(next_run(settings, max(now, not_before or now)))
+def _next(settings: Settings, now: int, not_before: int | None = None) -> datetime | None:
+    at = next_run(settings, max(now, not_before or now))
+    return None if at is None else to_datetime(at)
 
 
 def _oldest(numbers: IntegrationStatus, now: int) -> datetime | None:

@@ -83,12 +83,14 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
     """
     numbers = {one.integration: one for one in status(context, integrations)}
     with context.store.reading() as tx:
+        # As they are now: a run that halted one still has it as it was.
         there = [one for one in refreshed(tx, integrations) if one.key in numbers]
         sign = last_sign(tx)
         off = _switched_off(tx, there)
         paused = _project_pauses(tx)
         held = _held(tx)
         rejected = _rejected(tx, now)
+        in_trouble = _in_trouble(tx)
         found = []
         for one in there:
             waits, dead = held.get(one.id, _Held()), rejected.get(one.id, _NONE)
@@ -110,7 +112,7 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
                     rejected_by=dead.by,
                     rejected_since=dead.since,
                     rejected_for=_named(tx, one) if dead.by else "",
-                    trouble=_trouble(tx, one, count),
+                    trouble=_trouble(tx, one, count) if in_trouble & {one.app_id, one.partition_key} else None,
                     last_sign=sign,
                 )
             )
@@ -263,6 +265,12 @@ def _unanswered(tx: Transaction, one: Integration) -> tuple[str, int] | None:
         first = first.where(table.c.sent_at > answered)
     since: int = tx.execute(first).scalar_one()
     return newest, since
+
+
+def _in_trouble(tx: Transaction) -> set[str | None]:
+    """The partitions that a stage ever could not be done for: few, so that the others are not asked for one by one."""
+    table = tables.run_troubles
+    return set(tx.execute(sa.select(table.c.partition).distinct().where(table.c.kind.not_in(_PASSING))).scalars())
 
 
 def _trouble(tx: Transaction, one: Integration, numbers: IntegrationStatus) -> tuple[str, int] | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import dagster as dg
 
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.operations.status import IntegrationStatus, status
+from nami_amp_pipeline.defs.asset_pages.standing_page import NAMES, how_to_trace, partition_of
+from nami_amp_pipeline.defs.asset_pages.standing_page import facts as facts_of
+from nami_amp_pipeline.operations.standing import Standing, standings
 from nami_amp_pipeline.stages.facts import ROWS, Counts, Fact, Facts, Moment, Rows, moment
 from nami_amp_pipeline.stages.stage import Stage
-from nami_amp_pipeline.state.integrations import Integration
 
 Metadata = dict[str, Any]
 """Metadata of one materialization."""
@@ -36,16 +37,40 @@ def metadata_of(
         for key, facts in found.items()
     }
     if stage.finishes_events:
-        concerned = [one for one in subjects if one.partition_key in made]
-        for one, now in zip(concerned, status(context, concerned) if concerned else [], strict=True):
-            made[one.partition_key] |= _standing(one, now, context.run_id)
+        concerned = [standing for standing in subjects if standing.partition_key in made]
+        for standing in standings(context, integrations=concerned) if concerned else ():
+            made[partition_of(standing)] |= standing_facts(standing, context.run_id)
     return made
 
 
-def _standing(one: Integration, now: IntegrationStatus, run_id: str) -> Metadata:
+def again(
+    instance: dg.DagsterInstance, stage: Stage, partition: str, fresh: Metadata | None = None
+) -> dg.AssetMaterialization:
+    """A materialization of a partition with nothing new: with the facts of what it was before, so that none is wiped.
+
+    Args:
+        instance: of Dagster.
+        stage: whose asset.
+        partition: which.
+        fresh: facts that are of now.
+    """
+    filters = dg.AssetRecordsFilter(asset_key=dg.AssetKey(stage.asset), asset_partitions=[partition])
+    records = instance.fetch_materializations(filters, limit=1).records
+    before = records[0].asset_materialization if records else None
+    facts: Metadata = dict(before.metadata) if before is not None else {ROW_COUNT: 0}
+    for name in (*NAMES, "error") if fresh else ():
+        facts.pop(name, None)
+    now = dg.MetadataValue.timestamp(datetime.now(UTC))
+    return dg.AssetMaterialization(
+        stage.asset, partition=partition, metadata={**facts, **(fresh or {}), "nothing_new_at": now}
+    )
+
+
+def standing_facts(standing: Standing, run_id: str) -> Metadata:
+    """How an integration stands, what became of its events so far, and where to look further."""
+    now = standing.numbers
     return {
-        "pending": now.pending,
-        "lag_seconds": round(now.lag_seconds, 3),
+        **facts_of(standing),
         "watermark": _value(moment(now.watermark)),
         "since_the_beginning": _value(
             Counts(
@@ -59,11 +84,8 @@ def _standing(one: Integration, now: IntegrationStatus, run_id: str) -> Metadata
                 },
             )
         ),
-        "how_to_trace": dg.MetadataValue.md(
-            "Where one event is: `nami-amp trace EVENT_ID`. Rejected events: "
-            f"`nami-amp dead-letters list --integration {one.key}`. "
-            f"How all integrations stand: `nami-amp status`. All of this run: [run {run_id[:8]}](/runs/{run_id})."
-        ),
+        "did_it_arrive": how_to_trace(standing),
+        "run": dg.MetadataValue.md(f"[{run_id[:8]}](/runs/{run_id}): everything that this run did"),
     }
 
 

@@ -1,0 +1,136 @@
+"""The asset ``delivery_report``: all integrations in one table, as of the end of the last micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import dagster as dg
+
+from nami_amp_pipeline.alerts.kinds import integration_page
+from nami_amp_pipeline.clock import from_datetime, to_text
+from nami_amp_pipeline.defs.asset_pages.standing_page import DELIVERIES, commands_as_code, is_in_trouble, partition_of
+from nami_amp_pipeline.defs.kept_up import kept_up_to_date
+from nami_amp_pipeline.defs.ours import REPORT
+from nami_amp_pipeline.defs.resources import PipelineSession
+from nami_amp_pipeline.operations.standing import Standing, standings
+
+MOST_ROWS: Final = 100
+"""Rows of the table: it stands in Dagster's history once for each micro-batch."""
+
+MOST_PLOTTED: Final = 20
+"""Integrations with numbers of their own, which Dagster plots."""
+
+_COLUMNS: Final = {
+    "integration": "string", "state": "string", "needs_you": "string", "since": "string", "why": "string",
+    "what_to_do": "string", "next_try": "string", "pending": "int", "whose": "string", "rejected": "int",
+    "delivered": "int", "skipped": "int", "dead_letters": "int", "lag_seconds": "float",
+}  # fmt: skip
+
+
+def report(found: Sequence[Standing]) -> dict[str, Any]:
+    """The metadata of the report.
+
+    Numbers whose names end in ``_total`` are sums over all integrations; those with the name of an integration are of
+    it alone. Dagster plots each.
+
+    Args:
+        found: all integrations.
+    """
+    order = sorted(
+        found, key=lambda standing: (not standing.needs_you, not is_in_trouble(standing), standing.integration)
+    )
+    you = [standing for standing in order if standing.needs_you]
+    facts: dict[str, Any] = {
+        "verdict": _verdict(len(you), len(found)),
+        # An entry each: Dagster hides a long Markdown text behind a button.
+        **{
+            f"what is wrong with {standing.integration}": dg.MetadataValue.md(_in_a_line(standing))
+            for standing in order[:MOST_PLOTTED]
+            if is_in_trouble(standing)
+        },
+        "integrations": _table(order),
+        "integrations_total": len(found),
+        "needs_you_total": len(you),
+        "pending_total": sum(standing.pending for standing in found),
+        "rejected_total": sum(standing.rejected for standing in found),
+        "delivered_total": sum(standing.numbers.delivered for standing in found),
+        "skipped_total": sum(sum(standing.numbers.skipped.values()) for standing in found),
+        "dead_letters_total": sum(sum(standing.numbers.dead_letters.values()) for standing in found),
+        "lag_seconds_of_the_latest": max((round(standing.lag_seconds, 3) for standing in found), default=0.0),
+    }
+    if len(order) > MOST_ROWS:
+        facts["more"] = f"{len(order) - MOST_ROWS:,} more integrations: nami-amp status"
+    for standing in sorted(order[:MOST_PLOTTED], key=lambda standing: standing.integration):
+        facts[f"pending of {standing.integration}"] = standing.pending
+        facts[f"delivered of {standing.integration}"] = standing.numbers.delivered
+    return facts
+
+
+def _verdict(you: int, everybody: int) -> str:
+    if not everybody:
+        return "There is no integration yet: nami-amp integrations add"
+    return f"{you:,} of {everybody:,} integration{'s' * (everybody != 1)} need{'s' * (you == 1)} you"
+
+
+def _in_a_line(standing: Standing) -> str:
+    page = integration_page(partition_of(standing))
+    said = commands_as_code(standing.in_a_line.removeprefix(standing.integration))
+    return f"[{partition_of(standing)}]({page}){said}"
+
+
+def _table(order: Sequence[Standing]) -> dg.TableMetadataValue:
+    records = [
+        dg.TableRecord(
+            {
+                "integration": standing.integration,
+                "state": standing.called,
+                "needs_you": "yes" if standing.needs_you else "",
+                "since": to_text(from_datetime(standing.since)) or "" if standing.since else "",
+                "why": standing.why,
+                "what_to_do": standing.what_to_do or "",
+                "next_try": to_text(from_datetime(standing.next_try)) or "" if standing.next_try else "",
+                "pending": standing.pending,
+                "whose": ", ".join(standing.whose),
+                "rejected": standing.rejected,
+                "delivered": standing.numbers.delivered,
+                "skipped": sum(standing.numbers.skipped.values()),
+                "dead_letters": sum(standing.numbers.dead_letters.values()),
+                "lag_seconds": round(standing.lag_seconds, 3),
+            }
+        )
+        for standing in order[:MOST_ROWS]
+    ]
+    return dg.MetadataValue.table(
+        records, dg.TableSchema([dg.TableColumn(name, kind) for name, kind in _COLUMNS.items()])
+    )
+
+
+def materialization(found: Sequence[Standing]) -> dg.AssetMaterialization:
+    """What a micro-batch logs."""
+    return dg.AssetMaterialization(REPORT, metadata=report(found))
+
+
+@dg.asset(
+    name=REPORT,
+    deps=[DELIVERIES],
+    group_name="nami_to_amplitude",
+    owners=["team:data-platform"],
+    kinds={"report"},
+    tags={"domain": "subscriptions", "grain": "integration"},
+    code_version="1",
+    description=f"""
+{kept_up_to_date("each micro-batch refreshes it")}
+
+All integrations in one table: state, since when, why, what to do, how many events wait and whose, and all counts.
+It has no partitions.
+
+- **Who needs me?** The verdict of the newest materialization, and a line for each integration with trouble, which leads
+  to its partition.
+- **Plots**: numbers that end in `_total` are sums over all integrations; the others are of one integration each.
+- `nami-amp status` says the same. Running it again is always safe.
+""",
+)
+def delivery_report(pipeline: dg.ResourceParam[PipelineSession]) -> dg.MaterializeResult[None]:
+    """All integrations as they stand now."""
+    return dg.MaterializeResult(metadata=report(standings(pipeline.open())))
