@@ -14,6 +14,7 @@ from nami_amp_pipeline.commands.integrations import integrations
 from nami_amp_pipeline.commands.keys import keys
 from nami_amp_pipeline.commands.load import load
 from nami_amp_pipeline.commands.migrate import migrate
+from nami_amp_pipeline.commands.pending import pending
 from nami_amp_pipeline.commands.repair import repair
 from nami_amp_pipeline.commands.retention import retention
 from nami_amp_pipeline.commands.run import run
@@ -50,8 +51,9 @@ for command in (
     apps,
     run,
     status,
-    dead_letters,
+    pending,
     trace,
+    dead_letters,
     retention,
     migrate,
     keys,

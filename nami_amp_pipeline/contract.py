@@ -305,9 +305,10 @@ def check_patterns(patterns: Iterable[str]) -> tuple[str, ...]:
         raise ValueError("no event type is selected: use 'all', types or prefixes")
     for pattern in kept:
         if not select_events([pattern]):
+            meant = did_you_mean(pattern, event_type_names())
             raise ValueError(
-                f"unknown event type {pattern!r}: use 'all', a prefix such as 'user.subscription.*', "
-                f"or any of {', '.join(event_type_names())}"
+                f"unknown event type {pattern!r}{f'{meant} Use' if meant else ': use'} "
+                f"'all', a prefix such as 'user.subscription.*', or any of {', '.join(event_type_names())}"
             )
     return kept
 
@@ -323,3 +324,18 @@ def unreadable_text(app_id: str, reason: str, rows: int, example: str) -> str:
     if rows == 1:
         return f"1 row{whose} in the warehouse cannot be delivered: it {why.replace('have', 'has', 1)} ({example})"
     return f"{rows:,} rows{whose} in the warehouse cannot be delivered: they {why} (such as {example})"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that somebody may have meant who wrote another; None if none is near."""
+    from difflib import get_close_matches  # here: only what is written wrong needs it
+
+    folded = {name.lower(): name for name in known}
+    found = get_close_matches(word.lower(), list(folded), n=1, cutoff=0.6)
+    return folded[found[0]] if found else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A question to put behind a sentence about an unknown word; empty if no known word is near."""
+    near = nearest(word, known)
+    return f": did you mean {near}?" if near else ""

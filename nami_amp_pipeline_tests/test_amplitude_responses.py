@@ -15,7 +15,7 @@ from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer
 
 CASES = json.loads((Path(__file__).parent / "cases" / "amplitude_responses.json").read_text("utf-8"))["cases"]
 TRANSPORT = {
-    "refused": NoAnswer("refused", maybe_stored=False),
+    "refused": NoAnswer("no_connection", maybe_stored=False),
     "reset_before_response": NoAnswer("reset", maybe_stored=True),
     "read_timeout": NoAnswer("timeout", maybe_stored=True),
     "truncated_body": NoAnswer("truncated", maybe_stored=True),

@@ -22,7 +22,7 @@ def test_may_have_been_stored(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [HttpAnswer(503, b""), HttpAnswer(429, b""), NoAnswer("refused", maybe_stored=False)]
+    "answer", [HttpAnswer(503, b""), HttpAnswer(429, b""), NoAnswer("no_connection", maybe_stored=False)]
 )
 def test_was_not_stored(answer: HttpAnswer | NoAnswer) -> None:
     verdict = judge(answer, _PEOPLE)

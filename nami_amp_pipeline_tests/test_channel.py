@@ -23,7 +23,7 @@ _TABLE: list[dict[str, Any]] = json.loads((Path(__file__).parent / "cases" / "am
     "cases"
 ]
 _TRANSPORT = {
-    "refused": NoAnswer("refused", maybe_stored=False),
+    "refused": NoAnswer("no_connection", maybe_stored=False),
     "reset_before_response": NoAnswer("reset", maybe_stored=True),
     "read_timeout": NoAnswer("timeout", maybe_stored=True),
     "truncated_body": NoAnswer("truncated", maybe_stored=True),

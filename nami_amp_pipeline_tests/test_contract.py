@@ -100,6 +100,7 @@ def check_history(history: list[list[reference.Row]], wanted: reference.Settings
     home = Path(tempfile.mkdtemp())
     try:
         pipeline = Pipeline(home, environ)
+        pipeline.allow_nulls()
         pipeline.add("app", "reader", events=["device.impression"])  # so that rows before start_from are read too
         patterns = [wanted.events] if isinstance(wanted.events, str) else list(wanted.events)
         selected = [event_type for event_type in reference.SELECTABLE if wanted.selects(event_type)]

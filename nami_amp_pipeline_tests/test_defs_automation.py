@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 
 from nami_amp_pipeline.defs import partitions, schedules
 from nami_amp_pipeline.defs.jobs import micro_batch
@@ -15,7 +17,7 @@ from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.defs.schedules import build_schedule
 from nami_amp_pipeline.defs.sensors import integration_partitions
 from nami_amp_pipeline.settings import Settings
-from nami_amp_pipeline.state.integrations import remove
+from nami_amp_pipeline.state.integrations import all_integrations, remove
 from nami_amp_pipeline_tests.support.scene import WARNINGS, Scene, scene
 
 pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
@@ -135,3 +137,30 @@ def test_sensor_says_in_one_line_that_the_store_is_gone(tmp_path: Path, instance
     result = look(Settings.load({"NAMI_AMP_HOME": str(tmp_path)}), instance)
     assert isinstance(result, dg.SkipReason)
     assert "state store" in (result.skip_message or "")
+
+
+def test_a_partition_that_another_process_adds_at_the_same_moment_is_no_error(
+    stage: Scene, instance: dg.DagsterInstance
+) -> None:
+    """Dagster looks what is there, and then adds the rest: between the two another run may have added it."""
+    stage.add("radio")
+    stage.add("fit")
+    others: list[str] = []
+
+    def add_first(connection: sa.Connection, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("INSERT INTO dynamic_partitions") and len(others) < 2:
+            others.append("radio")
+            with sqlite3.connect(connection.engine.url.database or "") as other:
+                other.execute(
+                    "INSERT OR IGNORE INTO dynamic_partitions (partitions_def_name, partition) VALUES (?, ?)",
+                    (partitions.APPS, others[0]),
+                )
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", add_first)
+    try:
+        partitions.add_partitions(instance, all_integrations(stage.context.store))
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", add_first)
+    assert others
+    assert set(instance.get_dynamic_partitions(partitions.APPS)) == {"radio", "fit"}
+    assert set(instance.get_dynamic_partitions(partitions.INTEGRATIONS)) == {"main"}

@@ -162,7 +162,7 @@ def test_halted_partition_says_why_and_how_it_goes_on_until_it_does(stage: Scene
     assert (last.partition, check.passed, check.severity) == ("radio|main", False, dg.AssetCheckSeverity.ERROR)
     assert check.description == halt.description == failure_of(again).splitlines()[1]
     for text in (
-        "radio/main: invalid_api_key: ", "'nami-amp integrations update radio/main …'",
+        "radio/main: invalid_api_key: ", "'nami-amp integrations update radio/main --api-key-env VAR'",
         "'nami-amp integrations test radio/main'", "'nami-amp integrations enable radio/main'",
     ):  # fmt: skip
         assert text in str(check.description)

@@ -85,7 +85,7 @@ def test_an_endpoint_that_is_down_does_not_delay_the_others(tmp_path: Path) -> N
     bench.prepare([event(number) for number in range(100)])
 
     def answer(posted: Posted) -> HttpAnswer | NoAnswer:
-        return NoAnswer("refused", maybe_stored=False) if ":9000/" in posted.url else OK
+        return NoAnswer("no_connection", maybe_stored=False) if ":9000/" in posted.url else OK
 
     bench.answer = answer
     bench.deliver()
@@ -131,7 +131,7 @@ def test_after_a_week_nothing_of_unknown_outcome_is_sent_again(tmp_path: Path) -
 def test_a_week_of_refusals_before_the_connection_is_no_reason_to_give_up(tmp_path: Path) -> None:
     bench = Bench(tmp_path, run_retry_seconds=5.0)
     bench.prepare([event(0)])
-    bench.answer = lambda posted: NoAnswer("refused", maybe_stored=False)
+    bench.answer = lambda posted: NoAnswer("no_connection", maybe_stored=False)
     bench.deliver()
     bench.time.true += 8 * DAY
     bench.answer = lambda _posted: OK

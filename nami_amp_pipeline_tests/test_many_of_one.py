@@ -11,9 +11,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from nami_amp_pipeline.stages import pipeline
+from nami_amp_pipeline.stages import outbox_writer, pipeline
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 from nami_amp_pipeline_tests.support.postgres import Postgres
 
@@ -72,3 +73,30 @@ def test_many_rows_of_one_ingested_at(made: Pipeline) -> None:
         times = [event["time"] for event in sent if event["user_id"] == f"u{user}"]
         assert times == sorted(times)
     assert made.status(one).delivered == ROWS + 10
+
+
+def test_many_rows_of_one_user_are_written_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each slice takes a part of the memory, and all of them are one lane in posting order."""
+    monkeypatch.setattr(outbox_writer, "_BODY_BYTES", 1_000)
+    monkeypatch.setattr(outbox_writer, "LANE_BATCH_ROWS", 100)
+    made = Pipeline(tmp_path, open_at=START + timedelta(days=1))
+    one = made.add("radio", user_id_kind="nami_user_id")
+    # Loaded in another order than they happened; two share a moment, so that ids decide.
+    made.insert(
+        [row(number, user_id="one", created_date=START - timedelta(hours=number // 2)) for number in range(950)]
+    )
+    made.insert([row(950 + number, user_id="other") for number in range(7)])
+    pipeline.capture_apps(made.context)
+    pipeline.snapshot_apps(made.context)
+    prepared = pipeline.prepare_integrations(made.context, [one])[one.id]
+    assert (prepared.captured, prepared.sendable) == (957, 957)
+    (path,) = (made.context.folder.root / "outboxes").glob("*.arrow")
+    with pa.ipc.open_file(path) as file:
+        written = [file.get_batch(number) for number in range(file.num_record_batches)]
+    lanes = {"one": 950, "other": 7}
+    for user, rows in lanes.items():
+        mine = [event for batch in written for event in batch.to_pylist() if event["user_id"] == user]
+        assert len(mine) == rows
+        assert mine == sorted(mine, key=lambda event: (event["created_date"], event["id"]))
+    assert max(batch.num_rows for batch in written) == 100
+    made.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import dagster as dg
 import duckdb
 import pytest
+import sqlalchemy as sa
 
 from nami_amp_pipeline.dagster_support import instance
 from nami_amp_pipeline.dagster_support.instance import dagster_home, dagster_instance
-from nami_amp_pipeline.errors import Misconfigured, StoreUnavailable, Unexpected, WarehouseUnavailable
+from nami_amp_pipeline.errors import Blocked, Misconfigured, StoreUnavailable, Unexpected, WarehouseUnavailable
 from nami_amp_pipeline.micro_batch import MicroBatch
 from nami_amp_pipeline.runner import run_micro_batch
+from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.stages.table import CAPTURE
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
 
@@ -242,3 +245,17 @@ def test_two_at_once_on_a_fresh_home_make_one_whole_history(stage: Scene) -> Non
         thread.join()
     assert failures == []
     assert (instance.dagster_home(stage.settings) / "dagster.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("database is locked", "is locked by another process; the next run tries again"),
+        ("disk I/O error", "cannot be read or written: disk I/O error"),
+    ],
+)
+def test_a_history_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, said: str, told: str) -> None:
+    """A process that stands still in the middle of writing it keeps Dagster's SQLite files locked."""
+    settings = Settings.load({"NAMI_AMP_HOME": str(tmp_path)})
+    with pytest.raises(Blocked, match=f"Dagster's history in .* {told}$"), dagster_instance(settings):
+        raise sa.exc.OperationalError("INSERT", {}, sqlite3.OperationalError(said))

@@ -62,8 +62,8 @@ def test_these_histories_come_to_every_step_and_every_answer() -> None:
     wanted |= {
         f"delivery: answer {outcome}"
         for outcome in ("delivered", "rejected", "too_large", "forbidden", "throttled", "project_throttled", "not_json",
-                        "http_500", "http_503", "http_504", "timeout", "reset", "truncated", "refused", "redirect",
-                        "invalid_api_key")
+                        "http_500", "http_503", "http_504", "timeout", "reset", "truncated", "no_connection",
+                        "redirect", "invalid_api_key")
     }  # fmt: skip
     wanted |= {"delivery: sleeps at deliver.post", "delivery: event sent again", "delivery: event delivered throttled"}
     wanted |= {"delivery: event dead outcome_unknown", "whole: event as history", "whole: event waiting no_external_id"}

@@ -6,16 +6,18 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 import pytest
 import sqlalchemy as sa
 
 from nami_amp_pipeline.clock import to_datetime
+from nami_amp_pipeline.contract import did_you_mean, nearest
 from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer
 from nami_amp_pipeline.operations import dead_letters, reasons
-from nami_amp_pipeline.operations.standing import Standing, next_run, standings
+from nami_amp_pipeline.operations.standing import Standing, State, next_run, standings
+from nami_amp_pipeline.operations.verdicts import Word
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import integrations, tables
 from nami_amp_pipeline.state.integrations import Integration
@@ -125,8 +127,8 @@ def test_off_says_by_whom_and_since_when(pipe: Pipeline) -> None:
         (TIMEOUT, "timeout", "The endpoint does not answer in time"),
         (DOWN, "http_503", "Amplitude's servers are in trouble (HTTP 503)"),
         (
-            NoAnswer("refused", maybe_stored=False),
-            "refused",
+            NoAnswer("no_connection", maybe_stored=False),
+            "no_connection",
             "No server listens at the endpoint, or its name is unknown",
         ),
     ],
@@ -264,6 +266,7 @@ def given() -> dict[str, set[str]]:
         "sql/prepare_2_decide.sql": r"(?:THEN|problem,) '(?!skipped|dead|waiting|send)([a-z_]+)'",
         "nami_amp_pipeline/stages/waiting.py": r'"skipped", \{"(\w+)"',
         "nami_amp_pipeline/stages/rebuild.py": r'LOST_FILE = "(\w+)"',
+        "nami_amp_pipeline/stages/odd_rows.py": r'ODD_ROW = "(\w+)"',
         "nami_amp_pipeline/operations/status.py": r'WAITING: Final = "(\w+)"',
         "nami_amp_pipeline/operations/dead_letters.py": r'(?:OUTCOME_UNKNOWN|RETRIED) = "(\w+)"',
         "nami_amp_pipeline/delivery/destination.py": r'^[A-Z_]+: Final = "(\w+)"',
@@ -287,7 +290,7 @@ def test_every_reason_that_the_program_gives_is_in_the_table() -> None:
     assert all(by_file.values()), "a file that gives reasons was moved, or writes them in another way"
     of_the_program = set().union(*by_file.values())
     assert of_the_program - reasons.REASONS.keys() == set()
-    made_elsewhere = {"http_4", "http_5", "queued", "held"}  # of a status, or of how many are pending
+    made_elsewhere = {"http_4", "http_5", "queued", "held", "refused"}  # of a status, of what is pending, of old rows
     assert reasons.REASONS.keys() - of_the_program == made_elsewhere
 
 
@@ -297,8 +300,19 @@ def test_every_code_has_its_words() -> None:
     assert reasons.means("of_tomorrow") == "of tomorrow"
     assert reasons.is_unreachable("http_408")
     assert not reasons.is_unreachable("http_404: no")
-    assert reasons.nearest("rejcted", reasons.REASONS) == "rejected"
-    assert reasons.nearest("zzz", reasons.REASONS) is None
+    assert nearest("rejcted", reasons.REASONS) == "rejected"
+    assert nearest("zzz", reasons.REASONS) is None
+    assert did_you_mean("Radio/Prdo", ["fit/main", "radio/prod"]) == ": did you mean radio/prod?"
     for one in reasons.REASONS.values():
         assert not one.means.endswith(".")
         assert "refuse" not in f"{one.means} {one.action}"
+
+
+def test_the_page_has_all_reasons_and_states() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    table = page.partition("reasons.table() -->\n")[2].partition("<!-- end of reasons -->")[0]
+    assert table.strip() == reasons.table()
+    for state in get_args(State):
+        assert f"| `{state}` |" in page
+    for word in get_args(Word):
+        assert f"`{word}`" in page

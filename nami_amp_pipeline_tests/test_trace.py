@@ -139,11 +139,16 @@ def test_the_command_shows_it(tmp_path: Path, server: SandboxServer) -> None:
     load_events(tmp_path, event(1))
     add(tmp_path, server.endpoint)
     tick(tmp_path, "first")
-    shown = invoke(tmp_path, "trace", "event-1")
+    brief = invoke(tmp_path, "trace", "event-1")
+    assert brief.exit_code == 0
+    assert [line.split("\t")[:2] for line in brief.stdout.splitlines()] == [
+        ["Integration", "Verdict"], ["radio/prod", "arrived"],
+    ]  # fmt: skip
+    shown = invoke(tmp_path, "trace", "event-1", "--full")
     assert shown.exit_code == 0
     for text in ("radio/prod: delivered", "namiml_in_trial_period", "200 (delivered), 1 events", "run first", "u:e1"):
         assert text in shown.stdout
-    assert max(map(len, shown.stdout.splitlines())) <= 100
+    assert shown.stdout.startswith(brief.stdout)
 
 
 def test_the_events_that_a_snapshot_is_from(tmp_path: Path, context: Context) -> None:
@@ -166,4 +171,4 @@ def test_the_events_that_a_snapshot_is_from(tmp_path: Path, context: Context) ->
         "customer_journey_state": "event-3",
     }
     assert capture["snapshot_sources"]["devices"]["created_date"] == capture["created_date"].replace(":04Z", ":01Z")
-    assert "devices from event-1, created" in invoke(tmp_path, "trace", "event-4").stdout
+    assert "devices from event-1, created" in invoke(tmp_path, "trace", "event-4", "--full").stdout

@@ -60,7 +60,7 @@ def test_refused() -> None:
         port = free.getsockname()[1]
     with pytest.raises(NoAnswer) as caught:
         HttpTransport(2.0).post(Request(f"http://127.0.0.1:{port}/2/httpapi", b"{}"))
-    assert (caught.value.kind, caught.value.maybe_stored) == ("refused", False)
+    assert (caught.value.kind, caught.value.maybe_stored) == ("no_connection", False)
 
 
 def test_tls_with_a_server_that_does_not_speak_it() -> None:

@@ -90,10 +90,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     found = Asked([], [])
     stream = Session.stream
 
-    def noting(self: Session, queries: list[str], schema: Any) -> Any:
+    def noting(self: Session, queries: list[str], schema: Any, **more: Any) -> Any:
         if "rows" not in schema.names:  # those that only count
             (found.keys if "part" in schema.names else found.rows).extend(queries)
-        return stream(self, queries, schema)
+        return stream(self, queries, schema, **more)
 
     monkeypatch.setattr(Session, "stream", noting)
     return found
@@ -303,12 +303,14 @@ def test_trace_says_where_it_did_not_look(scene: Pipeline, monkeypatch: pytest.M
 
     home = {"NAMI_AMP_WAREHOUSE_URL": scene.settings.warehouse_url, "NAMI_AMP_HOME": str(scene.settings.home)}
     bounded, whole = (
-        invoke(scene.settings.home, "trace", "e1", *more, settings=home) for more in ((), ("--whole-table",))
+        invoke(scene.settings.home, "trace", "e1", "--full", *more, settings=home) for more in ((), ("--whole-table",))
     )
     assert bounded.exit_code == whole.exit_code == 0
     assert "--whole-table" in bounded.stdout
     assert "--whole-table" not in whole.stdout
-    assert max(map(len, bounded.stdout.splitlines())) <= 100
+    unknown = invoke(scene.settings.home, "trace", "e3", settings=home)
+    assert unknown.exit_code == 1
+    assert "--whole-table reads all of the warehouse" in unknown.output
 
 
 def test_a_missing_index_is_said_once_a_run_with_the_statement(
@@ -695,8 +697,8 @@ def test_a_restart_in_mid_read_captures_nothing_and_the_next_tick_all(
     fetch = Session._batches
     restarts = iter(["immediate", "fast"])
 
-    def broken(self: Session, queries: Any, schema: Any) -> Iterator[Any]:
-        for number, batch in enumerate(fetch(self, queries, schema)):
+    def broken(self: Session, queries: Any, schema: Any, *more: Any) -> Iterator[Any]:
+        for number, batch in enumerate(fetch(self, queries, schema, *more)):
             if number == 1 and "payload" in schema.names and (mode := next(restarts, None)):
                 own_server.restart(mode)
             yield batch

@@ -1,4 +1,4 @@
--- The rows to capture, whole. Views given: source, fresh (rid), macro bucket_of(app_id, user_id).
+-- The rows to capture, whole. Given: the view source, the macro bucket_of(app_id, user_id).
 -- ``problem`` is why a row cannot be sent, where that is seen here; ``doubtful`` says that its payload has to be looked at
 -- by itself.
 SELECT
@@ -41,12 +41,11 @@ FROM (
                 CASE
                     WHEN strlen(payload::VARCHAR) > {max_payload_bytes} THEN 'too_large'
                     WHEN strlen(user_id) > {max_id_bytes} THEN 'long_user_id'
-                    WHEN user_id IS NULL OR user_id = '' THEN 'no_user_id'
+                    WHEN user_id IS NULL OR (ascii(user_id) = 0 AND replace(user_id, chr(0), '') = '') THEN 'no_user_id'
                     WHEN created_date IS NULL OR created_date < '{first_moment}'::TIMESTAMPTZ
                         OR created_date >= '{last_moment}'::TIMESTAMPTZ THEN 'bad_date'
                 END AS problem
             FROM source
-            SEMI JOIN fresh USING (rid)
         )
     )
 );

@@ -1,6 +1,5 @@
 -- The rows of the outbox that are to be written next, in no order.
--- Given: decided, placed (number, integration_id, lane), wanted (integration_id, lane), history (number), bodies, released,
--- the macro skip_sync.
+-- Given: decided, portion (number, integration_id, lane), history (number), bodies, released, the macro skip_sync.
 SELECT
     d.integration_id, p.lane,
     d.id, d.event_type, d.user_id, d.identity, d.created_date, d.state, d.reason, d.row, d.exception_id,
@@ -13,8 +12,7 @@ SELECT
         )
         WHEN 'waiting' THEN coalesce(b.rest, r.rest)
     END AS body
-FROM placed p
-SEMI JOIN wanted w ON w.integration_id = p.integration_id AND w.lane = p.lane
+FROM portion p
 JOIN decided d ON d.rowid = p.number
 LEFT JOIN history h ON h.number = p.number
 LEFT JOIN bodies b ON b.body = d.body

@@ -94,15 +94,33 @@ def _bad_request(
     throttled = _throttled(body, identities, delay) if _has_throttled(body) else Verdict(Outcome.REFUSED_SOME)
     if not dead and not throttled.paused:
         if events == 1 and (named or silenced):  # the lists are of another request, but there is one event only
-            return Verdict(Outcome.REFUSED_SOME, REJECTED, dead={0: REJECTED if named else "silenced"})
+            said = _said_of(min(named | silenced), body)
+            dead = {0: REJECTED if named else "silenced"}
+            return Verdict(Outcome.REFUSED_SOME, REJECTED, dead=dead, said={0: said})
         return Verdict(Outcome.REFUSED_ONE_OF, REJECTED)
     return Verdict(
         Outcome.REFUSED_SOME,
         REJECTED if named else "silenced" if silenced else "throttled",
         dead=dead,
+        said={index: _said_of(index, body) for index in dead},
         pauses=throttled.pauses,
         paused=throttled.paused - dead.keys(),
     )
+
+
+def _said_of(index: int, body: Mapping[str, Any]) -> str:
+    """What an answer says of one event, as JSON: each list by what it names of that event instead of by indexes."""
+    said: dict[str, Any] = {key: body[key] for key in ("code", "error") if key in body}
+    for key in _LISTS:
+        lists = body.get(key)
+        if isinstance(lists, Mapping):
+            fields = sorted(str(field) for field, indexes in lists.items() if index in _indexes(indexes))
+            said |= {key: fields} if fields else {}
+        elif index in _indexes(lists):
+            said[key] = []
+    if index in _indexes(body.get("silenced_events")):
+        said |= {"silenced_devices": body.get("silenced_devices", [])}
+    return orjson.dumps(said).decode()
 
 
 _THROTTLE_KEYS = (

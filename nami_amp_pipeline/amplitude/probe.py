@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from nami_amp_pipeline.amplitude.target import Amplitude
 
 _NO_ANSWER = {
-    "refused": "connection refused, or unknown host name",
-    "proxy": "the proxy refused the request",
+    "no_connection": "no server listens there, or the host name is unknown",
+    "proxy": "the proxy does not let the request through",
     "timeout": "no answer in time",
     "tls": "TLS failed",
     "reset": "the connection broke",
@@ -60,7 +60,7 @@ def _classify(amplitude: Amplitude, endpoint: str, answer: HttpAnswer) -> tuple[
     if answer.status == 429:
         return False, f"{endpoint} throttles requests right now (429), so the key was not checked: try again later"
     if answer.status == 403:
-        return False, f"{endpoint} refuses requests from this machine (403): check firewall and region"
+        return False, f"{endpoint} blocks requests from this machine (403): check firewall and region"
     return False, f"{endpoint} answered {answer.status}: not an answer of Amplitude's HTTP API, try again later"
 
 

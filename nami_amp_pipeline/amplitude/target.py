@@ -27,12 +27,15 @@ BATCH_EVENTS_PER_SECOND: Final = 1_000
 _UPDATE: Final = "'nami-amp integrations update APP/NAME"
 _ADDRESS: Final = f"Give it the address of Amplitude's HTTP API with {_UPDATE} --endpoint us' (or eu)"
 _REPAIRS: Final = {
-    "invalid_api_key": f"Give it the key of the right project, or the endpoint of its region, with {_UPDATE} …'",
-    "forbidden": "A firewall or the region refuses requests from this machine: contact Amplitude's support",
+    "invalid_api_key": (
+        f"Give it the key of the right project with {_UPDATE} --api-key-env VAR', or the endpoint of its region with "
+        f"{_UPDATE} --endpoint eu' (or us)"
+    ),
+    "forbidden": "A firewall or the region blocks requests from this machine: contact Amplitude's support",
     "redirect": _ADDRESS,
     "http_404": _ADDRESS,
 }
-_ANY_REPAIR: Final = f"Give it another key or endpoint with {_UPDATE} …'"
+_ANY_REPAIR: Final = f"Give it another key with {_UPDATE} --api-key-env VAR', or another endpoint with --endpoint"
 
 
 class Amplitude:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from nami_amp_pipeline.commands.base import Invocation, json_option
+from nami_amp_pipeline.commands.completion import app_names
 
 
 @click.group()
@@ -33,7 +34,7 @@ def list_apps(invocation: Invocation, as_json: bool) -> None:
 
 
 @apps.command()
-@click.argument("app")
+@click.argument("app", shell_complete=app_names)
 @click.argument("plan", type=click.Choice(["paid", "free"]))
 @click.pass_obj
 def plan(invocation: Invocation, app: str, plan: str) -> None:

@@ -218,20 +218,42 @@ def integration_keys(names: Sequence[str], *, in_two_words: bool = False) -> lis
     return list(names)
 
 
-def parse_time(text: str, what: str) -> int:
-    """An ISO-8601 time with zone as µs since the epoch.
+_UNITS: Mapping[str, int] = {"s": 1, "min": 60, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+
+def parse_time(text: str, what: str, now: float | None = None) -> int:
+    """A time as people write it, as µs since the epoch.
+
+    Args:
+        text: an ISO-8601 time with zone, a day (its midnight in UTC), ``now``, ``today``, ``yesterday``, or how long
+            ago: ``90s``, ``30min``, ``1h``, ``2d``, ``1w``.
+        what: the option, for the message.
+        now: in seconds since the epoch; this machine's clock by default.
 
     Raises:
         Misconfigured: it is none, or has no zone.
     """
-    from datetime import datetime
+    import re
+    from datetime import UTC, datetime, timedelta
 
     from nami_amp_pipeline.clock import from_datetime
 
+    here = datetime.now(UTC) if now is None else datetime.fromtimestamp(now, UTC)
+    midnight = here.replace(hour=0, minute=0, second=0, microsecond=0)
+    named = {"now": here, "today": midnight, "yesterday": midnight - timedelta(days=1)}
+    if text.strip().lower() in named:
+        return from_datetime(named[text.strip().lower()])
+    ago = re.fullmatch(r"(\d{1,6})\s*(s|min|m|h|d|w)", text.strip().lower())
+    if ago:
+        return from_datetime(here - timedelta(seconds=int(ago[1]) * _UNITS[ago[2]]))
+    if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text.strip()):
+        text = f"{text.strip()}T00:00:00Z"
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise Misconfigured(f"{what} {text!r} is not a time: write it as 2026-09-01T00:00:00Z") from None
+        raise Misconfigured(
+            f"{what} {text!r} is not a time: write 2026-09-01T00:00:00Z, 2026-09-01, 1h, 2d, today or yesterday"
+        ) from None
     if moment.tzinfo is None:
         raise Misconfigured(f"{what} {text!r} has no time zone: write {text}Z for UTC, or an offset such as +02:00")
     return from_datetime(moment)

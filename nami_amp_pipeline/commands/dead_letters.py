@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nami_amp_pipeline.commands.base import Invocation, integration_keys, json_option, parse_time
+from nami_amp_pipeline.commands.completion import dead_letter_reasons, integration_names
 
 if TYPE_CHECKING:
     from nami_amp_pipeline.operations.dead_letters import Filter
@@ -17,19 +18,24 @@ if TYPE_CHECKING:
 def dead_letters() -> None:
     """Look at the events that could not be delivered, and send them again.
 
-    A dead letter is an event that Amplitude refused, or that could not become an Amplitude event.
+    A dead letter is an event that Amplitude rejected, or that could not become an Amplitude event.
     """
 
 
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--until", metavar="TIME", help="Only events that became dead letters before this time."),
-        click.option("--since", metavar="TIME", help="Only events that became dead letters at or after this time."),
+        click.option(
+            "--since",
+            metavar="TIME",
+            help="Only events that became dead letters at or after this time: 1h, 2d, yesterday, 2026-09-01T00:00:00Z.",
+        ),
         click.option(
             "--reason",
             "reasons",
             multiple=True,
             metavar="REASON",
+            shell_complete=dead_letter_reasons,
             help="Only with this reason; may be given several times.",
         ),
         click.option(
@@ -37,6 +43,7 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
             "integrations",
             multiple=True,
             metavar="APP/NAME",
+            shell_complete=integration_names,
             help="Only of this integration; may be given several times.",
         ),
     ):
@@ -87,24 +94,32 @@ def list_dead_letters(
         invocation.answer({"total": total, "dead_letters": [letter.to_json() for letter in found]})
     elif found:
         screen.table(
-            ("No.", "Integration", "Reason", "Event", "Type", "At"),
+            ("No.", "Integration", "Reason", "Event", "User", "Type", "At", "Why"),
             [
                 (
                     letter.id,
                     letter.integration,
                     letter.reason,
                     letter.event_id,
+                    letter.user_id,
                     letter.event_type,
                     screen.moment(letter.at),
+                    letter.why,
                 )
                 for letter in found
             ],
             right=("No.",),
+            texts=("Why",),
+            optional=("Type", "User", "At", "Integration"),
         )
         if total > len(found):
-            click.echo(f"… and {total - len(found):,} older dead letters (see --limit).")
+            screen.say(f"… and {total - len(found):,} older dead letters (see --limit).")
+    elif integrations or reasons or since or until:
+        screen.say("No dead letters among those that were asked for.")
+    elif invocation.operations.integrations():
+        screen.say("No dead letters.")
     else:
-        click.echo("No dead letters.")
+        screen.say("There is no integration yet: 'nami-amp integrations add' adds one.")
 
 
 @dead_letters.command()
@@ -112,7 +127,7 @@ def list_dead_letters(
 @json_option
 @click.pass_obj
 def show(invocation: Invocation, id: str, as_json: bool) -> None:  # noqa: A002 - the name of the argument in --help
-    """Show one dead letter in full: the event, why it was refused, and Amplitude's answer.
+    """Show one dead letter in full: the event, the field that Amplitude named, and what to do.
 
     ID is its number in the list, or the event's id.
     """
@@ -130,6 +145,9 @@ def show(invocation: Invocation, id: str, as_json: bool) -> None:  # noqa: A002 
                 "No.": letter.id,
                 "Integration": letter.integration,
                 "Reason": letter.reason,
+                "Why": letter.why,
+                "Field": "\n".join(map(str, letter.fields)) or None,
+                "Do": letter.what_to_do,
                 "Event": letter.event_id,
                 "Type": letter.event_type,
                 "Nami user": letter.user_id,

@@ -9,6 +9,8 @@ import click
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.commands.base import parse_time
+from nami_amp_pipeline.commands.completion import event_types
+from nami_amp_pipeline.commands.completion import renames as renames_of
 from nami_amp_pipeline.commands.key_sources import key_options
 from nami_amp_pipeline.errors import Misconfigured
 
@@ -66,6 +68,7 @@ def _addresses(*, is_new: bool, default: Default) -> list[Decorator]:
             "--events",
             multiple=True,
             metavar="all|TYPE[,TYPE|PREFIX.*…]",
+            shell_complete=event_types,
             help="Which event types to send; 'user.subscription.*' selects current and future types with this prefix."
             + ("  [default: all]" if is_new else ""),
         ),
@@ -85,6 +88,7 @@ def _contents(default: Default) -> list[Decorator]:
             "--rename",
             multiple=True,
             metavar="OLD=NEW",
+            shell_complete=renames_of,
             help="Rename an event type in Amplitude; may be given several times.",
         ),
         click.option(

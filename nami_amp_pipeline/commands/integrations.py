@@ -11,6 +11,7 @@ import click
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.commands import integration_options as options
 from nami_amp_pipeline.commands.base import Invocation, integration_keys, json_option
+from nami_amp_pipeline.commands.completion import app_names, integration_names
 from nami_amp_pipeline.commands.integration_options import setting_options
 from nami_amp_pipeline.commands.key_sources import KeySources
 from nami_amp_pipeline.errors import Misconfigured
@@ -30,7 +31,7 @@ def integrations() -> None:
 
 
 @integrations.command()
-@click.argument("app")
+@click.argument("app", shell_complete=app_names)
 @click.argument("name")
 @setting_options(is_new=True)
 @click.option("--disabled", is_flag=True, help="Add it disabled.")
@@ -72,6 +73,9 @@ def add(invocation: Invocation, /, app: str, name: str, disabled: bool, **given:
     click.echo(
         f"{added.key} added{' (off)' if disabled else ''}: {_events(added)} to {added.endpoint}, {_start(added)}."
     )
+    warning = invocation.operations.app_without_rows(app)
+    if warning:
+        invocation.complain(warning)
 
 
 @integrations.command(name="list")
@@ -99,13 +103,14 @@ def list_integrations(invocation: Invocation, as_json: bool) -> None:
                 )
                 for integration in found
             ],
+            optional=("No External ID", "User id", "Endpoint"),
         )
     else:
         click.echo("There is no integration yet: 'nami-amp integrations add' adds one.")
 
 
 @integrations.command()
-@click.argument("names", nargs=-1, required=True, metavar="APP/NAME")
+@click.argument("names", nargs=-1, required=True, metavar="APP/NAME", shell_complete=integration_names)
 @json_option
 @click.pass_obj
 def show(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
@@ -151,7 +156,7 @@ def show(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
 
 
 @integrations.command()
-@click.argument("names", nargs=-1, required=True, metavar="APP/NAME")
+@click.argument("names", nargs=-1, required=True, metavar="APP/NAME", shell_complete=integration_names)
 @setting_options(is_new=False)
 @options.clearing_options
 @click.option("--enabled/--disabled", "enabled", default=None, help="Switch it on or off.")
@@ -192,7 +197,7 @@ def update(invocation: Invocation, /, names: tuple[str, ...], if_version: int | 
 
 
 @integrations.command()
-@click.argument("names", nargs=-1, required=True, metavar="APP/NAME")
+@click.argument("names", nargs=-1, required=True, metavar="APP/NAME", shell_complete=integration_names)
 @json_option
 @click.pass_obj
 def history(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
@@ -217,13 +222,15 @@ def history(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> No
                 for record in records
             ],
             right=("Version",),
+            texts=("What",),
+            optional=("By",),
         )
     else:
         click.echo(f"No change of {key} is recorded.")
 
 
 @integrations.command()
-@click.argument("names", nargs=-1, required=True, metavar="APP/NAME")
+@click.argument("names", nargs=-1, required=True, metavar="APP/NAME", shell_complete=integration_names)
 @click.pass_obj
 def enable(invocation: Invocation, names: tuple[str, ...]) -> None:
     """Switch an integration on; it continues where it stopped."""
@@ -231,7 +238,7 @@ def enable(invocation: Invocation, names: tuple[str, ...]) -> None:
 
 
 @integrations.command()
-@click.argument("names", nargs=-1, required=True, metavar="APP/NAME")
+@click.argument("names", nargs=-1, required=True, metavar="APP/NAME", shell_complete=integration_names)
 @click.pass_obj
 def disable(invocation: Invocation, names: tuple[str, ...]) -> None:
     """Switch an integration off; nothing is sent and nothing is lost."""
@@ -245,7 +252,7 @@ def _switch(invocation: Invocation, names: Sequence[str], *, on: bool) -> None:
 
 
 @integrations.command()
-@click.argument("names", nargs=-1, required=True, metavar="APP/NAME")
+@click.argument("names", nargs=-1, required=True, metavar="APP/NAME", shell_complete=integration_names)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.pass_obj
 def remove(invocation: Invocation, names: tuple[str, ...], yes: bool) -> None:
@@ -264,7 +271,7 @@ def remove(invocation: Invocation, names: tuple[str, ...], yes: bool) -> None:
 
 
 @integrations.command()
-@click.argument("names", nargs=-1, metavar="[APP/NAME]...")
+@click.argument("names", nargs=-1, metavar="[APP/NAME]...", shell_complete=integration_names)
 @json_option
 @click.pass_obj
 def test(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> int:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from nami_amp_pipeline.commands.base import Invocation, json_option
+from nami_amp_pipeline.commands.completion import app_names
+from nami_amp_pipeline.errors import NamiAmpError
 
 _SHOWN = 20
 
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
-@click.option("--app", required=True, help="The Nami app whose events these are.")
+@click.option("--app", required=True, shell_complete=app_names, help="The Nami app whose events these are.")
 @json_option
 @click.pass_obj
 def load(invocation: Invocation, files: tuple[Path, ...], app: str, as_json: bool) -> int:
@@ -38,6 +41,10 @@ def load(invocation: Invocation, files: tuple[Path, ...], app: str, as_json: boo
     if missing:
         invocation.complain(f"… and {missing:,} more")
     failed = bool(report.bad_lines or report.bad_files)
+    with suppress(NamiAmpError):  # loading needs no state store
+        nobody = invocation.operations.app_without_integration(app)
+        if nobody:
+            invocation.complain(nobody)
     if as_json:
         invocation.answer(
             {

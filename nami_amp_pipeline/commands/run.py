@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nami_amp_pipeline.commands.base import Invocation, integration_keys, json_option
+from nami_amp_pipeline.commands.completion import integration_names
 from nami_amp_pipeline.errors import Misconfigured
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     "integrations",
     multiple=True,
     metavar="APP/NAME",
+    shell_complete=integration_names,
     help="Only this integration; may be given several times.",
 )
 @json_option

@@ -1,64 +1,174 @@
-"""``nami-amp status``: where every event of every integration is, in numbers."""
+"""``nami-amp status``: whether anybody is needed, and how each integration stands."""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import click
 
-from nami_amp_pipeline.commands.base import Invocation, json_option
+from nami_amp_pipeline.commands.base import Invocation, integration_keys, json_option
+from nami_amp_pipeline.commands.completion import integration_names
+from nami_amp_pipeline.errors import Misconfigured
 
 if TYPE_CHECKING:
-    from nami_amp_pipeline.operations.status import IntegrationStatus
+    from datetime import datetime
+
+    from nami_amp_pipeline.commands.output import Colour
+    from nami_amp_pipeline.operations.overview import Overview
+    from nami_amp_pipeline.operations.standing import Standing
 
 
 @click.command()
+@click.argument("names", nargs=-1, metavar="[APP/NAME]...", shell_complete=integration_names)
+@click.option("--check", is_flag=True, help="Exit status 1 if a person is needed: for cron and for monitoring.")
+@click.option("--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
+@click.option(
+    "--every", type=click.IntRange(1, 3600), default=5, show_default=True, metavar="SECONDS", help="For --watch."
+)
 @json_option
 @click.pass_obj
-def status(invocation: Invocation, as_json: bool) -> None:
-    """Show per integration how many events were captured, delivered and skipped, and how many are pending.
+def status(invocation: Invocation, names: tuple[str, ...], check: bool, watch: bool, every: int, as_json: bool) -> int:
+    """Show whether a person is needed, and how each integration stands.
+
+    The first line is the verdict. For each integration: its state, since when, why, when the next try is and what to
+    do; how many events were captured, delivered and skipped, are dead letters or pending, and how many rows in the
+    warehouse no run has read. Then the last run, and open alerts.
 
     Captured is always the sum of delivered, skipped, dead letters and pending. Lag is how long the oldest pending event
-    has been in the warehouse. Events that wait for the login of their user are pending, but cause no lag: a line below
-    the table says how long they have been waiting.
+    has been in the warehouse; events that wait for the login of their user cause none.
     """
-    operations = invocation.operations
-    found, run_id = operations.status(), operations.last_run()
-    if as_json:
-        invocation.answer({"run_id": run_id, "integrations": [one.to_json() for one in found]})
-    elif found:
-        _show(found, run_id)
-    else:
-        click.echo("There is no integration yet: 'nami-amp integrations add' adds one, 'nami-amp demo' shows it all.")
+    if watch and as_json:
+        raise Misconfigured("give either --watch or --json, not both")
+    keys = integration_keys(names) if names else None
+    while True:
+        found = invocation.operations.overview(keys)
+        if as_json:
+            invocation.answer(found.to_json())
+        else:
+            if watch:
+                click.clear()
+            _show(found, whole=not names)
+        if not watch:
+            return 1 if check and found.needs_you else 0
+        time.sleep(every)
 
 
-def _show(found: list[IntegrationStatus], run_id: str | None) -> None:
+def _show(found: Overview, *, whole: bool) -> None:
     from nami_amp_pipeline.commands import output as screen
-    from nami_amp_pipeline.operations.status import WAITING
 
-    screen.table(
-        ("Integration", "State", "Captured", "Delivered", "Skipped", "Dead letters", "Pending", "Lag"),
-        [
-            (
+    screen.say(found.verdict, "red" if found.needs_you else "green", bold=True)
+    if not found.standings:
+        screen.say("'nami-amp integrations add' adds one, 'nami-amp demo' shows it all.")
+        return
+    _show_table(found)
+    if screen.is_terminal():
+        for standing in found.standings:
+            _show_standing(standing)
+    if whole:
+        _show_rest(found)
+
+
+_COLUMNS = (
+    "Integration", "State", "Since", "Captured", "Delivered", "Skipped", "Dead letters", "Pending", "Not read", "Lag",
+)  # fmt: skip
+_ONLY_IN_A_PIPE = ("Needs you", "Why", "Next try", "What to do", "Whose", "Also")
+
+
+def _show_table(found: Overview) -> None:
+    from nami_amp_pipeline.commands import output as screen
+
+    rows = []
+    for one in found.standings:
+        unread = found.not_read(one)
+        numbers = one.numbers
+        rows.append(
+            [
                 one.integration,
-                one.state,
-                screen.number(one.captured),
-                screen.number(one.delivered),
-                screen.reasons(one.skipped),
-                screen.reasons(one.dead_letters),
-                screen.reasons({why.replace("_", " "): events for why, events in one.pending_by.items()}),
+                one.called,
+                _time(one.since),
+                screen.number(numbers.captured),
+                screen.number(numbers.delivered),
+                screen.reasons(numbers.skipped),
+                screen.reasons(numbers.dead_letters),
+                screen.reasons({why.replace("_", " "): events for why, events in numbers.pending_by.items()}),
+                "?" if found.warehouse.error else screen.number(unread.rows if unread else 0),
                 screen.duration(one.lag_seconds),
-            )
-            for one in found
-        ],
-        right=("Captured", "Delivered", "Lag"),
+            ]
+        )
+    columns: tuple[str, ...] = _COLUMNS
+    if not screen.is_terminal():
+        columns += _ONLY_IN_A_PIPE
+        for row, one in zip(rows, found.standings, strict=True):
+            row += ["yes" if one.needs_you else "no", one.why, _time(one.next_try), one.what_to_do or "",
+                    ", ".join(one.whose), "; ".join(one.also)]  # fmt: skip
+    screen.table(
+        columns,
+        rows,
+        right=("Captured", "Delivered", "Not read", "Lag"),
+        optional=("Since", "Skipped", "Captured", "Lag", "Not read", "Dead letters", "Delivered"),
+        colours=[_colour(one) for one in found.standings],
     )
-    for one in found:
-        if one.waiting:
-            events = f"{screen.number(one.waiting)} event{'s' * (one.waiting != 1)} wait{'s' * (one.waiting == 1)}"
-            for_how_long = screen.duration(one.lag_by.get(WAITING, 0.0))
-            click.echo(f"{one.integration}: {events} for a login, the longest for {for_how_long}")
-        if one.error:
-            click.echo(f"{one.integration}: {one.error}")
-    if run_id:
-        click.echo(f"Last run: {run_id}")
+
+
+def _colour(one: Standing) -> Colour | None:
+    if one.needs_you:
+        return "red"
+    return "yellow" if one.state in ("unreachable", "throttled", "waiting") else None
+
+
+def _show_standing(one: Standing) -> None:
+    """What there is to say of an integration that is not simply well."""
+    from nami_amp_pipeline.commands import output as screen
+
+    if one.state in ("delivering", "idle") and not one.why and not one.also:
+        return
+    since = f" since {_time(one.since)}" if one.since else ""
+    screen.say()
+    screen.say(f"{one.integration}: {one.called}{since}{f'. {one.why}.' if one.why else ''}", _colour(one))
+    if one.whose:
+        others = "" if len(one.whose) < 3 else ", …"
+        whose = f"{', '.join(one.whose)}{others}"
+        screen.say(f"  Whose:    {screen.plural(one.pending, 'event')} pending, of {whose} ('nami-amp pending list')")
+    if one.next_try:
+        screen.say(f"  Next try: {_time(one.next_try)}")
+    if one.what_to_do:
+        screen.say(f"  Do:       {one.what_to_do}.", wrapped=False)
+    for more in one.also:
+        screen.say(f"  Also:     {more}.", wrapped=False)
+
+
+def _show_rest(found: Overview) -> None:
+    from nami_amp_pipeline.commands import output as screen
+
+    if screen.is_terminal():
+        screen.say()
+    warehouse, run = found.warehouse, found.last_run
+    if warehouse.error:
+        since = f" since {screen.moment(warehouse.since)}" if warehouse.since else ""
+        screen.say(f"Warehouse: cannot be read{since}: {warehouse.error}", "red")
+        screen.say("  Do: 'nami-amp doctor' says what is wrong with it. What was read goes on being delivered.")
+    elif warehouse.since is not None:
+        screen.say(f"Warehouse: runs could not read it since {screen.moment(warehouse.since)}; it can be read now")
+    for app, meant in warehouse.silent.items():
+        hint = f"did you mean {meant}?" if meant else "is it spelled as in the column app_id?"
+        screen.say(f"Warehouse: no row of app {app}: {hint}", "red")
+    for app, unread in warehouse.unread.items():
+        age = screen.duration((found.now - unread.oldest) / 1e6)
+        rows = screen.plural(unread.rows, "row")
+        screen.say(f"Warehouse: {rows} of {app} not read yet, the oldest for {age}; the next run reads them")
+    if found.age_seconds is None:
+        screen.say("Last run: none yet; 'nami-amp run' runs one micro-batch")
+    else:
+        name = f" ({run.run_id})" if run.run_id else ""
+        left = f", {screen.plural(found.pending, 'event')} pending" if found.pending else ""
+        screen.say(f"Last run: {found.outcome}{left}, {screen.duration(found.age_seconds)} ago{name}")
+    for problem in run.problems:
+        screen.say(f"  {problem}", "red")
+    for alert in found.alerts:
+        said = alert.kind.replace("_", " ")
+        screen.say(f"Alert: {said}, {alert.subject}, since {screen.moment(alert.since)}: {alert.summary}", "red")
+
+
+def _time(moment: datetime | None) -> str:
+    return moment.isoformat().replace("+00:00", "Z") if moment is not None else ""

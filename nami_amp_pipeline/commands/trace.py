@@ -1,4 +1,4 @@
-"""``nami-amp trace``: where one event is."""
+"""``nami-amp trace``: whether an event arrived, or the events of a user."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ import click
 from nami_amp_pipeline.commands.base import Invocation, json_option
 
 if TYPE_CHECKING:
-    from nami_amp_pipeline.operations.trace import Trace
+    from collections.abc import Sequence
+
+    from nami_amp_pipeline.commands.output import Colour
+    from nami_amp_pipeline.operations.trace import Trace, UserTrace
+    from nami_amp_pipeline.operations.verdicts import Verdict
 
 
 @click.command()
-@click.argument("event_id")
+@click.argument("what", metavar="EVENT_ID|EXTERNAL_ID|NAMI_USER")
+@click.option("--full", is_flag=True, help="Below the verdicts, show all that is known.")
+@click.option("--user", "only_user", is_flag=True, help="Take it for a user, also if there is an event of that id.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="So many events of a user.")
 @click.option(
     "--whole-table",
     is_flag=True,
@@ -21,31 +28,124 @@ if TYPE_CHECKING:
 )
 @json_option
 @click.pass_obj
-def trace(invocation: Invocation, event_id: str, whole_table: bool, as_json: bool) -> int:
-    """Show where one event is: in the warehouse, and with each integration.
+def trace(
+    invocation: Invocation, what: str, full: bool, only_user: bool, limit: int, whole_table: bool, as_json: bool
+) -> int:
+    """Show whether an event arrived: a verdict for each integration, with when, why and what to do.
 
-    EVENT_ID is Nami's event id, which is the insert id in Amplitude too. Exit status 1 if the event is not found.
+    Name an event by Nami's event id, which is the insert id in Amplitude too, or a user by External ID or Nami's user
+    id: then the user's newest events are shown.
+
+    \b
+    Exit status:
+      0  it arrived with every integration that takes it
+      1  nothing of that name is known
+      3  it waits, or was not read yet
+      4  it was rejected, or nobody knows
+      5  nothing is to be sent: not selected, skipped, or from before the start
+    Of several integrations or events the worst counts: 4, then 3, then 0, then 5.
 
     In a large table without an index on id, this command searches the captured row and the newest rows only;
     --whole-table finds other rows with this id.
     """
-    found = invocation.operations.trace(event_id, whole_table=whole_table)
+    event = None if only_user else invocation.operations.trace(what, whole_table=whole_table)
+    if event is not None and event.is_known:
+        if as_json:
+            invocation.answer(event.to_json())
+        else:
+            _show_event(event, full=full)
+        return event.exit_status
+    user = invocation.operations.trace_user(what, limit)
+    if user.events:
+        if as_json:
+            invocation.answer(user.to_json())
+        else:
+            _show_user(user)
+        return user.exit_status
     if as_json:
-        invocation.answer(found.to_json())
-    else:
-        _show(found)
-    if not found.is_known:
-        invocation.complain(f"event {event_id} not found in the warehouse, in any segment or in any integration")
-        return 1
-    return 0
+        invocation.answer(event.to_json() if event is not None else user.to_json())
+    invocation.complain(_unknown(what, event, is_known_user=bool(user.users)))
+    return 1
 
 
-def _show(found: Trace) -> None:
+def _unknown(what: str, event: Trace | None, *, is_known_user: bool) -> str:
+    if is_known_user:
+        return f"user {what} is known, but no event of theirs is kept any more"
+    if event is not None and event.warehouse_error:
+        return (
+            f"no event or user {what} in what was read; the warehouse cannot be asked for newer ones: "
+            f"{event.warehouse_error}"
+        )
+    missing = "; --whole-table reads all of the warehouse" if event is not None and not event.warehouse_is_whole else ""
+    return f"no event or user {what}: not in the warehouse, in any segment or in any integration{missing}"
+
+
+def _colour(word: str) -> Colour | None:
+    colours: dict[str, Colour] = {
+        "arrived": "green", "rejected": "red", "unknown": "red", "waits": "yellow", "not read yet": "yellow",
+    }  # fmt: skip
+    return colours.get(word)
+
+
+def _show_verdicts(verdicts: Sequence[Verdict]) -> None:
     from nami_amp_pipeline.commands import output as screen
 
+    if not screen.is_terminal():
+        screen.table(
+            ("Integration", "Verdict", "When", "Why", "Next try", "What to do"),
+            [(one.integration, one.word, one.when, one.why, one.next_try, one.what_to_do) for one in verdicts],
+        )
+        return
+    for one in verdicts:
+        screen.say(str(one), _colour(one.word), bold=True)
+        if one.what_to_do:
+            screen.say(f"  Do: {one.what_to_do}.", wrapped=False)
+
+
+def _show_event(found: Trace, *, full: bool) -> None:
+    from nami_amp_pipeline.commands import output as screen
+
+    _show_verdicts(found.verdicts)
+    if not found.verdicts:
+        apps = ", ".join(found.apps)
+        screen.say(f"No integration of app {apps}: 'nami-amp integrations add' adds one.", "yellow")
     if found.warehouse_error:
-        click.echo(f"Warehouse: {found.warehouse_error}")
-    elif not found.warehouse:
+        screen.say(f"The warehouse cannot be asked: {found.warehouse_error}", "yellow")
+    if full:
+        _show_details(found)
+    elif screen.is_terminal():
+        screen.say(f"{found.event_type} of {', '.join(found.apps)}, created {found.created_date}; --full shows more")
+
+
+def _show_user(found: UserTrace) -> None:
+    from nami_amp_pipeline.commands import output as screen
+
+    if screen.is_terminal():
+        for app, nami_user, external in found.users:
+            screen.say(f"{app}: Nami user {nami_user}, External ID {external or 'not known'}", bold=True)
+    rows, colours = [], []
+    for event in found.events:
+        for one in event.verdicts:
+            rows.append((event.event_id, one.integration, one.word, one.when, event.event_type, event.created_date,
+                         one.why, one.next_try))  # fmt: skip
+            colours.append(_colour(one.word))
+    if rows:
+        screen.table(
+            ("Event", "Integration", "Verdict", "When", "Type", "Created", "Why", "Next try"),
+            rows,
+            texts=("Why",),
+            optional=("Next try", "Created", "Type", "When"),
+            colours=colours,
+        )
+    for event in found.events:
+        if not event.verdicts:
+            screen.say(f"{event.event_id}: no integration of app {', '.join(event.apps)}", "yellow")
+
+
+def _show_details(found: Trace) -> None:
+    from nami_amp_pipeline.commands import output as screen
+
+    if not found.warehouse and not found.warehouse_error:
         click.echo("Warehouse: no row")
     for row in found.warehouse:
         click.echo(f"Warehouse: {row['event_type']} of {row['app_id']}, created {row['created_date']}")

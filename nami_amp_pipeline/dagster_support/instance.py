@@ -77,7 +77,14 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
 
 
 def _unwritable(home: Path, error: sa.exc.OperationalError) -> Blocked:
-    return Blocked(f"Dagster's history in {home} cannot be read or written: {' '.join(str(error.orig).split())[:200]}")
+    said = " ".join(str(error.orig).split())[:200]
+    if "locked" in said:
+        return _locked(home)
+    return Blocked(f"Dagster's history in {home} cannot be read or written: {said}")
+
+
+def _locked(home: Path) -> Blocked:
+    return Blocked(f"Dagster's history in {home} is locked by another process; the next run tries again")
 
 
 def _make_settings(file: Path) -> None:
@@ -108,8 +115,6 @@ def _alone(home: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= until:
-                    raise Blocked(
-                        f"Dagster's history in {home} is locked by another process; the next run tries again"
-                    ) from None
+                    raise _locked(home) from None
             time.sleep(0.05)
         yield

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import dagster as dg
+from sqlalchemy.exc import IntegrityError
 
 from nami_amp_pipeline.state.integrations import Integration
 
@@ -15,6 +16,8 @@ INTEGRATIONS: Final = "nami_integrations"
 
 MOST_CHANGES: Final = 1_000
 """Partitions added or deleted at once, so that one evaluation of the sensor stays short."""
+
+_ATTEMPTS: Final = 10
 
 nami_apps = dg.DynamicPartitionsDefinition(name=APPS)
 nami_integrations = dg.DynamicPartitionsDefinition(name=INTEGRATIONS)
@@ -66,5 +69,12 @@ def orphaned_partitions(
 
 def add_partitions(instance: dg.DagsterInstance, integrations: Sequence[Integration]) -> None:
     """Registers what is missing, so that the pages of a partition exist before its first materialization."""
-    for name, keys in missing_partitions(instance, integrations).items():
-        instance.add_dynamic_partitions(name, keys)
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            for name, keys in missing_partitions(instance, integrations).items():
+                instance.add_dynamic_partitions(name, keys)
+        except IntegrityError:  # another process added one of them since Dagster looked
+            if not left:
+                raise
+        else:
+            return

@@ -173,7 +173,7 @@ class Channel:
             self._again(attempt, verdict, now)
         elif verdict.outcome in (Outcome.REFUSED_SOME, Outcome.REFUSED_ONE_OF):
             state.failures = state.doubts = 0
-            self._refused(attempt, verdict, Refusal(self.target.shown(answer), request), now)
+            self._refused(attempt, verdict, Refusal(self.target.shown(answer), request, self.target.said(verdict)), now)
         return verdict
 
     def _judged(self, attempt: Attempt, answer: HttpAnswer | NoAnswer, now: int) -> Verdict:
@@ -237,7 +237,7 @@ class Channel:
         self.ends.not_dead(self.refused_alone[:-1])
         self.refused_alone.clear()
         self._halt(
-            "forbidden: several single events in a row were refused with 403; a firewall or the region refuses this "
+            "forbidden: several single events in a row were answered with 403; a firewall or the region blocks this "
             "sender",
             now,
         )

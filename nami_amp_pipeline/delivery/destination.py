@@ -57,6 +57,7 @@ class Verdict:
         reason: in a word, for receipts and people; a dead letter gets it when a bisection ends.
         maybe_stored: whether the events may have been stored anyway.
         dead: index in the request to reason.
+        said: index in the request to what the answer says of this event alone, for those that it says anything of.
         pauses: identity (``u:`` user id, ``d:`` device id) to (reason, seconds).
         paused: indexes of the events that are held with them.
         delay: seconds to wait; None for the usual back-off.
@@ -68,6 +69,7 @@ class Verdict:
     reason: str = ""
     maybe_stored: bool = False
     dead: Mapping[int, str] = field(default_factory=dict)
+    said: Mapping[int, str] = field(default_factory=dict)
     pauses: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     paused: frozenset[int] = frozenset()
     delay: float | None = None
@@ -196,6 +198,13 @@ class Target:
         if answer.status == 200:
             return None
         return self.destination.redact(answer.body.decode(errors="replace"), self.api_key)[:_SHOWN_CHARACTERS]
+
+    def said(self, verdict: Verdict) -> dict[int, str]:
+        """What an answer says of single events, as :meth:`shown` has it."""
+        return {
+            index: self.destination.redact(text, self.api_key)[:_SHOWN_CHARACTERS]
+            for index, text in verdict.said.items()
+        }
 
     def reason(self, verdict: Verdict) -> str:
         """A verdict's reason for the records and for people."""

@@ -16,7 +16,7 @@ class NoAnswer(Exception):  # an outcome like an answer, that happens to be rais
     """There is no whole answer to this request.
 
     Attributes:
-        kind: ``refused``, ``proxy``, ``tls``, ``timeout``, ``reset``, ``truncated``, ``out_of_step``, ``late``,
+        kind: ``no_connection``, ``proxy``, ``tls``, ``timeout``, ``reset``, ``truncated``, ``out_of_step``, ``late``,
             ``bad_address`` or ``failed``.
         maybe_stored: whether the request may have reached the server.
         detail: the words of the system or the TLS library, if any.

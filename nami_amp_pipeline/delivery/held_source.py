@@ -88,7 +88,7 @@ class HeldSource:
     def refused(self, attempt: Attempt, dead: Mapping[int, str], paused: Sequence[int], why: Refusal, now: int) -> None:
         """See :class:`Source`; whoever is paused waits in the queue already."""
         for index, reason in dead.items():
-            self._desk.ends.dead_held([self._events[index].id], reason, why.answer, why.request, now)
+            self._desk.ends.dead_held([self._events[index].id], reason, why.of(index), why.request, now)
 
     def suspect(self, attempt: Attempt, reason: str, why: Refusal) -> None:
         """See :class:`Source`."""

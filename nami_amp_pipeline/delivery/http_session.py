@@ -134,7 +134,7 @@ class _Guarded:
             exchange.note("timeout")
             raise
         except OSError as error:
-            exchange.note("refused", error.strerror)
+            exchange.note("no_connection", error.strerror)
             raise
         sys.audit("http.client.connect", self, self_.host, self_.port)
         return made

@@ -141,7 +141,8 @@ class LaneSource:
         lane = self.state
         batch, chosen, _ = self._request()
         by_row = {chosen.rows[index]: reason for index, reason in dead.items()}
-        self._desk.ends.dead_rows(lane, batch, by_row, why.answer, why.request, now)
+        said = {chosen.rows[index]: text for index in dead if (text := why.of(index)) is not None}
+        self._desk.ends.dead_rows(lane, batch, by_row, why.answer, why.request, now, said)
         lane.taken.update(lane.base + row for row in by_row)
         self._hold(batch, [chosen.rows[index] for index in sorted(paused)], now)
         self._note()

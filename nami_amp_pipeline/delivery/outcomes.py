@@ -85,11 +85,12 @@ class OutcomeRecorder:
         answer: str | None,
         request: RequestRecord | None,
         now: int,
+        said: Mapping[int, str] | None = None,
     ) -> None:
-        """Rows of a lane's record batch become dead letters, each for its reason."""
+        """Rows of a lane's record batch become dead letters, each for its reason; ``said`` has what is said of one."""
         rows = exception_rows(lane, batch, sorted(dead), self._origin("dead", now))
         for row, number in zip(rows, sorted(dead), strict=True):
-            row |= {"reason": dead[number], "answer": answer}
+            row |= {"reason": dead[number], "answer": (said or {}).get(number, answer)}
         self.changes.insert_exceptions(rows, request)
         self._count_dead(Counter(dead.values()))
 

@@ -7,7 +7,7 @@ five outcomes: delivered, again (nothing to do), refused by name, refused one of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from nami_amp_pipeline.delivery.attempt import Attempt, Limits, RequestSize
@@ -108,10 +108,16 @@ class Refusal:
     Attributes:
         answer: its text, safe to show.
         request: the record of its request.
+        said: by index in the request, what it said of single events.
     """
 
     answer: str | None
     request: RequestRecord
+    said: Mapping[int, str] = field(default_factory=dict)
+
+    def of(self, index: int) -> str | None:
+        """What it said of an event, or of all where it named none."""
+        return self.said.get(index, self.answer)
 
 
 def accepted(search: Bisection | None, events: Sequence[int], size: RequestSize) -> Bisection | None:

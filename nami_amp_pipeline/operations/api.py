@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from nami_amp_pipeline.operations.apps import App
     from nami_amp_pipeline.operations.connection import Tested
     from nami_amp_pipeline.operations.dead_letters import DeadLetter, Filter, Retried
+    from nami_amp_pipeline.operations.overview import Overview
+    from nami_amp_pipeline.operations.pending import PendingUser
     from nami_amp_pipeline.operations.repair import LostFile
     from nami_amp_pipeline.operations.status import IntegrationStatus
-    from nami_amp_pipeline.operations.trace import Trace
+    from nami_amp_pipeline.operations.trace import Trace, UserTrace
     from nami_amp_pipeline.secrets import Cipher
     from nami_amp_pipeline.settings import Settings
     from nami_amp_pipeline.state import Store
@@ -180,17 +182,57 @@ class Operations:
 
         return status(self._whole(), self.integrations(keys))
 
-    def last_run(self) -> str | None:
-        """The run that last captured, prepared or posted anything."""
-        from nami_amp_pipeline.operations.apps import last_run
+    def overview(self, keys: Sequence[str] | None = None) -> Overview:
+        """Whether anybody is needed, how all integrations stand or those named, the warehouse, the last run, alerts.
 
-        return last_run(self._opened())
+        Raises:
+            Misconfigured: one of the names is unknown.
+        """
+        from nami_amp_pipeline.operations.overview import overview
+
+        return overview(self._whole(), None if keys is None else self.integrations(keys))
+
+    def app_without_rows(self, app_id: str) -> str:
+        """A sentence that the warehouse has no row of an app, with the app that was perhaps meant; empty if it has.
+
+        It is empty too where the warehouse cannot be asked.
+        """
+        from nami_amp_pipeline.operations.overview import app_without_rows
+
+        return app_without_rows(self._whole(), app_id)
+
+    def pending(self, keys: Sequence[str] | None = None, users: Sequence[str] = ()) -> list[PendingUser]:
+        """Who waits, why and until when; of all integrations or those named, and of all users or some.
+
+        Args:
+            keys: ``<app_id>/<name>``.
+            users: ids of Amplitude's or Nami's.
+
+        Raises:
+            Misconfigured: one of the names is unknown.
+        """
+        from nami_amp_pipeline.operations.pending import pending
+
+        found = pending(self._whole(), None if keys is None else self.integrations(keys))
+        return [one for one in found if not users or one.user in users or one.nami_user in users]
+
+    def app_without_integration(self, app_id: str) -> str:
+        """A sentence that no integration takes events of an app; empty if one does, or there is none at all."""
+        from nami_amp_pipeline.operations.apps import app_without_integration
+
+        return app_without_integration(self._opened(), app_id)
 
     def trace(self, event_id: str, *, whole_table: bool = False) -> Trace:
         """Where one event is; see :func:`nami_amp_pipeline.operations.trace.trace`."""
         from nami_amp_pipeline.operations.trace import trace
 
         return trace(self._whole(), event_id, whole_table=whole_table)
+
+    def trace_user(self, user: str, most: int) -> UserTrace:
+        """The newest events of an External ID or Nami user; see :mod:`nami_amp_pipeline.operations.trace`."""
+        from nami_amp_pipeline.operations.trace import trace_user
+
+        return trace_user(self._whole(), user, most)
 
     # Lost files
 

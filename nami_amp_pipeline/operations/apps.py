@@ -1,4 +1,4 @@
-"""The known Nami apps, their plans, and the last run that did something."""
+"""The Nami apps that are known here, and their plans."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from nami_amp_pipeline.clock import to_text
+from nami_amp_pipeline.contract import did_you_mean
 from nami_amp_pipeline.state import Store, tables
 
 
@@ -50,14 +51,13 @@ def list_apps(store: Store) -> list[App]:
         return [App(*row) for row in tx.execute(query).tuples()]
 
 
-def last_run(store: Store) -> str | None:
-    """The run that last captured, prepared or posted anything."""
-    newest: list[tuple[int, str]] = []
-    with store.begin() as tx:
-        for table, at in (
-            (tables.segments, tables.segments.c.captured_at),
-            (tables.outboxes, tables.outboxes.c.prepared_at),
-            (tables.requests, tables.requests.c.answered_at),
-        ):
-            newest += tx.execute(sa.select(at, table.c.run_id).order_by(table.c.id.desc()).limit(1)).tuples().all()
-    return max(newest)[1] if newest else None
+def app_without_integration(store: Store, app_id: str) -> str:
+    """A sentence that no integration takes events of an app, with the app that was perhaps meant.
+
+    It is empty if one does, and where there is no integration at all.
+    """
+    with store.reading() as tx:
+        taken = set(tx.execute(sa.select(tables.integrations.c.app_id).distinct()).scalars())
+    if not taken or app_id in taken:
+        return ""
+    return f"no integration takes events of app {app_id}{did_you_mean(app_id, taken)}"

@@ -13,6 +13,8 @@ import sqlalchemy as sa
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.clock import micros, to_text
 from nami_amp_pipeline.errors import Misconfigured
+from nami_amp_pipeline.operations import reasons
+from nami_amp_pipeline.operations.named_fields import NamedField, error_of, named_fields
 from nami_amp_pipeline.stages.history import SKIP_SYNC, flagged, is_history
 from nami_amp_pipeline.state import Store, Transaction, tables
 from nami_amp_pipeline.state.users import read_sent
@@ -48,7 +50,7 @@ class DeadLetter:
         run_id: of the run that gave it up.
         body: the Amplitude event, as it was posted.
         payload: Nami's, of events that were never posted.
-        answer: Amplitude's.
+        answer: what Amplitude said of it.
     """
 
     id: int
@@ -66,6 +68,25 @@ class DeadLetter:
     payload: str | None = None
     answer: str | None = None
 
+    @property
+    def fields(self) -> list[NamedField]:
+        """The fields that Amplitude named, with their values where the body was read."""
+        return named_fields(self.answer, self.body)
+
+    @property
+    def why(self) -> str:
+        """In words: the fields that Amplitude named, its error, or what the reason means."""
+        said = "; ".join(map(str, self.fields)) or error_of(self.answer)
+        return f"{reasons.means(self.reason)}{f' ({said})' if said else ''}"
+
+    @property
+    def what_to_do(self) -> str | None:
+        """A sentence without a full stop; None if there is nothing to do."""
+        known = reasons.reason(self.reason)
+        if known is None or known.action is None:
+            return None
+        return known.action.replace("APP/NAME", self.integration).replace(" ID", f" {self.id}")
+
     def to_json(self) -> dict[str, Any]:
         """The object of ``--json``."""
         return {
@@ -80,6 +101,9 @@ class DeadLetter:
             "first_sent_at": to_text(self.first_sent),
             "run_id": self.run_id,
             "answer": self.answer,
+            "fields": [field.to_json() for field in self.fields],
+            "why": self.why,
+            "what_to_do": self.what_to_do,
         }
 
 
@@ -115,15 +139,36 @@ class Retried:
     refused: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
 
+def check_reasons(wanted: Sequence[str], tx: Transaction) -> None:
+    """Looks whether reasons can be those of dead letters.
+
+    Raises:
+        Misconfigured: one cannot; the message says which one may have been meant.
+    """
+    known = set(reasons.codes("dead_letter"))
+    strange = [one for one in wanted if one not in known]
+    if not strange:
+        return
+    table = tables.exceptions
+    known |= set(tx.execute(sa.select(table.c.reason).where(table.c.state == "dead").distinct()).scalars())
+    for one in strange:
+        if one not in known:
+            raise Misconfigured(
+                f"{one!r} is no reason of a dead letter{contract.did_you_mean(one, known) or ':'} "
+                f"{'' if contract.nearest(one, known) else 'there are ' + ', '.join(sorted(known))}".rstrip()
+            )
+
+
 def find(store: Store, which: Filter, limit: int | None = None) -> tuple[list[DeadLetter], int]:
     """The newest dead letters, without their texts, and how many there are in all.
 
     Raises:
-        Misconfigured: one of the ids matches no dead letter.
+        Misconfigured: one of the ids matches no dead letter, or one of the reasons cannot be one.
     """
     condition = _condition(which)
     query = _query(condition, with_texts=False).order_by(tables.exceptions.c.id.desc())
     with store.begin() as tx:
+        check_reasons(which.reasons, tx)
         total = tx.execute(sa.select(sa.func.count()).select_from(_joined()).where(condition)).scalar_one()
         found = [_from_row(row) for row in tx.execute(query.limit(limit) if limit is not None else query)]
         _all_found(tx, which)

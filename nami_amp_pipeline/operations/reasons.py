@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Final, Literal
 
 Kind = Literal["skipped", "dead_letter", "pending", "unreachable", "halted"]
@@ -43,7 +42,7 @@ _REPAIR_AND_RETRY: Final = (
 
 _ALL: Final = (
     Reason("no_external_id", "skipped", "the user had no External ID", "'nami-amp integrations update APP/NAME "
-           "--anonymous …' says what happens to such events from now on"),
+           "--anonymous wait_for_login' or another policy says what happens to such events from now on"),
     Reason("sandbox", "skipped", "the event is from a store's sandbox, and the integration skips those"),
     Reason("production", "skipped", "the event is from production, and the integration takes sandbox events only"),
     Reason("malformed_payload", "dead_letter", "the payload is missing or is no JSON object", _LOADER),
@@ -56,6 +55,8 @@ _ALL: Final = (
     Reason("reserved_device_id", "dead_letter", "the device id is a word that Amplitude reserves, such as 'null'",
            "Repair the app: it must not use such a word as a device id"),
     Reason("too_large", "dead_letter", "the event does not fit into a request", "Shorten the payload at its source"),
+    Reason("odd_row", "dead_letter", "the pipeline failed to compute the event", "Report it as a bug: the log of "
+           "the run has the error"),
     Reason("lost_file", "dead_letter", "the file with the event was lost", "Restore the data folder from a backup"),
     Reason("rejected", "dead_letter", "Amplitude rejected the event for what it holds", _REPAIR_AND_RETRY,
            was_posted=True),
@@ -74,8 +75,10 @@ _ALL: Final = (
     Reason("retried", "pending", "a person sent the dead letter again"),
     Reason("held", "pending", "the next micro-batch posts it before newer events of its user"),
     Reason("waiting_for_login", "pending", "the user has no External ID yet"),
-    Reason("refused", "unreachable", "no server listens at the endpoint, or its name is unknown",
+    Reason("no_connection", "unreachable", "no server listens at the endpoint, or its name is unknown",
            "Check the network and the endpoint with 'nami-amp integrations test APP/NAME'"),
+    Reason("refused", "unreachable", "no server listens at the endpoint, or its name is unknown (an older version's "
+           "word)", "Check the network and the endpoint with 'nami-amp integrations test APP/NAME'"),
     Reason("proxy", "unreachable", "the proxy does not let requests through", "Check the proxy of this machine"),
     Reason("tls", "unreachable", "no secure connection to the endpoint is possible", "Check the certificates of this "
            "machine, and its proxy"),
@@ -131,14 +134,6 @@ def is_unreachable(outcome: str) -> bool:
 def codes(*kinds: Kind) -> tuple[str, ...]:
     """The codes of some kinds, in the order of the table."""
     return tuple(one.code for one in _ALL if one.kind in kinds)
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that somebody may have meant; None if none is near."""
-    there = list(known)
-    folded = {one.lower(): one for one in there}
-    found = get_close_matches(word.lower(), list(folded), n=1, cutoff=0.6)
-    return folded[found[0]] if found else None
 
 
 def table() -> str:

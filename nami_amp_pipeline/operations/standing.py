@@ -314,7 +314,8 @@ def _with_rejected(standing: Standing, facts: Facts) -> Standing:
     if not facts.rejected or standing.state == "off":
         return standing
     key = standing.integration
-    said = f"Amplitude rejected {_events(facts.rejected)}, which can be sent again"
+    named = f" ({facts.rejected_for})" if facts.rejected_for else ""
+    said = f"Amplitude rejected {_events(facts.rejected)}{named}, which can be sent again"
     if set(facts.rejected_by) != {"rejected"}:
         by = ", ".join(f"{count:,} {code}" for code, count in sorted(facts.rejected_by.items()))
         said = f"{_events(facts.rejected)} can be sent again ({by})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
@@ -12,13 +12,17 @@ import sqlalchemy as sa
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.operations import reasons
+from nami_amp_pipeline.operations.named_fields import error_of, named_fields
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline.state.integrations import Integration, refreshed
 from nami_amp_pipeline.state.store import Transaction
 
 _WINDOW: Final = int(contract.DEDUPLICATION_WINDOW.total_seconds()) * 1_000_000
 _SHOWN_USERS: Final = 3
+_LATE_SECONDS: Final = 600.0
+"""Events that are queued for longer have somebody ask whose they are."""
+
 _CAPTURE: Final = "nami_events"
 """The asset of the stage that reads the warehouse; the table of the stages would bring all of DuckDB and Arrow."""
 
@@ -44,6 +48,7 @@ class Facts:
         rejected: dead letters of the last 7 days that can be posted again.
         rejected_by: the same by reason.
         rejected_since: when the oldest of them became one.
+        rejected_for: what Amplitude named of the newest, such as ``time is invalid``; empty if it named nothing.
         trouble: what a stage could not do for it and when, if nothing has moved since.
         last_sign: when any micro-batch last did or read anything.
     """
@@ -60,6 +65,7 @@ class Facts:
     whose: tuple[str, ...] = ()
     rejected_by: Mapping[str, int] = field(default_factory=dict)
     rejected_since: int | None = None
+    rejected_for: str = ""
     trouble: tuple[str, int] | None = None
     last_sign: int | None = None
 
@@ -76,8 +82,8 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
         StoreUnavailable: the state store cannot be read.
     """
     numbers = {one.integration: one for one in status(context, integrations)}
-    there = [one for one in integrations if one.key in numbers]
     with context.store.reading() as tx:
+        there = [one for one in refreshed(tx, integrations) if one.key in numbers]
         sign = last_sign(tx)
         off = _switched_off(tx, there)
         paused = _project_pauses(tx)
@@ -87,6 +93,7 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
         for one in there:
             waits, dead = held.get(one.id, _Held()), rejected.get(one.id, _NONE)
             count = numbers[one.key]
+            unanswered = _unanswered(tx, one) if count.to_post else None
             at, by = off.get(one.key, (None, ""))
             found.append(
                 Facts(
@@ -94,7 +101,7 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
                     count,
                     off_at=at,
                     off_by=by,
-                    unanswered=_unanswered(tx, one) if count.to_post else None,
+                    unanswered=unanswered,
                     project_until=paused.get(one.id),
                     users_until=waits.until,
                     held_since=waits.since,
@@ -102,11 +109,24 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
                     whose=waits.some,
                     rejected_by=dead.by,
                     rejected_since=dead.since,
+                    rejected_for=_named(tx, one) if dead.by else "",
                     trouble=_trouble(tx, one, count),
                     last_sign=sign,
                 )
             )
-    return found
+    return [_with_users(context, one, now) for one in found]
+
+
+def _with_users(context: Context, facts: Facts, now: int) -> Facts:
+    """Names some users where events are queued and do not go: reading files is left out where all is well."""
+    one, count = facts.integration, facts.numbers
+    stands = one.halted_reason or not one.enabled or facts.unanswered or facts.trouble
+    late = count.lag_seconds > _LATE_SECONDS or (facts.project_until or 0) > now
+    if facts.whose or not count.pending_by.get("queued") or not (stands or late):
+        return facts
+    from nami_amp_pipeline.operations.queued_users import some_users  # here: it brings Arrow
+
+    return replace(facts, whose=some_users(context, one, _SHOWN_USERS))
 
 
 def last_sign(tx: Transaction) -> int | None:
@@ -210,6 +230,16 @@ def _rejected(tx: Transaction, now: int) -> dict[int, _Rejected]:
         one.by[reason] = events
         one.since = min(since, one.since or since)
     return found
+
+
+def _named(tx: Transaction, one: Integration) -> str:
+    """What Amplitude named of the newest event that it rejected."""
+    table = tables.exceptions
+    query = sa.select(table.c.answer).where(
+        table.c.integration_id == one.id, table.c.state == "dead", table.c.reason.in_(reasons.RETRYABLE)
+    )
+    answer = tx.execute(query.order_by(table.c.id.desc()).limit(1)).scalar()
+    return ", ".join(f"{field.name} {field.how}" for field in named_fields(answer, None)) or error_of(answer) or ""
 
 
 def _unanswered(tx: Transaction, one: Integration) -> tuple[str, int] | None:

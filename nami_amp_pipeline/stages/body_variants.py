@@ -69,7 +69,7 @@ class Variant:
             return payload
         try:
             fields = json.loads(payload)
-        except ValueError:
+        except (ValueError, RecursionError):  # what nests too deep is no JSON to Python
             return None
         if not isinstance(fields, dict):
             return None

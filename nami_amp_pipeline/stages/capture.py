@@ -12,8 +12,7 @@ order, snapshots and logins are complete within a segment, and memory is bounded
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import duckdb
@@ -25,24 +24,18 @@ from nami_amp_pipeline import contract
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import OutOfMemory, WarehouseUnavailable
 from nami_amp_pipeline.stages.captured_ids import KEY_COLUMNS, JustCaptured, Keys, Ledger, fold
-from nami_amp_pipeline.stages.odd_rows import look_at_doubtful, set_aside
+from nami_amp_pipeline.stages.captured_rows import write_rows
 from nami_amp_pipeline.stages.window import Window, refuse
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Lease
 from nami_amp_pipeline.state.unreadable import Unreadable, note
 from nami_amp_pipeline.storage.duckdb_engine import compute, read_files, sql
-from nami_amp_pipeline.storage.parallel import is_parallel
-from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA, SegmentWriter
+from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA
 from nami_amp_pipeline.warehouse import Source
 from nami_amp_pipeline.warehouse.base import one_line
 
-READ_ROWS = 20_000
-
 FEWEST_ROWS = 20
 """This few rows fit into the engine's memory, whatever they contain."""
-
-MAX_TYPE_CHARACTERS = 200
-"""An event type is cut to this many characters; every selectable type is shorter."""
 
 
 @dataclass
@@ -114,7 +107,7 @@ def _capture(context: Context, leases: Mapping[str, Lease], most: int) -> dict[s
                 return {}
             try:
                 upper = _find_fresh(context, ledger, connection, source, frontiers, most)
-                written = _write(context, connection, source)
+                written = write_rows(context, connection, source)
             except duckdb.IOException as error:
                 raise WarehouseUnavailable(f"cannot read {context.warehouse.name}: {one_line(error)}") from None
         keys = _keys(connection, sum(written.values()))
@@ -237,46 +230,6 @@ def _find_fresh(
     buckets = max(1, -(-total // context.settings.segment_rows))
     connection.execute(f"CREATE TEMP MACRO bucket_of(app, person) AS (hash(app, person) % {buckets})::INTEGER")
     return upper
-
-
-def _write(context: Context, connection: duckdb.DuckDBPyConnection, source: Source) -> dict[str, int]:
-    """Writes the fresh rows, one file per bucket; returns file name to rows.
-
-    A row that makes the whole read fail is searched for and set aside.
-    """
-    try:
-        return _write_all(context, connection, source)
-    except (duckdb.DataError, duckdb.NotSupportedError, duckdb.InternalError, pa.ArrowInvalid, ValueError) as error:
-        if source.broke():
-            raise
-        context.log.warning("a row makes the read fail; searching for it: %s", one_line(error))
-        if not set_aside(connection, lambda: _read(context, connection, source), one_line, source.broke):
-            raise
-    return _write_all(context, connection, source)
-
-
-def _write_all(context: Context, connection: duckdb.DuckDBPyConnection, source: Source) -> dict[str, int]:
-    with ExitStack() as stack:
-        # Closed also where a file cannot be written: the warehouse could not be let go otherwise.
-        segments = stack.enter_context(SegmentWriter(context.folder, parallel=is_parallel(context.settings)))
-        for table in _read(context, connection, source):
-            segments.add(table)
-    return segments.rows
-
-
-def _read(context: Context, connection: duckdb.DuckDBPyConnection, source: Source) -> Iterator[pa.Table]:
-    """The fresh rows with the columns of a segment, and their bucket."""
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW source AS SELECT * FROM {source.rows()}")  # noqa: S608
-    query = sql("capture_2_rows").format(
-        max_id_bytes=contract.MAX_ID_BYTES,
-        max_type_characters=MAX_TYPE_CHARACTERS,
-        max_payload_bytes=context.settings.max_payload_bytes,
-        first_moment=contract.FIRST_MOMENT,
-        last_moment=contract.LAST_MOMENT,
-    )
-    with connection.sql(query).to_arrow_reader(READ_ROWS) as reader, connection.cursor() as beside:
-        for batch in reader:
-            yield look_at_doubtful(pa.Table.from_batches([batch]), beside)
 
 
 def _keys(connection: duckdb.DuckDBPyConnection, written: int) -> Keys | None:

@@ -1,4 +1,4 @@
-"""The slow, careful path of stage 1: it examines single rows that cannot be judged in columns.
+"""The slow, careful path of the stages: it examines single rows that cannot be computed in columns.
 
 A row of an unknown kind affects no other row: it becomes a dead letter if it has an id, and is counted and skipped
 otherwise.
@@ -12,7 +12,11 @@ from collections.abc import Callable, Iterable
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import sqlalchemy as sa
 
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.errors import NamiAmpError, is_out_of_memory
 from nami_amp_pipeline.storage.json_text import field_names, judge
 
 HALF_CHARACTERS = "half_characters"
@@ -20,6 +24,111 @@ HALF_CHARACTERS = "half_characters"
 
 MOST_SET_ASIDE = 100
 """At most this many rows of a reading are set aside; more most likely share one cause."""
+
+MOST_ODD = 20
+"""At most this many rows of a segment are set aside; the search computes the segment about twice for each of them."""
+
+ODD_ROW = "odd_row"
+"""The reason of a row that cannot be computed, with the others or alone."""
+
+_NO_ROWS = (
+    NamiAmpError, OSError, MemoryError, sa.exc.SQLAlchemyError, duckdb.IOException, duckdb.OutOfMemoryException,
+    duckdb.InterruptException,
+)  # fmt: skip
+
+
+def may_be_a_rows(error: Exception) -> bool:
+    """Whether a row may have caused an error; no row causes our own errors, those of the store or those of the disk."""
+    return not isinstance(error, _NO_ROWS) and not is_out_of_memory(error)
+
+
+def find_odd(first: int, end: int, failure: Callable[[int, int], str | None], most: int) -> dict[int, str]:
+    """Finds the rows that fail alone, by halves.
+
+    Args:
+        first, end: numbers of the first row and of the row after the last.
+        failure: computes the rows from ``first`` to ``end``, and returns the error in words, or None. It raises errors
+            that no row causes.
+        most: the search ends when it has found more rows than this.
+
+    Returns:
+        The error in words, by row number.
+    """
+    bad: dict[int, str] = {}
+
+    def look(first: int, end: int) -> None:
+        if first >= end or len(bad) > most:
+            return
+        why = failure(first, end)
+        if why is None:
+            return
+        if end - first == 1:
+            bad[first] = why
+            return
+        middle = (first + end) // 2
+        look(first, middle)
+        look(middle, end)
+
+    look(first, end)
+    return bad
+
+
+def odd_rows_of(
+    context: Context, file: str, compute: Callable[[int, int], None], error: Exception, what: str
+) -> dict[int, str]:
+    """The rows of a segment that cannot be computed, each alone; logs the id of each of them.
+
+    Args:
+        context: for the file and the log.
+        file: of the segment.
+        compute: computes the rows from ``first`` to before ``end``, and keeps no result.
+        error: of all rows together.
+        what: happens to such a row, as a part of a sentence.
+
+    Returns:
+        The error in words, by row number; empty if all rows can be computed now.
+
+    Raises:
+        Exception: ``error``, if there are more such rows than :data:`MOST_ODD`, as they most likely share one cause.
+    """
+    context.log.warning("a row cannot be computed; the search for it begins: %s", _in_words(error))
+
+    def failure(first: int, end: int) -> str | None:
+        try:
+            compute(first, end)
+        except Exception as own:
+            if not may_be_a_rows(own):
+                raise
+            return _in_words(own)
+        return None
+
+    path = context.folder.path(file)
+    bad = find_odd(0, pq.read_metadata(path).num_rows, failure, MOST_ODD)
+    if len(bad) > MOST_ODD:
+        raise error
+    if bad:
+        rows = pq.read_table(path, columns=["app_id", "id"]).take(list(bad)).to_pylist()
+        for row, why in zip(rows, bad.values(), strict=True):
+            context.log.warning(
+                "event %s of app %s cannot be computed (%s), so %s", row["id"], row["app_id"], why, what
+            )
+    return bad
+
+
+def only(rows: tuple[int, int] | None) -> str:
+    """SQL: whether a row of a segment is in a range of row numbers."""
+    return "true" if rows is None else f"file_row_number >= {rows[0]} AND file_row_number < {rows[1]}"
+
+
+def is_odd(odd: Iterable[int]) -> str:
+    """SQL: whether a row of a segment cannot be computed."""
+    numbers = ", ".join(map(str, odd))
+    return f"file_row_number IN ({numbers})" if numbers else "false"
+
+
+def _in_words(error: Exception) -> str:
+    said = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def look_at_doubtful(table: pa.Table, connection: duckdb.DuckDBPyConnection) -> pa.Table:
@@ -85,11 +194,8 @@ def set_aside(
     connection.execute(
         "CREATE TEMP TABLE numbered AS SELECT rid, row_number() OVER (ORDER BY rid) - 1 AS number FROM fresh"
     )
-    bad: dict[int, str] = {}
 
-    def look(first: int, end: int) -> None:
-        if first >= end or len(bad) > MOST_SET_ASIDE:
-            return
+    def failure(first: int, end: int) -> str | None:
         connection.execute("DELETE FROM fresh")
         connection.execute(
             "INSERT INTO fresh SELECT * FROM all_fresh "
@@ -100,17 +206,13 @@ def set_aside(
             for _ in read():
                 pass
         except Exception as error:
-            if broke():
+            if broke() or not may_be_a_rows(error):
                 raise
-            if end - first == 1:
-                bad[first] = words(error)
-                return
-            middle = (first + end) // 2
-            look(first, middle)
-            look(middle, end)
+            return words(error)
+        return None
 
     try:
-        look(0, total)
+        bad = find_odd(0, total, failure, MOST_SET_ASIDE)
     finally:
         connection.execute("DELETE FROM fresh")
         connection.execute("INSERT INTO fresh FROM all_fresh")

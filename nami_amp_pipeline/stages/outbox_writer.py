@@ -123,15 +123,41 @@ def _lanes(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[int, int, It
 
     Only row numbers are sorted: each body is copied once, to its final position.
     """
-    for wanted in _portions(connection):
-        connection.register("wanted", wanted)
-        table = connection.sql(sql("prepare_5_outbox")).to_arrow_table().combine_chunks()
-        order = pc.sort_indices(table, sort_keys=_ORDER)
-        table = table.select(_PLACED_SCHEMA.names).cast(_PLACED_SCHEMA)
+    for lanes in _portions(connection):
+        connection.register("wanted", lanes)
+        connection.execute(
+            "CREATE OR REPLACE TEMP VIEW portion AS FROM placed SEMI JOIN wanted USING (integration_id, lane)"
+        )
+        if lanes.num_rows == 1 and lanes["bytes"][0].as_py() > _BODY_BYTES:
+            yield lanes["integration_id"][0].as_py(), lanes["lane"][0].as_py(), _in_slices(connection, lanes)
+            continue
+        table, order = _sorted_portion(connection)
         keys = [table[key].take(order).to_numpy() for key in ("integration_id", "lane")]
         changes = np.flatnonzero((np.diff(keys[0]) != 0) | (np.diff(keys[1]) != 0)) + 1
         for start, end in pairwise([0, *changes.tolist(), table.num_rows]):
             yield int(keys[0][start]), int(keys[1][start]), _in_order(table, order[start:end])
+
+
+def _in_slices(connection: duckdb.DuckDBPyConnection, lane: pa.Table) -> Iterator[pa.RecordBatch]:
+    """The rows of one lane, such as that of a user with very many events, in posting order and a few MB at a time."""
+    numbers = connection.sql(
+        "SELECT p.number, d.created_date, d.id FROM portion p JOIN decided d ON d.rowid = p.number"
+    ).to_arrow_table()
+    order = pc.sort_indices(numbers, sort_keys=[("created_date", "ascending"), ("id", "ascending")])
+    in_order = numbers["number"].take(order).combine_chunks()
+    del numbers, order
+    rows = max(1, int(len(in_order) * _BODY_BYTES / lane["bytes"][0].as_py()) // LANE_BATCH_ROWS) * LANE_BATCH_ROWS
+    for start in range(0, len(in_order), rows):
+        connection.register("slice", pa.table({"number": in_order.slice(start, rows)}))
+        connection.execute("CREATE OR REPLACE TEMP VIEW portion AS FROM placed SEMI JOIN slice USING (number)")
+        yield from _in_order(*_sorted_portion(connection))
+
+
+def _sorted_portion(connection: duckdb.DuckDBPyConnection) -> tuple[pa.Table, pa.Array]:
+    """The rows of the view ``portion``, and the order in which they are posted."""
+    table = connection.sql(sql("prepare_5_outbox")).to_arrow_table().combine_chunks()
+    order = pc.sort_indices(table, sort_keys=_ORDER)
+    return table.select(_PLACED_SCHEMA.names).cast(_PLACED_SCHEMA), order
 
 
 def _in_order(rows: pa.Table, order: pa.Array) -> Iterator[pa.RecordBatch]:
@@ -140,15 +166,22 @@ def _in_order(rows: pa.Table, order: pa.Array) -> Iterator[pa.RecordBatch]:
 
 
 def _portions(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
-    """Groups of lanes (integration_id, lane) to write together: about as many as fit into :data:`_BODY_BYTES`."""
+    """Groups of lanes (integration_id, lane, bytes) to write together: as many as fit into :data:`_BODY_BYTES`.
+
+    A larger lane is a group of its own.
+    """
     lanes = connection.sql(
         "SELECT integration_id, lane, count(*) * (SELECT coalesce(avg(strlen(rest)), 0) + 200 FROM bodies) AS bytes "
         "FROM placed GROUP BY integration_id, lane ORDER BY integration_id, lane"
     ).to_arrow_table()
-    portion = np.cumsum(lanes["bytes"].to_numpy()) // _BODY_BYTES
-    starts = np.flatnonzero(np.diff(portion, prepend=-1))
-    for start, end in pairwise([*starts.tolist(), lanes.num_rows]):
-        yield lanes.slice(start, end - start)
+    start, size = 0, 0.0
+    for number, more in enumerate(lanes["bytes"].to_pylist()):
+        if number > start and size + more > _BODY_BYTES:
+            yield lanes.slice(start, number - start)
+            start, size = number, 0.0
+        size += more
+    if start < lanes.num_rows:
+        yield lanes.slice(start)
 
 
 def _tally(part: OutboxPart, rows: pa.RecordBatch, first: int, *, is_posted: bool) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import duckdb
 import pyarrow as pa
@@ -19,8 +19,10 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import OutOfMemory
 from nami_amp_pipeline.stages.body_variants import Variants, variants_of
 from nami_amp_pipeline.stages.event_properties import create_properties
+from nami_amp_pipeline.stages.odd_rows import ODD_ROW, may_be_a_rows, odd_rows_of
 from nami_amp_pipeline.stages.outbox_writer import OutboxPart, Prepared, add_outbox, exception_rows, write_outbox
 from nami_amp_pipeline.stages.prepare_inputs import (
+    PreparedSegment,
     register_identities,
     register_released,
     register_segment,
@@ -36,16 +38,6 @@ from nami_amp_pipeline.storage.parallel import is_parallel, with_next_ahead
 
 
 @dataclass(frozen=True)
-class PreparedSegment:
-    """A segment, and the integrations that it is prepared for."""
-
-    id: int
-    file: str
-    snapshot_files: Sequence[str]
-    integrations: Sequence[Integration]
-
-
-@dataclass(frozen=True)
 class BegunSegment:
     """A segment loaded into an engine: the bodies of its events, the users who have logged in, and the variants."""
 
@@ -53,6 +45,16 @@ class BegunSegment:
     connection: duckdb.DuckDBPyConnection
     logged_in: Mapping[str, set[str]]
     variants: Variants
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """The results of a segment before the commit: an outbox file, the part of each integration, and the sent states."""
+
+    segment: PreparedSegment
+    file: str
+    parts: Mapping[int, OutboxPart]
+    sent: pa.Table
 
 
 def prepare(
@@ -76,8 +78,8 @@ def prepare(
     refuse(window, "amplitude_events")
     done: dict[int, Prepared] = {}
 
-    def finish(_: PreparedSegment, begun: BegunSegment) -> None:
-        for integration_id, part in _one(context, leases, begun).items():
+    def commit(computed: _Computed) -> None:
+        for integration_id, part in _commit(context, leases, computed).items():
             done.setdefault(integration_id, Prepared()).add(part)
 
     segments = _pending(context, _targets(context, integrations, leases))
@@ -87,16 +89,71 @@ def prepare(
         try:
             with engine(context.settings) as shared:
                 with_next_ahead(
-                    lambda segment: begin_segment(context, segment, shared), finish, segments, shared.divide
+                    lambda segment: begin_segment(context, segment, shared),
+                    lambda _, begun: commit(_compute(context, begun)),
+                    segments,
+                    shared.divide,
                 )
             return done
         except OutOfMemory as error:
             context.log.info("%s; continuing with one segment at a time", error)
+        except Exception as error:
+            if not may_be_a_rows(error):
+                raise
+            context.log.info("%s; continuing with one segment at a time", type(error).__name__)
     with engine(context.settings) as alone:
         for segment in _pending(context, _targets(context, integrations, leases)):
-            with begin_segment(context, segment, alone) as begun:
-                finish(segment, begun)
+            for computed in _carefully(context, segment, alone):
+                commit(computed)
     return done
+
+
+def _carefully(context: Context, segment: PreparedSegment, shared: Engine) -> Iterator[_Computed]:
+    """Computes a segment; a row that cannot be computed becomes a dead letter."""
+    try:
+        with begin_segment(context, segment, shared) as begun:
+            whole = _compute(context, begun)
+    except Exception as error:
+        if not may_be_a_rows(error):
+            raise
+        parts = _without_odd_rows(context, segment, error)
+    else:
+        yield whole
+        return
+    for part in parts:
+        # A new engine: an internal error may have made the old engine unusable.
+        with engine(context.settings) as fresh, begin_segment(context, part, fresh) as begun:
+            computed = _compute(context, begun)
+        yield computed
+
+
+def _without_odd_rows(context: Context, segment: PreparedSegment, error: Exception) -> list[PreparedSegment]:
+    """The segment for each group of integrations that cannot compute the same rows."""
+
+    def compute(part: PreparedSegment) -> None:
+        with engine(context.settings) as own, begin_segment(context, part, own) as begun:
+            context.folder.remove(_compute(context, begun).file)
+
+    def fails(part: PreparedSegment) -> bool:
+        try:
+            compute(part)
+        except Exception as own:
+            if not may_be_a_rows(own):
+                raise
+            return True
+        return False
+
+    odd = odd_rows_of(
+        context, segment.file, lambda *rows: compute(replace(segment, rows=rows)), error,
+        f"it is a dead letter ({ODD_ROW})",
+    )  # fmt: skip
+    if len(segment.integrations) == 1:
+        return [replace(segment, odd=list(odd))]
+    alike: dict[tuple[int, ...], list[Integration]] = defaultdict(list)
+    for integration in segment.integrations:
+        mine = replace(segment, integrations=[integration])
+        alike[tuple(row for row in odd if fails(replace(mine, rows=(row, row + 1))))].append(integration)
+    return [replace(segment, integrations=some, odd=rows) for rows, some in alike.items()]
 
 
 def _targets(
@@ -154,9 +211,7 @@ def begin_segment(context: Context, segment: PreparedSegment, shared: Engine) ->
     """A connection with most of the work that does not depend on the results of earlier segments."""
     with shared.connection() as connection:
         variants = variants_of(segment.integrations, context.cipher)
-        register_segment(
-            context, connection, segment.id, segment.file, segment.snapshot_files, segment.integrations, variants
-        )
+        register_segment(context, connection, segment, variants)
         _create_bodies(connection, variants)
         logged_in = register_identities(context, connection, segment.integrations)
         yield BegunSegment(segment, connection, logged_in, variants)
@@ -173,21 +228,56 @@ def _create_bodies(connection: duckdb.DuckDBPyConnection, variants: Variants) ->
     connection.execute(f"CREATE TEMP MACRO environment_of(value) AS {environment}")
     parts = []
     for number, variant in enumerate(variants.distinct):
-        connection.execute(
-            "CREATE OR REPLACE TEMP VIEW selected_events AS SELECT row, id, event_type, created_date, payload, shape "  # noqa: S608
-            "FROM segment WHERE well_formed AND (app_id, event_type) IN "
-            f"(SELECT app_id, event_type FROM targets JOIN selected USING (integration_id) WHERE variant = {number})"
-        )
+        _select_events(connection, number)
         variant.create_macros(connection)
         create_properties(connection, variant, with_environment=variants.reads_environment)
-        connection.execute(f"CREATE TEMP TABLE bodies_{number} AS {sql('prepare_1_bodies')}")
+        _fill_bodies(connection, number)
         parts.append(f"SELECT *, body_of(row, {number}) AS body FROM bodies_{number}")  # noqa: S608
     connection.execute("CREATE TEMP VIEW bodies AS " + " UNION ALL ".join(parts))
 
 
-def _one(context: Context, leases: Mapping[int, Lease], begun: BegunSegment) -> dict[int, Prepared]:
+def _select_events(connection: duckdb.DuckDBPyConnection, number: int, rows: tuple[int, int] | None = None) -> None:
+    """Creates the view ``selected_events`` of one variant: all of the segment, or rows from one number to another."""
+    within = f" AND row >= {rows[0]} AND row < {rows[1]}" if rows else ""
+    connection.execute(
+        "CREATE OR REPLACE TEMP VIEW selected_events AS SELECT row, id, event_type, created_date, payload, shape "  # noqa: S608
+        "FROM segment WHERE well_formed AND (app_id, event_type) IN "
+        f"(SELECT app_id, event_type FROM targets JOIN selected USING (integration_id) WHERE variant = {number})"
+        f"{within}"
+    )
+
+
+def _fill_bodies(connection: duckdb.DuckDBPyConnection, number: int) -> None:
+    """Creates the table of one variant's bodies: of all events at once, or of fewer where these are too large."""
+    query = sql("prepare_1_bodies")
+    try:
+        connection.execute(f"CREATE TEMP TABLE bodies_{number} AS {query}")
+        return
+    except duckdb.OutOfMemoryException:
+        pass
+    connection.execute(f"CREATE TEMP TABLE bodies_{number} AS SELECT * FROM ({query}) LIMIT 0")  # noqa: S608
+
+    def fill(first: int, end: int) -> None:
+        _select_events(connection, number, (first, end))
+        try:
+            connection.execute(f"INSERT INTO bodies_{number} {query}")
+        except duckdb.OutOfMemoryException:
+            if end - first < 2:
+                raise
+            middle = (first + end) // 2
+            fill(first, middle)
+            fill(middle, end)
+
+    ((rows,),) = connection.execute("SELECT coalesce(max(row), -1) + 1 FROM segment").fetchall()
+    fill(0, rows // 2)
+    fill(rows // 2, rows)
+    _select_events(connection, number)
+
+
+def _compute(context: Context, begun: BegunSegment) -> _Computed:
+    """Writes the outbox file; it counts after the commit."""
     name = context.folder.new_name("outboxes", "arrow")
-    connection, segment_id, integrations = begun.connection, begun.segment.id, begun.segment.integrations
+    connection, integrations = begun.connection, begun.segment.integrations
     execute(connection, "prepare_2_decide")
     if register_released(context, connection, integrations, begun.logged_in):
         execute(connection, "prepare_3_release_logins")
@@ -198,21 +288,26 @@ def _one(context: Context, leases: Mapping[int, Lease], begun: BegunSegment) -> 
     _add_payloads(connection, parts, begun.variants)
     for integration in integrations:
         parts.setdefault(integration.id, OutboxPart())
-    written = any(part.rows for part in parts.values())
+    return _Computed(begun.segment, name, parts, sent)
+
+
+def _commit(context: Context, leases: Mapping[int, Lease], computed: _Computed) -> dict[int, Prepared]:
+    segment_id, name, sent = computed.segment.id, computed.file, computed.sent
+    integrations = computed.segment.integrations
     context.step("prepare.commit")
     with context.store.begin(under=[leases[integration.id] for integration in integrations]) as tx:
-        for integration_id, part in parts.items():
-            _commit(context, tx, integration_id, segment_id, name, part)
+        for integration_id, part in computed.parts.items():
+            _commit_part(context, tx, integration_id, segment_id, name, part)
         move_sent(context.store, tx, sent)
         tx.execute(
             sa.update(tables.integrations)
             .where(tables.integrations.c.id.in_([integration.id for integration in integrations]))
             .values(prepared_through=segment_id)
         )
-    if not written:
+    if not any(part.rows for part in computed.parts.values()):
         context.folder.remove(name)
     context.step("prepare.committed")
-    return {integration_id: part.done for integration_id, part in parts.items()}
+    return {integration_id: part.done for integration_id, part in computed.parts.items()}
 
 
 def _add_payloads(connection: duckdb.DuckDBPyConnection, parts: Mapping[int, OutboxPart], variants: Variants) -> None:
@@ -229,7 +324,7 @@ def _add_payloads(connection: duckdb.DuckDBPyConnection, parts: Mapping[int, Out
                 row["payload"] = text and text.replace("\0", "")  # which PostgreSQL cannot hold
 
 
-def _commit(
+def _commit_part(
     context: Context, tx: Transaction, integration_id: int, segment_id: int, name: str, part: OutboxPart
 ) -> None:
     now = context.now()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import duckdb
 import pyarrow as pa
@@ -13,6 +14,7 @@ from nami_amp_pipeline import contract
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.stages import history
 from nami_amp_pipeline.stages.body_variants import Variants
+from nami_amp_pipeline.stages.odd_rows import ODD_ROW, is_odd, only
 from nami_amp_pipeline.stages.snapshot_sql import snapshot_schema
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration
@@ -34,28 +36,41 @@ _RELEASED = pa.schema(
 )
 
 
+@dataclass(frozen=True)
+class PreparedSegment:
+    """A segment, and the integrations that it is prepared for.
+
+    Attributes:
+        id: in the store.
+        file: relative to the data folder.
+        snapshot_files: with the snapshots of the segment.
+        integrations: those that have not prepared it.
+        odd: numbers of rows that cannot be computed for these integrations; they become dead letters.
+        rows: numbers of the first row and of the row after the last; None for all rows.
+    """
+
+    id: int
+    file: str
+    snapshot_files: Sequence[str]
+    integrations: Sequence[Integration]
+    odd: Sequence[int] = ()
+    rows: tuple[int, int] | None = None
+
+
 def register_segment(
-    context: Context,
-    connection: duckdb.DuckDBPyConnection,
-    segment_id: int,
-    file: str,
-    snapshot_files: Sequence[str],
-    integrations: Sequence[Integration],
-    variants: Variants,
+    context: Context, connection: duckdb.DuckDBPyConnection, segment: PreparedSegment, variants: Variants
 ) -> None:
     """Makes the relations of one segment that do not depend on the store.
 
     Args:
         context: for the files and the settings.
         connection: gets views ``segment``, ``snapshots``, tables ``targets``, ``selected``, macros of the contract.
-        segment_id: the segment.
-        file: of the segment, in the data folder.
-        snapshot_files: with the snapshots of the segment.
-        integrations: those that have not prepared the segment.
+        segment: with the integrations that have not prepared it.
         variants: of the integrations.
     """
-    path = read_files([context.folder.path(file)], SEGMENT_SCHEMA, "file_row_number")
-    snapshots = read_files([context.folder.path(name) for name in snapshot_files], snapshot_schema())
+    integrations = segment.integrations
+    path = read_files([context.folder.path(segment.file)], SEGMENT_SCHEMA, "file_row_number")
+    snapshots = read_files([context.folder.path(name) for name in segment.snapshot_files], snapshot_schema())
     targets = pa.table(
         {
             "integration_id": pa.array([integration.id for integration in integrations], pa.int64()),
@@ -64,7 +79,7 @@ def register_segment(
             "anonymous": pa.array([integration.anonymous for integration in integrations], pa.string()),
             "sandbox": pa.array([integration.sandbox for integration in integrations], pa.string()),
             "variant": pa.array([variants.number_of[integration.id] for integration in integrations], pa.int32()),
-            "start_from": pa.array([integration.start_in(segment_id) for integration in integrations], pa.int64()),
+            "start_from": pa.array([integration.start_in(segment.id) for integration in integrations], pa.int64()),
             "lanes_at_most": pa.array([context.settings.max_lanes] * len(integrations), pa.int32()),
             "lane_rows": pa.array([context.settings.batch_events] * len(integrations), pa.int64()),
         }
@@ -84,9 +99,16 @@ def register_segment(
     connection.register("targets", targets)
     connection.register("selected", selected)
     _create_contract_macros(connection)
+    as_they_are = "*"
+    if segment.odd:
+        odd = is_odd(segment.odd)
+        as_they_are = (
+            f"* REPLACE (well_formed AND NOT {odd} AS well_formed, "
+            f"CASE WHEN well_formed AND {odd} THEN '{ODD_ROW}' ELSE problem END AS problem)"
+        )
     connection.execute(
-        f"CREATE TEMP VIEW segment AS SELECT * RENAME (file_row_number AS row) "  # noqa: S608
-        f"FROM {path} SEMI JOIN targets USING (app_id)"
+        f"CREATE TEMP VIEW segment AS SELECT {as_they_are} RENAME (file_row_number AS row) "  # noqa: S608
+        f"FROM {path} SEMI JOIN targets USING (app_id) WHERE {only(segment.rows)}"
     )
     connection.execute(f"CREATE TEMP VIEW snapshots AS FROM {snapshots}")
 

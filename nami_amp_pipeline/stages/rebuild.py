@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.contract import DEDUPLICATION_WINDOW
 from nami_amp_pipeline.errors import Blocked
+from nami_amp_pipeline.stages.odd_rows import ODD_ROW
 from nami_amp_pipeline.stages.outbox_writer import OutboxPart, add_outbox, write_outbox
-from nami_amp_pipeline.stages.prepare import PreparedSegment, begin_segment
-from nami_amp_pipeline.stages.prepare_inputs import register_released, register_sent
+from nami_amp_pipeline.stages.prepare import begin_segment
+from nami_amp_pipeline.stages.prepare_inputs import PreparedSegment, register_released, register_sent
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import all_integrations
 from nami_amp_pipeline.state.store import Lease, Transaction
@@ -114,16 +117,26 @@ def _segment(context: Context, tx: Transaction, box: Any) -> PreparedSegment:
     if row is None or not context.folder.path(row.file).exists():
         raise Blocked(f"outbox {box.file} cannot be rebuilt: its segment is lost too; restore a backup")
     (integration,) = all_integrations(context.store, [f"{row.app_id}/{row.name}"])
-    return PreparedSegment(box.segment_id, row.file, [row.snapshot_file], [integration])
+    odd = _odd(context, row.file, _ended(tx, box, reason=ODD_ROW))
+    return PreparedSegment(box.segment_id, row.file, [row.snapshot_file], [integration], odd)
 
 
-def _ended(tx: Transaction, box: Any) -> list[str]:
+def _ended(tx: Transaction, box: Any, reason: str | None = None) -> list[str]:
     """The ids of the segment's events with a record of their own: dead letters, held and waiting events."""
     table = tables.exceptions
     query = sa.select(table.c.event_id).where(
         table.c.integration_id == box.integration_id, table.c.segment_id == box.segment_id
     )
-    return list(tx.execute(query).scalars())
+    return list(tx.execute(query if reason is None else query.where(table.c.reason == reason)).scalars())
+
+
+def _odd(context: Context, file: str, event_ids: list[str]) -> list[int]:
+    """The row numbers of events that became dead letters because they could not be computed."""
+    if not event_ids:
+        return []
+    ids = pq.read_table(context.folder.path(file), columns=["id"])["id"]
+    numbers: list[int] = pc.indices_nonzero(pc.is_in(ids, pa.array(event_ids, pa.string()))).to_pylist()
+    return numbers
 
 
 def _write_again(context: Context, segment: PreparedSegment, name: str, ended: list[str]) -> OutboxPart:

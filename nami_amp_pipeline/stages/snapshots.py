@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import OutOfMemory
+from nami_amp_pipeline.stages.odd_rows import is_odd, may_be_a_rows, odd_rows_of, only
 from nami_amp_pipeline.stages.snapshot_sql import snapshot_schema, snapshot_sql, stored_table
 from nami_amp_pipeline.stages.window import Window, refuse
 from nami_amp_pipeline.state import tables
@@ -47,6 +48,34 @@ class Snapshotted:
     files: list[str]
 
 
+@dataclass(frozen=True)
+class _Segment:
+    """A segment without snapshots of some apps.
+
+    Attributes:
+        id: in the store.
+        file: relative to the data folder.
+        app_ids: of the apps.
+        odd: numbers of rows that cannot be computed; they carry no state.
+        rows: numbers of the first row and of the row after the last; None for all rows.
+    """
+
+    id: int
+    file: str
+    app_ids: Sequence[str]
+    odd: Sequence[int] = ()
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """The results of a segment before the commit: a snapshot file, newer current snapshots, and counts by app."""
+
+    file: str
+    current: pa.Table
+    done: Mapping[str, Snapshotted]
+
+
 def snapshot(context: Context, leases: Mapping[str, Lease], *, window: Window | None = None) -> dict[str, Snapshotted]:
     """Computes the missing snapshots of the apps under lease.
 
@@ -62,8 +91,8 @@ def snapshot(context: Context, leases: Mapping[str, Lease], *, window: Window | 
     done: dict[str, Snapshotted] = {}
     adding = threading.Lock()
 
-    def compute(segment: tuple[int, str, list[str]], shared: Engine, *, careful: bool) -> None:
-        parts = _one(context, leases, *segment, shared, careful=careful)
+    def compute(segment: _Segment, shared: Engine, *, careful: bool) -> None:
+        parts = _one(context, leases, segment, shared, careful=careful)
         with adding:
             for app_id, part in parts.items():
                 total = done.setdefault(app_id, Snapshotted(0, 0, 0, []))
@@ -82,6 +111,10 @@ def snapshot(context: Context, leases: Mapping[str, Lease], *, window: Window | 
             return done
         except OutOfMemory as error:
             context.log.info("%s; continuing with one segment at a time", error)
+        except Exception as error:
+            if not may_be_a_rows(error):
+                raise
+            context.log.info("%s; continuing with one segment at a time", type(error).__name__)
     with engine(context.settings) as alone:
         for together in _pending(context, leases):
             for segment in together:
@@ -89,8 +122,8 @@ def snapshot(context: Context, leases: Mapping[str, Lease], *, window: Window | 
     return done
 
 
-def _pending(context: Context, leases: Mapping[str, Lease]) -> list[list[tuple[int, str, list[str]]]]:
-    """(segment, its file, its apps that lack snapshots), oldest first; grouped by tick."""
+def _pending(context: Context, leases: Mapping[str, Lease]) -> list[list[_Segment]]:
+    """The segments without snapshots, oldest first; grouped by tick."""
     parts, segments = tables.segment_apps, tables.segments
     with context.store.begin() as tx:
         rows = tx.execute(
@@ -104,29 +137,51 @@ def _pending(context: Context, leases: Mapping[str, Lease]) -> list[list[tuple[i
         if app_id in leases:
             tick = pending.setdefault((captured_at, run_id), {})
             tick.setdefault((segment_id, file), []).append(app_id)
-    return [[(segment_id, file, app_ids) for (segment_id, file), app_ids in tick.items()] for tick in pending.values()]
+    return [[_Segment(*of, app_ids) for of, app_ids in tick.items()] for tick in pending.values()]
 
 
 def _one(
-    context: Context,
-    leases: Mapping[str, Lease],
-    segment_id: int,
-    file: str,
-    app_ids: Sequence[str],
-    shared: Engine,
-    *,
-    careful: bool,
-) -> dict[str, Snapshotted]:
+    context: Context, leases: Mapping[str, Lease], segment: _Segment, shared: Engine, *, careful: bool
+) -> Mapping[str, Snapshotted]:
+    try:
+        computed = _compute(context, segment, shared, careful=careful)
+    except Exception as error:
+        if not careful or not may_be_a_rows(error):
+            raise
+        # A new engine: an internal error may have made the old engine unusable.
+        odd = odd_rows_of(
+            context, segment.file, lambda *rows: _try(context, replace(segment, rows=rows)), error,
+            "it carries no state of its user",
+        )  # fmt: skip
+        with engine(context.settings) as fresh:
+            computed = _compute(context, replace(segment, odd=list(odd)), fresh, careful=careful)
+    context.step("snapshot.commit")
+    with context.store.begin(under=[leases[app_id] for app_id in segment.app_ids]) as tx:
+        move_forward(context.store, tx, computed.current)
+        for app_id, done in computed.done.items():
+            tx.execute(
+                sa.update(tables.segment_apps)
+                .where(tables.segment_apps.c.segment_id == segment.id, tables.segment_apps.c.app_id == app_id)
+                .values(snapshot_file=computed.file, truncated_arrays=done.truncated_arrays)
+            )
+    context.step("snapshot.committed")
+    return computed.done
+
+
+def _try(context: Context, segment: _Segment) -> None:
+    """Computes some rows of a segment, and removes the result; raises the error of a row that cannot be computed."""
+    with engine(context.settings) as own:
+        context.folder.remove(_compute(context, segment, own, careful=True).file)
+
+
+def _compute(context: Context, segment: _Segment, shared: Engine, *, careful: bool) -> _Computed:
     name = context.folder.new_name("snapshots", "parquet")
     with shared.connection() as connection:
-        connection.register("wanted", pa.table({"app_id": pa.array(app_ids, pa.string())}))
-        connection.execute(
-            "CREATE TEMP VIEW segment AS SELECT * RENAME (file_row_number AS row) "  # noqa: S608
-            f"FROM {read_files([context.folder.path(file)], SEGMENT_SCHEMA, 'file_row_number')} "
-            "SEMI JOIN wanted USING (app_id)"
-        )
+        _create_segment(context, connection, segment)
         connection.execute(snapshot_sql("snapshots_1_parse"))
-        _parse(context, connection, file, app_ids, careful=careful)
+        _parse(context, connection, segment, careful=careful)
+        if segment.odd:
+            connection.execute("INSERT INTO carried_by_event BY NAME FROM carried_nothing('odd_rows')")
         connection.execute(snapshot_sql("snapshots_2_incomplete"))
         _create_earlier(context, connection)
         connection.execute(snapshot_sql("snapshots_5_as_of"))
@@ -150,31 +205,29 @@ def _one(
             truncated_arrays=events.get(app_id, (0, 0))[1],
             files=[name],
         )
-        for app_id in app_ids
+        for app_id in segment.app_ids
     }
-    context.step("snapshot.commit")
-    with context.store.begin(under=[leases[app_id] for app_id in app_ids]) as tx:
-        move_forward(context.store, tx, current)
-        for app_id in app_ids:
-            tx.execute(
-                sa.update(tables.segment_apps)
-                .where(tables.segment_apps.c.segment_id == segment_id, tables.segment_apps.c.app_id == app_id)
-                .values(snapshot_file=name, truncated_arrays=done[app_id].truncated_arrays)
-            )
-    context.step("snapshot.committed")
-    return done
+    return _Computed(name, current, done)
 
 
-def _parse(
-    context: Context, connection: duckdb.DuckDBPyConnection, file: str, app_ids: Sequence[str], *, careful: bool
-) -> None:
+def _create_segment(context: Context, connection: duckdb.DuckDBPyConnection, segment: _Segment) -> None:
+    """Creates the views ``segment`` and ``odd_rows``, which has the rows that cannot be computed."""
+    connection.register("wanted", pa.table({"app_id": pa.array(segment.app_ids, pa.string())}))
+    file = read_files([context.folder.path(segment.file)], SEGMENT_SCHEMA, "file_row_number")
+    for view, rows in (("segment", f"NOT {is_odd(segment.odd)}"), ("odd_rows", is_odd(segment.odd))):
+        connection.execute(
+            f"CREATE TEMP VIEW {view} AS SELECT * RENAME (file_row_number AS row) "  # noqa: S608
+            f"FROM {file} SEMI JOIN wanted USING (app_id) WHERE {only(segment.rows)} AND {rows}"
+        )
+
+
+def _parse(context: Context, connection: duckdb.DuckDBPyConnection, segment: _Segment, *, careful: bool) -> None:
     """Makes the table ``carried_by_event``: for all rows at once, or for a few at a time.
 
     Args:
         context: for the file, and to log unreadable rows.
         connection: has the view ``segment``, and the macros.
-        file: of the segment.
-        app_ids: of the rows that are wanted.
+        segment: the wanted rows.
         careful: whether to continue with a few rows at a time if all of them take too much memory.
     """
     try:
@@ -189,12 +242,15 @@ def _parse(
         context.log.warning("snapshots: %s; reading a few rows at a time", type(error).__name__)
     connection.execute("CREATE TEMP TABLE carried_by_event AS FROM carried('segment') LIMIT 0")
     first = 0
-    with pq.ParquetFile(context.folder.path(file)) as source:
+    apps, odd = pa.array(segment.app_ids, pa.string()), pa.array(segment.odd, pa.int64())
+    begin, end = segment.rows or (0, 2**62)
+    with pq.ParquetFile(context.folder.path(segment.file)) as source:
         for number in range(source.num_row_groups):
             rows = source.read_row_group(number)
             rows = rows.append_column("row", pa.array(range(first, first + rows.num_rows), pa.int64()))
             first += rows.num_rows
-            _parse_few(context, connection, rows.filter(pc.is_in(rows["app_id"], pa.array(app_ids, pa.string()))))
+            rows = rows.filter((pc.field("row") >= begin) & (pc.field("row") < end) & ~pc.field("row").isin(odd))
+            _parse_few(context, connection, rows.filter(pc.is_in(rows["app_id"], apps)))
 
 
 def _parse_few(context: Context, connection: duckdb.DuckDBPyConnection, rows: pa.Table) -> None:

@@ -136,7 +136,10 @@ def all_integrations(store: Store, keys: Sequence[str] | None = None) -> list[In
     known = {integration.key: integration for integration in found}
     for key in keys:
         if key not in known:
-            raise Misconfigured(f"there is no integration {key}; 'nami-amp integrations list' shows all integrations")
+            raise Misconfigured(
+                f"there is no integration {key}{contract.did_you_mean(key, known) or ';'} 'nami-amp integrations list' "
+                "shows all integrations"
+            )
     return [known[key] for key in dict.fromkeys(keys)]
 
 

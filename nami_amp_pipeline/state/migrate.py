@@ -86,7 +86,7 @@ def migrate(store: Store, *, beside_others: bool) -> tuple[int, int]:
 @contextmanager
 def alone(store: Store) -> Iterator[Transaction]:
     """A transaction that excludes other migrations and checks all references at its end."""
-    with plainly(), store.engine.connect() as connection:
+    with plainly(store.name), store.engine.connect() as connection:
         if not store.is_sqlite:
             with connection.begin():
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATING)))

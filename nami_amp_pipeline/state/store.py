@@ -94,7 +94,7 @@ class Store:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise StoreUnavailable(f"cannot create the state store's folder {path}: {error.strerror}") from None
+                raise StoreUnavailable(f"cannot create the folder of {self.name}: {error.strerror}") from None
             self.engine = sa.create_engine(self.url, connect_args={"timeout": 30, "check_same_thread": False})
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin)
@@ -113,6 +113,11 @@ class Store:
             except (sa.exc.ArgumentError, ImportError):
                 raise Misconfigured("NAMI_AMP_STATE_URL cannot be parsed as a database address") from None
         self._leases: dict[str, Lease] = {}
+
+    @property
+    def name(self) -> str:
+        """The store in messages: with the path of a SQLite file, and without the address of a server."""
+        return f"state store {self.url.removeprefix('sqlite:///')}" if self.is_sqlite else "state store"
 
     def schema_version(self) -> int:
         """The version of the tables; 0 for an empty store.
@@ -134,7 +139,7 @@ class Store:
             LostLease: one of the leases belongs to another process now.
             StoreUnavailable: the store cannot be reached or written.
         """
-        with plainly(), self.engine.begin() as tx:
+        with plainly(self.name), self.engine.begin() as tx:
             self.confirm(tx, under)
             yield tx
 
@@ -145,7 +150,7 @@ class Store:
         Raises:
             StoreUnavailable: the store cannot be reached or read.
         """
-        with plainly(), self.engine.connect().execution_options(reading=True) as tx, tx.begin():
+        with plainly(self.name), self.engine.connect().execution_options(reading=True) as tx, tx.begin():
             yield tx
 
     def confirm(self, tx: Transaction, under: Iterable[Lease]) -> None:
@@ -303,8 +308,11 @@ class Store:
 
 
 @contextmanager
-def plainly() -> Iterator[None]:
+def plainly(name: str) -> Iterator[None]:
     """Turns an error of the database into one line; errors in our own code pass through.
+
+    Args:
+        name: of the store, see :attr:`Store.name`.
 
     Raises:
         StoreUnavailable: the store cannot be reached, read or written.
@@ -314,11 +322,11 @@ def plainly() -> Iterator[None]:
     except sa.exc.DBAPIError as error:
         if getattr(error.orig, "pgcode", None) == _INSUFFICIENT_PRIVILEGE:
             raise StoreUnavailable(
-                f"state store: {_one_line(error)}: the database role of NAMI_AMP_STATE_URL lacks this privilege"
+                f"{name}: {_one_line(error)}: the database role of NAMI_AMP_STATE_URL lacks this privilege"
             ) from None
         if isinstance(error, sa.exc.ProgrammingError | sa.exc.IntegrityError | sa.exc.DataError):
             raise
-        raise StoreUnavailable(f"state store: {_one_line(error)}") from None
+        raise StoreUnavailable(f"{name}: {_one_line(error)}") from None
 
 
 def read_schema_version(tx: Transaction) -> int:
@@ -393,4 +401,6 @@ def _one_line(error: sa.exc.DBAPIError) -> str:
     text = " ".join(str(error.orig).split())
     if "locked" in text or "busy" in text or "lock timeout" in text:
         return "it is locked by another process; the next run tries again"
+    if text == "unable to open database file":
+        return "it cannot be opened: let this user write the file and its folder"
     return text[:300]

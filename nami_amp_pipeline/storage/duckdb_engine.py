@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -147,6 +147,50 @@ def execute(connection: duckdb.DuckDBPyConnection, name: str) -> None:
 def table(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
     """The whole result of a query that is known to be small."""
     return connection.sql(query).to_arrow_table()
+
+
+def stream(connection: duckdb.DuckDBPyConnection, query: str, rows: int) -> Generator[pa.RecordBatch]:
+    """The answer of a query in batches; until it is closed, the connection is not free for another one.
+
+    Args:
+        connection: where the query is run.
+        query: it.
+        rows: of a batch, which ends at so many; each is in memory as a whole.
+
+    Raises:
+        duckdb.OutOfMemoryException, duckdb.IOException, duckdb.DataError: as the query would; of an error after the
+            first rows, Arrow passes on a text only.
+    """
+    with connection.sql(query).to_arrow_reader(rows) as reader:
+        while True:
+            try:
+                batch = reader.read_next_batch()
+            except StopIteration:
+                return
+            except (OSError, pa.ArrowException) as error:
+                said = str(error)
+                kinds = {"Out of Memory": duckdb.OutOfMemoryException, "IO Error": duckdb.IOException}
+                kind = next((kind for words, kind in kinds.items() if said.startswith(words)), duckdb.DataError)
+                raise kind(said) from None
+            yield batch
+
+
+@contextmanager
+def more_memory(connection: duckdb.DuckDBPyConnection, times: int) -> Iterator[None]:
+    """Allows an engine to reserve more memory for the length of the block.
+
+    Args:
+        connection: one of the engine's.
+        times: how many times as much.
+    """
+    ((limit,),) = connection.execute("SELECT current_setting('memory_limit')").fetchall()
+    number, unit = limit.split()
+    connection.execute(f"SET memory_limit = '{float(number) * times:.1f} {unit}'")
+    try:
+        yield
+    finally:
+        with suppress(duckdb.Error):  # what is still reserved counts
+            connection.execute(f"SET memory_limit = '{limit}'")
 
 
 def files(paths: list[Path]) -> str:

@@ -29,7 +29,9 @@ from nami_amp_pipeline.warehouse.base import (
     Places,
     Source,
     Unplaced,
+    by_position,
     one_line,
+    together,
 )
 
 if TYPE_CHECKING:
@@ -40,8 +42,9 @@ GAP_ROWS = 2_000
 
 _MOST_SPANS = 50
 _REPEATS_AT_A_TIME = 1_000
-_NEAR_MICROSECONDS = 600 * 1_000_000
-"""Apps whose positions are as near as that are asked for together."""
+
+_SOME_ROWS = 100_000
+"""The rows that are asked which apps there are."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 and 9999: PostgreSQL knows infinity too
@@ -113,10 +116,11 @@ class AdbcWarehouse(ABC):
             reading = _Reading(self, session, connection)
             try:
                 unplaced = self.unplaced(session, connection, list(positions))
-                head = reading.read_keys(_parts(positions))
+                head = reading.read_keys(together(positions))
                 yield Source(
-                    "warehouse_keys", head, reading.rows, warnings, unplaced, lambda: session.failure is not None
-                )
+                    "warehouse_keys", head, reading.rows, reading.few, warnings=warnings, unplaced=unplaced,
+                    broke=lambda: session.failure is not None, is_heavy=lambda: session.is_heavy,
+                )  # fmt: skip
             finally:
                 session.close()
                 reading.close()
@@ -132,6 +136,33 @@ class AdbcWarehouse(ABC):
                 f"AND ingested_at <= {self.time(_LAST)} GROUP BY app_id"
             )
             return dict(answered(session, connection, [query], _schema("app_id", "ingested_at"), local))
+
+    def unread(
+        self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int | None]
+    ) -> dict[str, tuple[int, int]]:
+        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
+        schema = pa.schema([_ROWS.field("app_id"), pa.field("rows", pa.int64()), _ROWS.field("ingested_at")])
+        local = "SELECT app_id, rows, epoch_us(ingested_at) FROM warehouse_stream"
+        with self._session() as session:
+            self.begin(session)
+            queries = [
+                f"SELECT {self.selected(['app_id'])}, count(*) AS rows, min(ingested_at) AS ingested_at "  # noqa: S608
+                f"FROM {self.table} WHERE {self.among('app_id', apps)} "
+                f"AND ingested_at > {self.time(_FIRST if since is None else since)} "
+                f"AND ingested_at <= {self.time(_LAST)} GROUP BY app_id"
+                for since, apps in by_position(positions).items()
+            ]
+            rows = answered(session, connection, queries, schema, local) if queries else []
+        return {app_id: (count, oldest) for app_id, count, oldest in rows}
+
+    def app_ids(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
+        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`; those of some rows, as no index has them by app."""
+        with self._session() as session:
+            self.begin(session)
+            some = f"(SELECT {self.selected(['app_id'])} FROM {self.table} WHERE app_id IS NOT NULL LIMIT {_SOME_ROWS})"  # noqa: S608
+            query = f"SELECT DISTINCT app_id FROM {some} AS first_rows"  # noqa: S608
+            rows = answered(session, connection, [query], _schema("app_id"), "FROM warehouse_stream ORDER BY ALL")
+        return [app_id for (app_id,) in rows]
 
     def find(self, connection: duckdb.DuckDBPyConnection, event_id: str, places: Places | None = None) -> Lookup:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
@@ -155,7 +186,7 @@ class AdbcWarehouse(ABC):
 
     def _conditions(self, places: Places) -> Iterator[str]:
         """Each place once, as the index that every run needs can look it up."""
-        unread = _parts(places.unread)
+        unread = together(places.unread)
         for since, app_ids in unread:
             yield f"{self.among('app_id', app_ids)} AND ingested_at >= {self.time(_FIRST if since is None else since)}"
         for app_id, at in sorted(set(places.captured)):
@@ -294,11 +325,29 @@ class _Reading:
             "CREATE OR REPLACE TEMP TABLE warehouse_wanted AS FROM warehouse_keys WHERE rid IN (SELECT rid FROM fresh)"
         )
         again = self._read_repeated(columns)
-        self._read(self._queries(self._spans()), _ROWS)
+        self._read(self._queries(self._spans()), _ROWS, until_heavy=True)
         relation = f"SELECT {columns}, rid FROM warehouse_stream JOIN warehouse_wanted USING (app_id, id, ingested_at)"  # noqa: S608
         if again:
             relation += f" UNION ALL SELECT {columns}, rid FROM warehouse_repeated"  # noqa: S608
         return f"({relation})"
+
+    def few(self, numbers: Sequence[int]) -> str:
+        """The same with the rows of some numbers, each perhaps several times."""
+        self._session.close()  # nobody reads on in what was under way
+        self._duck.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
+        self._duck.execute(
+            "CREATE OR REPLACE TEMP TABLE warehouse_few AS FROM warehouse_keys "
+            f"WHERE rid IN (SELECT unnest({list(numbers)}))"
+        )
+        spans = self._duck.execute(
+            "SELECT part, epoch_us(min(ingested_at)), epoch_us(max(ingested_at)), list(DISTINCT app_id), list(id) "
+            "FROM warehouse_few GROUP BY part"
+        ).fetchall()
+        self._read(self._queries(spans), _ROWS)
+        return (
+            f"(SELECT {', '.join(COLUMNS)}, rid FROM warehouse_stream "  # noqa: S608
+            "JOIN warehouse_few USING (app_id, id, ingested_at))"
+        )
 
     def _read_repeated(self, columns: str) -> bool:
         """Reads the rows of which there are several with the same app, id and time, and keeps one of each."""
@@ -314,7 +363,7 @@ class _Reading:
         ).fetchall()
         if not spans:
             return False
-        self._read(self._queries(spans), _ROWS)
+        self._read(self._queries(spans), _ROWS, until_heavy=True)
         self._duck.execute(
             f"CREATE OR REPLACE TEMP TABLE warehouse_repeated AS SELECT {columns}, rid "  # noqa: S608
             "FROM warehouse_stream JOIN warehouse_repeats USING (app_id, id, ingested_at) "
@@ -363,8 +412,8 @@ class _Reading:
             )
         return queries
 
-    def _read(self, queries: Sequence[str], schema: pa.Schema) -> None:
-        self._duck.register("warehouse_stream", self._session.stream(queries, schema))
+    def _read(self, queries: Sequence[str], schema: pa.Schema, *, until_heavy: bool = False) -> None:
+        self._duck.register("warehouse_stream", self._session.stream(queries, schema, until_heavy=until_heavy))
 
     def close(self) -> None:
         """Leaves DuckDB as it was."""
@@ -375,17 +424,3 @@ class _Reading:
 
 def _schema(*columns: str) -> pa.Schema:
     return pa.schema([_ROWS.field(column) for column in columns])
-
-
-def _parts(positions: Mapping[str, int | None]) -> list[tuple[int | None, list[str]]]:
-    """Apps to be asked for together, with the position of the one that is behind."""
-    parts: list[tuple[int | None, list[str]]] = []
-    for app_id, position in sorted(positions.items(), key=lambda item: (item[1] is not None, item[1] or 0, item[0])):
-        if parts:
-            first, together = parts[-1]
-            near = position is not None and first is not None and position - first <= _NEAR_MICROSECONDS
-            if near or position is first:
-                together.append(app_id)
-                continue
-        parts.append((position, [app_id]))
-    return parts

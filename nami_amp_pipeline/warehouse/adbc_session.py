@@ -13,16 +13,27 @@ if TYPE_CHECKING:
     from adbc_driver_manager.dbapi import Connection
 
 
+_LIGHT_BYTES = 4_000_000
+_LIGHT_ROW_BYTES = 16_000
+"""Batches are heavy above so many bytes, if their rows take more than so many each."""
+
+
+class _Heavy(Exception):
+    """Rows are to be read a few at a time."""
+
+
 class Session:
     """A connection during one reading.
 
     Attributes:
         failure: what broke a stream that DuckDB was reading from; of that, DuckDB passes on a text only.
+        is_heavy: whether a stream ended because its rows are heavy.
         any_bytes: whether texts may come that are not UTF-8, to be mended row by row.
     """
 
     def __init__(self, db: Connection) -> None:
         self.failure: Exception | None = None
+        self.is_heavy = False
         self.any_bytes = False
         self._db = db
         self._streams: list[Generator[pa.RecordBatch]] = []
@@ -40,19 +51,31 @@ class Session:
             cursor.execute(query)
             return cursor.fetchall()
 
-    def stream(self, queries: Iterable[str], schema: pa.Schema) -> pa.RecordBatchReader:
-        """The answers of queries of the same columns, one after the other; a batch at a time is in memory."""
-        batches = self._batches(queries, schema)
+    def stream(self, queries: Iterable[str], schema: pa.Schema, *, until_heavy: bool = False) -> pa.RecordBatchReader:
+        """The answers of queries of the same columns, one after the other; a batch at a time is in memory.
+
+        Args:
+            queries: of the same columns.
+            schema: theirs.
+            until_heavy: whether to end with an error, and ``is_heavy``, where rows are so large that as many of them as
+                DuckDB puts together could be too much.
+        """
+        batches = self._batches(queries, schema, until_heavy)
         self._streams.append(batches)
         return pa.RecordBatchReader.from_batches(schema, batches)
 
-    def _batches(self, queries: Iterable[str], schema: pa.Schema) -> Generator[pa.RecordBatch]:
+    def _batches(self, queries: Iterable[str], schema: pa.Schema, until_heavy: bool) -> Generator[pa.RecordBatch]:
         try:
             for query in queries:
                 with self._db.cursor() as cursor:
                     cursor.execute(query)
                     for batch in cursor.fetch_record_batch():
+                        if until_heavy and batch.nbytes > max(_LIGHT_BYTES, batch.num_rows * _LIGHT_ROW_BYTES):
+                            self.is_heavy = True
+                            raise _Heavy
                         yield (_in_utf8(batch) if self.any_bytes else batch).cast(schema)
+        except _Heavy:
+            raise
         except Exception as error:
             self.failure = error
             raise

@@ -35,6 +35,10 @@ DUCKDB_TYPES: Mapping[Kind, tuple[str, ...]] = {
 """The types that a column of each kind may have, as DuckDB names them; whatever is no text is read as one."""
 
 
+_NEAR_MICROSECONDS = 600 * 1_000_000
+"""Apps whose positions are as near as that are asked for together."""
+
+
 class Unplaced(NamedTuple):
     """Rows of one app whose position in the reading is unknown, so that they cannot be captured.
 
@@ -74,17 +78,25 @@ class Source:
             whole rows: :data:`COLUMNS` and ``rid``. It has every ``rid`` of ``fresh`` once and may have others. It can
             be read once; to read again, for the same or others, it is called again. A ``created_date`` that is
             infinite or not of the years 1 to 9999 may come as any other such.
+        few: called with some of the ``rid`` of ``fresh``, not many; gives the same as ``rows`` for these, read so that
+            hardly any other row is in memory. It may have a ``rid`` several times. Rows that were to come from an
+            earlier call need not come any more.
+        order: what to put behind ``ORDER BY`` for an order of ``fresh`` in which neighbours are quickly read together.
         warnings: what a person should know, one line each.
         unplaced: the rows that cannot be read, by app and reason.
         broke: whether a reading that ended with an error did so because the warehouse failed, not because of a row.
+        is_heavy: whether ``rows`` ended with an error because they are so large that they have to be read by ``few``.
     """
 
     keys: str
     head: int | None
     rows: Callable[[], str]
+    few: Callable[[Sequence[int]], str]
+    order: str = "ingested_at, rid"
     warnings: Sequence[str] = ()
     unplaced: Sequence[Unplaced] = ()
     broke: Callable[[], bool] = lambda: False
+    is_heavy: Callable[[], bool] = lambda: False
 
 
 class EventRow(NamedTuple):
@@ -168,6 +180,27 @@ class Warehouse(Protocol):
             WarehouseUnavailable: as :meth:`open`.
         """
 
+    def unread(
+        self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int | None]
+    ) -> dict[str, tuple[int, int]]:
+        """How many rows come after a position, and the oldest ``ingested_at`` of them, by app that has any.
+
+        Args:
+            connection: where the answer may be read into.
+            positions: app id to the ``ingested_at`` after which rows count, in microseconds since the epoch; None is
+                the beginning.
+
+        Raises:
+            WarehouseUnavailable: as :meth:`open`.
+        """
+
+    def app_ids(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
+        """Apps that have rows; of a large table perhaps not all of them.
+
+        Raises:
+            WarehouseUnavailable: as :meth:`open`.
+        """
+
     def find(self, connection: duckdb.DuckDBPyConnection, event_id: str, places: Places | None = None) -> Lookup:
         """The rows of one event id.
 
@@ -182,6 +215,28 @@ class Warehouse(Protocol):
 
     def check(self) -> list[Finding]:
         """Checks everything that reading needs; returns findings instead of raising."""
+
+
+def by_position(positions: Mapping[str, int | None]) -> dict[int | None, list[str]]:
+    """The apps that share a position, to be asked for together."""
+    together: dict[int | None, list[str]] = {}
+    for app_id, position in positions.items():
+        together.setdefault(position, []).append(app_id)
+    return together
+
+
+def together(positions: Mapping[str, int | None]) -> list[tuple[int | None, list[str]]]:
+    """Apps to be asked for together, with the position of the one that is behind."""
+    parts: list[tuple[int | None, list[str]]] = []
+    for app_id, position in sorted(positions.items(), key=lambda item: (item[1] is not None, item[1] or 0, item[0])):
+        if parts:
+            first, together = parts[-1]
+            near = position is not None and first is not None and position - first <= _NEAR_MICROSECONDS
+            if near or position is first:
+                together.append(app_id)
+                continue
+        parts.append((position, [app_id]))
+    return parts
 
 
 def check_columns(found: Mapping[str, str], table: str, types: Mapping[Kind, tuple[str, ...]] = DUCKDB_TYPES) -> None:

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import numpy as np
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.errors import WarehouseUnavailable
@@ -21,6 +23,7 @@ from nami_amp_pipeline.warehouse.base import (
     Places,
     Source,
     Unplaced,
+    by_position,
     check_columns,
     one_line,
 )
@@ -48,8 +51,14 @@ FROM (
 GROUP BY ALL
 """  # noqa: S608
 
+_GAP = 4
+"""Rows that are not wanted are read along if they are fewer than so many."""
+
 _NAMED = 20
 """The most findings about rows that cannot be captured."""
+
+_APPS = 10_000
+"""App ids that are told, at most."""
 
 # What a row or a file of the warehouse can be to blame for; everything else is this program's.
 _FAULTS = (
@@ -103,7 +112,10 @@ class DuckDBWarehouse:
                 placed = f"(FROM {table.rows} WHERE {_PLACED})"
                 ((head,),) = self._asked(connection, f"SELECT epoch_us(max(ingested_at)) FROM {placed}")  # noqa: S608
                 rows = placed
-                yield Source(placed, head, lambda: rows, unplaced=[Unplaced(*row) for row in unplaced])
+                yield Source(
+                    placed, head, lambda: rows, partial(_by_number, placed), "rid",
+                    unplaced=[Unplaced(*row) for row in unplaced],
+                )  # fmt: skip
             else:
                 yield self._of_view(connection, table.relation, positions, [Unplaced(*row) for row in unplaced])
 
@@ -124,9 +136,9 @@ class DuckDBWarehouse:
         )
         ((head,),) = connection.execute("SELECT epoch_us(max(ingested_at)) FROM warehouse_keys").fetchall()
 
-        def rows() -> str:
+        def rows(wanted: str = "fresh", also: str = "") -> str:
             connection.execute(
-                "CREATE OR REPLACE TEMP TABLE warehouse_wanted AS FROM warehouse_keys SEMI JOIN fresh USING (rid)"
+                f"CREATE OR REPLACE TEMP TABLE warehouse_wanted AS FROM warehouse_keys SEMI JOIN {wanted} USING (rid)"
             )
             ((repeats,),) = connection.execute(
                 "SELECT count(*) FROM (SELECT count(*) AS times FROM warehouse_keys "
@@ -137,10 +149,22 @@ class DuckDBWarehouse:
             once = " QUALIFY row_number() OVER (PARTITION BY rid) = 1" if repeats else ""
             return (
                 f"(SELECT {columns}, w.rid FROM {relation} r JOIN warehouse_wanted w "  # noqa: S608
-                f"USING (app_id, id, ingested_at) WHERE r.{_PLACED}{once})"
+                f"USING (app_id, id, ingested_at) WHERE r.{_PLACED}{also}{once})"
             )
 
-        return Source("warehouse_keys", head, rows, unplaced=unplaced)
+        def few(numbers: Sequence[int]) -> str:
+            ((first, last),) = connection.execute(
+                "SELECT epoch_us(min(ingested_at)), epoch_us(max(ingested_at)) FROM warehouse_keys "
+                "WHERE rid IN (SELECT unnest(?))",
+                [list(numbers)],
+            ).fetchall()
+            # As literals, since DuckDB then looks at these columns before it reads the others.
+            moments = (f"make_timestamptz({moment}::BIGINT)" for moment in (first, last))
+            return rows(
+                f"(SELECT unnest({list(numbers)}) AS rid)", f" AND r.ingested_at BETWEEN {' AND '.join(moments)}"
+            )
+
+        return Source("warehouse_keys", head, rows, few, unplaced=unplaced)
 
     def oldest(self, connection: duckdb.DuckDBPyConnection, app_ids: Sequence[str], after: int) -> dict[str, int]:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
@@ -153,6 +177,31 @@ class DuckDBWarehouse:
                 [after, list(app_ids)],
             )
         return dict(rows)
+
+    def unread(
+        self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int | None]
+    ) -> dict[str, tuple[int, int]]:
+        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
+        conditions = [
+            f"(app_id IN ({', '.join(map(_text, apps))})"
+            + (")" if since is None else f" AND ingested_at > make_timestamptz({since}::BIGINT))")
+            for since, apps in by_position(positions).items()
+        ]
+        if not conditions:
+            return {}
+        with self._table(connection) as table:
+            rows = self._asked(
+                connection,
+                f"SELECT app_id, count(*), epoch_us(min(ingested_at)) FROM {table.relation} "  # noqa: S608
+                f"WHERE {_PLACED} AND ({' OR '.join(conditions)}) GROUP BY app_id",
+            )
+        return {app_id: (count, oldest) for app_id, count, oldest in rows}
+
+    def app_ids(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
+        """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
+        with self._table(connection) as table:
+            query = f"SELECT DISTINCT app_id FROM {table.relation} WHERE app_id IS NOT NULL ORDER BY ALL LIMIT {_APPS}"  # noqa: S608
+            return [app_id for (app_id,) in self._asked(connection, query)]
 
     def find(self, connection: duckdb.DuckDBPyConnection, event_id: str, places: Places | None = None) -> Lookup:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`; a column of a file is quickly read."""
@@ -231,6 +280,19 @@ class DuckDBWarehouse:
         finally:
             with suppress(duckdb.Error):  # must not hide the original error; closing the connection does the same
                 connection.execute("DETACH warehouse")
+
+
+def _by_number(relation: str, numbers: Sequence[int]) -> str:
+    """The rows of a table with some numbers; with literals, as DuckDB then reads nothing of the others.
+
+    (But of a column that is compressed by ZSTD it reads whole vectors, 2,048 rows, whatever is wanted of them. And a
+    list of numbers is no better than no condition.)
+    """
+    at = np.array(numbers, np.int64)
+    starts = np.flatnonzero(np.diff(at, prepend=at[:1] - 2 * _GAP) > _GAP)
+    ends = np.append(starts[1:], len(at)) - 1
+    parts = (f"FROM {relation} WHERE rid BETWEEN {at[a]} AND {at[b]}" for a, b in zip(starts, ends, strict=True))
+    return f"({' UNION ALL '.join(parts)})"
 
 
 def _text(value: str) -> str:

@@ -102,6 +102,7 @@ class Scene:
         self.in_flight = self.settings.batch_events * LANES * PROJECTS  # events of one process at most
         self.warehouse = Path(self.settings.warehouse_url.removeprefix("duckdb:///"))
         self.store_is_postgres = self.settings.state_url.startswith("postgresql")
+        self.has_postgres = self.store_is_postgres or self.settings.warehouse_url.startswith("postgresql")
         self.store_file = Path(self.settings.state_url.removeprefix("sqlite:///"))
 
     def __enter__(self) -> Scene:
@@ -222,7 +223,7 @@ class Scene:
     def _examine(self, outcome: Outcome) -> None:
         lines = outcome.err.splitlines()
         for line in list(lines):
-            if line in _LIBPQ and self.store_is_postgres:
+            if line in _LIBPQ and self.has_postgres:
                 # A session that ends just as it begins: libpq says so itself, before psycopg2 can tell it not to.
                 self.facts["lines of libpq's own"] += 1
                 lines.remove(line)

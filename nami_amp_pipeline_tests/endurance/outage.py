@@ -55,7 +55,7 @@ class Away:
             self._clock.skip(seconds)
         came, self._answers = self._answers, []
         if self._transport is None:
-            return [(number, NoAnswer("refused", maybe_stored=False)) for number, _ in came]
+            return [(number, NoAnswer("no_connection", maybe_stored=False)) for number, _ in came]
         return [
             (number, HttpAnswer(status, b'{"code":500,"error":"Internal Server Error"}')) for number, status in came
         ]

@@ -131,7 +131,7 @@ class Network:
         kind = request.kind
         self.met[kind] += 1
         if kind == "refused":
-            self.at(now + delay / 10, lambda: self._reply(request, NoAnswer("refused", maybe_stored=False)))
+            self.at(now + delay / 10, lambda: self._reply(request, NoAnswer("no_connection", maybe_stored=False)))
             return
         self.at(now + TIMEOUT_SECONDS, lambda: self._reply(request, NoAnswer("timeout", maybe_stored=True)))
         early: dict[str, HttpAnswer | NoAnswer | None] = {

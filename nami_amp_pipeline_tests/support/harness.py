@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 
 from nami_amp_pipeline.clock import from_datetime
@@ -110,6 +111,15 @@ class Pipeline:
                 "INSERT INTO events.nami_events SELECT id, app_id, event_type, user_id, created_date::TIMESTAMPTZ, "
                 "ingested_at::TIMESTAMPTZ, payload FROM rows"
             )
+
+    def allow_nulls(self) -> None:
+        """Lets every column of the events table be null, as a table may that somebody else made."""
+        for column in ("id", "app_id", "event_type", "user_id", "created_date", "ingested_at"):
+            if self.postgres is not None:
+                self.postgres.run(f"ALTER TABLE nami_events ALTER {column} DROP NOT NULL")
+            else:
+                with duckdb.connect(str(self.warehouse)) as connection:
+                    connection.execute(f"ALTER TABLE nami_events ALTER {column} DROP NOT NULL")
 
     def add(self, app_id: str, name: str = "main", **settings: Any) -> Integration:
         """Adds an integration from the beginning, with a key of no meaning."""

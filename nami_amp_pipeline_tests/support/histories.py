@@ -74,6 +74,24 @@ MALFORMED: Final = (
 LOOSE: Final = ('{"a":1,}', '{"device_id":"d","a":NaN}', '{"a":-Infinity}', '{"devices":[{"id":"d"},]}', "Infinity")
 """Payloads that some readers take for a JSON object, although JSON has no trailing commas and no NaN."""
 
+_FAR: Final = ("infinity", "-infinity", "12026-01-01 00:00:00+00")
+"""Times that no calendar has, as every database reads them."""
+ODD: Final[dict[str, tuple[str | None, ...]]] = {
+    "id": (None, "", "x" * 1_025),
+    "app_id": (None, ""),
+    "event_type": (None, "", "user." + "x" * 300),
+    "user_id": (None, "", "ü" * 700),
+    "created_date": (None, *_FAR),
+    "ingested_at": (None, *_FAR),
+    "payload": (
+        '{"filling":"' + "x" * 1_000_000 + '"}',
+        '{"deep":' + "[" * 400 + "]" * 400 + "}",
+        '{"n":1e999,"m":-1e400,"k":1' + "0" * 400 + "}",
+        '{"half":"\\ud83d","pair":"\\ud83d\\ude00"}',
+    ),
+}
+"""What a column may hold although nobody would put it there on purpose."""
+
 _TEXTS: Final = (
     "",
     "plain",
@@ -320,6 +338,7 @@ def histories(
     other_app: bool = True,
     nul: bool = False,
     loose: bool = True,
+    odd: bool = True,
 ) -> History:
     """Histories of the app `app`.
 
@@ -330,6 +349,7 @@ def histories(
         other_app: Now and then a row of the app `other`, which shares users and event ids with `app`.
         nul: Payloads may have the character U+0000 in a text, which not every database can hold.
         loose: Payloads may be of `LOOSE`, which not every JSON reader refuses.
+        odd: Any column may hold something of `ODD`.
     """
     malformed = st.sampled_from(MALFORMED + LOOSE if loose else MALFORMED)
     history: History = []
@@ -352,6 +372,9 @@ def histories(
                     row["payload"] = draw(malformed)
                 if other_app and chance % 20 == 6:
                     row["app_id"] = "other"
+            if odd and chance % 10 == 9:
+                column = draw(st.sampled_from(sorted(ODD)))
+                row = {**row, column: draw(st.sampled_from(ODD[column]))}
             tick.append(row)
             rows.append(row)
         history.append(draw(st.permutations(tick)))

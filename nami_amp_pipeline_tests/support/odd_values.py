@@ -7,6 +7,9 @@ import random
 from typing import Any
 
 _NUMBERS = ("1e999", "-1e400", "1" + "0" * 400, "1e-999", "0." + "3" * 900, "-0", "1E+2", "12345678901234567890123")
+_FAR = (2**63 - 1, -(2**63) + 1, 317_300_000_000_000_000, -63_500_000_000_000_000)
+"""Times that no calendar has, in µs since the epoch: both infinities as DuckDB writes them, the years 12024 and -43."""
+
 _ESCAPES = ("\\ud83d", "\\udc00", "\\ud83d\\ud83d", "\\ud83d\\ude00", "\\\\ud83d", "\\u0000", "\\uFFFF")
 _BROKEN = (
     None,
@@ -46,17 +49,21 @@ def odd_field(rng: random.Random) -> str:
 
 def odd_row(rng: random.Random, row: dict[str, Any]) -> dict[str, Any]:
     """The row with something odd about it."""
-    kind = rng.randrange(10)
+    kind = rng.randrange(13)
     payload = row["payload"]
     if kind < 5 and payload and payload.startswith("{") and payload.endswith("}"):
         rest = payload[1:]
         return {**row, "payload": "{" + odd_field(rng) + ("," if rest != "}" else "") + rest}
     if kind == 5:
-        return {**row, "user_id": rng.choice((None, ""))}
+        return {**row, "user_id": rng.choice((None, "", "\u00fc" * 700, "\0"))}
     if kind == 6:
-        return {**row, "created_date": None}
+        return {**row, "created_date": rng.choice((None, *_FAR))}
     if kind == 7:
-        return {**row, "id": rng.choice((None, ""))}
+        return {**row, "id": rng.choice((None, "", "x" * 1_025))}
     if kind == 8:
-        return {**row, "event_type": None}
+        return {**row, "event_type": rng.choice((None, "", "user." + "x" * 300))}
+    if kind == 10:
+        return {**row, "app_id": rng.choice((None, "", "APP"))}
+    if kind == 11:
+        return {**row, "payload": '{"filling":"' + "x" * 1_000_000 + '"}'}
     return {**row, "payload": rng.choice(_BROKEN)}

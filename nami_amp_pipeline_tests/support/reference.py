@@ -190,8 +190,8 @@ def run(
     for number, tick in enumerate(ticks):
         now = times[number] if times else datetime.min.replace(tzinfo=UTC)
         new = []
-        for row in sorted(tick, key=lambda row: timestamp(row["ingested_at"])):
-            if app_id in (None, row["app_id"]) and row["id"] not in (None, "") and row["id"] not in read:
+        for row in sorted(filter(is_readable, tick), key=lambda row: timestamp(row["ingested_at"])):
+            if app_id in (None, row["app_id"]) and row["id"] not in read:
                 event = parse(row)
                 read[event.id] = event
                 new.append(event)
@@ -253,12 +253,14 @@ def run(
 def parse(row: Row) -> Event:
     """A warehouse row as an event; the columns count, not the payload's copies of them."""
     payload, problem = json_object(row["payload"]), None
-    user_id, created = row["user_id"] or "", row["created_date"] or row["ingested_at"]
+    user_id, created = row["user_id"] or "", moment(row["created_date"])
     if row["payload"] is not None and len(row["payload"].encode()) > 1_000_000:
         problem = "too_large"
+    elif len(user_id.encode()) > LONGEST_ID:
+        problem = "long_user_id"
     elif not user_id:
         problem = "no_user_id"
-    elif row["created_date"] is None:
+    elif created is None:
         problem = "bad_date"
     elif payload is None:
         problem = "malformed_payload"
@@ -266,11 +268,25 @@ def parse(row: Row) -> Event:
         row["id"],
         row["event_type"] or "",
         user_id,
-        timestamp(created),
+        created or timestamp(row["ingested_at"]),
         timestamp(row["ingested_at"]),
         payload if problem is None else None,
         problem,
     )
+
+
+def is_readable(row: Row) -> bool:
+    """Whether a row names itself, its app and a time at which it was loaded."""
+    ident = row["id"] or ""
+    return 0 < len(ident.encode()) <= LONGEST_ID and bool(row["app_id"]) and moment(row["ingested_at"]) is not None
+
+
+def moment(value: object) -> datetime | None:
+    """A time in UTC, or None for what no calendar has: infinity, or a year before 1 or after 9999."""
+    try:
+        return timestamp(value)  # type: ignore[arg-type]
+    except (AttributeError, TypeError, ValueError):
+        return None
 
 
 def timestamp(value: str | datetime) -> datetime:

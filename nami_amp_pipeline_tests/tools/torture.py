@@ -1,7 +1,8 @@
-"""Runs simulated histories, and kills real processes, for as long as told.
+"""Runs simulated histories and the fuzzer of payload bytes, and kills real processes, for as long as told.
 
 ``python -m nami_amp_pipeline_tests.tools.torture --minutes 10`` runs new seeds on all cores and prints those that fail;
-``--kind delivery --seed 17`` runs one of them again; ``--kills 500`` kills so many real processes instead.
+``--kind delivery --seed 17`` runs one of them again; ``--kind payloads`` fuzzes payloads only; ``--kills 500``
+kills so many real processes instead.
 """
 
 from __future__ import annotations

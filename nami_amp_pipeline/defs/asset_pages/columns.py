@@ -23,7 +23,7 @@ _MEANINGS: Final[Mapping[str, str]] = {
     "row": "the event's number in its segment",
     "identity": "whom Amplitude sees: u: and a user id, or d: and a device id",
     "state": "what became, or is to become, of the event",
-    "reason": "why it was skipped or refused",
+    "reason": "why it was skipped or rejected",
     "body": "the event as it is posted, behind a comma",
     "request_id": "the request that brought it to Amplitude, in the store's requests",
     "truncated_arrays": f"arrays cut to the {contract.ARRAY_CHARACTERS:,} characters that Amplitude keeps",

@@ -60,7 +60,8 @@ def _standing(one: Integration, now: IntegrationStatus, run_id: str) -> Metadata
             )
         ),
         "how_to_trace": dg.MetadataValue.md(
-            f"Where one event is: `nami-amp trace EVENT_ID`. What was refused: `nami-amp dead-letters list {one.key}`. "
+            "Where one event is: `nami-amp trace EVENT_ID`. Rejected events: "
+            f"`nami-amp dead-letters list --integration {one.key}`. "
             f"How all integrations stand: `nami-amp status`. All of this run: [run {run_id[:8]}](/runs/{run_id})."
         ),
     }

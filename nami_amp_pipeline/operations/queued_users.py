@@ -1,0 +1,154 @@
+"""Whose events are queued: read from outboxes, and from segments from which no outbox was made yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+import sqlalchemy as sa
+
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.integrations import Integration
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+AT_ONCE: Final = 500
+
+
+def queued_users(context: Context, one: Integration) -> Iterator[tuple[str | None, str, int, int]]:
+    """Amplitude user (None without an id yet), Nami user, how many events, and when the oldest was created (µs)."""
+    import pyarrow as pa
+
+    parts = [*_in_outboxes(context, one), *_in_segments(context, one)]
+    if not parts:
+        return
+    whole = pa.concat_tables(parts).group_by(["user", "nami_user"]).aggregate([("events", "sum"), ("oldest", "min")])
+    for row in whole.to_pylist():
+        yield row["user"], row["nami_user"], row["events_sum"], row["oldest_min"]
+
+
+def some_users(context: Context, one: Integration, most: int) -> tuple[str, ...]:
+    """A few of the users whose events are queued, those of the oldest file; quick, however many there are."""
+    from itertools import chain
+
+    for part in chain(_in_outboxes(context, one), _in_segments(context, one)):
+        names = sorted(
+            {
+                (row["oldest"], row["user"] or row["nami_user"])
+                for row in part.sort_by("oldest").slice(0, 50 * most).to_pylist()
+            }
+        )
+        if names:
+            return tuple(dict.fromkeys(name for _, name in names))[:most]
+    return ()
+
+
+def _in_outboxes(context: Context, one: Integration) -> Iterator[pa.Table]:
+    """Users of the rows that are still to be posted, by outbox."""
+    import pyarrow as pa
+
+    from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS
+
+    boxes, lanes, table = tables.outboxes, tables.lanes, tables.exceptions
+    with context.store.reading() as tx:
+        open_boxes = sa.select(boxes.c.id, boxes.c.file).where(
+            boxes.c.integration_id == one.id, boxes.c.done_at.is_(None)
+        )
+        files = dict(tx.execute(open_boxes.order_by(boxes.c.id)).tuples().all())
+        rows = tx.execute(
+            sa.select(lanes).where(lanes.c.outbox_id.in_(list(files)), lanes.c.next_row < lanes.c.rows)
+        ).all()
+        aside: dict[int, set[int]] = {}
+        for lane_id, row in tx.execute(
+            sa.select(table.c.lane_id, table.c.lane_row)
+            .join(lanes, lanes.c.id == table.c.lane_id)
+            .where(table.c.integration_id == one.id, table.c.lane_row >= lanes.c.next_row)
+        ):
+            aside.setdefault(lane_id, set()).add(row)
+    for box_id, file in files.items():
+        path = context.folder.path(file)
+        mine = [lane for lane in rows if lane.outbox_id == box_id]
+        if not mine or not path.exists():
+            continue
+        with pa.memory_map(str(path)) as source:
+            names = pa.ipc.open_file(source).schema.names
+            wanted = [names.index(name) for name in ("user_id", "identity", "created_date")]
+            reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=wanted))
+            for lane in mine:
+                first = lane.next_row // LANE_BATCH_ROWS
+                for number in range(first, -(-lane.rows // LANE_BATCH_ROWS)):
+                    base = number * LANE_BATCH_ROWS
+                    batch = reader.get_batch(lane.batch + number)
+                    left = [
+                        row - base
+                        for row in range(max(base, lane.next_row), base + batch.num_rows)
+                        if row not in aside.get(lane.id, ())
+                    ]
+                    yield _counted(pa.Table.from_batches([batch]).take(left))
+
+
+def _counted(rows: pa.Table) -> pa.Table:
+    """Users with how many events each has, and when the oldest was created."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = pa.table(
+        {
+            "user": pc.utf8_slice_codeunits(rows["identity"], 2),
+            "nami_user": rows["user_id"],
+            "created": rows["created_date"].cast(pa.int64()),
+        }
+    )
+    counted = table.group_by(["user", "nami_user"]).aggregate([("created", "count"), ("created", "min")])
+    return counted.select(["user", "nami_user", "created_count", "created_min"]).rename_columns(
+        ["user", "nami_user", "events", "oldest"]
+    )
+
+
+def _in_segments(context: Context, one: Integration) -> Iterator[pa.Table]:
+    """Users of the selected events of segments from which no outbox was made yet, by segment."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    parts, segments = tables.segment_apps, tables.segments
+    with context.store.reading() as tx:
+        rows = tx.execute(
+            sa.select(segments.c.id, segments.c.file)
+            .join(parts, parts.c.segment_id == segments.c.id)
+            .where(parts.c.app_id == one.app_id, segments.c.id > one.prepared_through)
+            .order_by(segments.c.id)
+        ).all()
+    for segment_id, file in rows:
+        path = context.folder.path(file)
+        if not path.exists():
+            continue
+        chosen = [("app_id", "=", one.app_id), ("event_type", "in", list(one.events))]
+        table = pq.read_table(path, columns=["user_id", "created_date", "ingested_at"], filters=chosen)
+        start = one.start_in(segment_id)
+        if start is not None:
+            table = table.filter(pc.greater_equal(table["ingested_at"].cast(pa.int64()), start))
+        users = _amplitude_users(context, one, sorted({user for user in table["user_id"].to_pylist() if user}))
+        identities = [users.get(user) for user in table["user_id"].to_pylist()]
+        yield _counted(
+            table.append_column("identity", pa.array([one and f"u:{one}" for one in identities], pa.string()))
+        )
+
+
+def _amplitude_users(context: Context, one: Integration, nami_users: Sequence[str]) -> Mapping[str, str]:
+    """What Amplitude will know users by, as far as their External ID is known now."""
+    if one.user_id_kind == "nami_user_id":
+        return {user: user for user in nami_users}
+    table = tables.user_property_snapshots
+    found: dict[str, str] = {}
+    with context.store.reading() as tx:
+        for start in range(0, len(nami_users), AT_ONCE):
+            query = sa.select(table.c.user_id, table.c.external_id).where(
+                table.c.app_id == one.app_id,
+                table.c.user_id.in_(nami_users[start : start + AT_ONCE]),
+                table.c.external_id.is_not(None),
+            )
+            found |= dict(tx.execute(query).tuples().all())
+    return found

@@ -1,0 +1,86 @@
+"""Stage 1's rows from the warehouse to the segments: all at once, or where they are large a few at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from functools import partial
+
+import duckdb
+import pyarrow as pa
+
+from nami_amp_pipeline import contract
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.stages import heavy_rows
+from nami_amp_pipeline.stages.odd_rows import look_at_doubtful, may_be_a_rows, set_aside
+from nami_amp_pipeline.storage.duckdb_engine import sql, stream
+from nami_amp_pipeline.storage.parallel import is_parallel
+from nami_amp_pipeline.storage.segment_writer import SegmentWriter
+from nami_amp_pipeline.warehouse import Source
+from nami_amp_pipeline.warehouse.base import one_line
+
+MAX_TYPE_CHARACTERS = 200
+"""An event type is cut to this many characters; every selectable type is shorter."""
+
+_TOO_MUCH = (duckdb.OutOfMemoryException, heavy_rows.Heavy)
+
+
+def write_rows(context: Context, connection: duckdb.DuckDBPyConnection, source: Source) -> dict[str, int]:
+    """Writes the fresh rows, one file per bucket; returns file name to rows.
+
+    Rows that are too large to be read thousands at a time are read a few at a time. A row that makes the whole read
+    fail is searched for and set aside.
+    """
+    is_heavy = False
+    while True:
+        try:
+            return _write_all(context, connection, source, is_heavy=is_heavy)
+        except Exception as error:
+            if not is_heavy and (isinstance(error, _TOO_MUCH) or source.is_heavy()):
+                is_heavy = True
+                continue
+            if not may_be_a_rows(error) or source.broke():
+                raise
+            context.log.warning("a row makes the read fail; searching for it: %s", one_line(error))
+            reading = partial(_read, context, connection, source, is_heavy=is_heavy)
+            if not set_aside(connection, reading, one_line, source.broke):
+                raise
+            return _write_all(context, connection, source, is_heavy=is_heavy)
+
+
+def _write_all(
+    context: Context, connection: duckdb.DuckDBPyConnection, source: Source, *, is_heavy: bool
+) -> dict[str, int]:
+    with ExitStack() as stack:
+        # Closed also where a file cannot be written: the warehouse could not be let go otherwise.
+        segments = stack.enter_context(SegmentWriter(context.folder, parallel=is_parallel(context.settings)))
+        for table in _read(context, connection, source, is_heavy=is_heavy):
+            segments.add(table)
+    return segments.rows
+
+
+def _read(
+    context: Context, connection: duckdb.DuckDBPyConnection, source: Source, *, is_heavy: bool
+) -> Iterator[pa.Table]:
+    """The fresh rows with the columns of a segment, and their bucket."""
+    query = sql("capture_2_rows").format(
+        max_id_bytes=contract.MAX_ID_BYTES,
+        max_type_characters=MAX_TYPE_CHARACTERS,
+        max_payload_bytes=context.settings.max_payload_bytes,
+        first_moment=contract.FIRST_MOMENT,
+        last_moment=contract.LAST_MOMENT,
+    )
+
+    def judged(rows: str) -> Iterator[pa.Table]:
+        connection.execute(f"CREATE OR REPLACE TEMP VIEW source AS SELECT * FROM {rows}")  # noqa: S608
+        with connection.cursor() as beside, closing(stream(connection, query, heavy_rows.VECTOR_ROWS)) as batches:
+            for table in heavy_rows.gathered(batches):
+                yield look_at_doubtful(table, beside)
+
+    def few(rows: pa.Table) -> Iterator[pa.Table]:
+        connection.register("few_rows", rows)
+        return judged("few_rows")
+
+    if is_heavy:
+        return heavy_rows.read_heavy(connection, source, context.settings.max_payload_bytes, few)
+    return judged(f"{source.rows()} SEMI JOIN fresh USING (rid)")
