@@ -152,12 +152,12 @@ def _in_slices(connection: duckdb.DuckDBPyConnection, lane: pa.Table) -> Iterato
         part = in_order.slice(start, rows)
         connection.register("slice", part.select(["number"]))
         connection.execute(
-            "CREATE OR REPLACE TEMP VIEW portion AS "  # noqa: S608
+            "CREATE OR REPLACE TEMP VIEW portion AS "
             f"FROM placed SEMI JOIN slice USING (number) WHERE {_within('number', part)}"
         )
         # Events of about the same time lie beside each other: DuckDB passes over the other bodies without reading them.
         connection.execute(
-            f"CREATE OR REPLACE TEMP VIEW portion_bodies AS FROM bodies WHERE {_within('body', part)}"  # noqa: S608
+            f"CREATE OR REPLACE TEMP VIEW portion_bodies AS FROM bodies WHERE {_within('body', part)}"
         )
         yield from _in_order(*_sorted_portion(connection))
 
