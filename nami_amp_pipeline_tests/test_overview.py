@@ -208,3 +208,6 @@ def test_events_loaded_for_an_app_that_nobody_takes_are_said(tmp_path: Path) -> 
     assert typed.exit_code == 0
     assert "no integration takes events of app raido: did you mean radio?" in one_line(typed.stderr)
     assert invoke(tmp_path, "load", "events.ndjson", "--app", "radio").stderr == ""
+    plan = invoke(tmp_path, "apps", "plan", "raido", "free")
+    assert "did you mean radio?" in one_line(plan.stderr)
+    assert invoke(tmp_path, "apps", "plan", "radio", "free").stderr == ""

@@ -45,3 +45,6 @@ def plan(invocation: Invocation, app: str, plan: str) -> None:
     """
     invocation.operations.set_plan(app, plan)
     click.echo(f"{app} is on the {plan} plan.")
+    nobody = invocation.operations.app_without_integration(app)
+    if nobody:
+        invocation.complain(nobody)

@@ -92,7 +92,8 @@ def verdict(place: Mapping[str, Any], standing: Standing) -> Verdict:
     state, key = place["state"], standing.integration
     request = place.get("request") or {}
     if state == "delivered":
-        return Verdict(key, "arrived", request.get("answered_at") or place.get("at"))
+        # The record of a request that was delivered holds an answer only where there is something to warn of.
+        return Verdict(key, "arrived", request.get("answered_at") or place.get("at"), request.get("answer") or "")
     if state == "dead_letter":
         return _dead(place, key)
     if state == "skipped":
