@@ -156,9 +156,7 @@ def _in_slices(connection: duckdb.DuckDBPyConnection, lane: pa.Table) -> Iterato
             f"FROM placed SEMI JOIN slice USING (number) WHERE {_within('number', part)}"
         )
         # Events of about the same time lie beside each other: DuckDB passes over the other bodies without reading them.
-        connection.execute(
-            f"CREATE OR REPLACE TEMP VIEW portion_bodies AS FROM bodies WHERE {_within('body', part)}"
-        )
+        connection.execute(f"CREATE OR REPLACE TEMP VIEW portion_bodies AS FROM bodies WHERE {_within('body', part)}")
         yield from _in_order(*_sorted_portion(connection))
 
 
