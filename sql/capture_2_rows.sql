@@ -26,7 +26,8 @@ FROM (
         SELECT
             app_id,
             replace(id, chr(0), '') AS id,
-            coalesce(event_type, '')[:{max_type_characters}] AS event_type,
+            CASE WHEN strlen(event_type) > {max_type_characters} THEN event_type[:{max_type_characters}]
+                ELSE coalesce(event_type, '') END AS event_type,
             CASE WHEN problem = 'long_user_id' THEN user_id[:{max_id_bytes} // 8] ELSE user_id END AS user_id,
             CASE WHEN created_date >= '{first_moment}'::TIMESTAMPTZ AND created_date < '{last_moment}'::TIMESTAMPTZ
                 THEN created_date ELSE ingested_at END AS created_date,

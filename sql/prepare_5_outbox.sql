@@ -1,5 +1,6 @@
 -- The rows of the outbox that are to be written next, in no order.
--- Given: decided, portion (number, integration_id, lane), history (number), bodies, released, the macro skip_sync.
+-- Given: decided, portion (number, integration_id, lane), history (number), portion_bodies (of these rows,
+-- at least), released, the macro skip_sync.
 SELECT
     d.integration_id, p.lane,
     d.id, d.event_type, d.user_id, d.identity, d.created_date, d.state, d.reason, d.row, d.exception_id,
@@ -15,5 +16,5 @@ SELECT
 FROM portion p
 JOIN decided d ON d.rowid = p.number
 LEFT JOIN history h ON h.number = p.number
-LEFT JOIN bodies b ON b.body = d.body
+LEFT JOIN portion_bodies b ON b.body = d.body
 LEFT JOIN released r ON r.exception_id = d.exception_id;

@@ -87,15 +87,10 @@ arrays AS (
         END AS has_active_entitlement,
         {{ values }},
         -- A blank one is none: apps log out with it.
-        id_text(list_filter(
-            p.external_ids,
-            -- What begins visibly is seen not to be blank without being read.
-            lambda e: e.key = 'external_id' AND CASE
-                WHEN (e.value::VARCHAR)[1] = '"' AND ascii((e.value::VARCHAR)[2]) BETWEEN 35 AND 91 THEN true
-                WHEN (e.value::VARCHAR)[1] = '"' AND ascii((e.value::VARCHAR)[2]) BETWEEN 93 AND 126 THEN true
-                ELSE stripped(replace(id_text(e.value), chr(0), '')) <> ''
-            END
-        )[1].value) AS external_id
+        list_filter(
+            list_transform(p.external_ids, lambda e: CASE WHEN e.key = 'external_id' THEN id_text(e.value) END),
+            lambda text: stripped(replace(text, chr(0), '')) <> ''
+        )[1] AS external_id
     FROM parsed
 ),
 texts AS (

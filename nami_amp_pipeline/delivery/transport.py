@@ -16,7 +16,7 @@ import requests
 import urllib3
 
 from nami_amp_pipeline.delivery.exchange import Exchange, NoAnswer, exchanging
-from nami_amp_pipeline.delivery.http_session import guarded_session, prepared
+from nami_amp_pipeline.delivery.http_session import Proxies, guarded_session, prepared
 
 MAX_ANSWER_BYTES = 4_000_000
 """A longer answer does not come from an API like this."""
@@ -90,6 +90,7 @@ class HttpTransport:
     def __init__(self, timeout_seconds: float, *, compress: bool = False) -> None:
         self._timeout = timeout_seconds
         self._compress = compress
+        self._proxies = Proxies()
         self._local = threading.local()
         self._sessions: list[requests.Session] = []
         self._under_way: set[Exchange] = set()
@@ -140,7 +141,7 @@ class HttpTransport:
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = guarded_session()
+            session = self._local.session = guarded_session(self._proxies)
             with self._lock:
                 self._sessions.append(session)
         return session

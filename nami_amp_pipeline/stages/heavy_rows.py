@@ -57,10 +57,10 @@ def gathered(reader: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         held.append(batch)
         rows, size = rows + batch.num_rows, size + batch.nbytes
         if rows >= GATHERED_ROWS or size >= GATHERED_BYTES:
-            yield pa.Table.from_batches(held).combine_chunks()
+            yield pa.Table.from_batches(held)
             held, rows, size = [], 0, 0
     if held:
-        yield pa.Table.from_batches(held).combine_chunks()
+        yield pa.Table.from_batches(held)
 
 
 def read_heavy(
