@@ -127,7 +127,7 @@ def test_pages_show_the_run_and_its_materializations_but_no_key(clone: Path, mon
         event for event in run["eventConnection"]["events"] if event["__typename"] == "ExecutionStepFailureEvent"
     ]
     assert [event["stepKey"] for event in failures] == ["upload"]
-    assert "fit/main: " in failures[0]["failureMetadata"]["description"]
+    assert "fit|main: " in failures[0]["failureMetadata"]["description"]
     assert of_job["runsOrError"]["count"] == 1
     nodes = {node["assetKey"]["path"][0]: node for node in assets["assetNodes"]}
     (delivered,) = nodes["amplitude_deliveries"]["assetMaterializations"]
