@@ -195,7 +195,7 @@ def test_a_row_that_cannot_be_parsed_costs_itself_alone(
     caplog.set_level(logging.WARNING, logger="nami_amp_pipeline")
     moved = stages.snapshot_apps(pipeline.context)
     assert moved["app"].events == 20
-    told = [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "cannot read its payload" in record.getMessage()]
     assert [message.split()[1] for message in told] == ["n-7", "n-12"]
     with duckdb.connect() as connection:
         files = str(pipeline.context.folder.root / "snapshots" / "*.parquet")
