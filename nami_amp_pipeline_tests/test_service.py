@@ -80,7 +80,7 @@ def _partitions_come_without_a_reload(every: Everything) -> None:
         found = [result for tick in ticks for result in tick["dynamicPartitionsRequestResults"]]
         return {key for result in found for key in result["partitionKeys"] or ()}
 
-    assert wait_for(added, every.logs) == {"radio", "fit", "main"}
+    assert wait_for(added, every.logs) == {"radio", "fit", "radio|main", "fit|main"}
     nodes = {node["assetKey"]["path"][0]: node for node in every.service.ask(_KEYS)["assetNodes"]}
     assert set(nodes["amplitude_events"]["partitionKeys"]) == {"radio|main", "fit|main"}
 

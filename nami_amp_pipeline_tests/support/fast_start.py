@@ -110,12 +110,18 @@ class _Session:
     def cursor(self) -> duckdb.DuckDBPyConnection:
         return self._session.cursor()
 
+    def _attached(self) -> int:
+        ((databases,),) = self._session.execute("SELECT count(*) FROM duckdb_databases() WHERE NOT internal").fetchall()
+        return int(databases)
+
     def __enter__(self) -> _Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        # After an error nobody knows what is left of it; and the next session must not find a file still attached.
+        is_clean = error is None and self._attached() == 1
         self._session.close()
-        if error is None:  # after an error nobody knows what is left of it
+        if is_clean:
             self._free.append(self._instance)
         else:
             self._instance.close()
