@@ -19,7 +19,7 @@ def integration_names(_ctx: click.Context, _param: click.Parameter, incomplete: 
     """``APP/NAME`` of all integrations."""
     # A shell that completes is no place for errors.
     with suppress(Exception), _operations() as operations:
-        return _matching((one.key for one in operations.integrations()), incomplete)
+        return _matching((integration.key for integration in operations.integrations()), incomplete)
     return []
 
 

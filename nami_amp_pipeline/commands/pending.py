@@ -35,23 +35,23 @@ def list_pending(
     keys = integration_keys(integrations) if integrations else None
     found = invocation.operations.pending(keys, users)
     shown = found[:limit]
-    events = sum(one.events for one in found)
+    events = sum(user.events for user in found)
     if as_json:
-        invocation.answer({"users": len(found), "events": events, "pending": [one.to_json() for one in shown]})
+        invocation.answer({"users": len(found), "events": events, "pending": [user.to_json() for user in shown]})
     elif found:
         screen.table(
             ("Integration", "User", "Nami user", "Events", "Oldest created", "Why", "Until"),
             [
                 (
-                    one.integration,
-                    one.user,
-                    one.nami_user,
-                    screen.number(one.events),
-                    screen.moment(one.oldest),
-                    one.why,
-                    screen.moment(one.until),
+                    user.integration,
+                    user.user,
+                    user.nami_user,
+                    screen.number(user.events),
+                    screen.moment(user.oldest),
+                    user.why,
+                    screen.moment(user.until),
                 )
-                for one in shown
+                for user in shown
             ],
             right=("Events",),
             texts=("Why",),

@@ -79,62 +79,67 @@ def _show_table(found: Overview) -> None:
     from nami_amp_pipeline.commands import output as screen
 
     rows = []
-    for one in found.standings:
-        unread = found.not_read(one)
-        numbers = one.numbers
+    for standing in found.standings:
+        unread = found.not_read(standing)
+        numbers = standing.numbers
         rows.append(
             [
-                one.integration,
-                one.called,
-                _time(one.since),
+                standing.integration,
+                standing.called,
+                _time(standing.since),
                 screen.number(numbers.captured),
                 screen.number(numbers.delivered),
                 screen.reasons(numbers.skipped),
                 screen.reasons(numbers.dead_letters),
                 screen.reasons({why.replace("_", " "): events for why, events in numbers.pending_by.items()}),
                 "?" if found.warehouse.error else screen.number(unread.rows if unread else 0),
-                screen.duration(one.lag_seconds),
+                screen.duration(standing.lag_seconds),
             ]
         )
     columns: tuple[str, ...] = _COLUMNS
     if not screen.is_terminal():
         columns += _ONLY_IN_A_PIPE
-        for row, one in zip(rows, found.standings, strict=True):
-            row += ["yes" if one.needs_you else "no", one.why, _time(one.next_try), one.what_to_do or "",
-                    ", ".join(one.whose), "; ".join(one.also)]  # fmt: skip
+        for row, standing in zip(rows, found.standings, strict=True):
+            row += ["yes" if standing.needs_you else "no", standing.why, _time(standing.next_try),
+                    standing.what_to_do or "", ", ".join(standing.whose), "; ".join(standing.also)]  # fmt: skip
     screen.table(
         columns,
         rows,
         right=("Captured", "Delivered", "Not read", "Lag"),
         optional=("Since", "Skipped", "Captured", "Lag", "Not read", "Dead letters", "Delivered"),
-        colours=[_colour(one) for one in found.standings],
+        colours=[_colour(standing) for standing in found.standings],
     )
 
 
-def _colour(one: Standing) -> Colour | None:
-    if one.needs_you:
+def _colour(standing: Standing) -> Colour | None:
+    if standing.needs_you:
         return "red"
-    return "yellow" if one.state in ("unreachable", "throttled", "waiting") else None
+    return "yellow" if standing.state in ("unreachable", "throttled", "waiting") else None
 
 
-def _show_standing(one: Standing) -> None:
+def _show_standing(standing: Standing) -> None:
     """What there is to say of an integration that is not simply well."""
     from nami_amp_pipeline.commands import output as screen
 
-    if one.state in ("delivering", "idle") and not one.why and not one.also:
+    if standing.state in ("delivering", "idle") and not standing.why and not standing.also:
         return
-    since = f" since {_time(one.since)}" if one.since else ""
+    since = f" since {_time(standing.since)}" if standing.since else ""
     screen.say()
-    screen.say(f"{one.integration}: {one.called}{since}{f'. {one.why}.' if one.why else ''}", _colour(one))
-    if one.whose:
-        others = "" if len(one.whose) < 3 else ", …"
-        whose = f"{', '.join(one.whose)}{others}"
-        screen.say(f"  Whose:    {screen.plural(one.pending, 'event')} pending, of {whose} ('nami-amp pending list')")
-    if one.next_try:
-        screen.say(f"  Next try: {_time(one.next_try)}")
-    if one.what_to_do:
-        screen.say(f"  Do:       {one.what_to_do}.", wrapped=False)
-    for more in one.also:
+    screen.say(
+        f"{standing.integration}: {standing.called}{since}{f'. {standing.why}.' if standing.why else ''}",
+        _colour(standing),
+    )
+    if standing.whose:
+        others = "" if len(standing.whose) < 3 else ", …"
+        whose = f"{', '.join(standing.whose)}{others}"
+        screen.say(
+            f"  Whose:    {screen.plural(standing.pending, 'event')} pending, of {whose} ('nami-amp pending list')"
+        )
+    if standing.next_try:
+        screen.say(f"  Next try: {_time(standing.next_try)}")
+    if standing.what_to_do:
+        screen.say(f"  Do:       {standing.what_to_do}.", wrapped=False)
+    for more in standing.also:
         screen.say(f"  Also:     {more}.", wrapped=False)
 
 

@@ -93,13 +93,16 @@ def _show_verdicts(verdicts: Sequence[Verdict]) -> None:
     if not screen.is_terminal():
         screen.table(
             ("Integration", "Verdict", "When", "Why", "Next try", "What to do"),
-            [(one.integration, one.word, one.when, one.why, one.next_try, one.what_to_do) for one in verdicts],
+            [
+                (verdict.integration, verdict.word, verdict.when, verdict.why, verdict.next_try, verdict.what_to_do)
+                for verdict in verdicts
+            ],
         )
         return
-    for one in verdicts:
-        screen.say(str(one), _colour(one.word), bold=True)
-        if one.what_to_do:
-            screen.say(f"  Do: {one.what_to_do}.", wrapped=False)
+    for verdict in verdicts:
+        screen.say(str(verdict), _colour(verdict.word), bold=True)
+        if verdict.what_to_do:
+            screen.say(f"  Do: {verdict.what_to_do}.", wrapped=False)
 
 
 def _show_event(found: Trace, *, full: bool) -> None:
@@ -125,10 +128,10 @@ def _show_user(found: UserTrace) -> None:
             screen.say(f"{app}: Nami user {nami_user}, External ID {external or 'not known'}", bold=True)
     rows, colours = [], []
     for event in found.events:
-        for one in event.verdicts:
-            rows.append((event.event_id, one.integration, one.word, one.when, event.event_type, event.created_date,
-                         one.why, one.next_try))  # fmt: skip
-            colours.append(_colour(one.word))
+        for verdict in event.verdicts:
+            rows.append((event.event_id, verdict.integration, verdict.word, verdict.when, event.event_type,
+                         event.created_date, verdict.why, verdict.next_try))  # fmt: skip
+            colours.append(_colour(verdict.word))
     if rows:
         screen.table(
             ("Event", "Integration", "Verdict", "When", "Type", "Created", "Why", "Next try"),
@@ -160,16 +163,16 @@ def _show_details(found: Trace) -> None:
             screen.facts(capture["snapshot"], indent=2)
             for group, source in capture["snapshot_sources"].items():
                 click.echo(f"  {group} from {source['event_id']}, created {source['created_date']}")
-    for one in found.integrations:
-        reason = f" ({one['reason']})" if one["reason"] else ""
-        click.echo(f"{one['integration']}: {one['state'].replace('_', ' ')}{reason}")
-        screen.facts(_details(one), indent=2)
+    for place in found.integrations:
+        reason = f" ({place['reason']})" if place["reason"] else ""
+        click.echo(f"{place['integration']}: {place['state'].replace('_', ' ')}{reason}")
+        screen.facts(_details(place), indent=2)
 
 
-def _details(one: dict[str, Any]) -> dict[str, object]:
-    outbox, request = one.get("outbox"), one.get("request")
+def _details(place: dict[str, Any]) -> dict[str, object]:
+    outbox, request = place.get("outbox"), place.get("request")
     return {
-        "Amplitude user": one.get("identity"),
+        "Amplitude user": place.get("identity"),
         "Prepared": f"{outbox['prepared_at']}, run {outbox['run_id']}" if outbox else None,
         "Request": (
             f"{request['id']}: {request['status'] or 'no answer'} ({request['outcome']}), "
@@ -178,7 +181,7 @@ def _details(one: dict[str, Any]) -> dict[str, object]:
             if request
             else None
         ),
-        "Paused until": one.get("paused_until"),
-        "Answer": one.get("answer") or (request or {}).get("answer"),
-        "Dead letter": one.get("dead_letter"),
+        "Paused until": place.get("paused_until"),
+        "Answer": place.get("answer") or (request or {}).get("answer"),
+        "Dead letter": place.get("dead_letter"),
     }

@@ -60,7 +60,7 @@ def build_asset(stage: Stage) -> dg.AssetsDefinition:
 
 def _dependency(stage: Stage, upstream: str) -> dg.AssetDep:
     """An integration is no app, and Dagster would take keys of one for keys of the other: it depends on all apps."""
-    is_per = {one.asset: one.per for one in STAGES}.get(upstream)
+    is_per = {other.asset: other.per for other in STAGES}.get(upstream)
     return dg.AssetDep(upstream, partition_mapping=None if is_per == stage.per else dg.AllPartitionMapping())
 
 
@@ -106,14 +106,16 @@ def _pages(
 ) -> dict[str, dg.AssetMaterialization]:
     """What to show of each partition: what moved, and what it showed before where there was nothing new."""
     made = {key: dg.AssetMaterialization(stage.asset, partition=key, metadata=facts) for key, facts in found.items()}
-    still = [one for one in subjects if partition_key(one) not in made and partition_key(one) not in failures]
+    still = [
+        subject for subject in subjects if partition_key(subject) not in made and partition_key(subject) not in failures
+    ]
     fresh: dict[str, Metadata] = {}
     if stage.finishes_events and still:
-        integrations = [one for one in still if isinstance(one, Integration)]
+        integrations = [subject for subject in still if isinstance(subject, Integration)]
         stand = standings(opened, integrations=integrations)
-        fresh = {partition_of(one): standing_facts(one, context.run.run_id) for one in stand}
-    for one in still:
-        key = partition_key(one)
+        fresh = {partition_of(standing): standing_facts(standing, context.run.run_id) for standing in stand}
+    for subject in still:
+        key = partition_key(subject)
         made[key] = again(context.instance, stage, key, fresh.get(key))
     return made
 
@@ -123,10 +125,10 @@ def _in_words(
 ) -> dict[str, str]:
     """A line for each partition that failed: how its integration stands, where that says more."""
     lines = dict(failures)
-    some = [one for one in subjects if isinstance(one, Integration) and one.partition_key in failures]
+    some = [subject for subject in subjects if isinstance(subject, Integration) and subject.partition_key in failures]
     if stage.finishes_events and some:
         stand = standings(opened, integrations=some)
-        lines |= {partition_of(one): in_a_line(one) for one in stand if is_in_trouble(one)}
+        lines |= {partition_of(standing): in_a_line(standing) for standing in stand if is_in_trouble(standing)}
     return lines
 
 
@@ -135,7 +137,7 @@ def _subjects(opened: Context, stage: Stage, keys: set[str]) -> list[Subject]:
     everything: Sequence[Subject] = (
         apps_with_integrations(opened.store) if stage.per == "app" else all_integrations(opened.store)
     )
-    return [one for one in everything if partition_key(one) in keys]
+    return [subject for subject in everything if partition_key(subject) in keys]
 
 
 def _all_materialized(

@@ -122,8 +122,8 @@ def build_op(stage: Stage, *, before: Sequence[Stage], is_last: bool) -> dg.OpDe
             if is_first:
                 add_partitions(context.instance, tick.integrations())
             moved: dict[str, set[str]] = {}
-            for one in (*_left_undone(context, tick, before), stage):
-                moved[one.asset] = _do(context, tick, one)
+            for step in (*_left_undone(context, tick, before), stage):
+                moved[step.asset] = _do(context, tick, step)
             if is_last:
                 _end(context, tick, moved)
 
@@ -156,12 +156,16 @@ def _materialized_again(context: dg.OpExecutionContext, tick: MicroBatch, stage:
     if any(asset == stage.asset and partition is None for asset, partition, _ in tick.noted()):
         return
     in_trouble = {partition for asset, partition, _ in tick.noted() if asset == stage.asset}
-    subjects = {partition_key(one): one for one in tick.subjects(stage)}
-    done = {key for key, one in subjects.items() if not (isinstance(one, Integration) and tick.error_of(one))}
+    subjects = {partition_key(subject): subject for subject in tick.subjects(stage)}
+    done = {
+        key for key, subject in subjects.items() if not (isinstance(subject, Integration) and tick.error_of(subject))
+    }
     if not failed_partitions(context.instance, stage.asset):
         return
-    some = [one for one in subjects.values() if isinstance(one, Integration)]
-    found = {partition_of(one): one for one in standings(tick.context, integrations=some)} if some else {}
+    some = [subject for subject in subjects.values() if isinstance(subject, Integration)]
+    found = (
+        {partition_of(standing): standing for standing in standings(tick.context, integrations=some)} if some else {}
+    )
     for key in recovered(context.instance, stage.asset, done - in_trouble - moved, list(found.values())):
         fresh = standing_facts(found[key], context.run_id) if stage.finishes_events and key in found else None
         context.log_event(again(context.instance, stage, key, fresh))
@@ -177,8 +181,8 @@ def _left_undone(context: dg.OpExecutionContext, tick: MicroBatch, before: Seque
     if run.parent_run_id is None or run.step_keys_to_execute is None:
         return ()
     in_trouble = {asset for asset, _ in tick.troubles_of(run.parent_run_id)}
-    skipped = [one for one in before if one.op not in run.step_keys_to_execute and one.asset not in tick.done]
-    first = next((number for number, one in enumerate(skipped) if one.asset in in_trouble), len(skipped))
+    skipped = [stage for stage in before if stage.op not in run.step_keys_to_execute and stage.asset not in tick.done]
+    first = next((number for number, stage in enumerate(skipped) if stage.asset in in_trouble), len(skipped))
     return skipped[first:]
 
 
@@ -187,12 +191,14 @@ def _evaluate(context: dg.OpExecutionContext, tick: MicroBatch, moved: set[str],
     if stop():
         return
     found = standings(tick.context, integrations=tick.integrations())
-    waits = [one for one in found if is_in_trouble(one) or (one.pending and one.state != "off")]
-    waits.sort(key=lambda one: (not is_in_trouble(one), one.integration))
-    concerned = [one for one in found if partition_of(one) in moved or is_in_trouble(one)]
+    waits = [
+        standing for standing in found if is_in_trouble(standing) or (standing.pending and standing.state != "off")
+    ]
+    waits.sort(key=lambda standing: (not is_in_trouble(standing), standing.integration))
+    concerned = [standing for standing in found if partition_of(standing) in moved or is_in_trouble(standing)]
     with keep_sqlite_log_open(context.instance, context.run_id):
-        for one in waits[:LOGGED_PARTITIONS]:
-            context.log_event(observation(one))
+        for standing in waits[:LOGGED_PARTITIONS]:
+            context.log_event(observation(standing))
         for evaluation in evaluations(context.instance, tick.context, concerned):
             context.log_event(cast("dg.AssetMaterialization", evaluation))  # which it takes, says its code
 
@@ -204,13 +210,13 @@ def _end(context: dg.OpExecutionContext, tick: MicroBatch, moved: Mapping[str, s
     news = news_of(context.instance, tick, found)
     for line in news.lines:
         context.log.error(line)
-    for one, before in news.known:
-        context.log.warning("%s Run %s failed for it.", one.line, before.run_id[:8])
+    for trouble, before in news.known:
+        context.log.warning("%s Run %s failed for it.", trouble.line, before.run_id[:8])
     run = Failed(context.run_id, context.job_name, "")
     with keep_sqlite_log_open(context.instance, context.run_id):
         tell(context.instance, news, run, context.op_def.name, moved, fails=bool(news.lines))
     if news.lines:
-        raise incomplete(news.lines, [one.line for one, _ in news.known])
+        raise incomplete(news.lines, [trouble.line for trouble, _ in news.known])
 
 
 def incomplete(problems: Iterable[str], known: Iterable[str] = ()) -> dg.Failure:
@@ -234,7 +240,7 @@ def incomplete(problems: Iterable[str], known: Iterable[str] = ()) -> dg.Failure
 def build_micro_batch(stages: Sequence[Stage] = STAGES) -> dg.JobDefinition:
     """The job: the steps of these stages, one after the other."""
     steps = [stage for stage in stages if stage.op is not None]
-    ops = [build_op(one, before=steps[:number], is_last=one is steps[-1]) for number, one in enumerate(steps)]
+    ops = [build_op(step, before=steps[:number], is_last=step is steps[-1]) for number, step in enumerate(steps)]
 
     @dg.config_mapping(config_schema=plain_fields(MicroBatchConfig))
     def for_each_op(given: dict[str, Any]) -> dict[str, Any]:

@@ -52,5 +52,5 @@ def store_label(settings: Settings) -> str:
 OURS: Final = Ours(
     tag=JOB_TAG,
     jobs=frozenset({MICRO_BATCH, RETENTION}),
-    assets=frozenset(dg.AssetKey(name) for name in (*(one.asset for one in STAGES), REPORT)),
+    assets=frozenset(dg.AssetKey(name) for name in (*(stage.asset for stage in STAGES), REPORT)),
 )

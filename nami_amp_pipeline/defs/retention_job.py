@@ -51,11 +51,11 @@ def expire(context: dg.OpExecutionContext, pipeline: dg.ResourceParam[PipelineSe
 def removed_metadata(report: RetentionReport) -> dict[str, Any]:
     """What was removed as metadata: totals as numbers, a table by kind, and what had to be kept."""
     kinds = [
-        dg.TableRecord({"kind": kind, "rows": one.rows, "files": one.files, "bytes": one.bytes})
-        for kind, one in report.removed.items()
+        dg.TableRecord({"kind": kind, "rows": removed.rows, "files": removed.files, "bytes": removed.bytes})
+        for kind, removed in report.removed.items()
     ]
     facts: dict[str, Any] = {
-        "rows": sum(one.rows for one in report.removed.values()),
+        "rows": sum(removed.rows for removed in report.removed.values()),
         "files_off_the_disk": report.removed["unused_files"].files if "unused_files" in report.removed else 0,
         "bytes_off_the_disk": report.removed["unused_files"].bytes if "unused_files" in report.removed else 0,
         "dagster_runs": report.runs or 0,

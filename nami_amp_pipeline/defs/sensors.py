@@ -85,15 +85,15 @@ def early_micro_batch(
         if pipeline.store_if_any() is None:
             return dg.SkipReason("there is no state store yet")
         opened = pipeline.open()
-        late = [one for one in due(opened) if opened.now() - one.since > limit * 1_000_000]
+        late = [work for work in due(opened) if opened.now() - work.since > limit * 1_000_000]
     except NamiAmpError as error:
         return dg.SkipReason(str(error))
     if not late:
         return dg.SkipReason(f"nothing has waited for {limit} s")
     tried = set((context.cursor or "").split())
-    if not {_mark(one) for one in late} - tried:
+    if not {_mark(work) for work in late} - tried:
         return dg.SkipReason(f"the last early run made no progress on {late[0].what}; leaving it to the schedule")
-    oldest = min(late, key=lambda one: one.since)
+    oldest = min(late, key=lambda work: work.since)
     context.log.info("%s have waited for %s s", oldest.what, (opened.now() - oldest.since) // 1_000_000)
     return dg.SensorResult(run_requests=[dg.RunRequest()], cursor=" ".join(sorted(map(_mark, late))))
 

@@ -214,7 +214,7 @@ class Operations:
         from nami_amp_pipeline.operations.pending import pending
 
         found = pending(self._whole(), None if keys is None else self.integrations(keys))
-        return [one for one in found if not users or one.user in users or one.nami_user in users]
+        return [user for user in found if not users or user.user in users or user.nami_user in users]
 
     def app_without_integration(self, app_id: str) -> str:
         """A sentence that no integration takes events of an app; empty if one does, or there is none at all."""

@@ -146,16 +146,16 @@ def check_reasons(wanted: Sequence[str], tx: Transaction) -> None:
         Misconfigured: one cannot; the message says which one may have been meant.
     """
     known = set(reasons.codes("dead_letter"))
-    strange = [one for one in wanted if one not in known]
+    strange = [reason for reason in wanted if reason not in known]
     if not strange:
         return
     table = tables.exceptions
     known |= set(tx.execute(sa.select(table.c.reason).where(table.c.state == "dead").distinct()).scalars())
-    for one in strange:
-        if one not in known:
+    for reason in strange:
+        if reason not in known:
             raise Misconfigured(
-                f"{one!r} is no reason of a dead letter{contract.did_you_mean(one, known) or ':'} "
-                f"{'' if contract.nearest(one, known) else 'there are ' + ', '.join(sorted(known))}".rstrip()
+                f"{reason!r} is no reason of a dead letter{contract.did_you_mean(reason, known) or ':'} "
+                f"{'' if contract.nearest(reason, known) else 'there are ' + ', '.join(sorted(known))}".rstrip()
             )
 
 

@@ -88,7 +88,7 @@ def snapshot_of(
         ).scalar()
     if not name or not context.folder.path(name).exists():
         return None
-    names = [one.name for one in contract.PROPERTIES]
+    names = [prop.name for prop in contract.PROPERTIES]
     row = connection.execute(
         f"SELECT {', '.join(names)} FROM {read_files([context.folder.path(name)], snapshot_schema())} "  # noqa: S608
         "WHERE app_id = ? AND row = ?",
@@ -131,33 +131,35 @@ def sources_of(context: Context, connection: duckdb.DuckDBPyConnection, capture:
 
 
 def places_of(
-    context: Context, connection: duckdb.DuckDBPyConnection, one: Integration, event_ids: Sequence[str]
+    context: Context, connection: duckdb.DuckDBPyConnection, integration: Integration, event_ids: Sequence[str]
 ) -> dict[str, Place]:
     """Where events are from their outbox on, by event id; those that no outbox has are left out.
 
     What the exceptions say wins over outboxes, and those over receipts.
     """
     with context.store.begin() as tx:
-        found = _in_exceptions(tx, one, event_ids)
+        found = _in_exceptions(tx, integration, event_ids)
         left = [event_id for event_id in event_ids if event_id not in found]
-        found |= _in_open_outboxes(context, tx, one, left)
+        found |= _in_open_outboxes(context, tx, integration, left)
         left = [event_id for event_id in left if event_id not in found]
-        return found | _in_receipts(context, connection, tx, one, left)
+        return found | _in_receipts(context, connection, tx, integration, left)
 
 
-def _in_exceptions(tx: Transaction, one: Integration, event_ids: Sequence[str]) -> dict[str, Place]:
+def _in_exceptions(tx: Transaction, integration: Integration, event_ids: Sequence[str]) -> dict[str, Place]:
     table = tables.exceptions
     rows = tx.execute(
-        sa.select(table).where(table.c.integration_id == one.id, table.c.event_id.in_(event_ids)).order_by(table.c.id)
+        sa.select(table)
+        .where(table.c.integration_id == integration.id, table.c.event_id.in_(event_ids))
+        .order_by(table.c.id)
     )
     newest = {row.event_id: row for row in rows}
-    return {event_id: _excepted(tx, one, row) for event_id, row in newest.items()}
+    return {event_id: _excepted(tx, integration, row) for event_id, row in newest.items()}
 
 
-def _excepted(tx: Transaction, one: Integration, row: Any) -> Place:
+def _excepted(tx: Transaction, integration: Integration, row: Any) -> Place:
     requests, pauses = tables.requests, tables.pauses
     outbox = sa.select(tables.outboxes).where(
-        tables.outboxes.c.integration_id == one.id, tables.outboxes.c.segment_id == row.segment_id
+        tables.outboxes.c.integration_id == integration.id, tables.outboxes.c.segment_id == row.segment_id
     )
     end: Place = {
         "state": _STATES.get(row.state, row.state),
@@ -174,7 +176,7 @@ def _excepted(tx: Transaction, one: Integration, row: Any) -> Place:
         waits = tx.execute(
             sa.select(pauses.c.reason, pauses.c.until)
             .where(
-                pauses.c.integration_id == one.id,
+                pauses.c.integration_id == integration.id,
                 pauses.c.identity.in_((row.identity, "")),  # the empty one is the whole integration
             )
             .order_by(pauses.c.until.desc())
@@ -187,14 +189,14 @@ def _excepted(tx: Transaction, one: Integration, row: Any) -> Place:
 
 
 def _in_open_outboxes(
-    context: Context, tx: Transaction, one: Integration, event_ids: Sequence[str]
+    context: Context, tx: Transaction, integration: Integration, event_ids: Sequence[str]
 ) -> dict[str, Place]:
     boxes = tables.outboxes
     found: dict[str, Place] = {}
     if not event_ids:
         return found
     rows = tx.execute(
-        sa.select(boxes).where(boxes.c.integration_id == one.id, boxes.c.done_at.is_(None)).order_by(boxes.c.id)
+        sa.select(boxes).where(boxes.c.integration_id == integration.id, boxes.c.done_at.is_(None)).order_by(boxes.c.id)
     ).all()
     for box in rows:  # what a later one says wins
         lanes = tx.execute(sa.select(tables.lanes).where(tables.lanes.c.outbox_id == box.id)).all()
@@ -269,14 +271,14 @@ def _in_receipts(
     context: Context,
     connection: duckdb.DuckDBPyConnection,
     tx: Transaction,
-    one: Integration,
+    integration: Integration,
     event_ids: Sequence[str],
 ) -> dict[str, Place]:
     boxes = tables.outboxes
     by_file = {
         str(context.folder.path(box.receipts_file)): box
         for box in tx.execute(
-            sa.select(boxes).where(boxes.c.integration_id == one.id, boxes.c.receipts_file.is_not(None))
+            sa.select(boxes).where(boxes.c.integration_id == integration.id, boxes.c.receipts_file.is_not(None))
         )
     }
     known = [Path(path) for path in by_file if Path(path).exists()]

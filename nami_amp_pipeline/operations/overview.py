@@ -110,7 +110,7 @@ class Overview:
     @property
     def in_need(self) -> list[Standing]:
         """The integrations that need a person."""
-        return [one for one in self.standings if one.needs_you]
+        return [standing for standing in self.standings if standing.needs_you]
 
     @property
     def other_alerts(self) -> list[OpenAlert]:
@@ -156,8 +156,8 @@ class Overview:
         if parts:
             said = ", and ".join(parts)
             return f"{said[:1].upper()}{said[1:]}."
-        on = sum(one.state != "off" for one in self.standings)
-        alone = [one for one in self.standings if one.state in ("unreachable", "throttled", "waiting")]
+        on = sum(standing.state != "off" for standing in self.standings)
+        alone = [standing for standing in self.standings if standing.state in ("unreachable", "throttled", "waiting")]
         if alone:
             return f"Nobody is needed: {len(alone)} of {many} wait{'s' * (len(alone) == 1)} and go on by themselves."
         return f"Nobody is needed: {on} of {many} {'is' if on == 1 else 'are'} at work."
@@ -166,14 +166,14 @@ class Overview:
         """The object of ``status --json``."""
         return {
             "run_id": self.last_run.run_id,
-            "integrations": [self._integration(one) for one in self.standings],
+            "integrations": [self._integration(standing) for standing in self.standings],
             "verdict": self.verdict,
             "needs_you": self.needs_you,
             "integrations_in_need": len(self.in_need),
             "warehouse": {
                 "error": self.warehouse.error,
                 "unreadable_since": to_text(self.warehouse.since),
-                "not_read": {app: one.rows for app, one in self.warehouse.unread.items()},
+                "not_read": {app: unread.rows for app, unread in self.warehouse.unread.items()},
                 "apps_without_rows": sorted(self.warehouse.silent),
             },
             "last_run": {
@@ -184,8 +184,8 @@ class Overview:
                 "problems": list(self.last_run.problems),
             },
             "alerts": [
-                {"kind": one.kind, "subject": one.subject, "summary": one.summary, "since": to_text(one.since)}
-                for one in self.alerts
+                {"kind": alert.kind, "subject": alert.subject, "summary": alert.summary, "since": to_text(alert.since)}
+                for alert in self.alerts
             ],
         }
 
@@ -204,17 +204,17 @@ class Overview:
     @property
     def pending(self) -> int:
         """Events of these integrations that have no end yet."""
-        return sum(one.pending for one in self.standings)
+        return sum(standing.pending for standing in self.standings)
 
     def not_read(self, standing: Standing) -> Unread | None:
         """The rows that wait in the warehouse for the app of an integration; None where it is off or has none."""
         return None if standing.state == "off" else self.warehouse.unread.get(standing.integration.partition("/")[0])
 
-    def _integration(self, one: Standing) -> dict[str, Any]:
-        unread = self.not_read(one)
+    def _integration(self, standing: Standing) -> dict[str, Any]:
+        unread = self.not_read(standing)
         return {
-            **one.numbers.to_json(),
-            **one.to_json(),
+            **standing.numbers.to_json(),
+            **standing.to_json(),
             "not_read": None if self.warehouse.error else unread.rows if unread else 0,
             "not_read_since": to_text(unread.oldest) if unread else None,
         }
@@ -234,7 +234,7 @@ def overview(context: Context, integrations: Sequence[Integration] | None = None
     chosen = all_integrations(context.store) if integrations is None else list(integrations)
     found = standings(context, now, chosen)
     table = tables.alerts
-    keys, apps = {one.key for one in chosen}, {one.app_id for one in chosen}
+    keys, apps = {integration.key for integration in chosen}, {integration.app_id for integration in chosen}
     with context.store.reading() as tx:
         run = _last_run(tx, now)
         alerts = [
@@ -285,7 +285,7 @@ def _last_run(tx: Transaction, now: int) -> LastRun:
 
 def _look(context: Context, chosen: Sequence[Integration], since: int | None) -> WarehouseView:
     """Asks the warehouse for the rows that no micro-batch has read, and for apps that it has no row of."""
-    working = [one for one in chosen if one.enabled]
+    working = [integration for integration in chosen if integration.enabled]
     name = context.warehouse.name
     if not working:
         return WarehouseView(name)
@@ -331,18 +331,18 @@ def _positions(context: Context, working: Sequence[Integration]) -> tuple[dict[s
     stopped_at_limit = rows >= context.settings.max_rows_per_tick  # then it saw rows that it did not read
     positions: dict[str, int | None] = {}
     fresh = set()
-    for one in working:
-        row = known.get(one.app_id)
+    for integration in working:
+        row = known.get(integration.app_id)
         if row is None or row.watermark is None:
-            fresh.add(one.app_id)
+            fresh.add(integration.app_id)
         if row is not None and row.captured_at is not None and head is not None:
             at: int | None = max(row.watermark or row.frontier or head, row.frontier or 0) if stopped_at_limit else head
         else:
-            at = None if one.start_of_new is None else one.start_of_new - 1
-        is_first = one.app_id not in positions
-        positions[one.app_id] = at if is_first else _earlier(positions[one.app_id], at)
+            at = None if integration.start_of_new is None else integration.start_of_new - 1
+        is_first = integration.app_id not in positions
+        positions[integration.app_id] = at if is_first else _earlier(positions[integration.app_id], at)
     return positions, fresh
 
 
-def _earlier(one: int | None, other: int | None) -> int | None:
-    return None if one is None or other is None else min(one, other)
+def _earlier(position: int | None, other: int | None) -> int | None:
+    return None if position is None or other is None else min(position, other)

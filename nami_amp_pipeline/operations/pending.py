@@ -79,12 +79,12 @@ def pending(context: Context, integrations: Sequence[Integration] | None = None)
     """
     with context.store.reading() as tx:
         chosen = read_all(tx) if integrations is None else refreshed(tx, integrations)
-    stands = {one.integration: one for one in standings(context, integrations=chosen)}
+    stands = {standing.integration: standing for standing in standings(context, integrations=chosen)}
     found = []
-    for one in chosen:
-        standing = stands.get(one.key)
+    for integration in chosen:
+        standing = stands.get(integration.key)
         if standing is not None and standing.pending:
-            groups = [*_excepted(context, one), *_queued(context, one)]
+            groups = [*_excepted(context, integration), *_queued(context, integration)]
             found += [_told(context, standing, group) for group in groups]
     return sorted(found, key=lambda user: (user.integration, user.oldest, user.user or "", user.nami_user or ""))
 
@@ -108,7 +108,7 @@ def _told(context: Context, standing: Standing, group: _Group) -> PendingUser:
     )
 
 
-def _excepted(context: Context, one: Integration) -> Iterator[_Group]:
+def _excepted(context: Context, integration: Integration) -> Iterator[_Group]:
     """Those of whom the store has each event: held, and waiting for a login."""
     table, pauses = tables.exceptions, tables.pauses
     query = (
@@ -126,7 +126,7 @@ def _excepted(context: Context, one: Integration) -> Iterator[_Group]:
         .outerjoin(
             pauses, sa.and_(pauses.c.integration_id == table.c.integration_id, pauses.c.identity == table.c.identity)
         )
-        .where(table.c.integration_id == one.id, table.c.state.in_(("held", "waiting")))
+        .where(table.c.integration_id == integration.id, table.c.state.in_(("held", "waiting")))
         # Who waits for a login has no identity yet: each Nami user waits for its own.
         .group_by(
             table.c.state,
@@ -146,9 +146,9 @@ def _excepted(context: Context, one: Integration) -> Iterator[_Group]:
             yield _Group(user, nami, events, oldest, reason or "held", until)
 
 
-def _queued(context: Context, one: Integration) -> Iterator[_Group]:
+def _queued(context: Context, integration: Integration) -> Iterator[_Group]:
     """Those whose events are in outboxes, or in segments from which no outbox was made yet."""
-    for user, nami_user, events, oldest in queued_users(context, one):
+    for user, nami_user, events, oldest in queued_users(context, integration):
         yield _Group(user, nami_user, events, oldest, "queued")
 
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 AT_ONCE: Final = 500
 
 
-def queued_users(context: Context, one: Integration) -> Iterator[tuple[str | None, str, int, int]]:
+def queued_users(context: Context, integration: Integration) -> Iterator[tuple[str | None, str, int, int]]:
     """Amplitude user (None without an id yet), Nami user, how many events, and when the oldest was created (µs)."""
     import pyarrow as pa
 
-    parts = [*_in_outboxes(context, one), *_in_segments(context, one)]
+    parts = [*_in_outboxes(context, integration), *_in_segments(context, integration)]
     if not parts:
         return
     whole = pa.concat_tables(parts).group_by(["user", "nami_user"]).aggregate([("events", "sum"), ("oldest", "min")])
@@ -29,11 +29,11 @@ def queued_users(context: Context, one: Integration) -> Iterator[tuple[str | Non
         yield row["user"], row["nami_user"], row["events_sum"], row["oldest_min"]
 
 
-def some_users(context: Context, one: Integration, most: int) -> tuple[str, ...]:
+def some_users(context: Context, integration: Integration, most: int) -> tuple[str, ...]:
     """A few of the users whose events are queued, those of the oldest file; quick, however many there are."""
     from itertools import chain
 
-    for part in chain(_in_outboxes(context, one), _in_segments(context, one)):
+    for part in chain(_in_outboxes(context, integration), _in_segments(context, integration)):
         names = sorted(
             {
                 (row["oldest"], row["user"] or row["nami_user"])
@@ -45,7 +45,7 @@ def some_users(context: Context, one: Integration, most: int) -> tuple[str, ...]
     return ()
 
 
-def _in_outboxes(context: Context, one: Integration) -> Iterator[pa.Table]:
+def _in_outboxes(context: Context, integration: Integration) -> Iterator[pa.Table]:
     """Users of the rows that are still to be posted, by outbox."""
     import pyarrow as pa
 
@@ -54,7 +54,7 @@ def _in_outboxes(context: Context, one: Integration) -> Iterator[pa.Table]:
     boxes, lanes, table = tables.outboxes, tables.lanes, tables.exceptions
     with context.store.reading() as tx:
         open_boxes = sa.select(boxes.c.id, boxes.c.file).where(
-            boxes.c.integration_id == one.id, boxes.c.done_at.is_(None)
+            boxes.c.integration_id == integration.id, boxes.c.done_at.is_(None)
         )
         files = dict(tx.execute(open_boxes.order_by(boxes.c.id)).tuples().all())
         rows = tx.execute(
@@ -64,7 +64,7 @@ def _in_outboxes(context: Context, one: Integration) -> Iterator[pa.Table]:
         for lane_id, row in tx.execute(
             sa.select(table.c.lane_id, table.c.lane_row)
             .join(lanes, lanes.c.id == table.c.lane_id)
-            .where(table.c.integration_id == one.id, table.c.lane_row >= lanes.c.next_row)
+            .where(table.c.integration_id == integration.id, table.c.lane_row >= lanes.c.next_row)
         ):
             aside.setdefault(lane_id, set()).add(row)
     for box_id, file in files.items():
@@ -107,7 +107,7 @@ def _counted(rows: pa.Table) -> pa.Table:
     )
 
 
-def _in_segments(context: Context, one: Integration) -> Iterator[pa.Table]:
+def _in_segments(context: Context, integration: Integration) -> Iterator[pa.Table]:
     """Users of the selected events of segments from which no outbox was made yet, by segment."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -118,35 +118,37 @@ def _in_segments(context: Context, one: Integration) -> Iterator[pa.Table]:
         rows = tx.execute(
             sa.select(segments.c.id, segments.c.file)
             .join(parts, parts.c.segment_id == segments.c.id)
-            .where(parts.c.app_id == one.app_id, segments.c.id > one.prepared_through)
+            .where(parts.c.app_id == integration.app_id, segments.c.id > integration.prepared_through)
             .order_by(segments.c.id)
         ).all()
     for segment_id, file in rows:
         path = context.folder.path(file)
         if not path.exists():
             continue
-        chosen = [("app_id", "=", one.app_id), ("event_type", "in", list(one.events))]
+        chosen = [("app_id", "=", integration.app_id), ("event_type", "in", list(integration.events))]
         table = pq.read_table(path, columns=["user_id", "created_date", "ingested_at"], filters=chosen)
-        start = one.start_in(segment_id)
+        start = integration.start_in(segment_id)
         if start is not None:
             table = table.filter(pc.greater_equal(table["ingested_at"].cast(pa.int64()), start))
-        users = _amplitude_users(context, one, sorted({user for user in table["user_id"].to_pylist() if user}))
+        users = _amplitude_users(context, integration, sorted({user for user in table["user_id"].to_pylist() if user}))
         identities = [users.get(user) for user in table["user_id"].to_pylist()]
         yield _counted(
-            table.append_column("identity", pa.array([one and f"u:{one}" for one in identities], pa.string()))
+            table.append_column(
+                "identity", pa.array([identity and f"u:{identity}" for identity in identities], pa.string())
+            )
         )
 
 
-def _amplitude_users(context: Context, one: Integration, nami_users: Sequence[str]) -> Mapping[str, str]:
+def _amplitude_users(context: Context, integration: Integration, nami_users: Sequence[str]) -> Mapping[str, str]:
     """What Amplitude will know users by, as far as their External ID is known now."""
-    if one.user_id_kind == "nami_user_id":
+    if integration.user_id_kind == "nami_user_id":
         return {user: user for user in nami_users}
     table = tables.user_property_snapshots
     found: dict[str, str] = {}
     with context.store.reading() as tx:
         for start in range(0, len(nami_users), AT_ONCE):
             query = sa.select(table.c.user_id, table.c.external_id).where(
-                table.c.app_id == one.app_id,
+                table.c.app_id == integration.app_id,
                 table.c.user_id.in_(nami_users[start : start + AT_ONCE]),
                 table.c.external_id.is_not(None),
             )

@@ -101,10 +101,10 @@ _ALL: Final = (
     Reason("redirect", "halted", "the endpoint is not Amplitude's HTTP API"),
 )  # fmt: skip
 
-REASONS: Final[Mapping[str, Reason]] = {one.code: one for one in _ALL}
+REASONS: Final[Mapping[str, Reason]] = {entry.code: entry for entry in _ALL}
 """By code. ``http_4`` and ``http_5`` stand for all statuses of these hundreds."""
 
-RETRYABLE: Final = tuple(one.code for one in _ALL if one.was_posted)
+RETRYABLE: Final = tuple(entry.code for entry in _ALL if entry.was_posted)
 """The codes of dead letters that can be posted again."""
 
 
@@ -133,13 +133,14 @@ def is_unreachable(outcome: str) -> bool:
 
 def codes(*kinds: Kind) -> tuple[str, ...]:
     """The codes of some kinds, in the order of the table."""
-    return tuple(one.code for one in _ALL if one.kind in kinds)
+    return tuple(entry.code for entry in _ALL if entry.kind in kinds)
 
 
 def table() -> str:
     """The reasons for docs/operations.md, as a Markdown table."""
     heads = {"dead_letter": "dead letter"}
     lines = [
-        f"| `{one.code}` | {heads.get(one.kind, one.kind)} | {one.means} | {one.action or 'nothing'} |" for one in _ALL
+        f"| `{entry.code}` | {heads.get(entry.kind, entry.kind)} | {entry.means} | {entry.action or 'nothing'} |"
+        for entry in _ALL
     ]
     return "\n".join(["| reason | of | it means | do |", "|---|---|---|---|", *lines])

@@ -169,25 +169,25 @@ def _off(facts: Facts, _settings: Settings, _now: int) -> Standing | None:
 
 
 def _halted(facts: Facts, _settings: Settings, _now: int) -> Standing | None:
-    one = facts.integration
-    if not one.halted_reason:
+    integration = facts.integration
+    if not integration.halted_reason:
         return None
     from nami_amp_pipeline.stages.destinations import DESTINATIONS  # here: it brings all that posting needs
 
-    destination = DESTINATIONS.get(one.destination)
-    repair = destination.repair(one.halted_reason) if destination is not None else "Repair its settings"
-    word, _, said = one.halted_reason.partition(": ")
+    destination = DESTINATIONS.get(integration.destination)
+    repair = destination.repair(integration.halted_reason) if destination is not None else "Repair its settings"
+    word, _, said = integration.halted_reason.partition(": ")
     return _plain(
         facts,
         "halted",
         needs_you=True,
-        since=_time(one.halted_at),
+        since=_time(integration.halted_at),
         why=said or reasons.means(word),
         code=word.split(" ")[0],
         what_to_do=(
             f"{repair}; see that 'nami-amp integrations test APP/NAME' succeeds; then 'nami-amp integrations enable "
             "APP/NAME' goes on where it stopped"
-        ).replace("APP/NAME", one.key),
+        ).replace("APP/NAME", integration.key),
     )
 
 

@@ -81,10 +81,10 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
     Raises:
         StoreUnavailable: the state store cannot be read.
     """
-    numbers = {one.integration: one for one in status(context, integrations)}
+    numbers = {count.integration: count for count in status(context, integrations)}
     with context.store.reading() as tx:
         # As they are now: a run that halted one still has it as it was.
-        there = [one for one in refreshed(tx, integrations) if one.key in numbers]
+        there = [integration for integration in refreshed(tx, integrations) if integration.key in numbers]
         sign = last_sign(tx)
         off = _switched_off(tx, there)
         paused = _project_pauses(tx)
@@ -92,43 +92,45 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
         rejected = _rejected(tx, now)
         in_trouble = _in_trouble(tx)
         found = []
-        for one in there:
-            waits, dead = held.get(one.id, _Held()), rejected.get(one.id, _NONE)
-            count = numbers[one.key]
-            unanswered = _unanswered(tx, one) if count.to_post else None
-            at, by = off.get(one.key, (None, ""))
+        for integration in there:
+            waits, dead = held.get(integration.id, _Held()), rejected.get(integration.id, _NONE)
+            count = numbers[integration.key]
+            unanswered = _unanswered(tx, integration) if count.to_post else None
+            at, by = off.get(integration.key, (None, ""))
             found.append(
                 Facts(
-                    one,
+                    integration,
                     count,
                     off_at=at,
                     off_by=by,
                     unanswered=unanswered,
-                    project_until=paused.get(one.id),
+                    project_until=paused.get(integration.id),
                     users_until=waits.until,
                     held_since=waits.since,
                     held_users=waits.users,
                     whose=waits.some,
                     rejected_by=dead.by,
                     rejected_since=dead.since,
-                    rejected_for=_named(tx, one) if dead.by else "",
-                    trouble=_trouble(tx, one, count) if in_trouble & {one.app_id, one.partition_key} else None,
+                    rejected_for=_named(tx, integration) if dead.by else "",
+                    trouble=_trouble(tx, integration, count)
+                    if in_trouble & {integration.app_id, integration.partition_key}
+                    else None,
                     last_sign=sign,
                 )
             )
-    return [_with_users(context, one, now) for one in found]
+    return [_with_users(context, integration, now) for integration in found]
 
 
 def _with_users(context: Context, facts: Facts, now: int) -> Facts:
     """Names some users where events are queued and do not go: reading files is left out where all is well."""
-    one, count = facts.integration, facts.numbers
-    stands = one.halted_reason or not one.enabled or facts.unanswered or facts.trouble
+    integration, count = facts.integration, facts.numbers
+    stands = integration.halted_reason or not integration.enabled or facts.unanswered or facts.trouble
     late = count.lag_seconds > _LATE_SECONDS or (facts.project_until or 0) > now
     if facts.whose or not count.pending_by.get("queued") or not (stands or late):
         return facts
     from nami_amp_pipeline.operations.queued_users import some_users  # here: it brings Arrow
 
-    return replace(facts, whose=some_users(context, one, _SHOWN_USERS))
+    return replace(facts, whose=some_users(context, integration, _SHOWN_USERS))
 
 
 def last_sign(tx: Transaction) -> int | None:
@@ -147,7 +149,7 @@ def last_sign(tx: Transaction) -> int | None:
 
 def _switched_off(tx: Transaction, integrations: Sequence[Integration]) -> dict[str, tuple[int | None, str]]:
     table = tables.integration_changes
-    off = [one.key for one in integrations if not one.enabled]
+    off = [integration.key for integration in integrations if not integration.enabled]
     found: dict[str, tuple[int | None, str]] = {}
     if off:
         rows = tx.execute(sa.select(table).where(table.c.integration.in_(off)).order_by(table.c.id))
@@ -155,9 +157,9 @@ def _switched_off(tx: Transaction, integrations: Sequence[Integration]) -> dict[
             what = orjson.loads(row.what)
             if what.get("enabled", [None, True])[1] is False:
                 found[row.integration] = (row.at, row.by)
-    for one in integrations:  # one that was added switched off
-        if not one.enabled:
-            found.setdefault(one.key, (one.created_at, ""))
+    for integration in integrations:  # one that was added switched off
+        if not integration.enabled:
+            found.setdefault(integration.key, (integration.created_at, ""))
     return found
 
 
@@ -201,7 +203,7 @@ def _held(tx: Transaction) -> dict[int, _Held]:
             .order_by(sa.func.min(table.c.at), table.c.identity)
             .limit(_SHOWN_USERS)
         ).scalars()
-        found[integration_id] = _Held(users, since, until, tuple(one.partition(":")[2] for one in some))
+        found[integration_id] = _Held(users, since, until, tuple(identity.partition(":")[2] for identity in some))
     return found
 
 
@@ -228,26 +230,26 @@ def _rejected(tx: Transaction, now: int) -> dict[int, _Rejected]:
     ).all()
     found: dict[int, _Rejected] = {}
     for integration_id, reason, events, since in rows:
-        one = found.setdefault(integration_id, _Rejected({}, since))
-        one.by[reason] = events
-        one.since = min(since, one.since or since)
+        rejected = found.setdefault(integration_id, _Rejected({}, since))
+        rejected.by[reason] = events
+        rejected.since = min(since, rejected.since or since)
     return found
 
 
-def _named(tx: Transaction, one: Integration) -> str:
+def _named(tx: Transaction, integration: Integration) -> str:
     """What Amplitude named of the newest event that it rejected."""
     table = tables.exceptions
     query = sa.select(table.c.answer).where(
-        table.c.integration_id == one.id, table.c.state == "dead", table.c.reason.in_(reasons.RETRYABLE)
+        table.c.integration_id == integration.id, table.c.state == "dead", table.c.reason.in_(reasons.RETRYABLE)
     )
     answer = tx.execute(query.order_by(table.c.id.desc()).limit(1)).scalar()
     return ", ".join(f"{field.name} {field.how}" for field in named_fields(answer, None)) or error_of(answer) or ""
 
 
-def _unanswered(tx: Transaction, one: Integration) -> tuple[str, int] | None:
+def _unanswered(tx: Transaction, integration: Integration) -> tuple[str, int] | None:
     """The outcome of the newest request and since when no request was answered; None if the newest one was."""
     table = tables.requests
-    mine = table.c.integration_id == one.id
+    mine = table.c.integration_id == integration.id
     newest = tx.execute(
         sa.select(table.c.outcome).where(mine).order_by(table.c.sent_at.desc(), table.c.id.desc()).limit(1)
     ).scalar()
@@ -273,12 +275,12 @@ def _in_trouble(tx: Transaction) -> set[str | None]:
     return set(tx.execute(sa.select(table.c.partition).distinct().where(table.c.kind.not_in(_PASSING))).scalars())
 
 
-def _trouble(tx: Transaction, one: Integration, numbers: IntegrationStatus) -> tuple[str, int] | None:
+def _trouble(tx: Transaction, integration: Integration, numbers: IntegrationStatus) -> tuple[str, int] | None:
     """What a stage could not do for an integration or its app, if nothing has moved since."""
     table, apps, boxes, requests = tables.run_troubles, tables.apps, tables.outboxes, tables.requests
     row = tx.execute(
         sa.select(table)
-        .where(table.c.partition.in_((one.app_id, one.partition_key)), table.c.kind.not_in(_PASSING))
+        .where(table.c.partition.in_((integration.app_id, integration.partition_key)), table.c.kind.not_in(_PASSING))
         .order_by(table.c.id.desc())
         .limit(1)
     ).one_or_none()
@@ -286,13 +288,17 @@ def _trouble(tx: Transaction, one: Integration, numbers: IntegrationStatus) -> t
         return None
     if row.asset == _CAPTURE:
         moved: sa.Select[Any] | sa.CompoundSelect[Any] = sa.select(apps.c.captured_at).where(
-            apps.c.app_id == one.app_id, apps.c.captured_at > row.at
+            apps.c.app_id == integration.app_id, apps.c.captured_at > row.at
         )
     elif not numbers.to_post:
         return None
     else:
         moved = sa.union_all(
-            sa.select(boxes.c.prepared_at).where(boxes.c.integration_id == one.id, boxes.c.prepared_at > row.at),
-            sa.select(requests.c.sent_at).where(requests.c.integration_id == one.id, requests.c.sent_at > row.at),
+            sa.select(boxes.c.prepared_at).where(
+                boxes.c.integration_id == integration.id, boxes.c.prepared_at > row.at
+            ),
+            sa.select(requests.c.sent_at).where(
+                requests.c.integration_id == integration.id, requests.c.sent_at > row.at
+            ),
         )
     return None if tx.execute(moved.limit(1)).first() is not None else (row.message, row.at)

@@ -111,28 +111,31 @@ def status(context: Context, integrations: Sequence[Integration]) -> list[Integr
         in_outboxes = _oldest_in_outboxes(tx)
         oldest_excepted = _oldest_exceptions(tx) if excepted else {}
     found, now = [], context.now()
-    for one in integrations:
-        mine = counts.get(one.id, {})
-        pending_by = {"queued": queued.get(one.id, 0) + unprepared.get(one.id, 0), **excepted.get(one.id, {})}
-        since = dict(oldest_excepted.get(one.id, {}))
-        queued_since = [at for at in (oldest.get(one.id), in_outboxes.get(one.id)) if at is not None]
+    for integration in integrations:
+        mine = counts.get(integration.id, {})
+        pending_by = {
+            "queued": queued.get(integration.id, 0) + unprepared.get(integration.id, 0),
+            **excepted.get(integration.id, {}),
+        }
+        since = dict(oldest_excepted.get(integration.id, {}))
+        queued_since = [at for at in (oldest.get(integration.id), in_outboxes.get(integration.id)) if at is not None]
         if pending_by["queued"] and queued_since:
             since["queued"] = min(queued_since)
         found.append(
             IntegrationStatus(
-                integration=one.key,
-                state="halted" if one.halted_reason else "enabled" if one.enabled else "disabled",
-                captured=mine.get(("captured", ""), 0) + unprepared.get(one.id, 0),
+                integration=integration.key,
+                state="halted" if integration.halted_reason else "enabled" if integration.enabled else "disabled",
+                captured=mine.get(("captured", ""), 0) + unprepared.get(integration.id, 0),
                 delivered=mine.get(("delivered", ""), 0),
                 skipped=_reasons(mine, "skipped"),
                 dead_letters=_reasons(mine, "dead"),
                 pending=sum(pending_by.values()),
                 pending_by={reason: events for reason, events in pending_by.items() if events},
-                watermark=watermarks.get(one.app_id),
+                watermark=watermarks.get(integration.app_id),
                 lag_by={why: max(0.0, (now - at) / 1e6) for why, at in since.items()},
-                error=one.halted_reason or one.last_error,
-                halted_at=one.halted_at if one.halted_reason else None,
-                destination=one.destination,
+                error=integration.halted_reason or integration.last_error,
+                halted_at=integration.halted_at if integration.halted_reason else None,
+                destination=integration.destination,
             )
         )
     return found
@@ -192,7 +195,7 @@ def _oldest_exceptions(tx: Transaction) -> dict[int, dict[str, int]]:
     That is when its segment came, or since when it waits: a segment may be past its retention. They are written in the
     order of the segments, so the first is the oldest; but a dead letter that a person has sent again waits since then.
     """
-    table, parts, ones = tables.exceptions, tables.segment_apps, tables.integrations
+    table, parts, integrations = tables.exceptions, tables.segment_apps, tables.integrations
     retried = sa.and_(table.c.state == "held", table.c.reason == RETRIED)
     first = (
         sa.select(table.c.integration_id, table.c.state, sa.func.min(table.c.id).label("id"))
@@ -204,8 +207,8 @@ def _oldest_exceptions(tx: Transaction) -> dict[int, dict[str, int]]:
     for integration_id, state, since in tx.execute(
         sa.select(table.c.integration_id, table.c.state, sa.func.coalesce(parts.c.min_ingested_at, table.c.at))
         .join(first, first.c.id == table.c.id)
-        .join(ones, ones.c.id == table.c.integration_id)
-        .outerjoin(parts, sa.and_(parts.c.segment_id == table.c.segment_id, parts.c.app_id == ones.c.app_id))
+        .join(integrations, integrations.c.id == table.c.integration_id)
+        .outerjoin(parts, sa.and_(parts.c.segment_id == table.c.segment_id, parts.c.app_id == integrations.c.app_id))
     ):
         found[integration_id][WAITING if state == "waiting" else "held"] = since
     again = sa.select(table.c.integration_id, sa.func.min(table.c.at)).where(retried).group_by(table.c.integration_id)
@@ -219,12 +222,12 @@ def _unprepared(
 ) -> tuple[dict[int, int], dict[int, int]]:
     """Selected events of segments that are in no outbox yet, and the oldest ``ingested_at`` of those segments."""
     by_app: dict[str, list[Integration]] = defaultdict(list)
-    for one in integrations:
-        by_app[one.app_id].append(one)
+    for integration in integrations:
+        by_app[integration.app_id].append(integration)
     if not by_app:
         return {}, {}
     parts, segments = tables.segment_apps, tables.segments
-    first = min(one.prepared_through for ones in by_app.values() for one in ones)
+    first = min(integration.prepared_through for of_app in by_app.values() for integration in of_app)
     rows = tx.execute(
         sa.select(parts, segments.c.file)
         .join(segments, segments.c.id == parts.c.segment_id)
@@ -234,32 +237,32 @@ def _unprepared(
     oldest: dict[int, int] = {}
     for row in rows:
         types: dict[str, int] = orjson.loads(row.types)
-        for one in by_app.get(row.app_id, ()):
-            if row.segment_id <= one.prepared_through:
+        for integration in by_app.get(row.app_id, ()):
+            if row.segment_id <= integration.prepared_through:
                 continue
-            start = one.start_in(row.segment_id)
+            start = integration.start_in(row.segment_id)
             if start is not None and row.max_ingested_at < start:
                 continue
             if start is None or row.min_ingested_at >= start:
-                count = sum(types.get(event_type, 0) for event_type in one.events)
+                count = sum(types.get(event_type, 0) for event_type in integration.events)
             else:
-                count = _count_from(context, row.file, one, start)
-            events[one.id] += count
+                count = _count_from(context, row.file, integration, start)
+            events[integration.id] += count
             if count:
-                oldest[one.id] = min(oldest.get(one.id, row.min_ingested_at), row.min_ingested_at)
+                oldest[integration.id] = min(oldest.get(integration.id, row.min_ingested_at), row.min_ingested_at)
     return events, oldest
 
 
-def _count_from(context: Context, file: str, one: Integration, start: int) -> int:
+def _count_from(context: Context, file: str, integration: Integration, start: int) -> int:
     """Selected events of a segment that reaches across the start of an integration."""
     import pyarrow as pa  # here, for most of the time it takes to say how things stand would go into the import
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     table = pq.read_table(context.folder.path(file), columns=["app_id", "event_type", "ingested_at"])
-    selected = pc.is_in(table["event_type"], value_set=pa.array(one.events, pa.string()))
+    selected = pc.is_in(table["event_type"], value_set=pa.array(integration.events, pa.string()))
     chosen = pc.and_(
-        pc.and_(pc.equal(table["app_id"], one.app_id), selected),
+        pc.and_(pc.equal(table["app_id"], integration.app_id), selected),
         pc.greater_equal(table["ingested_at"].cast("int64"), start),
     )
     return int(pc.sum(chosen).as_py() or 0)

@@ -55,7 +55,7 @@ class Trace:
     @property
     def is_known(self) -> bool:
         """Whether there is any sign of it."""
-        return bool(self.warehouse or self.captures or any(one["state"] for one in self.integrations))
+        return bool(self.warehouse or self.captures or any(place["state"] for place in self.integrations))
 
     @property
     def event_type(self) -> str:
@@ -81,13 +81,15 @@ class Trace:
         """The object of ``trace --json``."""
         return {
             "event_id": self.event_id,
-            "verdicts": [one.to_json() for one in self.verdicts],
+            "verdicts": [verdict.to_json() for verdict in self.verdicts],
             "exit_status": self.exit_status,
             "warehouse": self.warehouse,
             "warehouse_error": self.warehouse_error,
             "warehouse_is_whole": self.warehouse_is_whole,
             "captures": self.captures,
-            "integrations": [{key: value for key, value in one.items() if key != "body"} for one in self.integrations],
+            "integrations": [
+                {key: value for key, value in place.items() if key != "body"} for place in self.integrations
+            ],
         }
 
 
@@ -108,7 +110,7 @@ class UserTrace:
     @property
     def verdicts(self) -> list[Verdict]:
         """Of all events."""
-        return [one for event in self.events for one in event.verdicts]
+        return [verdict for event in self.events for verdict in event.verdicts]
 
     @property
     def exit_status(self) -> int:
@@ -185,19 +187,19 @@ def _judge(
 ) -> None:
     """Says of each event what became of it with each integration of its apps."""
     every = all_integrations(context.store)
-    stands = {one.integration: one for one in standings(context, integrations=every)}
-    for one in every:
-        standing = stands.get(one.key)
+    stands = {standing.integration: standing for standing in standings(context, integrations=every)}
+    for integration in every:
+        standing = stands.get(integration.key)
         if standing is None:  # removed meanwhile
             continue
-        places = places_of(context, connection, one, list(traces))
+        places = places_of(context, connection, integration, list(traces))
         for event_id, found in traces.items():
             place = places.get(event_id)
-            if place is None and one.app_id in found.apps:
-                capture = next((capture for capture in found.captures if capture["app_id"] == one.app_id), None)
-                place = _before_outbox(one, capture, rows.get(event_id, ()))
+            if place is None and integration.app_id in found.apps:
+                capture = next((capture for capture in found.captures if capture["app_id"] == integration.app_id), None)
+                place = _before_outbox(integration, capture, rows.get(event_id, ()))
             if place is not None:
-                found.integrations.append({"integration": one.key, **place})
+                found.integrations.append({"integration": integration.key, **place})
                 found.verdicts.append(verdict(place, standing))
 
 
@@ -227,30 +229,30 @@ def _shown(rows: Sequence[EventRow]) -> list[dict[str, Any]]:
 
 
 def _before_outbox(
-    one: Integration, capture: Mapping[str, Any] | None, rows: Sequence[EventRow] = ()
+    integration: Integration, capture: Mapping[str, Any] | None, rows: Sequence[EventRow] = ()
 ) -> dict[str, Any]:
     """What stands between an event and an integration that has no outbox with it."""
     if capture is None:
-        return _unread(one, [row for row in rows if row.app_id == one.app_id])
-    if capture["event_type"] not in one.events:
+        return _unread(integration, [row for row in rows if row.app_id == integration.app_id])
+    if capture["event_type"] not in integration.events:
         return {"state": "not_selected", "reason": f"{capture['event_type']} is not selected"}
-    start = one.start_in(capture["segment"])
+    start = integration.start_in(capture["segment"])
     if start is not None and capture["ingested_us"] < start:
-        if start == one.start_from:
+        if start == integration.start_from:
             return {"state": "before_start", "reason": f"the integration starts with {to_text(start)}"}
         reason = f"the app was read once more for another integration; this one had been read up to {to_text(start)}"
         return {"state": "before_start", "reason": reason}
-    if capture["segment"] <= one.prepared_through:
+    if capture["segment"] <= integration.prepared_through:
         return {"state": "expired", "reason": "its receipts are past their retention"}
-    reason = one.halted_reason or ("" if one.enabled else "the integration is off")
+    reason = integration.halted_reason or ("" if integration.enabled else "the integration is off")
     return {"state": "captured", "reason": reason or "the next run prepares it", "at": capture.get("captured_at")}
 
 
-def _unread(one: Integration, rows: Sequence[EventRow]) -> dict[str, Any]:
+def _unread(integration: Integration, rows: Sequence[EventRow]) -> dict[str, Any]:
     """What will become of an event that no run has read, if nothing is changed."""
-    if rows and all(row.event_type not in one.events for row in rows):
+    if rows and all(row.event_type not in integration.events for row in rows):
         return {"state": "not_selected", "reason": f"{rows[0].event_type} is not selected"}
-    start = one.start_of_new
+    start = integration.start_of_new
     if rows and start is not None and all(row.ingested_at < start for row in rows):
         return {"state": "before_start", "reason": f"the integration starts with {to_text(start)}"}
-    return {"state": "not_captured", "reason": "not read yet" if one.enabled else "the integration is off"}
+    return {"state": "not_captured", "reason": "not read yet" if integration.enabled else "the integration is off"}

@@ -78,7 +78,7 @@ class Verdict:
 
 def exit_status(verdicts: Iterable[Verdict]) -> int:
     """The worst of them, as :data:`EXIT` has it; 1 where there is none at all."""
-    there = {EXIT[one.word] for one in verdicts}
+    there = {EXIT[verdict.word] for verdict in verdicts}
     return next((status for status in _WORST_FIRST if status in there), 1)
 
 

@@ -31,7 +31,7 @@ _MEANINGS: Final[Mapping[str, str]] = {
     "has_entitlements": "the event itself carries entitlements; otherwise they are those of an earlier one",
     "has_devices": "the event itself carries devices",
     "has_journey": "the event itself carries the customer journey",
-    **{one.name: one.means for one in contract.PROPERTIES},
+    **{prop.name: prop.means for prop in contract.PROPERTIES},
 }
 
 
