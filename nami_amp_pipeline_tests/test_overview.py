@@ -15,6 +15,7 @@ from nami_amp_pipeline.operations.overview import Overview, app_without_rows, ov
 from nami_amp_pipeline.operations.pending import pending
 from nami_amp_pipeline.stages import pipeline as stages
 from nami_amp_pipeline.state import integrations, tables
+from nami_amp_pipeline.state.heartbeat import Heartbeat, lost_runs
 from nami_amp_pipeline_tests.support.command_line import add, event, invoke, load_events, nami_amp, one_line
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 
@@ -59,7 +60,7 @@ def test_rows_that_no_run_has_read_are_counted(pipe: Pipeline) -> None:
     pipe.tick()
     found = overview(pipe.context)
     assert (unread(found), found.verdict) == ({}, "Nobody is needed: 2 of 2 are at work.")
-    assert (found.last_run.run_id, found.outcome, found.age_seconds) == ("test", "done", 0.0)
+    assert (found.last_run.run_id, found.outcome, found.age_seconds) == ("test", "ended", 0.0)
     pipe.insert([row(3, 3), row(2, 1)])  # the second was loaded again
     pipe.clock.set(START + 4 * MINUTE)
     assert unread(overview(pipe.context)) == {"radio": 1}
@@ -195,6 +196,28 @@ def test_open_alerts_about_what_nothing_else_tells_need_a_person(pipe: Pipeline)
     assert found.verdict == "1 alert is open."
     assert found.needs_you
     assert {alert.subject for alert in overview(pipe.context, [one]).alerts} == {"radio", "radio/main"}
+
+
+def test_a_run_that_was_killed_is_not_under_way_and_not_well(pipe: Pipeline) -> None:
+    pipe.add("radio")
+    pipe.insert([row(1, 0)])
+    pipe.tick()
+    heart = Heartbeat(pipe.context.store, "test")
+    heart.start()
+    assert overview(pipe.context).outcome == "under way"
+    beating = tables.leases.c.name == "run:test"
+    with pipe.context.store.begin() as tx:
+        machine, _, rest = tx.execute(sa.select(tables.leases.c.owner).where(beating)).scalar_one().split("|", 2)
+        gone = f"{machine}|{2**22 + 1}|{rest}"  # no process has such a number
+        tx.execute(sa.update(tables.leases).where(beating).values(owner=gone))
+    assert overview(pipe.context).outcome == "killed"
+    assert lost_runs(pipe.context.store) == ["test"]
+    pipe.clock.set(START + 30 * MINUTE)
+    pipe.tick()
+    assert overview(pipe.context).outcome == "ended"
+    heart.stop()
+    pipe.tick()
+    assert overview(pipe.context).outcome == "ended"
 
 
 def test_events_loaded_for_an_app_that_nobody_takes_are_said(tmp_path: Path) -> None:

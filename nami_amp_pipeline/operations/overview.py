@@ -15,6 +15,7 @@ from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.operations.standing import Standing, standings
 from nami_amp_pipeline.operations.standing_facts import last_sign
 from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.heartbeat import beats
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
 from nami_amp_pipeline.state.store import Transaction
 
@@ -64,12 +65,14 @@ class LastRun:
         at: when a micro-batch last did anything, one with nothing to do included, in µs since the epoch.
         problems: what its stages could not do; empty if all is well.
         under_way: whether one runs at this moment.
+        killed: whether its process ended without a word, and none has come since.
     """
 
     run_id: str | None
     at: int | None
     problems: tuple[str, ...] = ()
     under_way: bool = False
+    killed: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,7 +202,9 @@ class Overview:
         """How the last micro-batch went, in a word."""
         if self.last_run.at is None:
             return "none yet"
-        return "failed" if self.last_run.problems else "under way" if self.last_run.under_way else "done"
+        if self.last_run.problems:
+            return "failed"
+        return "under way" if self.last_run.under_way else "killed" if self.last_run.killed else "ended"
 
     @property
     def pending(self) -> int:
@@ -277,10 +282,13 @@ def _last_run(tx: Transaction, now: int) -> LastRun:
         failed = tx.execute(sa.select(sa.func.max(troubles.c.at)).where(troubles.c.run_id == run_id)).scalar()
         if failed is not None and (read is None or read <= failed):
             problems = tuple(dict.fromkeys(tx.execute(query).scalars()))
-    leases = tables.leases
-    beat = sa.select(leases.c.name).where(leases.c.name.startswith("run:", autoescape=True), leases.c.expires_at > now)
-    under_way = tx.execute(beat.limit(1)).first() is not None
-    return LastRun(run_id, sign if sign is not None else at, problems, under_way)
+    signs = beats(tx, now)
+    alive = next((beat for beat in signs if beat.is_alive), None)
+    if alive is not None:
+        return LastRun(alive.run_id, now, problems if alive.run_id == run_id else (), under_way=True)
+    at = sign if sign is not None else at
+    killed = any(beat.run_id == run_id and (at or 0) <= beat.last_at for beat in signs)
+    return LastRun(run_id, at, problems, killed=killed)
 
 
 def _look(context: Context, chosen: Sequence[Integration], since: int | None) -> WarehouseView:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from nami_amp_pipeline.clock import micros
 from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.owners import has_ended
-from nami_amp_pipeline.state.store import Lease, Store
+from nami_amp_pipeline.state.owners import has_ended, lease_seconds_of
+from nami_amp_pipeline.state.store import Lease, Store, Transaction
 
 _PREFIX = "run:"
 
@@ -85,18 +86,47 @@ def kept(store: Store, leases: Iterable[Lease]) -> Iterator[None]:
         thread.join()
 
 
+@dataclass(frozen=True)
+class Beat:
+    """What is known of a run that gives signs of life, or that stopped to without a word.
+
+    Attributes:
+        run_id: Dagster's.
+        is_alive: whether its process may still be at work.
+        last_at: about until when it was, in µs since the epoch: its last sign, and the time to the one that never came.
+    """
+
+    run_id: str
+    is_alive: bool
+    last_at: int
+
+
+def beats(tx: Transaction, now: int) -> list[Beat]:
+    """The runs that gave signs of life and have not ended properly.
+
+    Args:
+        tx: reads the state store.
+        now: in µs since the epoch.
+    """
+    table = tables.leases
+    found = []
+    for row in tx.execute(sa.select(table).where(table.c.name.startswith(_PREFIX, autoescape=True))):
+        is_alive = row.expires_at >= now and not has_ended(row.owner)
+        last_at = row.expires_at - int(lease_seconds_of(row.owner) * 0.75e6)
+        found.append(Beat(row.name.removeprefix(_PREFIX), is_alive, last_at))
+    return found
+
+
 def lost_runs(store: Store) -> list[str]:
-    """The runs whose heartbeat stopped without being ended.
+    """The runs that began to beat and stopped without a word.
 
     Raises:
         StoreUnavailable: the state store cannot be read.
     """
     table = tables.leases
     with store.begin() as tx:
-        rows = tx.execute(sa.select(table).where(table.c.name.startswith(_PREFIX, autoescape=True))).all()
-        store.cap(tx, rows)
-    now = micros(store.clock)
-    return [row.name.removeprefix(_PREFIX) for row in rows if row.expires_at < now or has_ended(row.owner)]
+        store.cap(tx, tx.execute(sa.select(table).where(table.c.name.startswith(_PREFIX, autoescape=True))).all())
+        return [beat.run_id for beat in beats(tx, micros(store.clock)) if not beat.is_alive]
 
 
 def forget(store: Store, run_ids: Iterable[str]) -> None:
