@@ -22,6 +22,7 @@ from bench.part import say
 PARTS = (
     "micro_batch",
     "postgres",
+    "object_storage",
     "history",
     "many_apps",
     "backlog",
@@ -29,6 +30,10 @@ PARTS = (
     "start_up",
     "compression",
     "limits",
+    "live_first",
+    "reconcile",
+    "control_center",
+    "enrichments",
 )
 PATIENCE_SECONDS = 900
 

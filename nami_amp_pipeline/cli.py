@@ -7,18 +7,27 @@ import click
 from nami_amp_pipeline import __version__
 from nami_amp_pipeline.commands.alerts import alerts
 from nami_amp_pipeline.commands.apps import apps
+from nami_amp_pipeline.commands.backfill import backfill, backfills
 from nami_amp_pipeline.commands.base import CommandGroup, Invocation
+from nami_amp_pipeline.commands.control_center import control_center
 from nami_amp_pipeline.commands.dead_letters import dead_letters
-from nami_amp_pipeline.commands.demo import demo, sandbox
+from nami_amp_pipeline.commands.deliveries import audience, deliveries
+from nami_amp_pipeline.commands.demo import demo
+from nami_amp_pipeline.commands.dev import dev
 from nami_amp_pipeline.commands.doctor import doctor
+from nami_amp_pipeline.commands.identify import identify
 from nami_amp_pipeline.commands.integrations import integrations
 from nami_amp_pipeline.commands.keys import keys
 from nami_amp_pipeline.commands.load import load
+from nami_amp_pipeline.commands.metrics import metrics
 from nami_amp_pipeline.commands.migrate import migrate
 from nami_amp_pipeline.commands.pending import pending
+from nami_amp_pipeline.commands.preview import preview
+from nami_amp_pipeline.commands.reconcile import reconcile
 from nami_amp_pipeline.commands.repair import repair
 from nami_amp_pipeline.commands.retention import retention
 from nami_amp_pipeline.commands.run import run
+from nami_amp_pipeline.commands.sandbox import sandbox
 from nami_amp_pipeline.commands.status import status
 from nami_amp_pipeline.commands.trace import trace
 
@@ -41,6 +50,7 @@ def cli(invocation: Invocation, debug: bool) -> None:
       nami-amp integrations add my-app prod --endpoint us --api-key-env AMPLITUDE_API_KEY
       nami-amp run
       nami-amp status
+      nami-amp dev
     """
     invocation.debug = invocation.debug or debug
 
@@ -51,11 +61,21 @@ for command in (
     integrations,
     apps,
     run,
+    dev,
+    control_center,
     status,
+    deliveries,
+    audience,
     pending,
     trace,
+    preview,
+    backfill,
+    identify,
+    backfills,
     alerts,
+    metrics,
     dead_letters,
+    reconcile,
     retention,
     migrate,
     keys,
@@ -69,3 +89,7 @@ for command in (
 def main() -> None:
     """The entry point ``nami-amp``."""
     cli.main()
+
+
+if __name__ == "__main__":
+    main()

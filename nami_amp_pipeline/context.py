@@ -13,6 +13,7 @@ from nami_amp_pipeline.secrets import Cipher
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import Store
 from nami_amp_pipeline.state.migrate import create_or_upgrade
+from nami_amp_pipeline.storage.cached_folder import open_folder
 from nami_amp_pipeline.storage.data_folder import DataFolder
 from nami_amp_pipeline.warehouse import Warehouse, open_warehouse
 
@@ -67,7 +68,7 @@ class Context:
         return Context(
             settings=settings,
             store=store,
-            folder=DataFolder(settings.data_dir),
+            folder=open_folder(settings),
             warehouse=open_warehouse(settings),
             cipher=Cipher(settings.encryption_key, settings.home / "encryption.key"),
             clock=clock,

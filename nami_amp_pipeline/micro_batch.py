@@ -12,10 +12,11 @@ import sqlalchemy as sa
 from nami_amp_pipeline import errors
 from nami_amp_pipeline.clock import to_text
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.errors import Blocked, Misconfigured, NamiAmpError, StoreUnavailable
+from nami_amp_pipeline.errors import Blocked, Misconfigured, NamiAmpError, StoreUnavailable, in_words
+from nami_amp_pipeline.operations.shards import Shard
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.stages.facts import Facts
-from nami_amp_pipeline.stages.pipeline import in_words, never, run_stage
+from nami_amp_pipeline.stages.pipeline import never, run_stage
 from nami_amp_pipeline.stages.stage import Stage, Stop, Subject, called, partition_key
 from nami_amp_pipeline.stages.table import DELIVER, PREPARE
 from nami_amp_pipeline.state import tables
@@ -36,17 +37,19 @@ class MicroBatch:
     Attributes:
         context: the process at work.
         keys: ``<app_id>/<name>`` of the integrations to work for; None for all.
+        shard: the share of the apps to work for; None for all.
         before: the counts of each integration before the first stage of this process, by key.
         done: the results of the stages that ran in this process, by asset and partition key.
     """
 
     context: Context
     keys: Sequence[str] | None
+    shard: Shard | None = None
     before: dict[str, IntegrationStatus] = field(default_factory=dict)
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @staticmethod
-    def begin(context: Context, keys: Sequence[str] | None = None) -> MicroBatch:
+    def begin(context: Context, keys: Sequence[str] | None = None, shard: Shard | None = None) -> MicroBatch:
         """Starts a micro-batch, or a process of one.
 
         Raises:
@@ -55,7 +58,7 @@ class MicroBatch:
         """
         if any(len(key) > LONGEST_KEY for key in keys or ()):
             raise Misconfigured(f"an integration is named <app_id>/<name>, with at most {LONGEST_KEY} characters")
-        tick = MicroBatch(context, list(keys) if keys is not None else None)
+        tick = MicroBatch(context, list(keys) if keys is not None else None, shard)
         tick.before = {row.integration: row for row in status(context, tick.integrations())}
         return tick
 
@@ -95,6 +98,10 @@ class MicroBatch:
 
     def integrations(self) -> list[Integration]:
         """The integrations of this micro-batch, freshly read."""
+        some = self._named()
+        return some if self.shard is None else [each for each in some if self.shard.has(each.app_id)]
+
+    def _named(self) -> list[Integration]:
         if self.keys is None:
             return all_integrations(self.context.store)
         known = {integration.key: integration for integration in all_integrations(self.context.store)}
@@ -132,7 +139,7 @@ class MicroBatch:
         except (StoreUnavailable, Misconfigured):
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the other stages have their turn
-            self.note(stage, in_words(self.context, error))
+            self.note(stage, in_words(self.context.log, error))
             done = {}
         self.done[stage.asset] = done
         return done
@@ -144,7 +151,7 @@ class MicroBatch:
         except NamiAmpError:
             raise
         except Exception as error:  # noqa: BLE001 - the work itself is done and committed
-            self.note(stage, in_words(self.context, error))
+            self.note(stage, in_words(self.context.log, error))
             return {}
 
     def note(self, stage: Stage, error: NamiAmpError, partition: str | None = None) -> None:

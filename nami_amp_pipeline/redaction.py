@@ -8,6 +8,7 @@ import logging
 import re
 import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
@@ -20,6 +21,9 @@ HIDDEN: Final = "…"
 
 PIECE: Final = 8
 """Pieces of a secret of at least this length are removed too: other programs cut texts before we see them."""
+
+MOST_PASSING: Final = 32
+"""So many secrets are known that may be none."""
 
 _SHORTEST = 4
 """Shorter secrets are not searched for in texts; in an address they are removed all the same."""
@@ -35,6 +39,34 @@ _IN_JSON = re.compile(rf"""(?ix)( \\*["'] {_NAMES} \\*["'] \s*:\s* (\\*["']) ) (
 _NAME = re.compile(r"[A-Z][A-Z0-9]{0,14}(?:_[A-Z0-9]{1,15}){0,7}")
 
 
+def _texts(secrets: Iterable[str | Secret | None]) -> set[str]:
+    texts = {_text(secret).strip() for secret in secrets if secret is not None}
+    return {text for text in texts if len(text) >= _SHORTEST}
+
+
+def _text(secret: str | Secret) -> str:
+    return secret if isinstance(secret, str) else secret.reveal()
+
+
+@dataclass(frozen=True)
+class _Searched:
+    """Secrets, and what texts are searched for: forms that are shorter than a piece, and pieces."""
+
+    secrets: frozenset[str] = frozenset()
+    short: frozenset[str] = frozenset()
+    pieces: frozenset[str] = frozenset()
+
+    @staticmethod
+    def of(secrets: set[str]) -> _Searched:
+        forms = {form for text in secrets for form in _forms(text)}
+        pieces = {form[start : start + PIECE] for form in forms for start in range(len(form) - PIECE + 1)}
+        short = {form for form in forms if len(form) < PIECE}
+        return _Searched(frozenset(secrets), frozenset(short), frozenset(pieces))
+
+    def __or__(self, other: _Searched) -> _Searched:
+        return _Searched(self.secrets | other.secrets, self.short | other.short, self.pieces | other.pieces)
+
+
 class Redactor:
     """Knows secrets, and removes them from texts in every form.
 
@@ -44,25 +76,39 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[str | Secret] = ()) -> None:
         self._lock = threading.Lock()
-        self._known: frozenset[str] = frozenset()
+        self._kept = _Searched()
+        self._passing: dict[str, _Searched] = {}
         self._whole: tuple[str, ...] = ()
         self._pieces: frozenset[str] = frozenset()
         self.add(*secrets)
 
     def add(self, *secrets: str | Secret | None) -> None:
         """Learns secrets; None and empty values are ignored."""
-        texts = {_text(secret).strip() for secret in secrets if secret is not None}
+        new = _texts(secrets) - self._kept.secrets
+        if new:
+            with self._lock:
+                self._kept |= _Searched.of(new)
+                self._put_together()
+
+    def add_passing(self, *secrets: str | Secret | None) -> None:
+        """Learns secrets that may be none, such as what a person typed; of all of these the last :data:`MOST_PASSING`.
+
+        Whoever types keys all day must not make texts unreadable, or fill the memory.
+        """
         with self._lock:
-            new = {text for text in texts if len(text) >= _SHORTEST} - self._known
-            if not new:
-                return
-            self._known |= new
-            forms = {form for text in new for form in _forms(text)}
-            short = {form for form in forms if len(form) < PIECE}
-            self._whole = tuple(sorted({*self._whole, *short}, key=len, reverse=True))
-            self._pieces |= {
-                form[start : start + PIECE] for form in forms for start in range(len(form) - PIECE + 1)
-            }  # fmt: skip
+            for text in sorted(_texts(secrets)):
+                known = self._passing.pop(text) if text in self._passing else _Searched.of({text})
+                self._passing[text] = known
+            for old in list(self._passing)[:-MOST_PASSING]:
+                del self._passing[old]
+            self._put_together()
+
+    def _put_together(self) -> None:
+        whole = self._kept
+        for each in self._passing.values():
+            whole |= each
+        self._whole = tuple(sorted(whole.short, key=len, reverse=True))
+        self._pieces = whole.pieces
 
     def add_url(self, url: str | None) -> None:
         """Learns the secrets in an address: its password, and parameters that are named like one."""
@@ -149,6 +195,11 @@ def add(*secrets: str | Secret | None) -> None:
     SHARED.add(*secrets)
 
 
+def add_passing(*secrets: str | Secret | None) -> None:
+    """Registers secrets with :data:`SHARED` that are forgotten once enough others came after them."""
+    SHARED.add_passing(*secrets)
+
+
 def add_url(url: str | None) -> None:
     """Registers the secrets of an address with :data:`SHARED`."""
     SHARED.add_url(url)
@@ -162,6 +213,7 @@ def clean(text: str) -> str:
 def add_settings(settings: Settings) -> None:
     """Registers the secret settings."""
     add(*(settings.encryption_key or "").split(","), settings.alert_webhook_url)
+    add(settings.control_center_oidc_client_secret, settings.control_center_metrics_token)
     add_url(settings.state_url)
     add_url(settings.warehouse_url)
 
@@ -185,10 +237,6 @@ def guarded_logger(name: str) -> logging.Logger:
     logger = logging.getLogger(name)
     logger.addFilter(_FILTER)  # once, however often
     return logger
-
-
-def _text(secret: str | Secret) -> str:
-    return secret if isinstance(secret, str) else secret.reveal()
 
 
 def _forms(secret: str) -> set[str]:

@@ -1,11 +1,11 @@
-"""Runs one micro-batch through Dagster in this process, so that it is in the same history as the scheduled runs."""
+"""Runs a job of Dagster's in this process, so that it is in the history of all runs."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from typing import Any, TextIO, cast
@@ -15,11 +15,14 @@ from dagster import DagsterExecutionInterruptedError
 
 from nami_amp_pipeline.dagster_support.instance import CODE_LOCATION, dagster_instance
 from nami_amp_pipeline.dagster_support.shutdown import ASKED_TO_END, guarded
+from nami_amp_pipeline.defs.backfill_job import JOBS
 from nami_amp_pipeline.defs.jobs import micro_batch
-from nami_amp_pipeline.defs.ours import STORE_TAG, store_label
+from nami_amp_pipeline.defs.ours import BACKFILL_TAG, STORE_TAG, store_label
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.errors import Blocked, NamiAmpError
+from nami_amp_pipeline.operations.backfills import Progress
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.state.backfills import Kind
 from nami_amp_pipeline.state.integrations import all_integrations
 
 
@@ -75,7 +78,11 @@ def run_micro_batch(
     try:
         all_integrations(pipeline.open().store, integrations)  # unknown names and a missing store are no failed run
         with dagster_instance(settings) as instance:
-            _execute(instance, pipeline, run_id, integrations, verbose)
+            config = {
+                "integrations": list(integrations or ()),
+                "console_log_level": "INFO" if verbose else "CRITICAL",
+            }
+            _execute(instance, micro_batch, pipeline, run_id, config, {"nami/from": "nami-amp run"}, verbose)
         tick = pipeline.last_micro_batch
         if pipeline.error is not None or tick is None:
             raise pipeline.error or Blocked(f"run {run_id} did not start")
@@ -85,11 +92,50 @@ def run_micro_batch(
         pipeline.close()
 
 
+def run_backfill(
+    settings: Settings,
+    number: int,
+    kind: Kind = "backfill",
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    verbose: bool = False,
+) -> None:
+    """Works on a backfill or an identify through Dagster, and waits for it.
+
+    Args:
+        settings: what was set.
+        number: of the backfill or the identify.
+        kind: which of both it is.
+        progress: told how far it is, every few seconds.
+        verbose: whether the run's log goes to standard error.
+
+    Raises:
+        NamiAmpError: it could not be done, or not to its end.
+        KeyboardInterrupt: SIGINT asked this process to end; requests under way were recorded.
+        SystemExit: SIGTERM did; with 143.
+    """
+    run_id = str(uuid.uuid4())
+    pipeline = PipelineSession(settings, run_id)
+    pipeline.progress = progress
+    config = {"number": number, "console_log_level": "INFO" if verbose else "CRITICAL"}
+    try:
+        pipeline.open()
+        with dagster_instance(settings) as instance:
+            tags = {"nami/from": f"nami-amp {kind}", BACKFILL_TAG: str(number)}
+            _execute(instance, JOBS[kind], pipeline, run_id, config, tags, verbose)
+        if pipeline.error is not None:
+            raise pipeline.error
+    finally:
+        pipeline.close()
+
+
 def _execute(
     instance: dg.DagsterInstance,
+    job: dg.JobDefinition,
     pipeline: PipelineSession,
     run_id: str,
-    integrations: Sequence[str] | None,
+    config: dict[str, Any],
+    tags: dict[str, str],
     verbose: bool,
 ) -> None:
     guard = None
@@ -98,18 +144,15 @@ def _execute(
             guarded(lambda: _cancel(instance, run_id)) as guard,
             nullcontext() if verbose else redirect_stderr(cast("TextIO", _WithoutEventLog(sys.stderr))),
         ):
-            micro_batch.execute_in_process(
-                run_config={
-                    "integrations": list(integrations or ()),
-                    "console_log_level": "INFO" if verbose else "CRITICAL",
-                },
+            job.execute_in_process(
+                run_config=config,
                 instance=instance,
                 resources={"pipeline": pipeline},
                 run_id=run_id,
                 # Shows the run on the job's page too, which lists only runs of its code location.
                 tags={
                     ".dagster/repository": f"__repository__@{CODE_LOCATION}",
-                    "nami/from": "nami-amp run",
+                    **tags,
                     STORE_TAG: store_label(pipeline.settings),
                 },
             )

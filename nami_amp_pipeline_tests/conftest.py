@@ -8,7 +8,9 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,13 +18,39 @@ from nami_amp_pipeline import redaction
 from nami_amp_pipeline_tests.support.fast_start import copied_stores, memory_folder, shared_engine
 from nami_amp_pipeline_tests.support.postgres import Postgres
 
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
+_servers: list[Postgres] = []
+
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A running server."""
     server = Postgres()
+    _servers.append(server)
     yield server
+    _servers.remove(server)
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    """A real browser, started once and only where a test wants it."""
+    from nami_amp_pipeline_tests.support.browser import chromium
+
+    driver = chromium(tmp_path_factory.mktemp("browser"))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(autouse=True)
+def databases() -> Iterator[None]:
+    """Drops the databases that a test has made; those of a fixture for several tests stay."""
+    with ExitStack() as stack:
+        for server in _servers:
+            stack.enter_context(server.databases_for_a_while())
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,9 @@ from nami_amp_pipeline.alerts.desk import open_alerts, send_test, silence_for, s
 from nami_amp_pipeline.alerts.watch import LEASE
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import Misconfigured
+from nami_amp_pipeline.operations import dead_letters
 from nami_amp_pipeline.settings import Settings
-from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state import backfills, tables
 from nami_amp_pipeline.state.integrations import halt, set_enabled
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 from nami_amp_pipeline_tests.support.webhook import SECRET, Webhook
@@ -238,6 +239,17 @@ def test_dead_letters_are_an_alert_only_beyond_the_limit_within_the_window(
     assert "*fit/main*: 3 in the last 1 h: 3 malformed_payload" in said
     assert f"<{DAGSTER}/assets/amplitude_deliveries?view=events&partition=fit%7Cmain|" in said
     move(pipeline, minutes=50)
+    look(pipeline)
+    assert "Over: Dead letters growing" in webhook.messages[1]
+
+
+def test_dismissed_dead_letters_are_no_alert(pipeline: Pipeline, webhook: Webhook) -> None:
+    pipeline.add("fit")
+    pipeline.insert([row(str(number), number, payload="no JSON object") for number in range(3)])
+    pipeline.tick()
+    look(pipeline)
+    assert "Dead letters growing" in webhook.messages[0]
+    assert dead_letters.dismiss(pipeline.context.store, dead_letters.Filter()) == 3
     look(pipeline)
     assert "Over: Dead letters growing" in webhook.messages[1]
 
@@ -472,3 +484,21 @@ def test_a_test_message_says_that_it_is_one(pipeline: Pipeline, webhook: Webhook
     assert "*Test of alerts*: nothing is wrong" in said
     with pytest.raises(Misconfigured):
         send_test(Settings())
+
+
+@pytest.mark.parametrize("kind", ["backfill", "identify"])
+def test_a_backfill_or_identify_that_failed_is_told_until_it_is_resumed(
+    pipeline: Pipeline, webhook: Webhook, kind: Any
+) -> None:
+    integration = pipeline.add("fit")
+    store = pipeline.context.store
+    with store.begin() as tx:
+        number = backfills.add(store, tx, integration, kind=kind, since=0, created_by="me")
+        backfills.move(store, tx, number, "failed", error="segments/x.parquet is gone")
+    look(pipeline)
+    (text,) = webhook.messages
+    assert f"{kind} 1: segments/x.parquet is gone" in text
+    assert "backfills resume" in text
+    with store.begin() as tx:
+        backfills.move(store, tx, number, "running")
+    assert [alert.kind for alert in look(pipeline).ended] == [Kind.BACKFILL_FAILED]

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nami_amp_pipeline.amplitude.answers import MOST_RETRY_AFTER_SECONDS, judge
+from nami_amp_pipeline.amplitude.answers import judge
 from nami_amp_pipeline.delivery.destination import Outcome
+from nami_amp_pipeline.delivery.retry_after import MOST_RETRY_AFTER_SECONDS
 from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer
 
 _PEOPLE = [("u:a", "d:x"), ("u:b",), ("u:a", "d:y"), ("d:x",)]

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow
 TINY: dict[str, dict[str, int]] = {
     "micro_batch": {"rows": 500, "repeats": 1, "peer_rows": 0},
     "postgres": {"rows": 300, "repeats": 1},
+    "object_storage": {"rows": 300, "repeats": 1},
     "history": {"small": 60, "large": 200, "users": 60, "news": 40, "repeats": 1, "base": 500},
     "many_apps": {"apps": 3, "repeats": 1},
     "backlog": {"rows": 700, "less": 500, "base": 500},
@@ -34,6 +35,10 @@ TINY: dict[str, dict[str, int]] = {
     "start_up": {"rows": 100, "repeats": 1},
     "compression": {"rows": 300, "repeats": 1},
     "limits": {"rows": 500, "requests": 8, "commits": 3},
+    "live_first": {"rows": 4_000, "ticks": 1, "live": 5, "milliseconds": 200, "batch": 20},
+    "reconcile": {"rows": 500},
+    "enrichments": {"rows": 300, "repeats": 1},
+    "control_center": {"apps": 2, "hours": 3, "letters": 20, "people": 40, "repeats": 1},
 }
 
 

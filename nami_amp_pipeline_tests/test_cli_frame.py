@@ -93,6 +93,8 @@ def test_wrong_arguments_are_one_line_and_status_2(tmp_path: Path, arguments: tu
         (("dead-letters", "show", "7", "--json"), 2),
         (("dead-letters", "retry", "--json"), 2),
         (("dead-letters", "retry", "--all", "--json"), 0),
+        (("dead-letters", "dismiss", "--json"), 2),
+        (("dead-letters", "dismiss", "--all", "--json"), 0),
         (("trace", "x", "--json"), 1),
         (("load", "none", "--app", "radio", "--json"), 2),
     ],

@@ -40,6 +40,7 @@ def test_add_list_show_switch_remove(tmp_path: Path) -> None:
         "integration": "radio/prod",
         "state": "enabled",
         "error": None,
+        "destination": "amplitude",
         "endpoint": "https://api2.amplitude.com/2/httpapi",
         "api_key": "set",
         "secret_key": "set",
@@ -55,6 +56,7 @@ def test_add_list_show_switch_remove(tmp_path: Path) -> None:
         "store_fees": {},
         "rename": {"user.subscription.purchased": "Bought a=b"},
         "start_from": "2026-09-01T00:00:00Z",
+        "managed_by": None,
     }
     table = invoke(tmp_path, "integrations", "show", "radio", "prod").stdout
     assert "user.subscription.purchased as Bought" in table
@@ -140,7 +142,7 @@ def test_a_free_app_cannot_enable(tmp_path: Path) -> None:
     assert invoke(tmp_path, "apps", "plan", "radio", "paid").exit_code == 0
     assert invoke(tmp_path, "integrations", "enable", "radio/prod").exit_code == 0
     (app,) = orjson.loads(invoke(tmp_path, "apps", "list", "--json").stdout)["apps"]
-    assert app == {"app_id": "radio", "plan": "paid", "integrations": 1, "watermark": None}
+    assert app == {"app_id": "radio", "plan": "paid", "integrations": 1, "watermark": None, "monthly_quota": None}
 
 
 class TestConnection:
@@ -213,7 +215,7 @@ def test_removing_takes_its_files_along(tmp_path: Path, server: SandboxServer) -
 
 
 def test_dead_letters_from_list_to_delivery(tmp_path: Path, server: SandboxServer) -> None:
-    assert "There is no integration yet" in invoke(tmp_path, "dead-letters", "list").stdout
+    assert "There is no integration in " in invoke(tmp_path, "dead-letters", "list").stdout
     add(tmp_path, server.endpoint)
     load_events(tmp_path, event(1), event(2, "u2", "e2"), event(3, "u3", "none"))
     server.sandbox.faults.add(Fault("poison", insert_id="event-2"))
@@ -236,6 +238,46 @@ def test_dead_letters_from_list_to_delivery(tmp_path: Path, server: SandboxServe
     assert "1 not retried: no Amplitude event was made from it" in one_line(retried.stderr)
     (after,) = tick(tmp_path, "second")
     assert (after.delivered, after.dead_letters) == (2, {"reserved_user_id": 1})
+
+
+@pytest.mark.contract("5.1.6")
+def test_dismissed_dead_letters_ask_for_nobody_and_can_still_go(tmp_path: Path, server: SandboxServer) -> None:
+    add(tmp_path, server.endpoint)
+    load_events(tmp_path, event(1), event(2, "u2", "e2"), event(3, "u3", "e3"))
+    for number in (2, 3):
+        server.sandbox.faults.add(Fault("poison", insert_id=f"event-{number}"))
+    tick(tmp_path, "first")
+    server.sandbox.faults.remove()
+    assert invoke(tmp_path, "run").exit_code == 0
+    assert invoke(tmp_path, "status", "--check").exit_code == 1
+    chosen = ("dead-letters", "dismiss", "--integration", "radio/prod", "--reason", "rejected")
+    asked = invoke(tmp_path, *chosen)
+    assert asked.exit_code == 2
+    assert "give --yes to dismiss 2 dead letters (2 rejected of radio/prod)" in one_line(asked.stderr)
+    assert invoke(tmp_path, "dead-letters", "dismiss").exit_code == 2
+    assert "0 dead letters" in invoke(tmp_path, *chosen, "--since", "2099-01-01", "--yes").stdout
+    assert orjson.loads(invoke(tmp_path, *chosen, "--yes", "--json").stdout) == {"dismissed": 2}
+
+    done = invoke(tmp_path, "status", "--check")
+    assert (done.exit_code, done.stdout.splitlines()[0]) == (0, "Nobody is needed: 1 of 1 is at work.")
+    assert "2 rejected, (2 dismissed)" in done.stdout
+    (numbers,) = orjson.loads(invoke(tmp_path, "status", "--json").stdout)["integrations"]
+    assert (numbers["dead_letters"], numbers["rejected"], numbers["dismissed"]) == ({"rejected": 2}, 0, 2)
+    assert numbers["captured"] == numbers["delivered"] + 2
+    listed = invoke(tmp_path, "dead-letters", "list")
+    assert "2 dismissed dead letters not shown (--dismissed)." in listed.stdout
+    found = orjson.loads(invoke(tmp_path, "dead-letters", "list", "--dismissed", "--json").stdout)
+    assert {letter["event_id"] for letter in found["dead_letters"]} == {"event-2", "event-3"}
+    assert found["dead_letters"][0]["dismissed_at"]
+    assert "Dismissed\t20" in invoke(tmp_path, "dead-letters", "show", "event-2").stdout
+    assert invoke(tmp_path, "trace", "event-2").exit_code == 4  # it did not arrive, whoever has seen it
+
+    assert "0 dead letters" in invoke(tmp_path, "dead-letters", "retry", "--all").stdout
+    assert invoke(tmp_path, "dead-letters", "dismiss", "event-3", "--undo", "--yes").exit_code == 0
+    assert invoke(tmp_path, "status", "--check").exit_code == 1
+    assert "2 dead letters" in invoke(tmp_path, "dead-letters", "retry", "event-2", "event-3").stdout
+    (after,) = tick(tmp_path, "second")
+    assert (after.delivered, after.dead_letters) == (3, {})
 
 
 def test_old_dead_letters_go_only_by_force(tmp_path: Path, server: SandboxServer) -> None:
@@ -274,11 +316,12 @@ class TestUpdate:
         shown = self.shown(tmp_path)
         assert shown | {"created_at": ""} == {
             "integration": "radio/prod", "state": "disabled", "error": None, "version": 2, "created_at": "",
-            "endpoint": "https://api.eu.amplitude.com/2/httpapi", "api_key": "set", "secret_key": "not set",
+            "destination": "amplitude", "endpoint": "https://api.eu.amplitude.com/2/httpapi", "api_key": "set",
+            "secret_key": "not set",
             "user_id": "nami_user_id", "anonymous": "device_id", "selection": ["device.*"],
             "events": ["device.impression", "device.transaction"], "rename": {"device.impression": "Seen"},
             "sandbox": "skip", "exclude": ["a", "b,c"], "hash": ["d"], "revenue": "net",
-            "store_fees": {"apple": 0.15, "google": 0.2}, "start_from": "2030-01-01T00:00:00Z",
+            "store_fees": {"apple": 0.15, "google": 0.2}, "start_from": "2030-01-01T00:00:00Z", "managed_by": None,
         }  # fmt: skip
         told = invoke(tmp_path, "integrations", "history", "radio/prod", "--json")
         added, changed = orjson.loads(told.stdout)["changes"]

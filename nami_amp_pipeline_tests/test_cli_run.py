@@ -16,7 +16,7 @@ import duckdb
 import orjson
 import pytest
 
-from nami_amp_pipeline.sandbox import Sandbox, SandboxServer
+from nami_amp_pipeline.sandbox import Fault, Sandbox, SandboxServer
 from nami_amp_pipeline.warehouse import duckdb_attach
 from nami_amp_pipeline_tests.support.command_line import (
     API_KEY,
@@ -111,7 +111,8 @@ def test_trouble_is_said_nothing_is_lost_and_the_next_run_goes_on(tmp_path: Path
     assert (status, one["pending"], one["delivered"]) == (1, 1, 0)
     assert "radio/prod" in one_line(said)
 
-    with SandboxServer(Sandbox(refused_keys=[API_KEY])) as strict:
+    with SandboxServer(Sandbox()) as strict:
+        strict.sandbox.faults.add(Fault("invalid_key"))
         with SandboxServer(Sandbox()) as server:
             add(tmp_path, strict.endpoint, name="wrong-key")
             add(tmp_path, server.endpoint, name="well")
@@ -126,7 +127,7 @@ def test_trouble_is_said_nothing_is_lost_and_the_next_run_goes_on(tmp_path: Path
             prod, wrong = said.splitlines()
             assert prod.endswith("(1 event pending, the next run continues)")
             assert wrong.endswith("then 'nami-amp integrations enable radio/wrong-key')")
-        strict.sandbox._refused_keys = frozenset()
+        strict.sandbox.faults.remove()
         assert invoke(tmp_path, "integrations", "enable", "radio/wrong-key").exit_code == 0
         assert invoke(tmp_path, "integrations", "disable", "radio/prod").exit_code == 0
         status, rows, said = run(tmp_path)
@@ -134,6 +135,7 @@ def test_trouble_is_said_nothing_is_lost_and_the_next_run_goes_on(tmp_path: Path
         assert {row["integration"]: row["delivered"] for row in rows}["radio/wrong-key"] == 1
 
 
+@pytest.mark.slow
 def test_waiting_for_a_login_is_no_failure(tmp_path: Path, server: SandboxServer) -> None:
     load_events(tmp_path, event(1, external=None))
     add(tmp_path, server.endpoint, "--anonymous", "wait_for_login")

@@ -198,6 +198,42 @@ def test_what_was_refused_comes_back_as_history_once_newer_state_was_sent(
     assert list(event) == list(orjson.loads(given["body"][1:])), "nothing else moves"
 
 
+def test_what_is_dismissed_is_found_apart_and_keeps_its_mark(store: Store) -> None:
+    for number in (1, 2, 3):
+        bury(store, number)
+    bury(store, 4, integration_id=2, reason="bad_date", body=None)
+    assert dead_letters.count(store, Filter()) == {("radio/prod", "rejected"): 3, ("radio/test", "bad_date"): 1}
+    assert dead_letters.dismiss(store, Filter(ids=["1", "event-2"]), by="ana") == 2
+    assert dead_letters.dismiss(store, Filter(ids=["1", "3"]), by="bo") == 1
+    marks = {letter.id: (letter.dismissed_at, letter.dismissed_by) for letter in dead_letters.find(store, Filter())[0]}
+    assert marks == {1: (30 * DAY, "ana"), 2: (30 * DAY, "ana"), 3: (30 * DAY, "bo"), 4: (None, None)}
+    assert [letter.id for letter in dead_letters.find(store, Filter(dismissed=False))[0]] == [4]
+    assert dead_letters.count(store, Filter(dismissed=True)) == {("radio/prod", "rejected"): 3}
+    assert dead_count(store) == {"rejected": 3, "bad_date": 1}  # nothing is lost
+    assert dead_letters.dismiss(store, Filter(ids=["1"]), undo=True) == 1
+    assert dead_letters.count(store, Filter(dismissed=True)) == {("radio/prod", "rejected"): 2}
+    for wrong in (Filter(ids=["9"]), Filter(reasons=["rejcted"])):
+        with pytest.raises(Misconfigured):
+            dead_letters.dismiss(store, wrong)
+
+
+@pytest.mark.contract("5.1.6")
+def test_a_dismissed_event_can_be_sent_again_and_its_next_death_is_new(store: Store) -> None:
+    bury(store, 1)
+    dead_letters.dismiss(store, Filter())
+    assert dead_letters.retry(store, Filter()).retried == 1
+    row = exception(store, 1)
+    assert (row.state, row.dismissed_at, row.dismissed_by) == ("held", None, None)
+    bury(store, 2)
+    dead_letters.dismiss(store, Filter(ids=["2"]))
+    with store.begin() as tx:  # as a process of the version before would send it again, and see it rejected
+        again = sa.update(tables.exceptions).where(tables.exceptions.c.id == 2)
+        tx.execute(again.values(at=31 * DAY))
+    assert dead_letters.count(store, Filter(dismissed=True)) == {}
+    assert dead_letters.dismiss(store, Filter(ids=["2"])) == 1  # although its clock was ahead
+    assert dead_letters.count(store, Filter(dismissed=True)) == {("radio/prod", "rejected"): 1}
+
+
 def test_a_run_that_is_at_work_is_left_alone(store: Store, tmp_path: Path) -> None:
     bury(store, 1)
     bury(store, 2, integration_id=2)
@@ -228,6 +264,7 @@ def test_a_refused_event_is_delivered_once_the_cause_is_gone(tmp_path: Path, ser
     assert (after.delivered, after.dead_letters, after.pending) == (20, {}, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.contract("4.11")
 def test_an_old_state_that_is_sent_again_does_not_overwrite_the_profile(tmp_path: Path, server: SandboxServer) -> None:
     add(tmp_path, server.endpoint)

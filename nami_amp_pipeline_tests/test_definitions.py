@@ -37,13 +37,16 @@ def test_assets_are_the_four_stages_in_one_direction(definitions: dg.Definitions
         "amplitude_events": {"nami_events", "user_property_snapshots"},
         "amplitude_deliveries": {"amplitude_events"},
         "delivery_report": {"amplitude_deliveries"},
+        "amplitude_reconciliation": {"amplitude_deliveries"},
     }
 
 
 def test_job_schedule_and_sensor_are_there_and_on(definitions: dg.Definitions) -> None:
     repository = definitions.get_repository_def()
     assert repository.has_job("micro_batch")
-    schedule, retention = sorted(repository.schedule_defs, key=lambda one: one.name)
+    schedule, reconcile, retention = sorted(repository.schedule_defs, key=lambda one: one.name)
+    assert (reconcile.name, reconcile.default_status) == ("reconcile_daily", dg.DefaultScheduleStatus.RUNNING)
+    assert repository.has_job("reconcile")
     assert retention.name == "retention_hourly"
     assert retention.default_status is dg.DefaultScheduleStatus.RUNNING
     assert repository.has_job("retention")
@@ -51,7 +54,17 @@ def test_job_schedule_and_sensor_are_there_and_on(definitions: dg.Definitions) -
     assert schedule.cron_schedule == "*/5 * * * *"
     assert all(sensor.default_status is dg.DefaultSensorStatus.RUNNING for sensor in repository.sensor_defs)
     names = {sensor.name for sensor in repository.sensor_defs}
-    assert names == {"integration_partitions", "early_micro_batch", "lost_runs", "alerts", "failed_runs"}
+    assert names == {
+        "integration_partitions",
+        "early_micro_batch",
+        "lost_runs",
+        "unattended_backfills",
+        "unattended_identifies",
+        "asked_comparisons",
+        "alerts",
+        "failed_runs",
+    }
+    assert repository.has_job("backfill")
 
 
 @pytest.mark.slow

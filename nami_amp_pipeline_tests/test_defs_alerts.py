@@ -103,6 +103,7 @@ def test_old_rows_in_the_warehouse_start_a_micro_batch(stage: Scene, instance: d
     assert look() == "nothing has waited for 60 s"
 
 
+@pytest.mark.slow
 def test_new_rows_are_left_to_the_schedule(stage: Scene, instance: dg.DagsterInstance) -> None:
     look = Daemon(early_micro_batch, stage.settings, instance)
     stage.add("radio")
@@ -242,6 +243,7 @@ def test_a_halt_is_told_once_by_an_alert_of_its_own(
     assert BAD_KEY not in caplog.text
 
 
+@pytest.mark.slow
 def test_the_all_clear_of_a_halt_comes_with_the_first_delivery(
     stage: Scene, instance: dg.DagsterInstance, webhook: Webhook
 ) -> None:
@@ -283,6 +285,7 @@ def test_a_throttled_user_fails_a_run_and_only_its_end_is_an_all_clear(
     assert look() == "nothing is wrong"
 
 
+@pytest.mark.slow
 def test_warehouse_that_cannot_be_read_is_told_at_the_second_look(
     stage: Scene, instance: dg.DagsterInstance, webhook: Webhook
 ) -> None:
@@ -324,6 +327,7 @@ def test_amplitude_that_does_not_answer_is_told_and_its_answer_is_the_all_clear(
     assert [message[0] for message in webhook.messages] == ["🔴", "✅"]
 
 
+@pytest.mark.slow
 def test_a_typing_error_of_a_person_alerts_nobody(stage: Scene, instance: dg.DagsterInstance, webhook: Webhook) -> None:
     stage.settings = stage.settings.replace(alert_lag_seconds=0)
     stage.load(apps=("radio",))

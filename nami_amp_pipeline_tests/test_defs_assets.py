@@ -65,6 +65,7 @@ def materialized(result: dg.ExecuteInProcessResult, name: str) -> dict[str, dict
     }
 
 
+@pytest.mark.slow
 def test_each_asset_works_for_its_own_partition_only(stage: Scene, instance: dg.DagsterInstance) -> None:
     radio, fit = stage.add("radio"), stage.add("fit")
 
@@ -101,6 +102,7 @@ def test_each_asset_works_for_its_own_partition_only(stage: Scene, instance: dg.
     assert stage.status(fit)["fit/main"].captured == 0
 
 
+@pytest.mark.slow
 def test_range_of_partitions_in_one_run(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.add("fit")
     stage.add("radio")
@@ -141,6 +143,7 @@ def test_app_whose_integrations_are_off_is_left_alone(stage: Scene, instance: dg
     assert materialized(result, "nami_events") == {}
 
 
+@pytest.mark.slow
 def test_refused_key_fails_the_asset_in_plain_words(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.add("radio", key=BAD_KEY)
     for name, key in (
@@ -169,10 +172,11 @@ def test_nothing_new_does_not_wipe_what_a_page_shows(stage: Scene, instance: dg.
         if asset == name:
             break
     again = materialized(materialize(stage, instance, name, key), name)[key]
-    since = {"nothing_new_at", "lag_seconds", "run"}
+    since = {"nothing_new_at", "lag_seconds", "run", "nami/from"}
     assert {fact: value for fact, value in again.items() if fact not in since} == {
         fact: value for fact, value in before.items() if fact not in since
     }
+    assert again.get("nami/from") == before.get("nami/to")  # a reader has read all of it
     assert again["nothing_new_at"] > 0
     assert again["dagster/partition_row_count"] > 0
 
@@ -199,6 +203,7 @@ def failed(instance: dg.DagsterInstance, name: str) -> set[str]:
         return set(seen.deserialize_failed_partition_subsets(app_integrations).get_partition_keys())
 
 
+@pytest.mark.slow
 def test_of_a_range_only_what_is_in_trouble_counts_as_failed(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.add("fit")
     stage.add("quiet")  # nothing moves, and nothing is wrong with it
@@ -212,6 +217,7 @@ def test_of_a_range_only_what_is_in_trouble_counts_as_failed(stage: Scene, insta
     assert failed(instance, "amplitude_events") == set()
 
 
+@pytest.mark.slow
 def test_what_moved_in_part_and_is_in_trouble_counts_as_failed(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.add("radio")
     stage.sandbox.faults.add(Fault("throttle_user", share=0.1, seed=3))

@@ -20,7 +20,7 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from nami_amp_pipeline.dagster_support.beta_warnings import ignore_beta_warnings
 from nami_amp_pipeline.defs import partitions, schedules
 from nami_amp_pipeline.defs.jobs import micro_batch
-from nami_amp_pipeline.defs.ours import store_label
+from nami_amp_pipeline.defs.ours import UNDER_WAY, store_label
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.defs.schedules import build_schedule
 from nami_amp_pipeline.defs.sensors import early_micro_batch, integration_partitions
@@ -63,7 +63,7 @@ def test_schedule_leaves_a_micro_batch_under_way_alone(
     instance: dg.DagsterInstance, status: dg.DagsterRunStatus
 ) -> None:
     assert isinstance(tick(instance), dg.RunRequest)
-    assert dg.DagsterRunStatus.QUEUED in schedules.UNDER_WAY  # such a run cannot be made without a daemon
+    assert dg.DagsterRunStatus.QUEUED in UNDER_WAY  # such a run cannot be made without a daemon
     run = instance.create_run_for_job(micro_batch, tags=micro_batch.tags, status=status)
     skipped = tick(instance)
     assert isinstance(skipped, dg.SkipReason)

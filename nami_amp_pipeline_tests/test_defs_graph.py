@@ -30,12 +30,12 @@ def no(*a, **k):
     raise AssertionError("loading opens a database")
 socket.socket, sqlite3.connect, duckdb.connect = Closed, no, no
 import nami_amp_pipeline.definitions
-dagster.Definitions.validate_loadable(nami_amp_pipeline.definitions.defs())
+dagster.Definitions.validate_loadable(nami_amp_pipeline.definitions.defs)
 """
 
 
 _SHOW = """
-repository = nami_amp_pipeline.definitions.defs().get_repository_def()
+repository = nami_amp_pipeline.definitions.defs.get_repository_def()
 schedule = repository.get_schedule_def("micro_batch_schedule")
 print(schedule.cron_schedule, repository.get_sensor_def("early_micro_batch").minimum_interval_seconds)
 """
@@ -43,7 +43,7 @@ print(schedule.cron_schedule, repository.get_sensor_def("early_micro_batch").min
 
 @pytest.fixture(scope="module")
 def repository() -> dg.RepositoryDefinition:
-    return defs().get_repository_def()
+    return defs.get_repository_def()
 
 
 def test_assets_are_one_way_from_the_warehouse_to_amplitude(repository: dg.RepositoryDefinition) -> None:
@@ -79,6 +79,13 @@ def test_assets_are_one_way_from_the_warehouse_to_amplitude(repository: dg.Repos
             owners,
         ),
         "delivery_report": (["amplitude_deliveries"], None, group, ["report"], owners),
+        "amplitude_reconciliation": (
+            ["amplitude_deliveries"],
+            "nami_app_integrations",
+            group,
+            ["amplitude", "duckdb"],
+            owners,
+        ),
     }
 
 
@@ -96,11 +103,11 @@ def test_every_asset_has_a_description_columns_and_a_code_version(repository: dg
         node = graph.get(key)
         assert node.description
         assert "Running it again is always safe" in node.description
-        assert node.description.strip().startswith(
-            "**Kept up to date by the schedule `micro_batch_schedule`, every 5 minutes**: "
-        )
+        is_daily = key.to_user_string() == "amplitude_reconciliation"
+        when = "`reconcile_daily`, every day at 04:23 UTC" if is_daily else "`micro_batch_schedule`, every 5 minutes"
+        assert node.description.strip().startswith(f"**Kept up to date by the schedule {when}**: ")
         assert node.code_version == "1"
-        if key.to_user_string() == "delivery_report":
+        if is_daily or key.to_user_string() == "delivery_report":
             continue
         schema = node.metadata["dagster/column_schema"]
         assert {column.name for column in schema.columns} >= {"id", "user_id", "created_date"}
@@ -126,7 +133,7 @@ def test_job_schedule_sensor_and_checks(repository: dg.RepositoryDefinition) -> 
     assert sensor.minimum_interval_seconds == 30
     assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
     checks = {key.name for key in repository.asset_graph.asset_check_keys}
-    assert checks == {"conservation", "lag", "not_halted", "none_rejected"}
+    assert checks == {"conservation", "lag", "not_halted", "none_rejected", "amplitude_holds_all"}
 
 
 def test_resource_has_no_field_that_could_hold_a_secret() -> None:

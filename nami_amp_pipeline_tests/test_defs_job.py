@@ -39,21 +39,6 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield made
 
 
-def run(
-    stage: Scene, instance: dg.DagsterInstance, *integrations: str, raise_on_error: bool = False
-) -> dg.ExecuteInProcessResult:
-    pipeline = PipelineSession(stage.settings, run_id="a-run")
-    try:
-        return micro_batch.execute_in_process(
-            run_config={"integrations": list(integrations), "console_log_level": "CRITICAL"},
-            instance=instance,
-            resources={"pipeline": pipeline},
-            raise_on_error=raise_on_error,
-        )
-    finally:
-        pipeline.close()
-
-
 def events_of(
     instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult, kind: dg.DagsterEventType
 ) -> list[dg.DagsterEvent]:
@@ -93,7 +78,7 @@ def test_logs_exactly_the_partitions_that_it_moved(stage: Scene, instance: dg.Da
     stage.add("fit")
     stage.add("quiet")  # an app without events
     stage.add("fit", "off", enabled=False)
-    first = run(stage, instance)
+    first = stage.run(instance)
     assert first.success
     assert moved(instance, first) == {
         *((asset, app) for asset in ("nami_events", "user_property_snapshots") for app in ("radio", "fit")),
@@ -102,12 +87,12 @@ def test_logs_exactly_the_partitions_that_it_moved(stage: Scene, instance: dg.Da
     assert checks_of(instance, first) == {(check, f"{app}|main"): True for check in CHECKS for app in ("radio", "fit")}
     assert set(instance.get_dynamic_partitions("nami_apps")) == {"radio", "fit", "quiet"}
 
-    again = run(stage, instance)
+    again = stage.run(instance)
     assert again.success
     assert moved(instance, again) == set()
 
     stage.load(apps=("radio",), seed=8, users=20)
-    third = run(stage, instance)
+    third = stage.run(instance)
     assert {partition for _, partition in moved(instance, third)} == {"radio", "radio|main"}
 
 
@@ -115,7 +100,7 @@ def test_refused_key_fails_alone_after_the_others_were_delivered(stage: Scene, i
     stage.load(apps=("radio", "fit"))
     good = stage.add("radio"), stage.add("fit")
     bad = stage.add("radio", "aaa-first", key=BAD_KEY)
-    result = run(stage, instance)
+    result = stage.run(instance)
     assert not result.success
     lines = failure_of(result).splitlines()
     assert len(lines) == 2
@@ -138,7 +123,7 @@ def test_refused_key_fails_alone_after_the_others_were_delivered(stage: Scene, i
 def test_config_restricts_to_some_integrations(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.load(apps=("radio", "fit"))
     radio, other, fit = stage.add("radio"), stage.add("radio", "other"), stage.add("fit")
-    assert run(stage, instance, "radio/other").success
+    assert stage.run(instance, "radio/other").success
     numbers = stage.status(radio, other, fit)
     assert numbers["radio/other"].delivered > 0
     assert numbers["radio/main"].delivered == numbers["fit/main"].captured == 0
@@ -153,7 +138,7 @@ def test_earlier_outboxes_are_delivered_although_the_warehouse_is_gone(
     tick.run(CAPTURE)
     tick.run(SNAPSHOTS)
     (stage.home / "warehouse.duckdb").unlink()
-    result = run(stage, instance)
+    result = stage.run(instance)
     assert not result.success
     assert "nami_events: there is no DuckDB file" in failure_of(result)
     assert stage.status(one)["radio/main"].pending == 0
@@ -221,6 +206,7 @@ def another_process(stage: Scene) -> Iterator[Context]:
         context.store.close()
 
 
+@pytest.mark.slow
 def test_signal_lets_requests_under_way_finish(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.load(apps=("radio",), users=200)
     one = stage.add("radio")
@@ -244,14 +230,14 @@ def test_signal_lets_requests_under_way_finish(stage: Scene, instance: dg.Dagste
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nami_amp_pipeline.stages.table.deliver", interrupted)
         with pytest.raises(dg.DagsterExecutionInterruptedError):
-            run(stage, instance, raise_on_error=True)
+            stage.run(instance, raise_on_error=True)
     assert signal.getsignal(signal.SIGINT) == before
     assert signal.getsignal(signal.SIGTERM) == before  # Dagster's doing, once it has run anything in a process
     assert asked.is_set()
     now = stage.status(one)["radio/main"]
     assert now.delivered == stage.sandbox.audit.accepted > 0
     assert [record.dagster_run.status for record in instance.get_run_records()] == [dg.DagsterRunStatus.CANCELED]
-    assert run(stage, instance).success
+    assert stage.run(instance).success
     assert stage.sandbox.audit.duplicates == 0
     assert stage.status(one)["radio/main"].pending == 0
 

@@ -39,13 +39,21 @@ def test_every_import_is_a_declared_dependency() -> None:
     """A package that only another one brings along is gone on the day that one no longer needs it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     declared = _names(project["dependencies"])
-    extras = {"nami_amp_pipeline/operations/frames.py": _names(project["optional-dependencies"]["notebooks"])}
-    distributions = packages_distributions()
-    missing = {
-        module: sorted(files)
-        for module, files in _imported().items()
-        if BY_WAY_OF.get(module, "") not in declared
-        and not {name.lower() for name in distributions.get(module, [])}
-        & declared.union(*(extras.get(file, set()) for file in (files if len(files) == 1 else ())))
+    extra = {name: _names(listed) for name, listed in project["optional-dependencies"].items()}
+    extras = {
+        "nami_amp_pipeline/control_center/oidc.py": extra["oidc"],
+        "nami_amp_pipeline/operations/frames.py": extra["notebooks"],
+        "nami_amp_pipeline/storage/bucket.py": extra["object-storage"],
+        "nami_amp_pipeline/warehouse/bucket_files.py": extra["object-storage"],
+        "nami_amp_pipeline/warehouse/parquet_folder.py": extra["object-storage"],
+        "nami_amp_pipeline/warehouse/lakes.py": extra["delta"] | extra["iceberg"],
     }
-    assert missing == {}
+    distributions = packages_distributions()
+    missing = [
+        (module, file)
+        for module, files in _imported().items()
+        for file in sorted(files)
+        if BY_WAY_OF.get(module, "") not in declared
+        and not {name.lower() for name in distributions.get(module, [module])} & (declared | extras.get(file, set()))
+    ]
+    assert missing == []

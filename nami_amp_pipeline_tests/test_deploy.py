@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from dagster._core.instance.config import dagster_instance_config
 
+from nami_amp_pipeline.control_center.options import Options
 from nami_amp_pipeline.dagster_support.instance import CODE_LOCATION
 from nami_amp_pipeline.settings import Settings
 
@@ -47,9 +49,22 @@ def test_dagster_accepts_its_settings(tmp_path: Path) -> None:
         assert found[same] == embedded[same], same
 
 
-def test_compose_file_is_what_compose_takes() -> None:
+def test_runs_on_workers_of_celery_differ_in_who_carries_them_out(tmp_path: Path) -> None:
+    shutil.copy(DEPLOY / "celery" / "dagster.yaml", tmp_path)
+    found, _ = dagster_instance_config(str(tmp_path))
+    assert found["run_launcher"]["class"] == "CeleryRunLauncher"
+    usual, celery = load("dagster.yaml"), load("celery/dagster.yaml")
+    del celery["run_launcher"]
+    for given in (usual, celery):
+        for name in ("max_concurrent_runs", "tag_concurrency_limits"):
+            del given["concurrency"]["runs"][name]
+    assert celery == usual
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "celery/compose.yaml"])
+def test_compose_file_is_what_compose_takes(name: str) -> None:
     done = subprocess.run(
-        [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.yaml"],
+        [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", DEPLOY / name],
         capture_output=True,
         text=True,
         check=False,
@@ -132,7 +147,30 @@ def test_state_store_and_dagster_are_two_databases(compose: Any) -> None:
 
 def test_only_what_runs_our_code_gets_our_secrets(compose: Any) -> None:
     with_secrets = {name for name, service in compose["services"].items() if service.get("env_file")}
-    assert with_secrets == {"migrate", "code-server"}
+    assert with_secrets == {"migrate", "code-server", "control-center"}
+
+
+def test_control_center_asks_who_people_are_before_it_is_reached_from_elsewhere(compose: Any, tmp_path: Path) -> None:
+    service = compose["services"]["control-center"]
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    file = tmp_path / ".env"
+    file.write_text((DEPLOY / "example.env").read_text().replace("CHANGE-ME", "secret"))
+    host = service["command"][service["command"].index("--host") + 1]
+    options = Options.of(Settings.load({}, dotenv=file))
+    assert options.sign_in == "password"
+    options.check(host)
+    deployment, entrance = yaml.safe_load_all((DEPLOY / "kubernetes" / "control-center.yaml").read_text())
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    given = {entry["name"]: entry["value"] for entry in container["env"]}
+    Options.of(Settings.load(given, dotenv=tmp_path / "none")).check("0.0.0.0")
+    (port,) = container["ports"]
+    assert str(port["containerPort"]) == container["args"][-1]
+    assert entrance["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
+    made = [
+        entry["metadata"]["name"] for entry in yaml.safe_load_all((DEPLOY / "kubernetes/resources.yaml").read_text())
+    ]
+    (volume,) = deployment["spec"]["template"]["spec"]["volumes"]
+    assert volume["persistentVolumeClaim"]["claimName"] in made
 
 
 def test_code_location_has_one_name_everywhere(values: Any) -> None:
@@ -154,8 +192,9 @@ def test_image_has_what_it_copies_and_stops_whole_groups() -> None:
             assert source in let_through
     assert 'ENTRYPOINT ["tini", "-g", "--"]' in text
     assert "USER 10001" in text
-    project = (ROOT / "pyproject.toml").read_text()
-    assert "[project.optional-dependencies]\nk8s = " in project
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (asked,) = set(re.findall(r"nami-amp-pipeline\[(.+)\]", text))
+    assert set(asked.split(",")) <= set(extras)
 
 
 def test_kubernetes_example_refers_to_what_there_is(values: Any) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import sqlalchemy as sa
 
@@ -20,32 +21,26 @@ from nami_amp_pipeline.delivery.destination import (
     EndpointLimits,
     Frame,
     Outcome,
-    Probe,
     Verdict,
 )
+from nami_amp_pipeline.delivery.json_destination import JsonDestination
 from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer, Request
+from nami_amp_pipeline.destinations import DESTINATIONS
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.stages import pipeline
-from nami_amp_pipeline.stages.destinations import DESTINATIONS
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.simulation.scripted_answers import API_KEY, Bench, event
 
-if TYPE_CHECKING:
-    from nami_amp_pipeline.delivery.transport import Transport
 
-
-class Tiny:
+class Tiny(JsonDestination):
     """Takes ``[events]`` with a bearer token; 202 is yes, 422 names what it refuses, 507 wants less."""
 
     name = "tiny"
-    endpoints: Mapping[str, str] = {}
-    reserved_ids: Collection[str] = ()
+    title = "Tiny"
+    most = EndpointLimits(7, 3_000, 1_000, timedelta(days=1))
 
-    def limits(self, endpoint: str) -> EndpointLimits:
-        return EndpointLimits(7, 3_000, 1_000, timedelta(days=1))
-
-    def headers(self, api_key: Secret) -> Mapping[str, str]:
+    def headers(self, api_key: Secret, body: bytes, now: float) -> Mapping[str, str]:
         return {"Authorization": f"Bearer {api_key.reveal()}"}
 
     def frame(self, api_key: Secret) -> Frame:
@@ -72,8 +67,8 @@ class Tiny:
     def redact(self, text: str, api_key: Secret) -> str:
         return text.replace(api_key.reveal(), "…")
 
-    def probe(self, endpoint: str, api_key: Secret | None, transport: Transport) -> Probe:
-        return Probe(True, f"{endpoint} is there")
+    def fingerprints(self, bodies: pa.ChunkedArray) -> pa.Table:
+        return pa.table({"fingerprint_size": pc.binary_length(bodies)})
 
     def repair(self, reason: str) -> str:
         return "Ask Tiny"

@@ -49,6 +49,7 @@ def fill(pipeline: Pipeline, app: str = "shop") -> None:
     pipeline.tick()
 
 
+@pytest.mark.slow
 def test_each_event_once_with_its_outcome(pipeline: Pipeline) -> None:
     fill(pipeline)
     pipeline.insert([bought("late", 100, user="u5")])
@@ -96,6 +97,7 @@ def test_what_waited_too_long_was_skipped(pipeline: Pipeline) -> None:
     assert (state["state"], state["reason"]) == ("skipped", "no_external_id")
 
 
+@pytest.mark.slow
 def test_flags_that_were_never_seen_are_missing_not_false(pipeline: Pipeline) -> None:
     fill(pipeline)
     with Frames(pipeline.settings) as frames:

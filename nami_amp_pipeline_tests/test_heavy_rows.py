@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nami_amp_pipeline.stages import heavy_rows
+from nami_amp_pipeline.stages import captured_rows, heavy_rows, odd_rows
 from nami_amp_pipeline.stages import pipeline as stages
 from nami_amp_pipeline.storage.duckdb_engine import more_memory, stream
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
@@ -118,4 +118,44 @@ def test_events_with_large_texts_are_prepared_a_few_at_a_time(tmp_path: Path) ->
     stages.snapshot_apps(pipeline.context)
     prepared = stages.prepare_integrations(pipeline.context, [one])[one.id]
     assert (prepared.captured, prepared.sendable + sum(prepared.dead.values())) == (100, 100)
+    pipeline.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["duckdb", "postgresql"])
+@pytest.mark.contract("1.12", "5.6.2")
+def test_an_odd_row_before_heavy_ones_is_set_aside_alone(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search for it reads heavy rows too: they are not to blame, and do not end it."""
+    environ = {"NAMI_AMP_DUCKDB_MEMORY": "60MB", "NAMI_AMP_DUCKDB_THREADS": "2"}
+    if kind == "postgresql":
+        server: Postgres = request.getfixturevalue("postgres")
+        environ["NAMI_AMP_WAREHOUSE_URL"] = server.fresh_database()
+    pipeline = Pipeline(tmp_path, environ)
+    pipeline.add("app", start_from=None, user_id_kind="nami_user_id")
+    # Two vectors that are light: the odd row is met before it is known that others are heavy.
+    light = [row(number, '{"devices": []}') for number in range(2 * heavy_rows.VECTOR_ROWS)]
+    heavy = [row(len(light) + number, large(number)) for number in range(LARGE)]
+    giant = row(len(light) + LARGE, '"' + "x" * 20_000_000 + '"')
+    pipeline.insert(light)
+    pipeline.insert([*heavy, giant])
+    whole = odd_rows.look_at_doubtful
+
+    def failing(table: pa.Table, connection: duckdb.DuckDBPyConnection) -> pa.Table:
+        if "e7" in table["id"].to_pylist():
+            raise OverflowError("nobody thought of this")
+        return whole(table, connection)
+
+    monkeypatch.setattr(captured_rows, "look_at_doubtful", failing)
+    captured = stages.capture_apps(pipeline.context)
+    assert captured["app"].rows == len(light) - 1 + LARGE + 1
+    problems = {
+        event: problem
+        for path in (pipeline.context.folder.root / "segments").glob("*.parquet")
+        for event, problem in zip(*pq.read_table(path, columns=["id", "problem"]).to_pydict().values(), strict=True)
+    }
+    assert "e7" not in problems
+    assert {event for event, problem in problems.items() if problem} == {giant["id"]}
+    assert not stages.capture_apps(pipeline.context)
     pipeline.close()

@@ -38,8 +38,8 @@ def test_module_says_what_it_is_for_and_is_about_one_thing(path: Path) -> None:
 
 
 ROOMS_WITH_NAMES = (
-    "alerts", "amplitude", "commands", "dagster_support", "defs", "delivery", "demo", "operations", "retention",
-    "sample", "sandbox", "stages", "state", "storage", "warehouse",
+    "alerts", "amplitude", "commands", "dagster_support", "defs", "delivery", "demo", "http_endpoint", "operations",
+    "retention", "sample", "sandbox", "stages", "state", "storage", "warehouse",
 )  # fmt: skip
 """Rooms in which every variable has the name of its thing."""
 

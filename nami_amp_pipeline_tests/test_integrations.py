@@ -18,7 +18,7 @@ from nami_amp_pipeline.operations.trace import _before_outbox
 from nami_amp_pipeline.retention.report import RetentionReport
 from nami_amp_pipeline.retention.segments import _needed
 from nami_amp_pipeline.secrets import Cipher, Secret
-from nami_amp_pipeline.state import Store, integrations, tables
+from nami_amp_pipeline.state import Store, backfills, integrations, tables
 from nami_amp_pipeline.state.integration_changes import IntegrationChange, change
 from nami_amp_pipeline.state.integration_history import history
 from nami_amp_pipeline.state.integration_keys import sharing_a_key
@@ -464,6 +464,18 @@ class TestAnEarlierStart:
         added(store, tmp_path, name="younger", start_from=10)
         with pytest.raises(Misconfigured, match="remove it and add it again"):
             self.moved(store, tmp_path, 50)
+
+    def test_not_after_a_backfill_which_makes_nothing_younger(self, store: Store, tmp_path: Path) -> None:
+        first = added(store, tmp_path, start_from=100)
+        with store.begin() as tx:
+            number = backfills.add(
+                store, tx, first, since=0, until=1, by="created_date", patterns=None, resend=False, created_by="test"
+            )
+        assert self.moved(store, tmp_path, 50).start_from == 50
+        with store.begin() as tx:
+            backfills.move(store, tx, number, "running")
+        with pytest.raises(Misconfigured, match="'nami-amp backfill radio/prod --from TIME"):
+            self.moved(store, tmp_path, 40)
 
     def test_not_while_a_run_works_for_it(self, store: Store, tmp_path: Path) -> None:
         one = added(store, tmp_path, start_from=100)

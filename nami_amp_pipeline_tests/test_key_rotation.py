@@ -16,7 +16,7 @@ from cryptography.fernet import Fernet
 
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.secrets import Cipher, Secret
-from nami_amp_pipeline.state import Store, integrations, rotation, tables
+from nami_amp_pipeline.state import Store, backfills, integrations, rotation, tables
 from nami_amp_pipeline.state.migrate import create_or_upgrade
 from nami_amp_pipeline.state.rotation import Rotated, forget, rotate
 from nami_amp_pipeline_tests.support.command_line import add, invoke, one_line
@@ -232,3 +232,25 @@ def test_every_column_that_is_encrypted_is_rotated() -> None:
     assert {column.name for column in tables.integrations.columns if column.name.endswith(("_key", "_salt"))} == set(
         rotation._COLUMNS
     )
+
+
+def test_a_backfill_keeps_no_key_and_stops_no_rotation(state_url: str, tmp_path: Path) -> None:
+    """Its row would hold a key that was replaced long ago, or one that nobody can set again."""
+    old, new = new_key(), new_key()
+    with opened(state_url) as store:
+        add_some(store, Cipher(old, tmp_path / "key"), "a")
+        (integration,) = integrations.all_integrations(store)
+        with store.begin() as tx:
+            number = backfills.add(
+                store, tx, integration,
+                since=0, until=1, by="created_date", patterns=None, resend=False, created_by="test",
+            )  # fmt: skip
+            row = tx.execute(
+                sa.select(tables.integrations).where(tables.integrations.c.id == backfills.get(tx, number).channel_id)
+            ).one()
+        assert (row.api_key, row.secret_key, row.hash_salt) == ("", None, None)
+        assert rotate(store, Cipher(f"{new},{old}", tmp_path / "key")) == Rotated(encrypted=2, current=0, older=1)
+        newest = Cipher(new, tmp_path / "key")
+        with store.begin() as tx:
+            assert rotation.unreadable(tx, newest) == []
+        assert rotate(store, newest) == Rotated(encrypted=0, current=2, older=0)

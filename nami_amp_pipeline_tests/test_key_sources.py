@@ -57,6 +57,7 @@ def open_when_read(fifo: Path) -> int:
     raise AssertionError("nobody reads")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["stdin", "file", "env"])
 def test_a_key_is_seen_nowhere(tmp_path: Path, source: str) -> None:
     fifo = tmp_path / "fifo"

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-import orjson
 import pytest
 import sqlalchemy as sa
 
 from nami_amp_pipeline.alerts.conditions import conditions
 from nami_amp_pipeline.defs.checks import lag_result
-from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer
+from nami_amp_pipeline.delivery.transport import HttpAnswer
 from nami_amp_pipeline.operations import dead_letters
 from nami_amp_pipeline.operations.backlog import due
 from nami_amp_pipeline.operations.standing import standings
 from nami_amp_pipeline.stages.pipeline import capture_apps
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline_tests.support.harness import START, Agreeing, Pipeline
+from nami_amp_pipeline_tests.support.harness import START, Answering, Pipeline
+from nami_amp_pipeline_tests.support.rows import renewal as row
 
 HOUR = timedelta(hours=1)
 THROTTLED = HttpAnswer(429, b'{"throttled_users":{"a":31}}')
 REFUSED = HttpAnswer(400, b'{"code":400,"events_with_missing_fields":{"time":[0]}}')
-
-
-class Answering(Agreeing):
-    """A wire whose other end says these first, and yes to the rest."""
-
-    def __init__(self, answers: Sequence[HttpAnswer]) -> None:
-        super().__init__()
-        self._first = list(answers)
-
-    def wait(self, seconds: float) -> list[tuple[int, HttpAnswer | NoAnswer]]:
-        came = super().wait(seconds)
-        return [(number, self._first.pop(0) if self._first else answer) for number, answer in came]
 
 
 @pytest.fixture
@@ -43,16 +30,6 @@ def pipe(tmp_path: Path, state_url: str) -> Iterator[Pipeline]:
     made = Pipeline(tmp_path, {"NAMI_AMP_STATE_URL": state_url, "NAMI_AMP_RUN_RETRY_SECONDS": "0"})
     yield made
     made.close()
-
-
-def row(number: int, at: datetime, external: str | None = None) -> dict[str, Any]:
-    """A row that was created and loaded at once, of a user of that External ID."""
-    ids = [] if external is None else [{"key": "external_id", "type": "string", "value": external}]
-    return {
-        "id": f"e{number}", "app_id": "radio", "event_type": "user.subscription.renewed",
-        "user_id": f"user-{external}", "created_date": at, "ingested_at": at,
-        "payload": orjson.dumps({"external_ids": ids}).decode(),
-    }  # fmt: skip
 
 
 @pytest.mark.slow_cases

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,10 @@ import pytest
 
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.contract import ARRAY_CHARACTERS
-from nami_amp_pipeline.errors import OutOfMemory
 from nami_amp_pipeline.settings import Settings
-from nami_amp_pipeline.stages import capture, snapshots
 from nami_amp_pipeline.stages import pipeline as stages
+from nami_amp_pipeline.stages import snapshots
 from nami_amp_pipeline.stages.snapshot_sql import snapshot_sql
-from nami_amp_pipeline.state.store import Lease
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 
 pytestmark = pytest.mark.slow_cases
@@ -136,6 +133,32 @@ def test_more_large_payloads_than_memory_are_read_a_few_at_a_time(tmp_path: Path
     pipeline.close()
 
 
+@pytest.mark.slow
+@pytest.mark.contract("5.6.2")
+def test_a_payload_that_takes_too_much_memory_alone_costs_its_own_state_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = Pipeline(tmp_path)
+    pipeline.add("app", start_from=None, user_id_kind="nami_user_id")
+    path = write_segment(pipeline, [row(f"n-{n}", NORMAL) for n in range(5)])
+    table = pq.read_table(path)
+    payloads = table["payload"].to_pylist()
+    payloads[2] = json.dumps(many("devices", 10_000))
+    column = table.schema.get_field_index("payload")
+    pq.write_table(table.set_column(column, "payload", pa.array(payloads, pa.string())), path)
+    tight = Context.open(
+        Settings.load(
+            {"NAMI_AMP_HOME": str(tmp_path), "NAMI_AMP_DUCKDB_MEMORY": "20MB", "NAMI_AMP_DUCKDB_THREADS": "1"}
+        ),
+        run_id="tight", clock=pipeline.clock,
+    )  # fmt: skip
+    assert stages.snapshot_apps(tight)["app"].events == 5
+    told = [message for message in caplog.messages if "takes too much memory" in message]
+    assert [message.split()[1] for message in told] == [table["id"][2].as_py()]
+    tight.store.close()
+    pipeline.close()
+
+
 ODD = (
     "{}", '{"devices":[]}', '{"devices":[null]}', '{"devices":[[]]}', '{"devices":[1,"x",true]}', '{"devices":{}}',
     '{"devices":"x"}', '{"devices":{"0":{"id":"x"}}}', '{"devices":[{"id":{"id":"x"}}]}', '{"devices":[{"id":[1]}]}',
@@ -176,6 +199,7 @@ def test_stage_2_fails_on_no_payload_that_was_captured(tmp_path: Path, caplog: p
     pipeline.close()
 
 
+@pytest.mark.slow
 def test_a_row_that_cannot_be_parsed_costs_itself_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -195,7 +219,7 @@ def test_a_row_that_cannot_be_parsed_costs_itself_alone(
     caplog.set_level(logging.WARNING, logger="nami_amp_pipeline")
     moved = stages.snapshot_apps(pipeline.context)
     assert moved["app"].events == 20
-    told = [record.getMessage() for record in caplog.records if "cannot read its payload" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "cannot be computed (" in record.getMessage()]
     assert [message.split()[1] for message in told] == ["n-7", "n-12"]
     with duckdb.connect() as connection:
         files = str(pipeline.context.folder.root / "snapshots" / "*.parquet")
@@ -203,33 +227,4 @@ def test_a_row_that_cannot_be_parsed_costs_itself_alone(
             "SELECT id FROM read_parquet(?) WHERE user_properties = '{}' ORDER BY id", [files]
         ).fetchall()
     assert empty == [("n-12",), ("n-7",)]
-    pipeline.close()
-
-
-@pytest.mark.slow
-def test_rows_that_do_not_fit_into_the_memory_together_take_more_ticks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipeline = Pipeline(tmp_path, {"NAMI_AMP_SEGMENT_ROWS": "1000"})
-    one = pipeline.add("app", start_from=None, user_id_kind="nami_user_id")
-    start = START - timedelta(hours=1)
-    pipeline.insert([{**row(f"n-{n}", NORMAL), "ingested_at": start + timedelta(seconds=n)} for n in range(500)])
-    captured = capture._capture
-    tried: list[int] = []
-
-    def short_of_memory(context: Context, leases: Mapping[str, Lease], most: int) -> dict[str, capture.Captured]:
-        tried.append(most)
-        if most > 130:
-            raise OutOfMemory("the compute engine ran out of memory")
-        return captured(context, leases, most)
-
-    monkeypatch.setattr(capture, "_capture", short_of_memory)
-    for expected in (125, 250, 375, 500):
-        pipeline.tick()
-        assert pipeline.status(one).delivered == expected
-    assert tried == [pipeline.settings.max_rows_per_tick, 125] * 4
-    monkeypatch.setattr(capture, "FEWEST_ROWS", 200)  # not even so few fit: that is said
-    pipeline.insert([row("another", NORMAL)])
-    with pytest.raises(OutOfMemory):
-        stages.capture_apps(pipeline.context)
     pipeline.close()

@@ -184,6 +184,7 @@ def test_an_overlong_last_line_ends_well(tmp_path: Path, monkeypatch: pytest.Mon
     assert report.rows == 1
 
 
+@pytest.mark.slow
 @pytest.mark.slow_cases
 @pytest.mark.parametrize("spoil", ["cut", "damage"])
 def test_a_broken_gzip_is_left_out_whole(tmp_path: Path, spoil: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ By hand with 1,000,000 rows in DuckDB, on two cores: of one id, a tick takes 0.5
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from nami_amp_pipeline.delivery.store_changes import StoreChanges
 from nami_amp_pipeline.stages import outbox_writer, pipeline
+from nami_amp_pipeline_tests.simulation.scripted_answers import Bench, event
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 from nami_amp_pipeline_tests.support.postgres import Postgres
 
@@ -75,6 +77,7 @@ def test_many_rows_of_one_ingested_at(made: Pipeline) -> None:
     assert made.status(one).delivered == ROWS + 10
 
 
+@pytest.mark.slow
 def test_many_rows_of_one_user_are_written_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each slice takes a part of the memory, and all of them are one lane in posting order."""
     monkeypatch.setattr(outbox_writer, "_BODY_BYTES", 1_000)
@@ -100,3 +103,33 @@ def test_many_rows_of_one_user_are_written_in_slices(tmp_path: Path, monkeypatch
         assert mine == sorted(mine, key=lambda event: (event["created_date"], event["id"]))
     assert max(batch.num_rows for batch in written) == 100
     made.close()
+
+
+@pytest.mark.slow
+def test_many_events_of_one_user_are_held_a_request_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stage 4 records those that it holds before it looks at more, so its memory does not grow with their number."""
+    most = held = 0
+    insert, clear = StoreChanges.insert_exceptions, StoreChanges.clear
+
+    def inserting(changes: StoreChanges, rows: Sequence[dict[str, Any]], *more: Any) -> None:
+        nonlocal most, held
+        held += len(rows)
+        most = max(most, held)
+        insert(changes, rows, *more)
+
+    def clearing(changes: StoreChanges) -> None:
+        nonlocal held
+        held = 0
+        clear(changes)
+
+    monkeypatch.setattr(StoreChanges, "insert_exceptions", inserting)
+    monkeypatch.setattr(StoreChanges, "clear", clearing)
+    bench = Bench(tmp_path, batch_events=500, run_retry_seconds=5.0)
+    bench.prepare([event(number, "hot") for number in range(12_000)] + [event(12_000, "other")])
+    bench.deliver()
+    status = bench.status()
+    assert status.pending_by.keys() == {"held"}, "all of the lane was looked at"
+    assert "e12000" in bench.order
+    hot = [one for one in bench.order if one != "e12000"]
+    assert hot == [f"e{number}" for number in range(len(hot))]
+    assert 0 < most <= 2 * 500

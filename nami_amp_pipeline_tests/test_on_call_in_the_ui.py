@@ -5,84 +5,24 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import duckdb
 import pytest
-from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
 
 from nami_amp_pipeline.runner import run_micro_batch
 from nami_amp_pipeline.sandbox.faults import Fault
+from nami_amp_pipeline_tests.support.dagster_pages import DagsterPages, dagster_pages
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, WARNINGS, Scene, scene
-from nami_amp_pipeline_tests.support.service import free_port, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(WARNINGS)]
 
-ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
 OUTAGE_KEY = "outage-0123456789abcdef0123456"
 THROTTLED_KEY = "throttled-0123456789abcdef0123"
 REJECTED_KEY = "rejects-0123456789abcdef012345"
 REJECTED = 31
-
-
-@dataclass
-class Night:
-    """Where it is dark.
-
-    Attributes:
-        url: of the pages.
-        browser: at the pages.
-    """
-
-    url: str
-    browser: webdriver.Chrome
-
-    def text(self) -> str:
-        """All that the page says."""
-        return self.browser.find_element(By.TAG_NAME, "body").text
-
-    def until(self, *said: str) -> str:
-        """Waits until the page says all of this."""
-
-        def says(_browser: object) -> bool:
-            try:
-                shown = self.text()
-            except StaleElementReferenceException:
-                return False
-            return all(part in shown for part in said)
-
-        try:
-            WebDriverWait(self.browser, 20).until(says)
-        except Exception:
-            sys.stderr.write(f"{self.browser.current_url}\n{self.text()}\n")
-            raise
-        return self.text()
-
-    def click(self, link: str) -> None:
-        """Clicks on a link with this text."""
-        WebDriverWait(self.browser, 20).until(lambda browser: browser.find_elements(By.LINK_TEXT, link))
-        (found, *_) = self.browser.find_elements(By.LINK_TEXT, link)
-        self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
-        found.click()
-
-    def picture(self, name: str) -> None:
-        """Keeps what is to be seen, where somebody wants it."""
-        folder = os.environ.get("NAMI_AMP_TEST_PICTURES")
-        if folder:
-            time.sleep(2)
-            self.browser.save_screenshot(f"{folder}/{name}.png")
 
 
 def trouble(stage: Scene) -> None:
@@ -108,48 +48,33 @@ def trouble(stage: Scene) -> None:
 
 
 @pytest.fixture(scope="module")
-def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
+def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DagsterPages, str]]:
+    """Pages where it is dark, and the last run, which failed."""
     folder = tmp_path_factory.mktemp("night")
     with scene(folder / "home", run_retry_seconds="0") as stage:
         trouble(stage)
         for _ in range(2):
             assert not run_micro_batch(stage.settings).ok
-        port = free_port()
-        environ = {
-            **{name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ},
-            "HOME": str(folder), "PYTHONPATH": str(ROOT), "NAMI_AMP_HOME": str(folder / "home"),
-            "DAGSTER_HOME": str(folder / "home" / "dagster"),
-        }  # fmt: skip
-        log = folder / "webserver.log"
-        with log.open("wb") as out:
-            served = subprocess.Popen(
-                [BIN / "dagster-webserver", "-m", "nami_amp_pipeline.definitions", "-h", "127.0.0.1", "-p", str(port)],
-                cwd=folder, env=environ, stdout=out, stderr=out, start_new_session=True,
-            )  # fmt: skip
-        options = webdriver.ChromeOptions()
-        options.binary_location = "/usr/bin/chromium"
-        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1500,1100"):
-            options.add_argument(argument)
-        try:
-            wait_for(lambda: b"Serving" in log.read_bytes(), log.read_text)
-            browser = webdriver.Chrome(options, Service("/usr/bin/chromedriver"))
-            try:
-                yield Night(f"http://127.0.0.1:{port}", browser)
-            finally:
-                browser.quit()
-        finally:
-            os.killpg(served.pid, signal.SIGINT)
-            try:
-                served.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(served.pid, signal.SIGKILL)
+        (folder / "home" / "warehouse.duckdb").rename(folder / "away.duckdb")  # and then no warehouse
+        last = run_micro_batch(stage.settings)
+        assert not last.ok
+        with dagster_pages(folder, folder / "home") as pages:
+            yield pages, last.run_id
 
 
-def test_the_report_says_who_needs_a_person(night: Night) -> None:
-    night.browser.get(f"{night.url}/assets/delivery_report")
-    night.until("4 of 5 integrations need you", "fit|main", "tv|main", "radio|main", "news|main")
-    night.picture("delivery-report")
-    shown = night.text()
+@pytest.fixture
+def pages(night: tuple[DagsterPages, str]) -> DagsterPages:
+    return night[0]
+
+
+def test_the_report_says_who_needs_a_person(pages: DagsterPages) -> None:
+    pages.open("/assets/delivery_report")
+    pages.until("4 of 5 integrations need you", "fit|main", "tv|main", "radio|main", "news|main")
+    pages.picture("delivery-report")
+    shown = pages.text()
+    assert "and the warehouse cannot be read" in shown
+    assert re.search(r"cannot be read since 20\S+Z: .*there is no DuckDB file", shown)
+    assert "nami-amp doctor" in shown
     assert "calm|main" not in shown  # of what is well only the counts are shown
     assert "halted since" in shown
     assert "nami-amp integrations enable fit/main" in shown
@@ -169,17 +94,68 @@ def test_the_report_says_who_needs_a_person(night: Night) -> None:
     ],
 )
 def test_each_question_is_answered_two_clicks_from_the_assets(
-    night: Night, partition: str, name: str, says: tuple[str, ...]
+    pages: DagsterPages, partition: str, name: str, says: tuple[str, ...]
 ) -> None:
-    night.browser.get(f"{night.url}/assets/delivery_report")
-    night.click(partition)
-    shown = night.until(*says, "since", "pending", "what_to_do", "did_it_arrive", "nami-amp trace EVENT_ID")
-    night.picture(name)
+    pages.open("/assets/delivery_report")
+    pages.click(By.LINK_TEXT, partition)
+    shown = pages.until(*says, "since", "pending", "what_to_do", "did_it_arrive", "nami-amp trace EVENT_ID")
+    pages.picture(name)
     assert "``" not in shown  # no mark of reStructuredText
 
 
-def test_partitions_in_trouble_are_counted_as_failed(night: Night) -> None:
-    night.browser.get(f"{night.url}/assets/amplitude_deliveries?view=partitions")
-    shown = night.until("5 Partitions Selected", "Failed (3)")
-    night.picture("partitions")
+def test_a_failed_run_says_its_lines_and_shows_no_stack(night: tuple[DagsterPages, str]) -> None:
+    pages, failed_run = night
+    query = (
+        "query($id: ID!) { logsForRun(runId: $id) { ... on EventConnection { events { ... on ExecutionStepFailureEvent "
+        "{ error { message stack errorChain { error { message } } } failureMetadata { metadataEntries { label } } } } "
+        "} } }"
+    )
+    events = pages.ask(query, id=failed_run)["logsForRun"]["events"]
+    (failure,) = [event["error"] for event in events if event.get("error")]
+    assert failure["message"].startswith("Not everything was delivered; what could be, was.\nnami_events: ")
+    assert (failure["stack"], failure["errorChain"]) == ([], [])
+    pages.open(f"/runs/{failed_run}")
+    pages.until("STEP_FAILURE", "Not everything was delivered")
+    more = "//*[text()='View full message']"
+    row = f"(//*[text()='STEP_FAILURE']/ancestor::*[.{more}])[last()]"
+    pages.click(By.XPATH, f"{row}{more}")
+    shown = pages.until("Copy error", "there is no DuckDB file", "Not over since earlier runs")
+    pages.picture("failed-run")
+    assert 'File "' not in shown
+    assert "Traceback" not in shown
+    assert "dagster/_core" not in shown
+
+
+@pytest.mark.parametrize(
+    ("asked", "tag", "says"),
+    [
+        (
+            f"rejected-{REJECTED - 1}",
+            "1 rejected",
+            ("1 rejected", "news/main", "rejected 20", "nami-amp dead-letters show"),
+        ),
+        ("no-such-event", "not known", ("no event or user no-such-event", "the warehouse cannot be asked")),
+    ],
+)
+def test_did_it_arrive_is_two_clicks_from_a_partition(
+    pages: DagsterPages, asked: str, tag: str, says: tuple[str, ...]
+) -> None:
+    pages.open("/assets/amplitude_deliveries?view=events&partition=news%7Cmain")
+    pages.click(By.LINK_TEXT, "Ask here")
+    pages.click(By.CLASS_NAME, "CodeMirror-line", has='event_or_user: ""')
+    pages.type_at_the_end(asked, before=1)
+    pages.until(f'event_or_user: "{asked}"')
+    run_id = pages.launch()
+    pages.until("RUN_SUCCESS", *says)
+    if asked.startswith("rejected"):
+        pages.picture("trace")
+    query = "query($id: ID!) { runOrError(runId: $id) { ... on Run { tags { key value } } } }"
+    tags = {given["key"]: given["value"] for given in pages.ask(query, id=run_id)["runOrError"]["tags"]}
+    assert tags["nami/verdict"] == tag
+
+
+def test_partitions_in_trouble_are_counted_as_failed(pages: DagsterPages) -> None:
+    pages.open("/assets/amplitude_deliveries?view=partitions")
+    shown = pages.until("5 Partitions Selected", "Failed (3)")
+    pages.picture("partitions")
     assert "Missing (0)" in shown

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from nami_amp_pipeline.delivery.outbox_finisher import TRY_AGAIN_MICROS, AtOnce, InThread, OutboxFinisher
+from nami_amp_pipeline.delivery.outbox_finisher import AtOnce, InThread, OutboxFinisher
 from nami_amp_pipeline.delivery.receipts import finish_outbox
 from nami_amp_pipeline.errors import Blocked, StoreUnavailable
 from nami_amp_pipeline.stages import deliver as delivery
@@ -37,8 +39,7 @@ def test_what_the_store_keeps_from_being_finished_is_tried_again_until_patience_
         now = again
     assert 50 <= len(tries) <= 62
     assert set(tries) == {(1, 7)}
-    finishing.settle(now)
-    ((channel_id, error),) = finishing.settle(now + TRY_AGAIN_MICROS)
+    ((channel_id, error),) = finishing.settle(now)
     assert (channel_id, str(error)) == (1, "away")
     assert finishing.next_at(now) is None
 
@@ -55,15 +56,43 @@ def test_what_cannot_be_finished_is_said_and_other_outboxes_are() -> None:
     assert finishing.next_at(0) is None
 
 
-def test_a_bug_is_none_of_the_errors_that_are_said() -> None:
-    def finish(_channel_id: int, _outbox_id: int) -> None:
-        raise ZeroDivisionError
+def test_looking_at_what_is_under_way_does_not_grow_with_it() -> None:
+    looks: list[int] = []
 
-    finishing = OutboxFinisher(finish, InThread(), PATIENCE)
+    class Waiting(Future[None]):
+        def done(self) -> bool:
+            looks.append(1)
+            return super().done()
+
+    class Held:
+        def start(self, act: Callable[[], None]) -> Future[None]:
+            del act
+            return Waiting()
+
+        def close(self) -> None:
+            pass
+
+    finishing = OutboxFinisher(lambda _channel, _outbox: None, Held(), PATIENCE)
+    for number in range(1_000):
+        finishing.start(number, number, 0)
+    assert finishing.settle(0) == []
+    assert finishing.next_at(0) is not None
+    assert len(looks) <= 2
+
+
+@pytest.mark.parametrize("background", [AtOnce, InThread])
+def test_a_bug_stops_the_integration_that_meets_it_only(background: type[AtOnce | InThread]) -> None:
+    def finish(channel_id: int, _outbox_id: int) -> None:
+        if channel_id == 1:
+            raise ZeroDivisionError
+
+    finishing = OutboxFinisher(finish, background(), PATIENCE)
     finishing.start(1, 7, 0)
+    finishing.start(2, 8, 0)
     finishing.close()
-    with pytest.raises(ZeroDivisionError):
-        finishing.settle(0)
+    ((channel_id, error),) = finishing.settle(0)
+    assert (channel_id, type(error)) == (1, ZeroDivisionError)
+    assert finishing.next_at(0) is None
 
 
 def test_requests_go_on_while_receipts_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

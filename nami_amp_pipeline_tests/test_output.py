@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from nami_amp_pipeline.commands import output
-from nami_amp_pipeline.commands.base import parse_time
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.operations.named_fields import named_fields
+from nami_amp_pipeline.operations.times import parse_time
 from nami_amp_pipeline_tests.support.command_line import PROGRAM, add, environment, event, load_events, tick
 
 LONG = "an-id-of-forty-characters-0123456789abcd"

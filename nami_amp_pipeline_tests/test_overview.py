@@ -45,6 +45,7 @@ def unread(found: Overview) -> dict[str, int]:
     return {app: one.rows for app, one in found.warehouse.unread.items()}
 
 
+@pytest.mark.slow
 def test_rows_that_no_run_has_read_are_counted(pipe: Pipeline) -> None:
     assert overview(pipe.context).verdict == "There is no integration yet."
     assert overview(pipe.context).needs_you
@@ -135,6 +136,7 @@ def test_who_waits_for_a_login_until_when_they_are_given_up(pipe: Pipeline) -> N
     assert "given up 2026-10-01" in user.why
 
 
+@pytest.mark.slow
 def test_typing_errors_are_said_with_the_nearest_name(tmp_path: Path) -> None:
     none = invoke(tmp_path, "status", "--check")
     assert (none.exit_code, none.stdout.splitlines()[0]) == (1, "There is no integration yet.")
@@ -163,6 +165,7 @@ def test_the_object_of_status_has_what_the_contract_names_and_the_rest(tmp_path:
     found = orjson.loads(invoke(tmp_path, "status", "--json").stdout)
     assert set(found) == {
         "run_id", "integrations", "verdict", "needs_you", "integrations_in_need", "warehouse", "last_run", "alerts",
+        "dagster_histories", "backfills",
     }  # fmt: skip
     (one,) = found["integrations"]
     assert set(one) >= {

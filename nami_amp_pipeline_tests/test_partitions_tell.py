@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,10 +13,10 @@ from dagster._core.definitions.partitions.context import partition_loading_conte
 from dagster._core.storage.partition_status_cache import get_and_update_asset_status_cache_value
 
 from nami_amp_pipeline.dagster_support.run_history import clear_history
-from nami_amp_pipeline.defs.jobs import micro_batch
 from nami_amp_pipeline.defs.ours import OURS
 from nami_amp_pipeline.defs.partitions import app_integrations
-from nami_amp_pipeline.defs.resources import PipelineSession
+from nami_amp_pipeline.operations import dead_letters
+from nami_amp_pipeline.operations.standing import Standing, standings
 from nami_amp_pipeline.sandbox.faults import Fault
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.state.integration_changes import IntegrationChange, change
@@ -39,19 +38,6 @@ def stage(tmp_path: Path) -> Iterator[Scene]:
 def instance() -> Iterator[dg.DagsterInstance]:
     with dg.instance_for_test() as made:
         yield made
-
-
-def run(stage: Scene, instance: dg.DagsterInstance, *integrations: str) -> dg.ExecuteInProcessResult:
-    pipeline = PipelineSession(stage.settings, run_id=str(uuid.uuid4()))
-    try:
-        return micro_batch.execute_in_process(
-            run_config={"integrations": list(integrations), "console_log_level": "CRITICAL"},
-            instance=instance,
-            resources={"pipeline": pipeline},
-            raise_on_error=False,
-        )
-    finally:
-        pipeline.close()
 
 
 def shown(instance: dg.DagsterInstance) -> tuple[set[str], set[str]]:
@@ -107,10 +93,10 @@ def test_a_refused_key_fails_one_run_and_its_partition_until_it_works_again(
     stage.add("radio", key=BAD_KEY)
     stage.add("fit")
     stage.add("quiet")
-    assert not run(stage, instance).success
+    assert not stage.run(instance).success
     assert shown(instance) == ({"fit|main"}, {"radio|main"})
     for _ in range(2):
-        again = run(stage, instance)
+        again = stage.run(instance)
         assert again.success
         assert shown(instance) == ({"fit|main"}, {"radio|main"})
         facts = observed(instance, again)["radio|main"]
@@ -121,17 +107,18 @@ def test_a_refused_key_fails_one_run_and_its_partition_until_it_works_again(
         assert "nami-amp trace" in facts["did_it_arrive"]
         assert checks(instance, again)["not_halted", "radio|main"] is False
     repair(stage, "radio/main")
-    assert run(stage, instance).success
+    assert stage.run(instance).success
     assert shown(instance) == ({"fit|main", "radio|main"}, set())
 
 
+@pytest.mark.slow
 def test_an_outage_is_news_once_whatever_it_looks_like(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.load(apps=("radio",))
     stage.add("radio")
     outcomes = []
     for kind in ("503", "closed_without_answer", "500"):
         stage.sandbox.faults.add(Fault(kind))
-        result = run(stage, instance)
+        result = stage.run(instance)
         outcomes.append(result.success)
         facts = observed(instance, result)["radio|main"]
         assert facts["state"] == "unreachable"
@@ -139,17 +126,18 @@ def test_an_outage_is_news_once_whatever_it_looks_like(stage: Scene, instance: d
         assert shown(instance) == (set(), {"radio|main"})
         stage.sandbox.faults.remove()
     assert outcomes == [False, True, True]
-    assert run(stage, instance).success
+    assert stage.run(instance).success
     assert shown(instance) == ({"radio|main"}, set())
 
 
+@pytest.mark.slow
 def test_a_throttled_user_keeps_its_partition_failed_while_others_move(
     stage: Scene, instance: dg.DagsterInstance
 ) -> None:
     stage.load(apps=("radio",))
     stage.add("radio")
     stage.sandbox.faults.add(Fault("throttle_user", share=0.1, seed=3))
-    first = run(stage, instance)
+    first = stage.run(instance)
     assert not first.success
     facts = observed(instance, first)["radio|main"]
     assert facts["state"] == "throttled"
@@ -157,65 +145,71 @@ def test_a_throttled_user_keeps_its_partition_failed_while_others_move(
     for seed in (8, 9):
         stage.load(apps=("radio",), seed=seed, users=20)
         before = stage.sandbox.audit.accepted
-        assert run(stage, instance).success
+        assert stage.run(instance).success
         assert stage.sandbox.audit.accepted > before  # which made it count as materialized for a moment
         assert shown(instance) == (set(), {"radio|main"})
 
 
+@pytest.mark.slow
 def test_another_trouble_of_the_same_partition_is_news(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.load(apps=("radio",))
     stage.add("radio")
     stage.sandbox.faults.add(Fault("503"))
-    assert [run(stage, instance).success for _ in range(2)] == [False, True]
+    assert [stage.run(instance).success for _ in range(2)] == [False, True]
     stage.sandbox.faults.remove()
     stage.sandbox.faults.add(Fault("invalid_key"))
-    assert [run(stage, instance).success for _ in range(2)] == [False, True]
+    assert [stage.run(instance).success for _ in range(2)] == [False, True]
     assert shown(instance) == (set(), {"radio|main"})
 
 
+@pytest.mark.slow
 def test_what_is_everybodys_fails_each_run(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.add("radio")  # and there is no warehouse
-    assert [run(stage, instance).success for _ in range(3)] == [False] * 3
+    assert [stage.run(instance).success for _ in range(3)] == [False] * 3
     assert shown(instance)[1] == set()
 
 
+@pytest.mark.slow
 def test_an_integration_that_is_switched_off_is_no_failure_any_more(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.load(apps=("radio",))
     stage.add("radio", key=BAD_KEY)
-    assert not run(stage, instance).success
+    assert not stage.run(instance).success
     set_enabled(stage.context.store, "radio/main", enabled=False)
-    assert run(stage, instance).success
+    assert stage.run(instance).success
     assert shown(instance) == ({"radio|main"}, set())
 
 
+@pytest.mark.slow
 def test_a_run_of_others_clears_nothing(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.load(apps=("radio", "fit"))
     stage.add("radio", key=BAD_KEY)
     stage.add("fit")
-    assert not run(stage, instance).success
-    assert run(stage, instance, "fit/main").success
+    assert not stage.run(instance).success
+    assert stage.run(instance, "fit/main").success
     assert shown(instance) == ({"fit|main"}, {"radio|main"})
 
 
+@pytest.mark.slow
 def test_retention_keeps_the_run_that_a_partition_failed_in(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.load(apps=("radio",))
     stage.add("radio", key=BAD_KEY)
-    first = run(stage, instance)
+    first = stage.run(instance)
     for _ in range(2):
-        assert run(stage, instance).success
+        assert stage.run(instance).success
     later = datetime.now(UTC) + timedelta(days=40)
     clear_history(instance, OURS, 1, now=later)
     assert instance.get_run_by_id(first.run_id) is not None
     instance.wipe_asset_cached_status([DELIVERIES])
     assert shown(instance) == (set(), {"radio|main"})
-    assert run(stage, instance).success  # it is still known
+    assert stage.run(instance).success  # it is still known
 
 
+@pytest.mark.slow
 def test_rejected_events_are_seen_at_their_partition(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.load(apps=("radio",))
     stage.add("radio")
     stage.sandbox.faults.add(Fault("poison", share=0.2, seed=5, indexes="all"))
-    result = run(stage, instance)
+    result = stage.run(instance)
     assert result.success  # they are at an end; the others were delivered
     facts = observed(instance, result)["radio|main"]
     assert facts["rejected"] > 5
@@ -225,13 +219,76 @@ def test_rejected_events_are_seen_at_their_partition(stage: Scene, instance: dg.
     assert report(instance)["rejected_total"] == facts["rejected"]
 
 
+def test_rejected_events_keep_no_partition_failed_once_its_trouble_is_over(
+    stage: Scene, instance: dg.DagsterInstance
+) -> None:
+    stage.load(apps=("radio",))
+    stage.add("radio")
+    stage.sandbox.faults.add(Fault("poison", share=0.2, seed=5, indexes="all"))
+    assert stage.run(instance).success
+    stage.load(apps=("radio",), seed=9, users=5)
+    stage.sandbox.faults.remove()
+    stage.sandbox.faults.add(Fault("503"))
+    assert not stage.run(instance).success
+    assert shown(instance) == (set(), {"radio|main"})
+    set_enabled(stage.context.store, "radio/main", enabled=False)  # nothing moves from here on
+    assert stage.run(instance).success
+    assert shown(instance) == ({"radio|main"}, set())
+    stage.sandbox.faults.remove()
+    set_enabled(stage.context.store, "radio/main", enabled=True)
+    again = stage.run(instance)
+    assert again.success
+    assert observed(instance, again)["radio|main"]["rejected"] > 5
+    assert shown(instance) == ({"radio|main"}, set())
+    dead_letters.dismiss(stage.context.store, dead_letters.Filter())
+    seen = stage.run(instance)
+    assert observed(instance, seen) == {}
+    assert report(instance)["rejected_total"] == 0
+    assert report(instance)["dismissed_total"] > 5
+
+
+def test_a_micro_batch_asks_once_how_integrations_stand(
+    stage: Scene, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def count(*given: Any, **named: Any) -> list[Standing]:
+        asked.append(given)
+        return standings(*given, **named)
+
+    for module in ("jobs", "assets", "checks", "delivery_report"):
+        monkeypatch.setattr(f"nami_amp_pipeline.defs.{module}.standings", count)
+    stage.load(apps=("radio", "fit"))
+    stage.add("radio", key=BAD_KEY)
+    stage.add("fit")
+    for _ in range(3):
+        asked.clear()
+        stage.run(instance)
+        assert len(asked) == 1
+
+
+def test_the_report_says_that_the_warehouse_cannot_be_read(stage: Scene, instance: dg.DagsterInstance) -> None:
+    stage.load(apps=("radio",))
+    stage.add("radio")
+    assert stage.run(instance).success
+    assert "what is wrong with the warehouse" not in report(instance)
+    (stage.home / "warehouse.duckdb").rename(stage.home / "away.duckdb")
+    assert not stage.run(instance).success
+    found = report(instance)
+    assert found["verdict"] == "0 of 1 integration need you, and the warehouse cannot be read"
+    assert "there is no DuckDB file" in found["what is wrong with the warehouse"]
+    (stage.home / "away.duckdb").rename(stage.home / "warehouse.duckdb")
+    assert stage.run(instance).success
+    assert report(instance)["verdict"] == "0 of 1 integration need you"
+
+
 def test_the_report_has_all_integrations_and_does_not_mix_them(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.load(apps=("radio", "fit"))
     stage.add("radio", key=BAD_KEY)
     stage.add("fit")
     stage.add("tv", enabled=False)
-    run(stage, instance)
-    run(stage, instance, "fit/main")  # also by a run for one of them
+    stage.run(instance)
+    stage.run(instance, "fit/main")  # also by a run for one of them
     found = report(instance)
     assert found["verdict"] == "1 of 3 integrations needs you"
     rows = {record.data["integration"]: record.data for record in found["integrations"].records}
@@ -244,6 +301,7 @@ def test_the_report_has_all_integrations_and_does_not_mix_them(stage: Scene, ins
     assert "what is wrong with fit/main" not in found
 
 
+@pytest.mark.slow
 def test_of_many_in_trouble_each_fails_and_a_few_are_observed(
     stage: Scene, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,7 +310,7 @@ def test_of_many_in_trouble_each_fails_and_a_few_are_observed(
     names = {f"n-{number}" for number in range(4)}
     for name in names:
         stage.add("radio", name, key=BAD_KEY)
-    result = run(stage, instance)
+    result = stage.run(instance)
     assert not result.success
     assert shown(instance)[1] == {f"radio|{name}" for name in names}
     assert len(observed(instance, result)) == 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,75 +10,21 @@ import click
 import pytest
 
 from nami_amp_pipeline.alerts.kinds import Kind
-from nami_amp_pipeline.amplitude.target import AMPLITUDE
 from nami_amp_pipeline.cli import cli
 from nami_amp_pipeline.operations import reasons
 from nami_amp_pipeline_tests.support.command_line import add, nami_amp
-
-ROOT = Path(__file__).parents[1]
-PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")})
-SOURCES = sorted((ROOT / "nami_amp_pipeline").rglob("*.py"))
-OLD_PAGES = ("CHANGELOG.md", "upgrading.md")
-"""They may name what was."""
+from nami_amp_pipeline_tests.support.quoted_commands import OLD_PAGES, PAGES, ROOT, quoted, words_of
 
 PLACEHOLDERS = {
     "N": "1", "PORT": "8765", "TIME": "2026-09-01T00:00:00Z", "us|eu": "us", "us|eu|URL": "us", "paid|free": "paid",
     "SECONDS": "5", "POLICY": "skip",
 }  # fmt: skip
-_QUOTED = re.compile(r"['`](nami-amp(?: [^'`\n]*)?)['`]")
-
-
-def texts_of(path: Path) -> Iterator[str]:
-    """The texts of a module, with X for what is filled in."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
-        elif isinstance(node, ast.JoinedStr):
-            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values)
-
-
-def in_a_page(text: str) -> Iterator[str]:
-    """Commands between backticks, and lines of examples."""
-    text = text.replace("\\\n", " ")
-    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    for line in "\n".join(blocks).splitlines():
-        found = re.match(r"\s*(?:\$ )?(nami-amp .*)", line)
-        if found:
-            yield found[1]
-    rest = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    yield from (found for found in re.findall(r"`(nami-amp(?: [^`]*)?)`", rest))
-
-
-def quoted() -> dict[str, str]:
-    """Commands as they are quoted, with where."""
-    found: dict[str, str] = {}
-    for path in SOURCES:
-        for text in texts_of(path):
-            joined = " ".join(text.split())
-            for command in _QUOTED.findall(joined):
-                found.setdefault(command, str(path.relative_to(ROOT)))
-            for line in text.splitlines():
-                example = re.match(r"\s+(nami-amp .*)", line)
-                if example:
-                    found.setdefault(example[1], str(path.relative_to(ROOT)))
-    for path in PAGES:
-        if path.name not in OLD_PAGES:
-            for command in in_a_page(path.read_text()):
-                found.setdefault(" ".join(command.split()), str(path.relative_to(ROOT)))
-    repairs = {AMPLITUDE.repair(code) for code in reasons.codes("halted")}
-    actions = {reason.action or "" for reason in reasons.REASONS.values()}
-    for text in {*repairs, *actions, *(kind.advice for kind in Kind)}:
-        for command in _QUOTED.findall(" ".join(text.split())):
-            found.setdefault(command, "a text of the running program")
-    return found
 
 
 def problem(command: str) -> str | None:
     """Why a command cannot be run, but for arguments that are left open; None if it can."""
-    text = re.sub(r"\s+#.*| [|>&].*|;.*", "", command)
-    text = re.sub(r"\[(--?[^\]]*)\]", r"\1", text).replace("[", "").replace("]", "")
     try:
-        words = shlex.split(text)[1:]
+        words = shlex.split(words_of(command))[1:]
     except ValueError as error:
         return str(error)
     pairs = zip(["", *words], words, strict=False)
@@ -148,10 +92,14 @@ def test_nothing_that_people_read_says_refused() -> None:
     said |= {str(page.relative_to(ROOT)): page.read_text() for page in PAGES
              if page.parent.name != "adr" and page.name not in (*OLD_PAGES, "benchmarks.md")}  # fmt: skip
     said["docs/operations.md"] = said["docs/operations.md"].replace("| `refused` |", "")
+    page = "docs/control-center.md"  # which names a page, a number on it, and pictures
+    for name in ("**Refused**", "skipped + refused + waiting", "control-center-refused.png"):
+        said[page] = said[page].replace(name, "")
     assert [where for where, text in said.items() if "refuse" in text.lower()] == []
     assert len(said) > 100
 
 
+@pytest.mark.slow
 def test_completion_offers_values(tmp_path: Path) -> None:
     add(tmp_path, "http://127.0.0.1:9/2/httpapi", name="main")
 
@@ -165,6 +113,8 @@ def test_completion_offers_values(tmp_path: Path) -> None:
 
     assert offered("status", "rad") == ["radio/main"]
     assert offered("integrations", "enable", "") == ["radio/main"]
+    assert offered("integrations", "release", "rad") == ["radio/main"]
+    assert offered("integrations", "export", "--app", "") == ["radio"]
     assert offered("apps", "plan", "r") == ["radio"]
     assert "user.subscription.*" in offered("integrations", "update", "radio/main", "--events", "user.sub")
     assert offered("integrations", "update", "radio/main", "--events", "all,device.im") == ["all,device.impression"]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 
 from nami_amp_pipeline.delivery import outbox as outbox_module
+from nami_amp_pipeline.delivery import receipts as receipts_module
 from nami_amp_pipeline.delivery.transport import HttpAnswer
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.simulation.scripted_answers import OK, Bench, Posted, event
@@ -99,3 +103,42 @@ def test_lanes_longer_than_a_record_batch(tmp_path: Path) -> None:
     assert bench.status().delivered == 2 * rows + 7
     assert bench.order == [f"e{number}" for number in range(2 * rows + 7)]
     assert len(_receipts(bench)) == 2 * rows + 7
+
+
+def test_receipts_are_made_of_a_part_of_the_outbox_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lanes of more rows than are made at once, and several lanes that are made together."""
+    rows = outbox_module.LANE_BATCH_ROWS
+    monkeypatch.setattr(receipts_module, "_PORTION_ROWS", rows)
+    made: list[int] = []
+    whole = receipts_module._of_lanes
+
+    def watched(*arguments: Any) -> Iterator[list[tuple[pa.RecordBatch, pa.Array]]]:
+        for batches in whole(*arguments):
+            made.append(sum(batch.num_rows for batch, _ in batches))
+            yield batches
+
+    monkeypatch.setattr(receipts_module, "_of_lanes", watched)
+    bench = Bench(tmp_path, batch_events=700, run_retry_seconds=1.0)
+    bad = {0, 1, rows - 1, rows, rows + 1, 2 * rows + 6}
+
+    def answer(posted: Posted) -> HttpAnswer:
+        named = [index for index, one in enumerate(posted.ids) if int(one[1:]) in bad]
+        return (
+            HttpAnswer(400, b'{"events_with_invalid_fields":{"time":%b}}' % json.dumps(named).encode()) if named else OK
+        )
+
+    bench.answer = answer
+    bench.prepare([event(number) for number in range(2 * rows + 7)])
+    bench.deliver()
+    assert made == [rows, rows, 7]
+    found, requests = _receipts(bench), _requests(bench)
+    assert found.keys() == {f"e{number}" for number in range(2 * rows + 7)}
+    assert {int(one[1:]) for one, row in found.items() if row["state"] == "dead"} == bad
+    for one, row in found.items():
+        request, number = requests[row["request_id"]], int(one[1:])
+        assert request.first_row <= number < request.end_row
+        assert request.status == (400 if number in bad else 200)
+    made.clear()
+    bench.prepare([event(30_000 + number, f"user{number % 20}") for number in range(120)], lanes=6)
+    bench.deliver()
+    assert made == [120]

@@ -16,7 +16,7 @@ import pytest
 
 from nami_amp_pipeline import redaction
 from nami_amp_pipeline.errors import StoreUnavailable
-from nami_amp_pipeline.redaction import HIDDEN, PIECE, Redactor, secrets_of_url, shown_name, shown_path
+from nami_amp_pipeline.redaction import HIDDEN, MOST_PASSING, PIECE, Redactor, secrets_of_url, shown_name, shown_path
 from nami_amp_pipeline_tests.support.command_line import event, invoke, load_events, nami_amp, one_line
 
 PASSWORDS = (
@@ -226,3 +226,17 @@ def test_it_is_light_to_import() -> None:
     program = "import sys, nami_amp_pipeline.redaction; print('cryptography' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_what_people_type_is_forgotten_once_enough_came_after_it() -> None:
+    redactor = Redactor(["the kept secret"])
+    redactor.add_passing("typed-first-0000")
+    assert redactor.clean("typed-first-0000 of the kept secret") == f"{HIDDEN} of {HIDDEN}"
+    for number in range(MOST_PASSING - 1):
+        redactor.add_passing(f"later-{number:04}-{number * 7919:08}")
+    redactor.add_passing("typed-first-0000")  # typed again: it counts as new
+    redactor.add_passing("one-more-9999")
+    assert redactor.clean("typed-first-0000") == HIDDEN
+    for number in range(MOST_PASSING):
+        redactor.add_passing(f"newer-{number:04}-{number * 7919:08}")
+    assert redactor.clean("typed-first-0000 of the kept secret") == f"typed-first-0000 of {HIDDEN}"

@@ -77,6 +77,7 @@ def test_after_a_warehouse_that_could_not_be_read(stage: Scene, job: Callable[[]
     assert stage.sandbox.audit.duplicates == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", EXECUTORS)
 def test_after_an_integration_that_was_halted(stage: Scene, job: Callable[[], dg.JobDefinition]) -> None:
     good, bad = stage.add("fit"), stage.add("radio", key=BAD_KEY)

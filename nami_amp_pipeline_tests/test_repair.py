@@ -77,7 +77,7 @@ def half_posted(scene: Pipeline, one: Integration, requests: int) -> list[str]:
 
 
 def lost_in(scene: Pipeline) -> list[LostFile]:
-    return lost_files(scene.context.store, scene.context.folder.root)
+    return lost_files(scene.context.store, scene.context.folder)
 
 
 def names(scene: Pipeline, kind: str) -> list[str]:
@@ -286,7 +286,7 @@ def test_segment_that_is_being_prepared_is_left_to_who_has_it_open(scene: Pipeli
     def lose_and_repair(step: str) -> None:
         if step == "prepare.commit" and not said:
             lose(scene, "segments")
-            said.extend(why for _, why in repair(other, lost_files(other.store, other.folder.root)))
+            said.extend(why for _, why in repair(other, lost_files(other.store, other.folder)))
 
     scene.context.step = lose_and_repair
     scene.tick()

@@ -200,7 +200,7 @@ def micro_batch_of_others() -> None:
 
 
 def merged() -> dg.Definitions:
-    return dg.Definitions.merge(definitions.defs(), dg.Definitions(assets=[churn_scores]))
+    return dg.Definitions.merge(definitions.defs, dg.Definitions(assets=[churn_scores]))
 
 
 def test_retention_takes_runs_of_ours_only_whatever_the_code_location_is_called(

@@ -20,9 +20,9 @@ from nami_amp_pipeline.delivery.exchange import NoAnswer
 from nami_amp_pipeline.delivery.recorder import MARGIN_SECONDS, Recorder
 from nami_amp_pipeline.delivery.send_alarm import SendAlarm, alarm
 from nami_amp_pipeline.delivery.transport import HttpAnswer, HttpTransport, Request
+from nami_amp_pipeline.destinations import DESTINATIONS
 from nami_amp_pipeline.errors import StoreUnavailable
 from nami_amp_pipeline.settings import Settings
-from nami_amp_pipeline.stages.destinations import DESTINATIONS
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state.store import Lease, Transaction
 from nami_amp_pipeline_tests.adversity.workers import Workers

@@ -30,7 +30,7 @@ SECRET = Fernet.generate_key().decode()
 GIVEN = {"env": VARIABLE}
 PARTITION = "dagster/partition"
 
-REPOSITORY = defs().get_repository_def()
+REPOSITORY = defs.get_repository_def()
 
 
 def places(kind: ConfigType) -> Iterator[Any]:
@@ -58,11 +58,27 @@ CASES = [
 def test_every_field_of_every_job_is_tried() -> None:
     tried = {str(case.values) for case in CASES}
     for part in (
-        "'integrations': [{'env'", "'console_log_level': {'env'", "'ops': {'expire'", "'ops': {'nami_events'",
-        "'ops': {'amplitude_deliveries_lag'", "'loggers': {'console': {'config': {'log_level'", "'execution'",
-    ):  # fmt: skip
+        "'integrations': [{'env'",
+        "'console_log_level': {'env'",
+        "'ops': {'expire'",
+        "'ops': {'nami_events'",
+        "'ops': {'amplitude_deliveries_lag'",
+        "'ops': {'amplitude_deliveries': {'config': {'from'",
+        "'from': {'env'",
+        "'loggers': {'console': {'config': {'log_level'",
+        "'execution'",
+        "{'event_or_user': {'env'",
+    ):
         assert any(part in case for case in tried), part
-    assert {case.values[0] for case in CASES} == {"micro_batch", "retention", "__ASSET_JOB"}
+    assert {case.values[0] for case in CASES} == {
+        "micro_batch",
+        "backfill",
+        "identify",
+        "retention",
+        "trace",
+        "reconcile",
+        "__ASSET_JOB",
+    }
 
 
 @pytest.fixture
@@ -76,7 +92,11 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
 
 LAUNCHES: dict[str, list[dict[str, Any]]] = {
     "micro_batch": [{}],
+    "backfill": [{}],
+    "identify": [{}],
     "retention": [{}],
+    "trace": [{}],
+    "reconcile": [{"tags": {PARTITION: "radio|main"}}],
     "__ASSET_JOB": [
         {"asset_selection": [dg.AssetKey("nami_events")], "tags": {PARTITION: "radio"}},
         {"asset_selection": [dg.AssetKey("amplitude_deliveries")], "tags": {PARTITION: "radio|main"}},
@@ -119,7 +139,7 @@ def test_a_long_text_in_the_place_of_an_integration_is_not_echoed(stage: Scene) 
         result = micro_batch.execute_in_process(
             run_config={"integrations": [SECRET * 10]},
             instance=instance,
-            resources=defs().resources,
+            resources=defs.resources,
             raise_on_error=False,
         )
         assert not result.success
@@ -143,5 +163,5 @@ def test_config_has_plain_types_only() -> None:
     with pytest.raises(TypeError, match="Odd_numbers: dict"):
         plain_fields(Odd)
     assert set(plain_fields(Known)) == set(Known.model_fields)
-    assert set(plain_fields(MicroBatchConfig)) == {"integrations", "console_log_level"}
+    assert set(plain_fields(MicroBatchConfig)) == {"integrations", "shard", "console_log_level"}
     assert not [field for field in plain_fields(Known).values() if "Source" in str(field.config_type.key)]

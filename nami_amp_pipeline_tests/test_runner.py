@@ -65,6 +65,7 @@ def test_report_is_of_this_run_and_the_run_is_in_the_history(stage: Scene, capfd
         assert instance.get_materialized_partitions(dg.AssetKey("nami_events")) == {"radio", "fit"}
 
 
+@pytest.mark.slow
 def test_log_goes_to_standard_error_if_asked_for(stage: Scene, capfd: pytest.CaptureFixture[str]) -> None:
     stage.load(apps=("radio",))
     stage.add("radio")
@@ -75,6 +76,7 @@ def test_log_goes_to_standard_error_if_asked_for(stage: Scene, capfd: pytest.Cap
     assert len(printed.err.splitlines()) == 4
 
 
+@pytest.mark.slow
 def test_no_news_changes_no_file(stage: Scene) -> None:
     def files() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in stage.settings.data_dir.rglob("*") if path.is_file()}
@@ -110,6 +112,7 @@ def test_refused_key_is_a_line_and_found_nowhere(stage: Scene, capfd: pytest.Cap
             assert not path.is_file() or key.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_only_the_named_integrations_are_run(stage: Scene) -> None:
     stage.load(apps=("radio", "fit"))
     stage.add("radio")
@@ -119,6 +122,7 @@ def test_only_the_named_integrations_are_run(stage: Scene) -> None:
     assert report.integrations[0]["delivered"] > 0
 
 
+@pytest.mark.slow
 def test_integration_that_is_added_later_takes_up_what_was_read_before(stage: Scene) -> None:
     stage.load(apps=("radio",))
     stage.add("radio")
@@ -147,6 +151,7 @@ def test_unknown_integration_is_said_before_anything_runs(stage: Scene) -> None:
     assert not dagster_home(stage.settings).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", ["gone", "no table", "wrong type", "locked"])
 def test_warehouse_that_cannot_be_read_is_reported_and_stops_nothing_else(
     stage: Scene, spoil: str, monkeypatch: pytest.MonkeyPatch

@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from nami_amp_pipeline.sandbox import KINDS, Answer, Fault, FaultError, FaultKind, Options, Sandbox
+from nami_amp_pipeline.sandbox.fault_kinds import LOSSES, MEANINGS, OF_EVENTS
 
 KEY = "0123456789abcdef0123456789abcdef"
 JSON = {"Content-Type": "application/json"}
@@ -52,6 +53,7 @@ def with_rule(**rule: Any) -> Sandbox:
         ("stall", 200, "stall", 1),
         ("trickle", 200, "trickle", 1),
         ("slow", 200, None, 1),
+        ("interim_answers", 200, None, 1),
     ],
 )
 def test_a_fault_takes_the_events_or_leaves_them(
@@ -71,7 +73,8 @@ def test_a_lost_connection_can_take_the_events_first(kind: FaultKind) -> None:
 
 def test_every_kind_but_those_about_events_is_tried_above() -> None:
     tried = {parameter[0] for parameter in test_a_fault_takes_the_events_or_leaves_them.pytestmark[0].args[1]}  # type: ignore[attr-defined]
-    assert set(KINDS) - tried == {"throttle_user", "quota_user", "silence_device", "poison"}
+    assert set(KINDS) - tried == OF_EVENTS | LOSSES | {"export_too_large"}
+    assert set(KINDS) == set(MEANINGS)
 
 
 def test_a_refused_request_is_not_answered_as_taken() -> None:

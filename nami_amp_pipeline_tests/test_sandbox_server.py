@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import http.client
+import io
 import socket
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -211,3 +213,32 @@ def test_a_server_stops_with_clients_waiting_and_frees_its_port() -> None:
 def test_a_taken_port_is_an_error_of_the_caller(server: SandboxServer) -> None:
     with pytest.raises(OSError, match="in use"):
         SandboxServer(Sandbox(), port=server.port).start()
+
+
+@pytest.mark.slow
+def test_an_export_arrives_whole_while_others_upload_and_one_that_is_given_up_harms_nobody() -> None:
+    sandbox = Sandbox(lambda: 1_790_000_000.0, options=Options(throttle=False, export_delay_hours=0))
+    with SandboxServer(sandbox) as server:
+        for batch in range(4):
+            events = [
+                {"event_type": "x", "user_id": f"user-{number}", "insert_id": f"{batch}-{number}", "time": 1,
+                 "event_properties": {"noise": f"{number * 7919 % 10_007:05}" * 40}}
+                for number in range(2_000)
+            ]  # fmt: skip
+            content = {"api_key": KEY, "events": events}
+            assert requests.post(server.batch_endpoint, json=content, timeout=10).status_code == 200
+        asked = {"start": "20260101T00", "end": "20261231T23"}
+        url = f"{server.url}/api/2/export"
+        with requests.get(url, params=asked, auth=(KEY, "secret"), timeout=10, stream=True) as given_up:
+            next(given_up.iter_content(1_000))
+        with requests.get(url, params=asked, auth=(KEY, "secret"), timeout=10, stream=True) as answer:
+            length = int(answer.headers["Content-Length"])
+            pieces = answer.iter_content(10_000)
+            received = next(pieces)
+            assert requests.post(server.endpoint, json=body("later"), timeout=5).status_code == 200
+            received += b"".join(pieces)
+    assert len(received) == length
+    with zipfile.ZipFile(io.BytesIO(received)) as archive:
+        assert archive.testzip() is None
+        lines = [line for name in archive.namelist() for line in gzip.decompress(archive.read(name)).splitlines()]
+    assert len({orjson.loads(line)["$insert_id"] for line in lines}) == 8_000

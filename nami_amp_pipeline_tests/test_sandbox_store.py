@@ -314,3 +314,17 @@ def test_clearing_forgets_everything_received() -> None:
     assert get(sandbox, "/sandbox/summary") == {"events": 0, "projects": []}
     assert get(sandbox, "/sandbox/audit")["accepted"] == 0
     assert post(sandbox, event("a")).accepted == 1
+
+
+def test_an_identify_sets_properties_and_is_no_event_of_its_user() -> None:
+    sandbox = Sandbox()
+    post(sandbox, event("a", user_properties={"plan": "silver"}))
+    later = 1_700_000_900_000
+    post(sandbox, event("b", event_type="$identify", time=later, user_properties={"$set": {"plan": "gold"}}))
+    post(sandbox, event("c", "silent", event_type="$identify", time=later, user_properties={"$set": {"plan": "gold"}}))
+    (user,) = get(sandbox, "/sandbox/users", "user_id=user-1")["users"]
+    assert user["user_properties"] == {"plan": "gold"}
+    assert (user["events"], user["identifies"], user["last_time"]) == (1, 1, 1_700_000_000_000)
+    (silent,) = get(sandbox, "/sandbox/users", "user_id=silent")["users"]
+    assert (silent["events"], silent["identifies"], silent["last_time"]) == (0, 1, None)
+    assert silent["user_properties"] == {"plan": "gold"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -18,6 +17,7 @@ from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state.integrations import NewIntegration, add, all_integrations
 from nami_amp_pipeline_tests.support.everything import Everything
+from nami_amp_pipeline_tests.support.pages import Pages
 from nami_amp_pipeline_tests.support.postgres import Postgres
 from nami_amp_pipeline_tests.support.scene import GOOD_KEY, WARNINGS
 from nami_amp_pipeline_tests.support.service import Service, free_port, wait_for
@@ -27,18 +27,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(WARNINGS)]
 
 MODULE = "nami_amp_pipeline_tests.support.stopping_definitions"
 
-_LAUNCH = """
-mutation ($location: String!, $job: String!) { launchRun(executionParams: {selector: {
-    repositoryLocationName: $location, repositoryName: "__repository__", jobName: $job}, runConfigData: {}}) {
-  __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }
-"""
-_TERMINATE = """
-mutation ($runId: String!, $policy: TerminateRunPolicy!) {
-  terminateRun(runId: $runId, terminatePolicy: $policy) { __typename } }
-"""
-_RUN = """
-query ($runId: ID!) { runOrError(runId: $runId) { __typename ... on Run { status } } }
-"""
 GRACEFUL, FORCED = "SAFE_TERMINATE", "MARK_AS_CANCELED_IMMEDIATELY"
 SOMEBODY = """
 import dagster as dg
@@ -51,35 +39,6 @@ def retention() -> None: ...
 
 defs = dg.Definitions([theirs], jobs=[retention])
 """
-
-
-class Pages:
-    """Dagster's pages, asked as a person would."""
-
-    def __init__(self, every: Everything) -> None:
-        self._every = every
-
-    def launch(self, location: str = "nami_amp_pipeline", job: str = "micro_batch") -> str:
-        """Launches a job; returns the run's id."""
-        answer = self._every.service.ask(_LAUNCH, location=location, job=job)["launchRun"]
-        assert answer["__typename"] == "LaunchRunSuccess", answer
-        return str(answer["run"]["runId"])
-
-    def terminate(self, run_id: str, policy: str) -> None:
-        """*Terminate*, or *Force termination immediately*."""
-        answer = self._every.service.ask(_TERMINATE, runId=run_id, policy=policy)
-        assert answer["terminateRun"]["__typename"] == "TerminateRunSuccess", answer
-
-    def status(self, run_id: str) -> str | None:
-        """The status of a run; None once it has left the history."""
-        found: dict[str, Any] = self._every.service.ask(_RUN, runId=run_id)["runOrError"]
-        return found.get("status")
-
-    def ends(self, run_id: str) -> str:
-        """Waits for the end of a run; returns its status."""
-        ended = ("SUCCESS", "FAILURE", "CANCELED")
-        wait_for(lambda: self.status(run_id) in ended, self._every.logs)
-        return self.status(run_id) or ""
 
 
 def three_locations(running: Service, tmp_path: Path, postgres: Postgres) -> Settings:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import orjson
 import pytest
 import sqlalchemy as sa
 
@@ -21,7 +20,10 @@ from nami_amp_pipeline.operations.verdicts import Word
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import integrations, tables
 from nami_amp_pipeline.state.integrations import Integration
-from nami_amp_pipeline_tests.support.harness import START, Agreeing, Pipeline
+from nami_amp_pipeline_tests.support.harness import START, Answering, Pipeline
+from nami_amp_pipeline_tests.support.rows import renewal as row
+
+pytestmark = pytest.mark.slow_cases
 
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 WRONG_KEY = HttpAnswer(400, b'{"code":400,"error":"Invalid API key: x"}')
@@ -33,36 +35,11 @@ TIMEOUT = NoAnswer("timeout", maybe_stored=True)
 DOWN = HttpAnswer(503, b"")
 
 
-class Answering(Agreeing):
-    """A wire whose other end says these first, and then the last again and again, or yes."""
-
-    def __init__(self, answers: Sequence[HttpAnswer | NoAnswer], *, for_ever: bool = False) -> None:
-        super().__init__()
-        self._first, self._for_ever = list(answers), for_ever
-
-    def wait(self, seconds: float) -> list[tuple[int, HttpAnswer | NoAnswer]]:
-        return [(number, self._say(answer)) for number, answer in super().wait(seconds)]
-
-    def _say(self, otherwise: HttpAnswer | NoAnswer) -> HttpAnswer | NoAnswer:
-        if not self._first:
-            return otherwise
-        return self._first[0] if self._for_ever and len(self._first) == 1 else self._first.pop(0)
-
-
 @pytest.fixture
 def pipe(tmp_path: Path, state_url: str) -> Iterator[Pipeline]:
     made = Pipeline(tmp_path, {"NAMI_AMP_STATE_URL": state_url, "NAMI_AMP_RUN_RETRY_SECONDS": "0"})
     yield made
     made.close()
-
-
-def row(number: int, at: datetime, external: str | None = None) -> dict[str, Any]:
-    ids = [] if external is None else [{"key": "external_id", "type": "string", "value": external}]
-    return {
-        "id": f"e{number}", "app_id": "radio", "event_type": "user.subscription.renewed",
-        "user_id": f"user-{external}", "created_date": at, "ingested_at": at,
-        "payload": orjson.dumps({"external_ids": ids}).decode(),
-    }  # fmt: skip
 
 
 def of(pipe: Pipeline, one: Integration) -> Standing:
@@ -109,6 +86,7 @@ def test_a_wrong_key_halts_and_needs_a_person(pipe: Pipeline) -> None:
     assert of(pipe, one).state != "halted"
 
 
+@pytest.mark.slow
 def test_off_says_by_whom_and_since_when(pipe: Pipeline) -> None:
     one = pipe.add("radio")
     pipe.insert([row(1, START, "a"), row(2, START, "b")])
@@ -151,6 +129,7 @@ def test_an_outage_goes_on_by_itself_until_it_takes_too_long(
     assert (well.state, well.needs_you) == ("delivering", False)
 
 
+@pytest.mark.slow
 def test_an_answer_between_two_outages_ends_the_first(pipe: Pipeline) -> None:
     one = after(pipe, HttpAnswer(200, b'{"code":200}'))
     pipe.clock.set(START + HOUR)
@@ -170,6 +149,7 @@ def test_a_throttled_user_is_named(pipe: Pipeline, answer: HttpAnswer, code: str
     assert found.next_try > START
 
 
+@pytest.mark.slow
 def test_a_project_that_is_to_pause(pipe: Pipeline) -> None:
     one = after(pipe, BUSY)
     found = of(pipe, one)
@@ -187,10 +167,15 @@ def test_rejected_events_need_a_person_until_they_are_sent_again(pipe: Pipeline)
     pipe.clock.set(START + timedelta(days=8))  # nobody can send them again by now without doubt
     assert not of(pipe, one).needs_you
     pipe.clock.set(START + HOUR)
+    assert dead_letters.dismiss(pipe.context.store, dead_letters.Filter()) == found.rejected
+    seen = of(pipe, one)
+    assert (seen.rejected, seen.dismissed, seen.needs_you, seen.why) == (0, found.rejected, False, "")
+    assert seen.numbers.dead_letters == {"rejected": found.rejected}
     dead_letters.retry(pipe.context.store, dead_letters.Filter())
-    assert (of(pipe, one).rejected, of(pipe, one).needs_you) == (0, False)
+    assert (of(pipe, one).rejected, of(pipe, one).dismissed, of(pipe, one).needs_you) == (0, 0, False)
 
 
+@pytest.mark.slow
 def test_rejected_events_are_told_beside_a_halt(pipe: Pipeline) -> None:
     one = after(pipe, REJECTED, WRONG_KEY, for_ever=True)
     found = of(pipe, one)
@@ -198,6 +183,7 @@ def test_rejected_events_are_told_beside_a_halt(pipe: Pipeline) -> None:
     assert "dead-letters list --integration radio/main" in found.also[0]
 
 
+@pytest.mark.slow
 def test_an_event_that_could_not_be_made_needs_nobody(pipe: Pipeline) -> None:
     one = pipe.add("radio")
     pipe.insert([{**row(1, START, "a"), "payload": "{"}])
@@ -206,6 +192,7 @@ def test_an_event_that_could_not_be_made_needs_nobody(pipe: Pipeline) -> None:
     assert (found.numbers.dead_letters, found.rejected, found.needs_you) == ({"malformed_payload": 1}, 0, False)
 
 
+@pytest.mark.slow
 def test_no_run_for_long_is_said(pipe: Pipeline) -> None:
     one = after(pipe, TIMEOUT)
     with pipe.context.store.begin() as tx:
@@ -218,6 +205,7 @@ def test_no_run_for_long_is_said(pipe: Pipeline) -> None:
     assert of(pipe, one).needs_you
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partition", ["radio", "radio|main"])
 def test_a_stage_that_failed_for_it_is_told_until_something_moves(pipe: Pipeline, partition: str) -> None:
     one = after(pipe, TIMEOUT)
@@ -236,6 +224,46 @@ def test_a_stage_that_failed_for_it_is_told_until_something_moves(pipe: Pipeline
     assert of(pipe, one).state == "delivering"
 
 
+@pytest.mark.slow
+def test_many_integrations_take_no_more_statements_than_a_few(pipe: Pipeline) -> None:
+    """Each with an outage behind it, held, rejected, dismissed and pending events, and a stage that failed."""
+    asked: list[str] = []
+    sa.event.listen(pipe.context.store.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    counts = []
+    busy = HttpAnswer(429, b'{"throttled_users":{"a":31,"b":31,"c":31,"d":31}}')
+    for number in range(8):
+        one = pipe.add("radio", f"n-{number}")
+        pipe.insert([row(10 * number + place, START, user) for place, user in enumerate("abcd")])
+        pipe.wires[one.id] = Answering([REJECTED, busy, TIMEOUT], for_ever=True)
+        pipe.tick()
+        dead_letters.dismiss(pipe.context.store, dead_letters.Filter(integrations=[one.key], ids=[]))
+        with pipe.context.store.begin() as tx:
+            trouble = {"run_id": "r", "asset": "amplitude_events", "kind": "Unexpected", "message": "m", "at": 0}
+            tx.execute(sa.insert(tables.run_troubles).values(partition=one.partition_key, **trouble))
+        asked.clear()
+        found = standings(pipe.context)
+        counts.append(len(asked))
+        assert len(found) == number + 1
+        assert all(standing.whose for standing in found)  # no file is read for them: they are in the store
+    assert len(set(counts[1:])) == 1, counts
+
+
+def test_only_those_that_wait_longest_have_users_of_files_named(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nami_amp_pipeline.operations.standing_facts.MOST_NAMED", 1)
+    first = after(pipe, TIMEOUT, for_ever=True)
+    second = pipe.add("tv")
+    pipe.wires[second.id] = Answering([TIMEOUT], for_ever=True)
+    pipe.clock.set(START + HOUR)
+    pipe.insert([{**row(9, START + HOUR, "z"), "app_id": "tv"}])
+    pipe.tick()
+    assert (of(pipe, first).whose, of(pipe, second).whose) == (("a", "b"), ())
+    (alone,) = standings(pipe.context, integrations=[second])
+    assert alone.whose == ("z",)
+
+
+@pytest.mark.slow
 def test_a_wait_for_a_login_is_no_trouble(pipe: Pipeline) -> None:
     one = pipe.add("radio", anonymous="wait_for_login")
     pipe.insert([row(1, START)])
@@ -266,8 +294,11 @@ def given() -> dict[str, set[str]]:
         "sql/capture_2_rows.sql": r"THEN '(\w+)'",
         "sql/prepare_2_decide.sql": r"(?:THEN|problem,) '(?!skipped|dead|waiting|send)([a-z_]+)'",
         "nami_amp_pipeline/stages/waiting.py": r'"skipped", \{"(\w+)"',
+        "nami_amp_pipeline/backfill/close.py": r'CANCELLED: Final = "(\w+)"',
+        "nami_amp_pipeline/backfill/superseded.py": r'SUPERSEDED: Final = "(\w+)"',
+        "nami_amp_pipeline/reconciliation/__init__.py": r'MISSING: Final = "(\w+)"',
         "nami_amp_pipeline/stages/rebuild.py": r'LOST_FILE = "(\w+)"',
-        "nami_amp_pipeline/stages/odd_rows.py": r'ODD_ROW = "(\w+)"',
+        "nami_amp_pipeline/storage/row_faults.py": r'ODD_ROW = "(\w+)"',
         "nami_amp_pipeline/operations/status.py": r'WAITING: Final = "(\w+)"',
         "nami_amp_pipeline/operations/dead_letters.py": r'(?:OUTCOME_UNKNOWN|RETRIED) = "(\w+)"',
         "nami_amp_pipeline/delivery/destination.py": r'^[A-Z_]+: Final = "(\w+)"',
@@ -275,6 +306,7 @@ def given() -> dict[str, set[str]]:
         "nami_amp_pipeline/delivery/guarded_socket.py": r'note\("(\w+)"',
         "nami_amp_pipeline/delivery/exchange.py": r'note\("(\w+)"|or \("(\w+)" if self.begun else "(\w+)"\)',
         "nami_amp_pipeline/delivery/request_threads.py": r'NoAnswer\("(\w+)"',
+        "nami_amp_pipeline/http_endpoint/answers.py": r'BAD_RESULTS: Final = "(\w+)"',
         "nami_amp_pipeline/amplitude/answers.py": r'"(silenced|over_daily_quota|throttled|project_throttled|not_json|'
         r'not_accepted)"|HALT, f?"(\w+)(?::| \()',
     }

@@ -95,6 +95,7 @@ def test_a_closed_output_is_not_taken_for_a_file_of_ours(tmp_path: Path, server:
     assert delivered(tmp_path) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.slow_cases
 @pytest.mark.parametrize("settings", [POSIX, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}], ids=str)
 def test_characters_that_an_output_lacks_are_escaped(tmp_path: Path, settings: dict[str, str]) -> None:

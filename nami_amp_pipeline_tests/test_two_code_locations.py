@@ -115,6 +115,7 @@ def test_each_has_its_own_micro_batch_under_way(
     assert theirs.tags["nami/job"] == micro_batch.tags["nami/job"] == MICRO_BATCH
 
 
+@pytest.mark.slow
 def test_a_success_of_one_is_no_all_clear_for_the_other(two: tuple[Scene, Scene], tmp_path: Path) -> None:
     two[0].load(apps=("radio",))
     two[0].add("radio")

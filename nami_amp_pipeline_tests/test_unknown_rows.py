@@ -27,9 +27,9 @@ from nami_amp_pipeline.stages import (
     snapshots,
 )
 from nami_amp_pipeline.stages.body_variants import Variant
-from nami_amp_pipeline.stages.odd_rows import find_odd, may_be_a_rows
 from nami_amp_pipeline.stages.table import PREPARE
 from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline.storage.row_faults import find_odd, may_be_a_rows
 from nami_amp_pipeline_tests.support.fast_start import shared_engine
 from nami_amp_pipeline_tests.support.harness import START, Pipeline
 

@@ -20,8 +20,8 @@ def standing(**more: Any) -> Standing:
     """An integration that delivers, but for what is given."""
     plain: dict[str, Any] = {
         "integration": "radio/main", "state": "delivering", "needs_you": False, "since": None, "why": "",
-        "next_try": TICK, "what_to_do": None, "pending": 1, "whose": (), "rejected": 0, "also": (), "code": "",
-        "lag_seconds": 1.0, "numbers": IntegrationStatus("radio/main", "enabled"),
+        "next_try": TICK, "what_to_do": None, "pending": 1, "whose": (), "rejected": 0, "dismissed": 0,
+        "also": (), "code": "", "lag_seconds": 1.0, "numbers": IntegrationStatus("radio/main", "enabled"),
     }  # fmt: skip
     return Standing(**{**plain, **more})
 

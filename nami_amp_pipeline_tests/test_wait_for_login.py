@@ -49,6 +49,7 @@ def test_who_does_not_log_in_is_skipped_after_the_time_set(days: int, tmp_path: 
     made.close()
 
 
+@pytest.mark.slow
 def test_events_that_waited_leave_before_newer_ones_and_in_order(tmp_path: Path) -> None:
     made = Pipeline(tmp_path)
     one = made.add("radio", anonymous="wait_for_login")

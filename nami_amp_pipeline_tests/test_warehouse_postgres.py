@@ -91,7 +91,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     stream = Session.stream
 
     def noting(self: Session, queries: list[str], schema: Any, **more: Any) -> Any:
-        if "rows" not in schema.names:  # those that only count
+        if "row_count" not in schema.names:  # those that only count
             (found.keys if "part" in schema.names else found.rows).extend(queries)
         return stream(self, queries, schema, **more)
 
@@ -342,6 +342,7 @@ def test_a_missing_index_is_said_once_a_run_with_the_statement(
     scene.close()
 
 
+@pytest.mark.slow
 def test_the_driver_is_loaded_by_those_only_who_read(url: str, tmp_path: Path) -> None:
     program = (
         "import sys\nfrom nami_amp_pipeline.cli import cli\n"

@@ -58,6 +58,7 @@ VIEWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", VIEWS)
 def test_a_view_of_a_duckdb_file(kind: str, tmp_path: Path) -> None:
     scene = scene_over(tmp_path, VIEWS[kind].format(columns=COLUMNS))
@@ -73,6 +74,7 @@ def test_a_view_of_a_duckdb_file(kind: str, tmp_path: Path) -> None:
     scene.close()
 
 
+@pytest.mark.slow
 def test_a_view_over_parquet_files(tmp_path: Path) -> None:
     folder = tmp_path / "lake"
     folder.mkdir()
@@ -153,6 +155,7 @@ TYPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TYPES)
 def test_columns_of_postgresql_may_be_of_other_types(kind: str, postgres: Postgres, tmp_path: Path) -> None:
     url = postgres.fresh_database()
@@ -246,6 +249,7 @@ def test_indexes_of_partitions_only(postgres: Postgres, tmp_path: Path) -> None:
     assert index().level == "ok"
 
 
+@pytest.mark.slow
 def test_postgres_is_a_scheme_too(postgres: Postgres, tmp_path: Path) -> None:
     assert {"duckdb", "postgresql", "postgres"} <= set(schemes())
     url, store = (postgres.fresh_database().replace("postgresql://", "postgres://", 1) for _ in range(2))

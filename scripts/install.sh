@@ -24,6 +24,7 @@ need() { # need COMMAND PACKAGE...: lets apt install the packages where the comm
 need "$python -c 'import ensurepip, venv, sys; sys.exit(sys.version_info < (3, 11))'" python3 python3-venv
 if [ "$kind" = dev ]; then
     need "command -v chromium && command -v chromedriver" chromium chromium-driver
+    need "command -v redis-server" redis-server
 fi
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"

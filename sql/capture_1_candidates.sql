@@ -16,9 +16,9 @@ FROM (
 ) k JOIN positions p USING (app_id)
 WHERE p.frontier IS NULL OR epoch_us(k.ingested_at) >= p.frontier;
 
--- The first row of each id.
+-- The first row of each id, or the last.
 CREATE TEMP TABLE fresh AS
-SELECT high, low, arg_min(rid, ingested_at) AS rid, min(ingested_at) AS ingested_at
+SELECT high, low, arg_{copy}(rid, ingested_at) AS rid, {copy}(ingested_at) AS ingested_at
 FROM (SELECT {key_columns}, rid, ingested_at FROM reached WHERE strlen(id) BETWEEN 1 AND {max_id_bytes})
 GROUP BY high, low;
 

@@ -6,9 +6,11 @@ SELECT
     -- What could never be sent is not even kept.
     CASE WHEN problem IS DISTINCT FROM 'too_large' THEN payload END AS payload,
     problem,
-    -- An object is what begins like one, once it is known to be JSON.
-    problem IS NULL AND fields IS NOT NULL
-        AND starts_with(ltrim(payload, ' ' || chr(9) || chr(10) || chr(13)), '{{') AS well_formed,
+    -- An object is what begins like one, once it is known to be JSON. (Trimming would copy each payload.)
+    problem IS NULL AND fields IS NOT NULL AND CASE
+        WHEN ascii(payload) = ascii('{{') THEN true
+        ELSE starts_with(ltrim(payload, ' ' || chr(9) || chr(10) || chr(13)), '{{')
+    END AS well_formed,
     -- Fields in the order in which they stand.
     hash(fields) AS shape,
     -- DuckDB reads more than JSON is: trailing commas, NaN and Infinity in any case. What looks so is looked at again;
@@ -48,4 +50,5 @@ FROM (
             FROM source
         )
     )
-);
+)
+WHERE {wanted};

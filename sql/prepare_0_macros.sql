@@ -21,3 +21,10 @@ CREATE TEMP MACRO hashed(value) AS '"' || hash_of(CASE WHEN is_text(value) THEN 
 
 -- Rounded down, before 1970 too.
 CREATE TEMP MACRO whole_ms(moment) AS floor(epoch_us(moment)::DECIMAL(38, 0) / 1000)::BIGINT;
+
+-- Who a Nami user is in Amplitude, by the settings of the integration.
+CREATE TEMP MACRO amplitude_user_of(kind, external_id, anonymous, user_id) AS CASE
+    WHEN kind = 'nami_user_id' THEN stripped(user_id)
+    WHEN external_id IS NOT NULL THEN external_id
+    WHEN anonymous = 'nami_user_id' THEN stripped(user_id)
+END;

@@ -6,11 +6,7 @@ CREATE TEMP MACRO judged(source) AS TABLE
 WITH named AS (
     SELECT
         c.*,
-        CASE
-            WHEN c.user_id_kind = 'nami_user_id' THEN stripped(c.user_id)
-            WHEN i.external_id IS NOT NULL THEN i.external_id
-            WHEN c.anonymous = 'nami_user_id' THEN stripped(c.user_id)
-        END AS amplitude_user_id
+        amplitude_user_of(c.user_id_kind, i.external_id, c.anonymous, c.user_id) AS amplitude_user_id
     FROM query_table(source) c LEFT JOIN identities i ON i.app_id = c.app_id AND i.user_id = c.user_id
 ),
 found AS (

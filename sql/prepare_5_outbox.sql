@@ -1,6 +1,6 @@
 -- The rows of the outbox that are to be written next, in no order.
 -- Given: decided, portion (number, integration_id, lane), history (number), portion_bodies (of these rows,
--- at least), released, the macro skip_sync.
+-- at least), released, the macros skip_sync, sent_rest.
 SELECT
     d.integration_id, p.lane,
     d.id, d.event_type, d.user_id, d.identity, d.created_date, d.state, d.reason, d.row, d.exception_id,
@@ -9,7 +9,7 @@ SELECT
             ',{"event_type":', to_json(d.name),
             ',"user_id":' || to_json(d.amplitude_user_id),
             CASE WHEN h.number IS NOT NULL THEN skip_sync() END,
-            coalesce(b.rest, r.rest)
+            sent_rest(h.number IS NOT NULL, coalesce(b.rest, r.rest))
         )
         WHEN 'waiting' THEN coalesce(b.rest, r.rest)
     END AS body

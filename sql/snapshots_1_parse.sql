@@ -42,7 +42,7 @@ CREATE TEMP MACRO flag(value) AS CASE value::VARCHAR WHEN 'true' THEN true WHEN 
 CREATE TEMP MACRO carried(source) AS TABLE
 WITH parsed AS (
     SELECT
-        row, app_id, id, user_id, created_date, payload,
+        row, app_id, id, user_id, created_date, payload{{ also_parsed }},
         carries_state(event_type) AS is_user,
         from_json(payload, {{ payload_structure }}) AS p
     FROM query_table(source)
@@ -90,8 +90,8 @@ arrays AS (
         list_filter(
             list_transform(p.external_ids, lambda e: CASE WHEN e.key = 'external_id' THEN id_text(e.value) END),
             lambda text: stripped(replace(text, chr(0), '')) <> ''
-        )[1] AS external_id
-    FROM parsed
+        )[1] AS external_id{{ raised }}
+    FROM {{ parsed }}
 ),
 texts AS (
     SELECT *, {{ texts }} FROM arrays
@@ -109,7 +109,7 @@ SELECT
     {{ carried_devices }} AS devices,
     {{ carried_journey }} AS journey,
     stripped(replace(external_id, chr(0), '')) AS external_id,
-    truncated_arrays
+    truncated_arrays{{ also_raised }}
 FROM cuts;
 
 -- The same of events whose payload cannot be read: they tell nothing of their user.

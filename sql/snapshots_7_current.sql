@@ -1,5 +1,5 @@
 -- What moves the current snapshot of each user forward: of each group the newest that an event carries itself.
--- Table given: carried_by_event. Times in µs since the epoch; a group's values are one JSON text.
+-- Tables given: carried_by_event; enriched, if enrichments are declared. Times in µs since the epoch; a group's values are one JSON text.
 WITH aged AS (
     SELECT app_id, user_id, row, is_user, has_entitlements, has_devices, has_journey, external_id IS NOT NULL AS has_login,
         row_number() OVER (ORDER BY created_date, id) AS age
@@ -33,12 +33,13 @@ SELECT
     {{ devices_text }} AS devices,
     epoch_us(d.created_date) AS devices_date, d.id AS devices_event,
     {{ journey_text }} AS journey,
-    epoch_us(j.created_date) AS journey_date, j.id AS journey_event
+    epoch_us(j.created_date) AS journey_date, j.id AS journey_event{{ enriched_current }}
 FROM newest n
 LEFT JOIN written a ON a.row = n.as_of_row
 LEFT JOIN written x ON x.row = n.x_row
 LEFT JOIN written e ON e.row = n.e_row
 LEFT JOIN written d ON d.row = n.d_row
 LEFT JOIN written j ON j.row = n.j_row
+{{ with_enriched_current }}
 WHERE n.as_of_row IS NOT NULL OR n.x_row IS NOT NULL
 ORDER BY n.app_id, n.user_id;

@@ -4,7 +4,7 @@ WITH read_groups AS (
         * REPLACE (
             from_json(entitlements, {{ entitlements_structure }}) AS entitlements,
             from_json(devices, {{ devices_structure }}) AS devices,
-            from_json(journey, {{ journey_structure }}) AS journey
+            from_json(journey, {{ journey_structure }}) AS journey{{ enriched_group }}
         )
     FROM stored
 )

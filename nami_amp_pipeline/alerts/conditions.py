@@ -12,8 +12,9 @@ from nami_amp_pipeline.alerts.kinds import Alert, Kind, integration_page, partit
 from nami_amp_pipeline.clock import from_datetime, to_text
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import NamiAmpError, WarehouseUnavailable
+from nami_amp_pipeline.operations.backfill_status import failed
 from nami_amp_pipeline.operations.backlog import not_captured
-from nami_amp_pipeline.operations.dead_letters import RETRIED
+from nami_amp_pipeline.operations.dead_letters import RETRIED, is_dismissed
 from nami_amp_pipeline.operations.standing import Standing, is_late, standings
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
@@ -54,10 +55,11 @@ def conditions(context: Context, open_since: Mapping[tuple[Kind, str], int] | No
         *_dead_letters(context, working),
         *_late(context, found),
         *_silent(context, working),
+        *_failed(context),
     ]
     known = {
         *(Kind.INTEGRATION_HALTED, Kind.AMPLITUDE_UNREACHABLE, Kind.DEAD_LETTERS_GROWING),
-        *(Kind.LAG_OVER_LIMIT, Kind.NOTHING_INGESTED, Kind.WAREHOUSE_UNREADABLE),
+        *(Kind.LAG_OVER_LIMIT, Kind.NOTHING_INGESTED, Kind.WAREHOUSE_UNREADABLE, Kind.BACKFILL_FAILED),
     }
     try:
         alerts += _not_captured(context)
@@ -131,6 +133,14 @@ def _halted(integrations: Sequence[Integration]) -> list[Alert]:
     ]
 
 
+def _failed(context: Context) -> list[Alert]:
+    """An integration has at most one backfill or identify that failed."""
+    return [
+        Alert(Kind.BACKFILL_FAILED, made.integration, f"{made.called}: {made.error}", _page(made.integration))
+        for made in failed(context)
+    ]
+
+
 def _unreachable(context: Context, found: Sequence[Standing]) -> list[Alert]:
     """Not at once: a server that is started again is no alert."""
     limit = context.settings.timetable.late_after_seconds // 3
@@ -154,7 +164,7 @@ def _dead_letters(context: Context, integrations: Sequence[Integration]) -> list
     table = tables.exceptions
     query = (
         sa.select(table.c.integration_id, table.c.reason, sa.func.count())
-        .where(table.c.state == "dead", table.c.at > context.now() - window * 1_000_000)
+        .where(table.c.state == "dead", sa.not_(is_dismissed()), table.c.at > context.now() - window * 1_000_000)
         .group_by(table.c.integration_id, table.c.reason)
     )
     new: dict[int, dict[str, int]] = {}

@@ -19,6 +19,7 @@ class Kind(StrEnum):
     STORE_UNAVAILABLE = "store_unavailable"
     WAREHOUSE_UNREADABLE = "warehouse_unreadable"
     AMPLITUDE_UNREACHABLE = "amplitude_unreachable"
+    BACKFILL_FAILED = "backfill_failed"
 
     @property
     def called(self) -> str:
@@ -44,6 +45,7 @@ _TITLES = {
     Kind.STORE_UNAVAILABLE: "State store unavailable",
     Kind.WAREHOUSE_UNREADABLE: "Warehouse cannot be read",
     Kind.AMPLITUDE_UNREACHABLE: "Amplitude unreachable",
+    Kind.BACKFILL_FAILED: "Backfill or identify failed",
 }
 
 _ADVICE = {
@@ -76,6 +78,10 @@ _ADVICE = {
         "Nothing is lost: the events wait and go by themselves. If other services reach Amplitude, check proxy, "
         "firewall and the integration's endpoint with 'nami-amp integrations test APP/NAME'; else see "
         "status.amplitude.com."
+    ),
+    Kind.BACKFILL_FAILED: (
+        "Live delivery is not affected, and nothing is lost. Once the cause is gone, 'nami-amp backfills resume ID' "
+        "goes on where it stopped; 'nami-amp backfills cancel ID' gives it up."
     ),
     Kind.STORE_UNAVAILABLE: (
         "Nothing is sent until it is back, and nothing is lost. Check that the database of NAMI_AMP_STATE_URL runs, is "
@@ -116,6 +122,6 @@ def partition_page(asset: str, partition: str) -> str:
     return f"/assets/{asset}?view=partitions&partition={quote(partition, safe='')}"
 
 
-def integration_page(partition: str) -> str:
+def integration_page(partition: str, asset: str = "/assets/amplitude_deliveries") -> str:
     """The page of what was last seen of an integration: the other one shows no observation of what never moved."""
-    return f"/assets/amplitude_deliveries?view=events&partition={quote(partition, safe='')}"
+    return f"{asset}?view=events&partition={quote(partition, safe='')}"

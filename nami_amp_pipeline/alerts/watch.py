@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from nami_amp_pipeline.alerts import alert_store as book
@@ -53,6 +53,7 @@ def watch(
     log: logging.Logger,
     *,
     succeeded_since: Callable[[Mapping[str, int]], Iterable[str]] = lambda _runs: (),
+    link: Callable[[str], str] = lambda path: path,
     post: Post = post,
 ) -> Watch:
     """Checks everything, and sends an alert for each new problem and an all-clear for each that is over.
@@ -62,6 +63,7 @@ def watch(
         log: receives all alerts, with or without a webhook.
         succeeded_since: takes jobs with the time of their last failure (µs since the epoch); returns those of
             which a run succeeded after it.
+        link: the path of a page in this Dagster, whose assets may have a prefix.
         post: posts a message to a webhook.
 
     Raises:
@@ -82,9 +84,8 @@ def watch(
             for subject in succeeded
             if not {cause.replace("/", "|") for cause in runs[subject][1]} & found.in_trouble
         }
-        new, ended = book.bring_up_to_date(
-            context, lease, found.alerts, found.known, recovered, unsettled=found.unsettled
-        )
+        alerts = [replace(alert, page=link(alert.page)) for alert in found.alerts]
+        new, ended = book.bring_up_to_date(context, lease, alerts, found.known, recovered, unsettled=found.unsettled)
         for alert in new:
             log.warning("%s", message.log_line(alert, context.settings.dagster_url))
         for alert in ended:
@@ -118,14 +119,13 @@ def _tell(context: Context, log: logging.Logger, lease: Lease, done: Watch, post
     until = time.monotonic() + MOST_SECONDS
     for over in (False, True):
         # Read again: a problem that began and ended before its message could be sent gets its alert and its all-clear.
-        muted, now = silences(context.store, context.now()), context.now()
-        later = now - context.settings.sensor_seconds * 500_000
+        muted = silences(context.store, context.now())
         waiting = [
             entry
             for entry in book.entries(context.store)
             if _is_due(entry, over=over)
             and not is_silenced(entry.alert, muted)
-            and (over or entry.alert.kind not in NOT_AT_ONCE or entry.since <= later)
+            and (over or entry.alert.kind not in NOT_AT_ONCE or _was_seen_before(context, entry))
         ]
         waiting.sort(key=lambda entry: list(Kind).index(entry.alert.kind))
         for _, group in groupby(waiting, key=lambda entry: entry.alert.kind):
@@ -141,6 +141,12 @@ def _tell(context: Context, log: logging.Logger, lease: Lease, done: Watch, post
                 log.warning("%s; the next look sends the rest", error)
                 return
             book.told(context, lease, same)
+
+
+def _was_seen_before(context: Context, entry: Entry) -> bool:
+    """Whether an earlier look saw a problem; one that began at a time to come did before the clock was set back."""
+    age = context.now() - entry.since
+    return age < 0 or age >= context.settings.sensor_seconds * 500_000
 
 
 def _is_due(entry: Entry, *, over: bool) -> bool:

@@ -7,18 +7,17 @@ https://amplitude.com/docs/apis/analytics/batch-event-upload; Amplitude's own SD
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import orjson
 
 from nami_amp_pipeline.delivery.destination import FORBIDDEN, REJECTED, TOO_LARGE, Outcome, Verdict
+from nami_amp_pipeline.delivery.retry_after import retry_after
 from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer
 
 USER_PAUSE_SECONDS = 30.0
 QUOTA_PAUSE_SECONDS = 3600.0
 PROJECT_PAUSE_SECONDS = 60.0
-MOST_RETRY_AFTER_SECONDS = 3600.0
 NONE_INGESTED = "Amplitude answered 200 and said that it ingested none of the events (events_ingested 0)"
 _LISTS = ("events_with_missing_fields", "events_with_invalid_fields", "events_with_invalid_id_lengths")
 
@@ -35,7 +34,7 @@ def judge(answer: HttpAnswer | NoAnswer, identities: Sequence[tuple[str, ...]], 
         return Verdict(Outcome.AGAIN, answer.kind, maybe_stored=answer.maybe_stored)
     body, is_json = _parse(answer.body)
     status = answer.status
-    delay = _retry_after(answer.headers, now)
+    delay = retry_after(answer.headers, now)
     if status == 200:
         if (is_json and body.get("code", 200) == 200) or not answer.body.strip():
             return Verdict(Outcome.DELIVERED, "delivered", warning=_none_ingested(body))
@@ -184,15 +183,3 @@ def _parse(body: bytes) -> tuple[Mapping[str, Any], bool]:
     except orjson.JSONDecodeError:
         return {}, False
     return (parsed, True) if isinstance(parsed, dict) else ({}, False)
-
-
-def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds to wait, at most an hour; an unreadable value counts as none."""
-    text = headers.get("retry-after", "").strip()
-    if not text:
-        return None
-    try:
-        seconds = float(text) if text.isascii() and text.isdigit() else parsedate_to_datetime(text).timestamp() - now
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return min(max(0.0, seconds), MOST_RETRY_AFTER_SECONDS)

@@ -13,16 +13,21 @@ import orjson
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.amplitude import answers
-from nami_amp_pipeline.delivery.destination import EndpointLimits, Frame, Probe, Verdict
+from nami_amp_pipeline.delivery.destination import Encoder, EndpointLimits, Field, Frame, Probe, Verdict
 from nami_amp_pipeline.delivery.transport import JSON_HEADERS, HttpAnswer, NoAnswer
 from nami_amp_pipeline.redaction import Redactor
 from nami_amp_pipeline.secrets import Secret
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from nami_amp_pipeline.delivery.transport import Transport
 
 V2_EVENTS_PER_SECOND: Final = 30
 BATCH_EVENTS_PER_SECOND: Final = 1_000
+
+_V2_PATH: Final = "/2/httpapi"
+_BATCH_PATH: Final = "/batch"
 
 _UPDATE: Final = "'nami-amp integrations update APP/NAME"
 _ADDRESS: Final = f"Give it the address of Amplitude's HTTP API with {_UPDATE} --endpoint us' (or eu)"
@@ -35,6 +40,20 @@ _REPAIRS: Final = {
     "redirect": _ADDRESS,
     "http_404": _ADDRESS,
 }
+ANSWERS: Final[Mapping[str, str]] = {
+    "200": "accepted",
+    "3xx": "halt",
+    "4xx": "halt",
+    "400": "refused",
+    "403": "refused",
+    "408": "again",
+    "413": "too_large",
+    "425": "again",
+    "429": "again",
+    "5xx": "again",
+}
+"""For people; :mod:`nami_amp_pipeline.amplitude.answers` knows more."""
+
 _ANY_REPAIR: Final = f"Give it another key with {_UPDATE} --api-key-env VAR', or another endpoint with --endpoint"
 
 
@@ -42,8 +61,18 @@ class Amplitude:
     """See :class:`~nami_amp_pipeline.delivery.destination.Destination`."""
 
     name: str = "amplitude"
+    title: str = "Amplitude"
+    fields: Sequence[Field] = (
+        Field("endpoint", "endpoint", "Where the Amplitude project is: us, eu, or a URL.", is_secret=False),
+        Field("api_key", "API key", "The API key of the project.", is_secret=True),
+        Field("secret_key", "secret key", "Only reconciliation needs it.", is_secret=True, is_required=False),
+    )
     endpoints: Mapping[str, str] = contract.ENDPOINTS
     reserved_ids: Collection[str] = contract.RESERVED_IDS
+    answers: Mapping[str, str] = ANSWERS
+    takes_gzip: bool = True
+    abilities: Collection[str] = ("identify", "reconcile")
+    bodies: Encoder | None = None
 
     def limits(self, endpoint: str) -> EndpointLimits:
         """The Batch Event Upload API accepts more than the HTTP V2 API."""
@@ -55,9 +84,13 @@ class Amplitude:
             contract.DEDUPLICATION_WINDOW,
         )
 
-    def headers(self, api_key: Secret) -> Mapping[str, str]:
+    def endpoint_for_many(self, endpoint: str) -> str:
+        """The Batch Event Upload API at the same host."""
+        return endpoint.removesuffix(_V2_PATH) + _BATCH_PATH if endpoint.endswith(_V2_PATH) else endpoint
+
+    def headers(self, api_key: Secret, body: bytes, now: float) -> Mapping[str, str]:
         """Only the headers for JSON: the key is in the body."""
-        del api_key
+        del api_key, body, now
         return JSON_HEADERS
 
     def frame(self, api_key: Secret) -> Frame:
@@ -84,6 +117,12 @@ class Amplitude:
         from nami_amp_pipeline.amplitude.probe import probe
 
         return probe(self, endpoint, api_key, transport)
+
+    def fingerprints(self, bodies: pa.ChunkedArray) -> pa.Table:
+        """See :mod:`nami_amp_pipeline.amplitude.fingerprints`."""
+        from nami_amp_pipeline.amplitude.fingerprints import fingerprints
+
+        return fingerprints(bodies)
 
     def repair(self, reason: str) -> str:
         """By the first word of the reason."""

@@ -14,7 +14,7 @@ import click
 
 from nami_amp_pipeline import redaction
 from nami_amp_pipeline.commands.streams import can_be_written, is_utf8, make_streams_usable, say
-from nami_amp_pipeline.errors import OUT_OF_MEMORY, Misconfigured, NamiAmpError, is_out_of_memory
+from nami_amp_pipeline.errors import OUT_OF_MEMORY, Misconfigured, Mistakes, NamiAmpError, is_out_of_memory
 from nami_amp_pipeline.redaction import Redactor
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ class CommandGroup(click.Group):
         self, invocation: Invocation, arguments: list[str], complete_var: str | None, extra: dict[str, Any]
     ) -> int:
         message, status = "", 1
+        lines: list[str] = []
         try:
             result = super().main(arguments, "nami-amp", complete_var, standalone_mode=False, obj=invocation, **extra)
             return result if isinstance(result, int) else 0
@@ -153,6 +154,8 @@ class CommandGroup(click.Group):
         except click.UsageError as error:
             about = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
             message, status = f"{error.format_message()}{about}", 2
+        except Mistakes as error:
+            message, status, lines = str(error), 2, error.lines
         except Misconfigured as error:
             message, status = str(error), 2
         except (click.ClickException, NamiAmpError) as error:
@@ -171,10 +174,15 @@ class CommandGroup(click.Group):
                 message = OUT_OF_MEMORY if is_out_of_memory(error) else message
         finally:
             invocation.close()
-        invocation.complain(message)
+        for line in lines or [message]:
+            invocation.complain(line)
+        if "--detailed-exitcode" in arguments:
+            status = 1  # 2 says there that something would change
         if "--json" in arguments and not invocation.answered:
             command = next((word for word in arguments if not word.startswith("-")), "")
-            invocation.answer({**_FAILED.get(command, {}), "error": invocation.clean(" ".join(message.split()))})
+            mistakes = {"mistakes": [invocation.clean(line) for line in lines]} if lines else {}
+            error_text = invocation.clean(" ".join(message.split()))
+            invocation.answer({**_FAILED.get(command, {}), "error": error_text, **mistakes})
         return status
 
 
@@ -216,44 +224,3 @@ def integration_keys(names: Sequence[str], *, in_two_words: bool = False) -> lis
         if name.count("/") != 1:
             raise Misconfigured(f"{name!r} is not an integration: write APP/NAME, as in 'nami-amp integrations list'")
     return list(names)
-
-
-_UNITS: Mapping[str, int] = {"s": 1, "min": 60, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-
-
-def parse_time(text: str, what: str, now: float | None = None) -> int:
-    """A time as people write it, as µs since the epoch.
-
-    Args:
-        text: an ISO-8601 time with zone, a day (its midnight in UTC), ``now``, ``today``, ``yesterday``, or how long
-            ago: ``90s``, ``30min``, ``1h``, ``2d``, ``1w``.
-        what: the option, for the message.
-        now: in seconds since the epoch; this machine's clock by default.
-
-    Raises:
-        Misconfigured: it is none, or has no zone.
-    """
-    import re
-    from datetime import UTC, datetime, timedelta
-
-    from nami_amp_pipeline.clock import from_datetime
-
-    here = datetime.now(UTC) if now is None else datetime.fromtimestamp(now, UTC)
-    midnight = here.replace(hour=0, minute=0, second=0, microsecond=0)
-    named = {"now": here, "today": midnight, "yesterday": midnight - timedelta(days=1)}
-    if text.strip().lower() in named:
-        return from_datetime(named[text.strip().lower()])
-    ago = re.fullmatch(r"(\d{1,6})\s*(s|min|m|h|d|w)", text.strip().lower())
-    if ago:
-        return from_datetime(here - timedelta(seconds=int(ago[1]) * _UNITS[ago[2]]))
-    if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text.strip()):
-        text = f"{text.strip()}T00:00:00Z"
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise Misconfigured(
-            f"{what} {text!r} is not a time: write 2026-09-01T00:00:00Z, 2026-09-01, 1h, 2d, today or yesterday"
-        ) from None
-    if moment.tzinfo is None:
-        raise Misconfigured(f"{what} {text!r} has no time zone: write {text}Z for UTC, or an offset such as +02:00")
-    return from_datetime(moment)

@@ -43,11 +43,25 @@ def renames(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> li
     return _matching([f"{name}=" for name in contract.event_type_names()], incomplete)
 
 
+def destination_names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The destinations."""
+    from nami_amp_pipeline.destinations import DESTINATIONS
+
+    return _matching(DESTINATIONS, incomplete)
+
+
 def dead_letter_reasons(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The reasons of dead letters."""
     from nami_amp_pipeline.operations.reasons import codes
 
     return _matching(codes("dead_letter"), incomplete)
+
+
+def scene_names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The scenes of the sandbox."""
+    from nami_amp_pipeline.sandbox import SCENES
+
+    return _matching(SCENES, incomplete)
 
 
 def _operations() -> Operations:

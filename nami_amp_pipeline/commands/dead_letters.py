@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nami_amp_pipeline.commands.base import Invocation, integration_keys, json_option, parse_time
-from nami_amp_pipeline.commands.completion import dead_letter_reasons, integration_names
+from nami_amp_pipeline.commands.base import Invocation, integration_keys, json_option
+from nami_amp_pipeline.commands.completion import dead_letter_reasons
+from nami_amp_pipeline.commands.options import confirm, integrations_option, yes_option
+from nami_amp_pipeline.destinations import DEFAULT
+from nami_amp_pipeline.operations.times import parse_time
 
 if TYPE_CHECKING:
     from nami_amp_pipeline.operations.dead_letters import Filter
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group(name="dead-letters")
 def dead_letters() -> None:
-    """Look at the events that could not be delivered, and send them again.
+    """Look at the events that could not be delivered; send them again, or mark them as seen.
 
     A dead letter is an event that Amplitude rejected, or that could not become an Amplitude event.
     """
@@ -38,14 +42,7 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
             shell_complete=dead_letter_reasons,
             help="Only with this reason; may be given several times.",
         ),
-        click.option(
-            "--integration",
-            "integrations",
-            multiple=True,
-            metavar="APP/NAME",
-            shell_complete=integration_names,
-            help="Only of this integration; may be given several times.",
-        ),
+        integrations_option,
     ):
         command = option(command)
     return command
@@ -57,6 +54,7 @@ def _filter(
     reasons: tuple[str, ...],
     since: str | None,
     until: str | None,
+    dismissed: bool | None = None,
 ) -> Filter:
     from nami_amp_pipeline.operations.dead_letters import Filter
 
@@ -66,7 +64,59 @@ def _filter(
         reasons,
         parse_time(since, "--since") if since else None,
         parse_time(until, "--until") if until else None,
+        dismissed,
     )
+
+
+def _chosen(*given: object) -> None:
+    """Makes sure that a command that changes something was told what to change."""
+    if not any(given):
+        raise click.UsageError(
+            "Name dead letters, choose some by an option, or give --all", click.get_current_context()
+        )
+
+
+@dead_letters.command(name="causes")
+@_filters
+@click.option("--dismissed", is_flag=True, help="Of those that somebody marked as seen, and no others.")
+@json_option
+@click.pass_obj
+def list_causes(
+    invocation: Invocation,
+    integrations: tuple[str, ...],
+    reasons: tuple[str, ...],
+    since: str | None,
+    until: str | None,
+    dismissed: bool,
+    as_json: bool,
+) -> None:
+    """Show the causes of dead letters: how many, since when, and how many can be sent again."""
+    from nami_amp_pipeline.commands import output as screen
+
+    found = invocation.operations.causes(_filter((), integrations, reasons, since, until, dismissed))
+    if as_json:
+        invocation.answer({"causes": [cause.to_json() for cause in found]})
+    elif found:
+        screen.table(
+            ("Integration", "Reason", "Events", "Since", "Can be sent again", "Older than 7 days", "Why"),
+            [
+                (
+                    cause.integration,
+                    cause.reason,
+                    screen.number(cause.events),
+                    screen.moment(cause.since),
+                    screen.number(cause.sendable),
+                    screen.number(cause.old),
+                    "; ".join((cause.means, *cause.named)),
+                )
+                for cause in found
+            ],
+            right=("Events", "Can be sent again", "Older than 7 days"),
+            texts=("Why",),
+            optional=("Since",),
+        )
+    else:
+        screen.say("No dead letters.")
 
 
 @dead_letters.command(name="list")
@@ -74,6 +124,7 @@ def _filter(
 @click.option(
     "--limit", type=click.IntRange(1), default=100, show_default=True, help="How many to show, the newest first."
 )
+@click.option("--dismissed", is_flag=True, help="Those that somebody marked as seen, and no others.")
 @json_option
 @click.pass_obj
 def list_dead_letters(
@@ -83,15 +134,18 @@ def list_dead_letters(
     since: str | None,
     until: str | None,
     limit: int,
+    dismissed: bool,
     as_json: bool,
 ) -> None:
-    """Show the dead letters, the newest first."""
+    """Show the dead letters, the newest first; without those that 'dismiss' marked as seen."""
     from nami_amp_pipeline.commands import output as screen
 
-    which = _filter((), integrations, reasons, since, until)
+    which = _filter((), integrations, reasons, since, until, dismissed)
     found, total = invocation.operations.dead_letters(which, limit)
+    seen = sum(invocation.operations.count_dead_letters(replace(which, dismissed=True)).values())
     if as_json:
-        invocation.answer({"total": total, "dead_letters": [letter.to_json() for letter in found]})
+        letters = [letter.to_json() for letter in found]
+        invocation.answer({"total": total, "dismissed": seen, "dead_letters": letters})
     elif found:
         screen.table(
             ("No.", "Integration", "Reason", "Event", "User", "Type", "At", "Why"),
@@ -119,7 +173,9 @@ def list_dead_letters(
     elif invocation.operations.integrations():
         screen.say("No dead letters.")
     else:
-        screen.say("There is no integration yet: 'nami-amp integrations add' adds one.")
+        screen.say(screen.sentence(invocation.operations.nothing_here))
+    if seen and not dismissed and not as_json and (screen.is_terminal() or not found):
+        screen.say(f"{screen.plural(seen, 'dismissed dead letter')} not shown (--dismissed).")
 
 
 @dead_letters.command()
@@ -155,8 +211,11 @@ def show(invocation: Invocation, id: str, as_json: bool) -> None:  # noqa: A002 
                 "Dead since": to_text(letter.at),
                 "First sent": to_text(letter.first_sent) or "never",
                 "Run": letter.run_id,
+                "Dismissed": f"{to_text(letter.dismissed_at)} by {letter.dismissed_by or 'somebody'}"
+                if letter.dismissed_at
+                else None,
                 "Answer": letter.answer,
-                "Amplitude event": letter.body,
+                ("Amplitude event" if letter.destination == DEFAULT else "Posted event"): letter.body,
                 "Nami payload": letter.payload,
             }
         )
@@ -165,7 +224,8 @@ def show(invocation: Invocation, id: str, as_json: bool) -> None:  # noqa: A002 
 @dead_letters.command()
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @_filters
-@click.option("--all", "everything", is_flag=True, help="All dead letters.")
+@click.option("--all", "everything", is_flag=True, help="All dead letters that are not dismissed.")
+@click.option("--dismissed", is_flag=True, help="Only dismissed ones; otherwise they are sent only if named by ID.")
 @click.option(
     "--force", is_flag=True, help="Also retry events first sent over 7 days ago; Amplitude may store them twice."
 )
@@ -179,6 +239,7 @@ def retry(
     since: str | None,
     until: str | None,
     everything: bool,
+    dismissed: bool,
     force: bool,
     as_json: bool,
 ) -> int:
@@ -187,11 +248,8 @@ def retry(
     They keep their content and their insert id, so that Amplitude recognises events that it has already. Name them by
     number or event id, or choose them by reason, integration or time.
     """
-    if not (ids or integrations or reasons or since or until or everything):
-        raise click.UsageError(
-            "Name dead letters, choose some by an option, or give --all", click.get_current_context()
-        )
-    which = _filter(ids, integrations, reasons, since, until)
+    _chosen(ids, integrations, reasons, since, until, everything, dismissed)
+    which = _filter(ids, integrations, reasons, since, until, dismissed or (None if ids else False))
     done = invocation.operations.retry(which, force=force)
     if as_json:
         invocation.answer({"retried": done.retried, "refused": dict(done.refused)})
@@ -200,3 +258,51 @@ def retry(
     for why, count in done.refused.items():
         invocation.complain(f"{count:,} not retried: {why}")
     return 1 if done.refused else 0
+
+
+@dead_letters.command()
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@_filters
+@click.option("--all", "everything", is_flag=True, help="All dead letters.")
+@click.option("--undo", is_flag=True, help="Take the mark back: status and alerts ask about them again.")
+@yes_option
+@json_option
+@click.pass_obj
+def dismiss(
+    invocation: Invocation,
+    ids: tuple[str, ...],
+    integrations: tuple[str, ...],
+    reasons: tuple[str, ...],
+    since: str | None,
+    until: str | None,
+    everything: bool,
+    undo: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Mark dead letters as seen: status and alerts ask nobody about them any more.
+
+    Nothing is lost: they stay dead letters, are counted as dismissed, and 'retry' can still send them. Name them by
+    number or event id, or choose them by reason, integration or time. This command first says how many there are.
+    """
+    _chosen(ids, integrations, reasons, since, until, everything)
+    # Not what dies while the person reads how many there are.
+    which = _filter(ids, integrations, reasons, since, until or "now", undo)
+    found = invocation.operations.count_dead_letters(which)
+    verb = "ask again about" if undo else "dismiss"
+    if found:
+        confirm(f"{verb} {_counted(found)}", yes=yes)
+    done = invocation.operations.dismiss(which, undo=undo) if found else 0
+    if as_json:
+        invocation.answer({"undone" if undo else "dismissed": done})
+    else:
+        state = "asked about again" if undo else "dismissed"
+        click.echo(f"{done:,} dead letter{'s' if done != 1 else ''} {state}.")
+
+
+def _counted(found: Mapping[tuple[str, str], int]) -> str:
+    """So many dead letters, of which integrations and for which reasons."""
+    count = sum(found.values())
+    parts = [f"{events:,} {reason} of {integration}" for (integration, reason), events in sorted(found.items())]
+    shown = ", ".join(parts[:5]) + (", …" if len(parts) > 5 else "")
+    return f"{count:,} dead letter{'s' if count != 1 else ''} ({shown})"

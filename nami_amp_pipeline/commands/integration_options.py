@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from nami_amp_pipeline import contract
-from nami_amp_pipeline.commands.base import parse_time
-from nami_amp_pipeline.commands.completion import event_types
+from nami_amp_pipeline.commands.completion import destination_names, event_types
 from nami_amp_pipeline.commands.completion import renames as renames_of
 from nami_amp_pipeline.commands.key_sources import key_options
+from nami_amp_pipeline.destinations import DEFAULT
 from nami_amp_pipeline.errors import Misconfigured
+from nami_amp_pipeline.operations.times import parse_time
 
 Decorator = Callable[[Any], Any]
 Default = Callable[[object], Mapping[str, Any]]
@@ -38,10 +39,26 @@ def setting_options(*, is_new: bool) -> Decorator:
     return add
 
 
+def destination_option(command: Any) -> Any:
+    """What receives the events."""
+    option = click.option(
+        "--destination",
+        default=DEFAULT,
+        show_default=True,
+        metavar="NAME",
+        shell_complete=destination_names,
+        help="What receives the events: amplitude, http (any endpoint), or one that another package adds.",
+    )
+    return option(command)
+
+
 def _addresses(*, is_new: bool, default: Default) -> list[Decorator]:
     """Where events go, of whom, and which."""
     return [
-        click.option("--endpoint", required=is_new, metavar="us|eu|URL", help="Where the Amplitude project is."),
+        *([destination_option] if is_new else []),
+        click.option(
+            "--endpoint", metavar="us|eu|URL", help="Where the Amplitude project is, or the URL of another destination."
+        ),
         click.option(
             "--allow-custom-endpoint", is_flag=True, help="Allow an endpoint that does not belong to Amplitude."
         ),

@@ -1,8 +1,7 @@
-"""``nami-amp integrations``: which events of which app go to which Amplitude project."""
+"""``nami-amp integrations``: which events of which app go to which Amplitude project, or to another destination."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,12 @@ from nami_amp_pipeline import contract
 from nami_amp_pipeline.commands import integration_options as options
 from nami_amp_pipeline.commands.base import Invocation, integration_keys, json_option
 from nami_amp_pipeline.commands.completion import app_names, integration_names
+from nami_amp_pipeline.commands.destinations import destinations
 from nami_amp_pipeline.commands.integration_options import setting_options
+from nami_amp_pipeline.commands.integrations_as_code import COMMANDS
 from nami_amp_pipeline.commands.key_sources import KeySources
+from nami_amp_pipeline.commands.options import confirm, yes_option
+from nami_amp_pipeline.destinations import DEFAULT
 from nami_amp_pipeline.errors import Misconfigured
 
 if TYPE_CHECKING:
@@ -37,22 +40,22 @@ def integrations() -> None:
 @click.option("--disabled", is_flag=True, help="Add it disabled.")
 @click.pass_obj
 def add(invocation: Invocation, /, app: str, name: str, disabled: bool, **given: Any) -> None:
-    """Send events of APP to an Amplitude project, under NAME.
+    """Send events of APP to an Amplitude project or another destination, under NAME.
 
     The API key is read from an environment variable, a file or standard input, so that it appears in no shell history
     or process list; it is stored encrypted and never shown again.
     """
-    from nami_amp_pipeline.operations.integrations import NewIntegration
+    from nami_amp_pipeline.operations.integrations import NewIntegration, settled
 
     sources = KeySources(invocation, given)
-    api_key, secret_key = sources.read("api"), sources.read("secret")
-    if api_key is None:
-        raise Misconfigured("give the API key by --api-key-env, --api-key-file or --api-key-stdin")
+    found = {"endpoint": given["endpoint"], "api_key": sources.read("api"), "secret_key": sources.read("secret")}
+    endpoint, api_key, secret_key = settled(given["destination"], **found)
     added = invocation.operations.add(
         NewIntegration(
             app_id=app,
             name=name,
-            endpoint=given["endpoint"],
+            destination=given["destination"],
+            endpoint=endpoint,
             api_key=api_key,
             secret_key=secret_key,
             user_id_kind=given["user_id"],
@@ -90,23 +93,27 @@ def list_integrations(invocation: Invocation, as_json: bool) -> None:
     if as_json:
         invocation.answer({"integrations": [described(integration) for integration in found]})
     elif found:
+        managed = ("Managed by",) if any(integration.managed_by for integration in found) else ()
+        several = ("Destination",) if any(integration.destination != DEFAULT for integration in found) else ()
         screen.table(
-            ("Integration", "State", "Endpoint", "User id", "No External ID", "Events"),
+            ("Integration", "State", *several, "Endpoint", "User id", "No External ID", "Events", *managed),
             [
                 (
                     integration.key,
                     state(integration),
+                    *((integration.destination,) if several else ()),
                     region(integration),
                     integration.user_id_kind,
                     integration.anonymous,
                     _events(integration),
+                    *((integration.managed_by,) if managed else ()),
                 )
                 for integration in found
             ],
-            optional=("No External ID", "User id", "Endpoint"),
+            optional=("No External ID", "User id", "Endpoint", "Destination", "Managed by"),
         )
     else:
-        click.echo("There is no integration yet: 'nami-amp integrations add' adds one.")
+        click.echo(screen.sentence(invocation.operations.nothing_here))
 
 
 @integrations.command()
@@ -117,7 +124,7 @@ def show(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
     """Show all settings of an integration; keys only as set or not set."""
     from nami_amp_pipeline.clock import to_text
     from nami_amp_pipeline.commands import output as screen
-    from nami_amp_pipeline.operations.integrations import described, state
+    from nami_amp_pipeline.operations.integrations import described, keys_of, state
 
     found = invocation.operations.integrations(integration_keys(names, in_two_words=True))
     if as_json:
@@ -130,9 +137,9 @@ def show(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
                 "Integration": integration.key,
                 "State": state(integration),
                 "Error": integration.halted_reason or integration.last_error,
+                "Destination": integration.destination,
                 "Endpoint": integration.endpoint,
-                "API key": "set",
-                "Secret key": "set" if integration.secret_key else "not set",
+                **keys_of(integration),
                 "User id": integration.user_id_kind,
                 "No External ID": integration.anonymous,
                 "Events": "\n".join(
@@ -150,6 +157,7 @@ def show(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
                 or None,
                 "Starts": _start(integration),
                 "Version": integration.version,
+                "Managed by": integration.managed_by,
                 "Added": to_text(integration.created_at),
             }
         )
@@ -253,7 +261,7 @@ def _switch(invocation: Invocation, names: Sequence[str], *, on: bool) -> None:
 
 @integrations.command()
 @click.argument("names", nargs=-1, required=True, metavar="APP/NAME", shell_complete=integration_names)
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@yes_option
 @click.pass_obj
 def remove(invocation: Invocation, names: tuple[str, ...], yes: bool) -> None:
     """Remove an integration with its pending events and dead letters.
@@ -262,10 +270,7 @@ def remove(invocation: Invocation, names: tuple[str, ...], yes: bool) -> None:
     """
     found = invocation.operations.integrations(integration_keys(names, in_two_words=True))
     for integration in found:
-        if not yes:
-            if not sys.stdin.isatty():
-                raise Misconfigured(f"give --yes to remove {integration.key} with its pending events and dead letters")
-            click.confirm(f"Remove {integration.key} with its pending events and dead letters?", abort=True)
+        confirm(f"remove {integration.key} with its pending events and dead letters", yes=yes)
         invocation.operations.remove(integration.key)
         click.echo(f"{integration.key} removed.")
 
@@ -275,7 +280,7 @@ def remove(invocation: Invocation, names: tuple[str, ...], yes: bool) -> None:
 @json_option
 @click.pass_obj
 def test(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> int:
-    """Ask Amplitude whether it accepts an integration's key; no event is stored.
+    """Ask Amplitude, or another destination, whether it accepts an integration's key; no event is stored.
 
     Without a name all integrations are tested.
     """
@@ -290,6 +295,43 @@ def test(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> int:
         elif not as_json:
             click.echo(f"{row.integration}: {row.result}")
     return 0 if all(row.ok for row in results) else 1
+
+
+@integrations.command(name="send-test-event")
+@click.argument("names", nargs=-1, required=True, metavar="APP/NAME", shell_complete=integration_names)
+@click.option(
+    "--event",
+    "event_type",
+    type=click.Choice(contract.event_type_names()),
+    default="user.subscription.purchased",
+    show_default=True,
+    metavar="TYPE",
+    help="The event type.",
+)
+@json_option
+@click.pass_obj
+def send_test_event(invocation: Invocation, names: tuple[str, ...], event_type: str, as_json: bool) -> int:
+    """Send one made-up event, to find it in Amplitude or another destination.
+
+    It is of a made-up user whose id begins with 'nami-test-', and counts as one event there. Nothing of it is kept
+    here.
+    """
+    key, *others = integration_keys(names, in_two_words=True)
+    if others:
+        raise Misconfigured("name exactly one integration")
+    sent = invocation.operations.send_trial_event(key, event_type)
+    if as_json:
+        invocation.answer({"integration": key, **sent.to_json()})
+    elif sent.ok:
+        where = "find it at Users, by" if sent.title == "Amplitude" else "its user is"
+        click.echo(f"{key}: {sent.title} took it after {sent.milliseconds:,} ms; {where} {sent.user}.")
+    if not sent.ok:
+        invocation.complain(f"{key}: {sent.title} did not take it ({sent.status or 'no answer'}): {sent.answer}")
+    return 0 if sent.ok else 1
+
+
+for command in (*COMMANDS, destinations):
+    integrations.add_command(command)
 
 
 def _events(integration: Integration) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,8 +15,6 @@ from nami_amp_pipeline.redaction import HIDDEN, shown_name, shown_path
 
 if TYPE_CHECKING:
     from nami_amp_pipeline.secrets import Secret
-
-_LONGEST = 1_000
 
 
 def key_options(kind: str, what: str) -> Callable[[Any], Any]:
@@ -67,62 +64,36 @@ class KeySources:
         Raises:
             Misconfigured: it was given twice, or is not there.
         """
-        from nami_amp_pipeline.secrets import Secret
+        from nami_amp_pipeline.operations import key_values
 
         variable, file, stdin = (self._given.get(f"{kind}_key_{source}") for source in ("env", "file", "stdin"))
         if sum(source is not None and source is not False for source in (variable, file, stdin)) > 1:
             raise Misconfigured(f"give one of --{kind}-key-env, --{kind}-key-file and --{kind}-key-stdin")
+        self._hide_misplaced(variable, file)
         if variable is not None:
-            text = self._from_environment(variable)
+            text = key_values.from_environment(variable)
         elif file is not None:
-            text = self._from_file(file)
+            text = key_values.from_file(file)
         elif stdin:
-            text = _from_stdin(kind)
+            text = _from_stdin(kind, key_values.LONGEST)
         else:
             return None
-        text = text.strip()
-        self._invocation.secrets.add(text)
-        if len(text) > _LONGEST or len(text.split()) != 1:
-            raise Misconfigured(f"the {kind} key is not valid: it must be one word")
-        return Secret(text)
+        self._invocation.secrets.add(text.strip())
+        return key_values.checked(text, kind)
 
-    def _from_environment(self, variable: str) -> str:
-        """An environment variable, or a line of ``.env``."""
-        from dotenv import dotenv_values
-
-        text = os.environ.get(variable) or ""
-        if not text.strip() and Path(".env").is_file():
-            text = dotenv_values(".env").get(variable) or ""
-        if not text.strip():
-            name = shown_name(variable)
-            if name == HIDDEN:
-                self._invocation.secrets.add(variable)  # a key in the wrong place, most likely
-            raise Misconfigured(f"environment variable {name} is not set: put the key in it, never on the command line")
-        return text
-
-    def _from_file(self, file: Path) -> str:
-        name = shown_path(file)
-        try:
-            with file.open(encoding="utf-8") as opened:
-                text = opened.read(_LONGEST * 4)
-        except OSError as error:
-            if HIDDEN in name:
-                self._invocation.secrets.add(file.name)
-            raise Misconfigured(f"cannot read {name}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise Misconfigured(f"{name} holds no key: it is not text") from None
-        except ValueError:
-            raise Misconfigured("the path of the key file cannot be used") from None
-        if not text.strip():
-            raise Misconfigured(f"{name} is empty: put the key in it")
-        return text
+    def _hide_misplaced(self, variable: str | None, file: Path | None) -> None:
+        """Keeps out of all messages what is a key in place of a name, most likely."""
+        if variable is not None and shown_name(variable) == HIDDEN:
+            self._invocation.secrets.add(variable)
+        if file is not None and HIDDEN in shown_path(file):
+            self._invocation.secrets.add(file.name)
 
 
-def _from_stdin(kind: str) -> str:
+def _from_stdin(kind: str, longest: int) -> str:
     if sys.stdin.isatty():
         return str(click.prompt(f"{kind.capitalize()} key", hide_input=True, err=True))
     try:
-        text = sys.stdin.read(_LONGEST * 4)
+        text = sys.stdin.read(longest * 4)
     except UnicodeDecodeError:
         raise Misconfigured("standard input holds no key: it is not text") from None
     if not text.strip():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from nami_amp_pipeline.commands.base import Invocation
+from nami_amp_pipeline.commands.options import confirm, yes_option
 
 
 @click.group()
@@ -46,19 +47,12 @@ def rotate(invocation: Invocation) -> None:
 
 
 @keys.command()
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@yes_option
 @click.pass_obj
 def forget(invocation: Invocation, yes: bool) -> None:
     """Remove older keys from the key file, once no stored API key needs them.
 
     Backups of the store from before the rotation still need these keys: you cannot use them afterwards.
     """
-    import sys
-
-    from nami_amp_pipeline.errors import Misconfigured
-
-    if not yes:
-        if not sys.stdin.isatty():
-            raise Misconfigured("give --yes to remove the older keys, which older backups need")
-        click.confirm("Remove the older keys, which older backups need?", abort=True)
+    confirm("remove the older keys, which older backups need", yes=yes)
     click.echo(f"{invocation.operations.forget_keys()} older keys removed.")

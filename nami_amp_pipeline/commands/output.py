@@ -55,6 +55,11 @@ def say(text: str = "", colour: Colour | None = None, *, bold: bool = False, wra
     click.echo(coloured(text, colour, bold=bold))
 
 
+def sentence(clause: str) -> str:
+    """A clause with a capital letter and a full stop."""
+    return f"{clause[:1].upper()}{clause[1:]}."
+
+
 def table(
     columns: Sequence[str],
     rows: Sequence[Sequence[object]],
@@ -251,10 +256,10 @@ def file_progress(what: str, total_bytes: int) -> Iterator[Callable[[int], None]
 
 
 @contextmanager
-def spinner(what: str) -> Iterator[None]:
-    """Shows on a terminal that work goes on; nothing in a pipe."""
+def spinner(what: str) -> Iterator[Callable[[str], None]]:
+    """Shows on a terminal that work goes on, with a text that can be changed; nothing in a pipe."""
     if not sys.stderr.isatty():
-        yield
+        yield lambda _what: None
         return
-    with console().status(what):
-        yield
+    with console().status(what) as shown:
+        yield shown.update

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nami_amp_pipeline.commands.base import Invocation, integration_keys, json_option
-from nami_amp_pipeline.commands.completion import integration_names
+from nami_amp_pipeline.commands.options import integrations_option
 
 
 @click.group()
@@ -14,14 +14,7 @@ def pending() -> None:
 
 
 @pending.command(name="list")
-@click.option(
-    "--integration",
-    "integrations",
-    multiple=True,
-    metavar="APP/NAME",
-    shell_complete=integration_names,
-    help="Only of this integration; may be given several times.",
-)
+@integrations_option
 @click.option("--user", "users", multiple=True, metavar="USER", help="Only this External ID or Nami user.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="So many users.")
 @json_option
@@ -66,4 +59,4 @@ def list_pending(
     elif invocation.operations.integrations():
         screen.say("Nothing is pending.")
     else:
-        screen.say("There is no integration yet: 'nami-amp integrations add' adds one.")
+        screen.say(screen.sentence(invocation.operations.nothing_here))

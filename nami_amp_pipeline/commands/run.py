@@ -11,29 +11,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nami_amp_pipeline.commands.base import Invocation, integration_keys, json_option
-from nami_amp_pipeline.commands.completion import integration_names
-from nami_amp_pipeline.errors import Misconfigured
+from nami_amp_pipeline.commands.options import integrations_option
+from nami_amp_pipeline.errors import Blocked, Misconfigured
 
 if TYPE_CHECKING:
     from nami_amp_pipeline.runner import RunReport
 
 
 @click.command()
-@click.option(
-    "--integration",
-    "integrations",
-    multiple=True,
-    metavar="APP/NAME",
-    shell_complete=integration_names,
-    help="Only this integration; may be given several times.",
-)
+@integrations_option
 @json_option
 @click.pass_obj
 def run(invocation: Invocation, integrations: tuple[str, ...], as_json: bool) -> int:
     """Read new rows, and deliver their events.
 
     One micro-batch: what a schedule would do, once. The run shows in Dagster's UI. Exit status 1 if some events
-    could not be delivered; they stay pending, and the next run continues with them.
+    could not be delivered, which stay pending until the next run continues with them, or if there is no integration.
     """
     from nami_amp_pipeline.commands import output as screen
 
@@ -41,6 +34,8 @@ def run(invocation: Invocation, integrations: tuple[str, ...], as_json: bool) ->
     keys = integration_keys(integrations) if integrations else None
     known = invocation.operations.integrations(keys)
     invocation.close()
+    if not known:
+        raise Blocked(invocation.operations.nothing_here)
     # Whatever is logged on the way must not come between a reader and the object.
     with screen.spinner("Delivering …"), redirect_stdout(sys.stderr):
         run_micro_batch = _runner()
@@ -49,8 +44,6 @@ def run(invocation: Invocation, integrations: tuple[str, ...], as_json: bool) ->
         invocation.answer(report.to_json())
     else:
         _show(report.run_id, report.integrations)
-        if not known:
-            click.echo("There is no integration yet: 'nami-amp integrations add' adds one.")
     for problem in _problems(report, lambda: _halted(invocation)):
         invocation.complain(problem)
     return 0 if report.ok else 2 if isinstance(report.error, Misconfigured) else 1

@@ -48,18 +48,18 @@ def status(invocation: Invocation, names: tuple[str, ...], check: bool, watch: b
         else:
             if watch:
                 click.clear()
-            _show(found, whole=not names)
+            _show(found, invocation.operations.nothing_here, whole=not names)
         if not watch:
             return 1 if check and found.needs_you else 0
         time.sleep(every)
 
 
-def _show(found: Overview, *, whole: bool) -> None:
+def _show(found: Overview, nothing_here: str, *, whole: bool) -> None:
     from nami_amp_pipeline.commands import output as screen
 
     screen.say(found.verdict, "red" if found.needs_you else "green", bold=True)
     if not found.standings:
-        screen.say("'nami-amp integrations add' adds one, 'nami-amp demo' shows it all.")
+        screen.say(f"{screen.sentence(nothing_here)} 'nami-amp demo' shows it all.")
         return
     _show_table(found)
     if screen.is_terminal():
@@ -90,7 +90,8 @@ def _show_table(found: Overview) -> None:
                 screen.number(numbers.captured),
                 screen.number(numbers.delivered),
                 screen.reasons(numbers.skipped),
-                screen.reasons(numbers.dead_letters),
+                screen.reasons(numbers.dead_letters)
+                + (f"\n({standing.dismissed:,} dismissed)" * bool(standing.dismissed)),
                 screen.reasons({why.replace("_", " "): events for why, events in numbers.pending_by.items()}),
                 "?" if found.warehouse.error else screen.number(unread.rows if unread else 0),
                 screen.duration(standing.lag_seconds),
@@ -148,6 +149,8 @@ def _show_rest(found: Overview) -> None:
 
     if screen.is_terminal():
         screen.say()
+    for backfill in found.backfills:
+        screen.say(str(backfill))
     warehouse, run = found.warehouse, found.last_run
     if warehouse.error:
         since = f" since {screen.moment(warehouse.since)}" if warehouse.since else ""
@@ -170,6 +173,11 @@ def _show_rest(found: Overview) -> None:
         screen.say(f"Last run: {found.outcome}{left}, {screen.duration(found.age_seconds)} ago{name}")
     for problem in run.problems:
         screen.say(f"  {problem}", "red")
+    if len(found.histories) > 1:
+        from nami_amp_pipeline.operations.histories import WHAT_TO_DO, in_words
+
+        screen.say(f"Dagster: {in_words(found.histories)}", "yellow")
+        screen.say(f"  Do: {WHAT_TO_DO}")
     for alert in found.alerts:
         said = alert.kind.replace("_", " ")
         screen.say(f"Alert: {said}, {alert.subject}, since {screen.moment(alert.since)}: {alert.summary}", "red")

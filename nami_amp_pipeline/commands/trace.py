@@ -48,36 +48,18 @@ def trace(
     In a large table without an index on id, this command searches the captured row and the newest rows only;
     --whole-table finds other rows with this id.
     """
-    event = None if only_user else invocation.operations.trace(what, whole_table=whole_table)
-    if event is not None and event.is_known:
-        if as_json:
-            invocation.answer(event.to_json())
-        else:
-            _show_event(event, full=full)
-        return event.exit_status
-    user = invocation.operations.trace_user(what, limit)
-    if user.events:
-        if as_json:
-            invocation.answer(user.to_json())
-        else:
-            _show_user(user)
-        return user.exit_status
+    found = invocation.operations.look_up(what, only_user=only_user, most=limit, whole_table=whole_table)
     if as_json:
-        invocation.answer(event.to_json() if event is not None else user.to_json())
-    invocation.complain(_unknown(what, event, is_known_user=bool(user.users)))
-    return 1
-
-
-def _unknown(what: str, event: Trace | None, *, is_known_user: bool) -> str:
-    if is_known_user:
-        return f"user {what} is known, but no event of theirs is kept any more"
-    if event is not None and event.warehouse_error:
-        return (
-            f"no event or user {what} in what was read; the warehouse cannot be asked for newer ones: "
-            f"{event.warehouse_error}"
-        )
-    missing = "; --whole-table reads all of the warehouse" if event is not None and not event.warehouse_is_whole else ""
-    return f"no event or user {what}: not in the warehouse, in any segment or in any integration{missing}"
+        invocation.answer(found.to_json())
+    elif found.missing:
+        pass
+    elif found.event is not None:
+        _show_event(found.event, full=full)
+    elif found.user is not None:
+        _show_user(found.user)
+    if found.missing:
+        invocation.complain(found.missing)
+    return found.exit_status
 
 
 def _colour(word: str) -> Colour | None:

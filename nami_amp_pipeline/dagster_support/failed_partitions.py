@@ -20,6 +20,9 @@ _AT_ONCE: Final = 500
 
 T = TypeVar("T")
 
+Asset = dg.AssetKey | str
+"""The key of an asset, or its name if it has no prefix."""
+
 
 @dataclass(frozen=True)
 class Failed:
@@ -36,7 +39,9 @@ class Failed:
     said: str
 
 
-def count_as_failed(instance: dg.DagsterInstance, asset: str, said: Mapping[str, str], run: Failed, step: str) -> None:
+def count_as_failed(
+    instance: dg.DagsterInstance, asset: Asset, said: Mapping[str, str], run: Failed, step: str
+) -> None:
     """Makes partitions count as failed once a run has failed, until they are materialized.
 
     Args:
@@ -47,14 +52,14 @@ def count_as_failed(instance: dg.DagsterInstance, asset: str, said: Mapping[str,
         step: of that run.
     """
     for partition, line in said.items():
-        plan = AssetMaterializationPlannedData(dg.AssetKey(asset), partition)
+        plan = AssetMaterializationPlannedData(_key(asset), partition)
         event = DagsterEvent.build_asset_materialization_planned_event(run.job, step, plan)
         instance.report_dagster_event(event._replace(message=line), run.run_id)
 
 
-def failed_partitions(instance: dg.DagsterInstance, asset: str) -> dict[str, Failed]:
+def failed_partitions(instance: dg.DagsterInstance, asset: Asset) -> dict[str, Failed]:
     """The partitions of an asset that count as failed."""
-    key, storage = dg.AssetKey(asset), instance.event_log_storage
+    key, storage = _key(asset), instance.event_log_storage
     planned = storage.get_latest_storage_id_by_partition(key, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
     if not planned:
         return {}
@@ -64,16 +69,20 @@ def failed_partitions(instance: dg.DagsterInstance, asset: str) -> dict[str, Fai
     return _failed(instance, key, [number for name, number in planned.items() if name and number > done.get(name, 0)])
 
 
-def last_failures(instance: dg.DagsterInstance, asset: str, partitions: Iterable[str]) -> dict[str, Failed]:
+def last_failures(instance: dg.DagsterInstance, asset: Asset, partitions: Iterable[str]) -> dict[str, Failed]:
     """By which run these partitions counted as failed last, also where they were materialized since."""
     some = set(partitions)
     if not some:
         return {}
-    key = dg.AssetKey(asset)
+    key = _key(asset)
     planned = instance.event_log_storage.get_latest_storage_id_by_partition(
         key, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED, partitions=some
     )
     return _failed(instance, key, list(planned.values()))
+
+
+def _key(asset: Asset) -> dg.AssetKey:
+    return asset if isinstance(asset, dg.AssetKey) else dg.AssetKey(asset)
 
 
 def _failed(instance: dg.DagsterInstance, asset: dg.AssetKey, storage_ids: Sequence[int]) -> dict[str, Failed]:
@@ -96,7 +105,7 @@ def _failed(instance: dg.DagsterInstance, asset: dg.AssetKey, storage_ids: Seque
 
 def runs_that_partitions_failed_in(instance: dg.DagsterInstance, asset: dg.AssetKey) -> set[str]:
     """The runs whose removal would make a failed partition look as if nothing were wrong with it."""
-    return {failed.run_id for failed in failed_partitions(instance, asset.to_user_string()).values()}
+    return {failed.run_id for failed in failed_partitions(instance, asset).values()}
 
 
 def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -7,14 +7,39 @@ import time
 from dagster._daemon.controller import get_daemon_statuses
 
 from nami_amp_pipeline.dagster_support.instance import dagster_home, dagster_instance
-from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.operations.histories import WHAT_TO_DO, histories, in_words
+from nami_amp_pipeline.settings import Settings, contradictions
 from nami_amp_pipeline.warehouse.base import Finding
 
-_START = "start 'dagster-daemon run' (or 'dagster dev'), or call 'nami-amp run' by a timer of your own"
+_START = "start 'nami-amp dev' (or 'dagster-daemon run'), or call 'nami-amp run' by a timer of your own"
 
 
 def check_dagster(settings: Settings) -> list[Finding]:
     """Checks that Dagster's history is readable and its daemons had a recent heartbeat."""
+    return [*_two_homes(settings), *_check_history(settings)]
+
+
+def _two_homes(settings: Settings) -> list[Finding]:
+    """Whether Dagster's processes and this one work, or worked, with different settings or histories."""
+    findings = []
+    names = contradictions()
+    if names:
+        findings.append(
+            Finding(
+                "dagster",
+                "warning",
+                f"{', '.join(names)}: the environment and .env in this folder say different things; 'nami-amp' takes "
+                "the environment, Dagster's commands take .env",
+                "unset the variable, or remove it from .env",
+            )
+        )
+    found = histories(settings.home, time.time())
+    if len(found) > 1:
+        findings.append(Finding("dagster", "warning", in_words(found), WHAT_TO_DO))
+    return findings
+
+
+def _check_history(settings: Settings) -> list[Finding]:
     home = dagster_home(settings)
     if not (home / "dagster.yaml").exists():
         if home.exists() and not home.is_dir():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import sqlalchemy as sa
 import yaml
 
 from nami_amp_pipeline.errors import Blocked, Misconfigured
-from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.settings import Settings, variable
 
 CODE_LOCATION: Final = "nami_amp_pipeline"
 """The default name of this code location."""
@@ -45,8 +44,8 @@ retention:
 
 
 def dagster_home(settings: Settings) -> Path:
-    """Where Dagster's history is: ``DAGSTER_HOME``, or a folder under the pipeline's home."""
-    return Path(os.environ.get("DAGSTER_HOME") or settings.home / "dagster").absolute()
+    """Where Dagster's history is: ``DAGSTER_HOME`` (of the environment or ``.env``), or a folder of the home."""
+    return Path(variable("DAGSTER_HOME") or settings.home / "dagster").absolute()
 
 
 @contextmanager
@@ -58,7 +57,7 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
         Blocked: the folder cannot be written.
     """
     home = dagster_home(settings)
-    if os.environ.get("DAGSTER_HOME") and not home.is_dir():
+    if variable("DAGSTER_HOME") and not home.is_dir():
         raise Misconfigured(f"DAGSTER_HOME is {home}, which is not a folder")
     try:
         home.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import dagster as dg
 
@@ -13,10 +13,10 @@ from nami_amp_pipeline.alerts import Alert, FailedRun, Kind, note_failed_run, te
 from nami_amp_pipeline.alerts.message import log_line
 from nami_amp_pipeline.clock import micros, system_clock, to_datetime
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.defs.jobs import KIND
-from nami_amp_pipeline.defs.ours import MICRO_BATCH, OURS, RETENTION, STORE_TAG, store_label
+from nami_amp_pipeline.defs.failures import KIND
+from nami_amp_pipeline.defs.ours import DEFAULT, MICRO_BATCH, RETENTION, STORE_TAG, TRACE, Place, store_label
 from nami_amp_pipeline.defs.resources import PipelineSession
-from nami_amp_pipeline.defs.schedules import SENSOR_SECONDS
+from nami_amp_pipeline.defs.schedules import sensor_seconds
 from nami_amp_pipeline.errors import Misconfigured, NamiAmpError, StoreUnavailable, WarehouseUnavailable
 from nami_amp_pipeline.micro_batch import MicroBatch
 from nami_amp_pipeline.operations.standing import standings
@@ -26,23 +26,25 @@ LOG: Final = redaction.guarded_logger("nami_amp_pipeline.alerts")
 
 _RECENT: Final = 100
 
-
-@dg.sensor(
-    minimum_interval_seconds=SENSOR_SECONDS,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description=(
-        "Sends one alert, and one all-clear, for each halted integration, outage, growing dead letters, lag, "
-        "silent app, failed run or warehouse that cannot be read: to `NAMI_AMP_ALERT_WEBHOOK_URL` and to the log. "
-        "`nami-amp alerts` lists and silences them. Starts no run."
-    ),
+_ALERTS: Final = (
+    "Sends one alert, and one all-clear, for each halted integration, outage, growing dead letters, lag, "
+    "silent app, failed run or warehouse that cannot be read: to `NAMI_AMP_ALERT_WEBHOOK_URL` and to the log. "
+    "`nami-amp alerts` lists and silences them. Starts no run."
 )
-def alerts(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineSession]) -> dg.SensorResult:
+
+_FAILED_RUNS: Final = (
+    "Records each failed run of this pipeline; the sensor `alerts` sends the alert. A job that keeps failing for "
+    "the same reason sends one alert."
+)
+
+
+def _look(context: dg.SensorEvaluationContext, pipeline: PipelineSession, place: Place) -> dg.SensorResult:
     """Looks at everything."""
     cursor = context.cursor or None  # something only while the store is away
 
     def succeeded_since(jobs: Mapping[str, int]) -> set[str]:
         label = store_label(pipeline.settings)
-        return {job for job, failed_at in jobs.items() if _succeeded(context.instance, job, failed_at, label)}
+        return {job for job, failed_at in jobs.items() if _succeeded(context.instance, job, failed_at, label, place)}
 
     try:
         store = pipeline.store_if_any()
@@ -53,7 +55,7 @@ def alerts(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipel
             not json.loads(cursor)["told"] or tell(pipeline.settings, LOG, _store_unavailable(""), over=True)
         ):
             cursor = ""
-        done = watch(opened, LOG, succeeded_since=succeeded_since)
+        done = watch(opened, LOG, succeeded_since=succeeded_since, link=place.link)
     except StoreUnavailable as error:
         return _told_without_a_store(cursor, pipeline, error)
     except NamiAmpError as error:
@@ -64,10 +66,10 @@ def alerts(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipel
     return dg.SensorResult(skip_reason=f"{said}; {done.trouble}" if done.trouble else said, cursor=cursor)
 
 
-def subject_of(run: dg.DagsterRun) -> str:
+def subject_of(run: dg.DagsterRun, place: Place = DEFAULT) -> str:
     """What a run was for, as people call it: its job with its selection, or its assets with their partitions."""
     tags = run.tags
-    if run.job_name not in OURS.jobs:
+    if run.job_name not in place.ours.jobs:
         assets = ", ".join(sorted(key.to_user_string() for key in run.asset_selection or ()))
         first, last = (tags.get(f"dagster/asset_partition_range_{end}") for end in ("start", "end"))
         partition = tags.get("dagster/partition") or (f"{first} to {last}" if first and first != last else first)
@@ -82,14 +84,14 @@ def selection_of(run: dg.DagsterRun) -> list[str]:
     return sorted(map(str, given)) if isinstance(given, list) else []
 
 
-def _succeeded(instance: dg.DagsterInstance, subject: str, failed_at: int, label: str) -> bool:
+def _succeeded(instance: dg.DagsterInstance, subject: str, failed_at: int, label: str, place: Place = DEFAULT) -> bool:
     """Whether a run succeeded since, for the same subject or for all: no other shows that the cause is gone."""
     filters = dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS], updated_after=to_datetime(failed_at))
-    by_everything = {subject} if subject == RETENTION else {subject, MICRO_BATCH}
+    by_everything = {subject} if subject == place.name(RETENTION) else {subject, place.name(MICRO_BATCH)}
     return any(
         (record.end_time or 0) * 1e6 > failed_at
-        and OURS.has(record.dagster_run)
-        and subject_of(record.dagster_run) in by_everything
+        and place.ours.has(record.dagster_run)
+        and subject_of(record.dagster_run, place) in by_everything
         # Of another store than ours is only what says so: a run that a person launched has no such tag.
         and record.dagster_run.tags.get(STORE_TAG, label) == label
         for record in instance.get_run_records(filters, limit=_RECENT)
@@ -109,19 +111,13 @@ def _told_without_a_store(cursor: str | None, pipeline: PipelineSession, error: 
     return dg.SensorResult(skip_reason=str(error), cursor=json.dumps(state))
 
 
-@dg.run_failure_sensor(
-    minimum_interval_seconds=SENSOR_SECONDS,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description=(
-        "Records each failed run of this pipeline; the sensor `alerts` sends the alert. A job that keeps failing for "
-        "the same reason sends one alert."
-    ),
-)
-def failed_runs(context: dg.RunFailureSensorContext, pipeline: dg.ResourceParam[PipelineSession]) -> dg.SkipReason:
+def _note(context: dg.RunFailureSensorContext, pipeline: PipelineSession, place: Place) -> dg.SkipReason:
     """Notes the run."""
     run = context.dagster_run
-    if not OURS.has(run):
+    if not place.ours.has(run):
         return dg.SkipReason("not a run of this pipeline")
+    if run.job_name == place.name(TRACE):
+        return dg.SkipReason("the person who asked sees it")
     record = context.instance.get_run_record_by_id(run.run_id)
     failed_at = int((record.end_time or 0) * 1e6) if record is not None else 0
     if _is_a_typing_error(context):
@@ -131,7 +127,7 @@ def failed_runs(context: dg.RunFailureSensorContext, pipeline: dg.ResourceParam[
         problems = _not_told_otherwise(opened, run.run_id, [_clean(line) for line in _problems(context)])
         if not problems:
             return dg.SkipReason("what it failed for has an alert of its own")
-        new = note_failed_run(opened.store, FailedRun(subject_of(run), run.run_id, failed_at, problems))
+        new = note_failed_run(opened.store, FailedRun(subject_of(run, place), run.run_id, failed_at, problems))
     except NamiAmpError as error:
         LOG.warning("run %s failed, which cannot be noted: %s", run.run_id, error)
         return dg.SkipReason(str(error))
@@ -182,3 +178,26 @@ def _not_told_otherwise(opened: Context, run_id: str, problems: Sequence[str]) -
 
 def _clean(line: str) -> str:
     return redaction.clean(line)[:300]
+
+
+def build_alert_sensors(place: Place = DEFAULT) -> tuple[dg.SensorDefinition, dg.SensorDefinition]:
+    """The sensors ``alerts`` and ``failed_runs``."""
+
+    def alerts(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineSession]) -> dg.SensorResult:
+        return _look(context, pipeline, place)
+
+    def failed_runs(context: dg.RunFailureSensorContext, pipeline: dg.ResourceParam[PipelineSession]) -> dg.SkipReason:
+        return _note(context, pipeline, place)
+
+    shared: dict[str, Any] = {
+        "minimum_interval_seconds": sensor_seconds(place),
+        "default_status": dg.DefaultSensorStatus.RUNNING,
+    }
+    decorate: Callable[..., dg.SensorDefinition] = dg.sensor(name=place.name("alerts"), description=_ALERTS, **shared)
+    decorate_failed: Callable[..., dg.SensorDefinition] = dg.run_failure_sensor(
+        name=place.name("failed_runs"), description=_FAILED_RUNS, **shared
+    )
+    return decorate(place.owned(alerts)), decorate_failed(place.owned(failed_runs))
+
+
+alerts, failed_runs = build_alert_sensors()

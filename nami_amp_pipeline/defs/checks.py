@@ -1,7 +1,7 @@
 """What must hold of a partition after a run; cheap enough to look at each time."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 import dagster as dg
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
@@ -9,17 +9,17 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.dagster_support.beta_warnings import ignore_beta_warnings
 from nami_amp_pipeline.defs.asset_pages.standing_page import DELIVERIES, facts, in_a_line, partition_of
-from nami_amp_pipeline.defs.partitions import app_integrations
+from nami_amp_pipeline.defs.failures import in_one_line
+from nami_amp_pipeline.defs.ours import DEFAULT, Place
+from nami_amp_pipeline.defs.partitions import integrations_of
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.operations.standing import Standing, standings
 from nami_amp_pipeline.operations.status import WAITING, IntegrationStatus
-from nami_amp_pipeline.state.integrations import Integration, all_integrations
+from nami_amp_pipeline.state.integrations import all_integrations
 
 LOGGED_PARTITIONS = 20
 """A run that moves more partitions than this logs only the checks that do not pass, or did not lately: each costs some
 10 ms."""
-
-CHECKS = ("conservation", "lag", "not_halted", "none_rejected")
 
 _LATELY = 1_000
 
@@ -37,7 +37,6 @@ def conservation_result(found: Sequence[Standing]) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=not broken,
         check_name="conservation",
-        asset_key=DELIVERIES,
         description="; ".join(f"{standing}: the counts do not add up: a bug, please report it" for standing in broken)
         or _all_well(found, "the counts add up"),
         metadata={
@@ -56,7 +55,6 @@ def lag_result(found: Sequence[Standing], allowed: int) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=not late,
         check_name="lag",
-        asset_key=DELIVERIES,
         severity=dg.AssetCheckSeverity.WARN,
         description="; ".join(
             f"{partition_of(standing)}: {standing.why or _still_to_post(standing.numbers)}" for standing in late
@@ -88,7 +86,6 @@ def not_halted_result(found: Sequence[Standing]) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=not halted,
         check_name="not_halted",
-        asset_key=DELIVERIES,
         description="\n".join(map(in_a_line, halted)) or _all_well(found, "not halted"),
         metadata=facts(halted[0]) if len(halted) == 1 else {"pending": sum(standing.pending for standing in found)},
     )
@@ -100,12 +97,12 @@ def none_rejected_result(found: Sequence[Standing]) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=not rejected,
         check_name="none_rejected",
-        asset_key=DELIVERIES,
         severity=dg.AssetCheckSeverity.WARN,
         description="\n".join(map(in_a_line, rejected)) or _all_well(found, "no rejected event can be sent again"),
         metadata={
             **(facts(rejected[0]) if len(rejected) == 1 else {}),
             "rejected": sum(standing.rejected for standing in rejected),
+            "dismissed": sum(standing.dismissed for standing in found),
         },
     )
 
@@ -121,19 +118,19 @@ def results_of(found: Sequence[Standing], context: Context) -> list[dg.AssetChec
 
 
 def evaluations(
-    instance: dg.DagsterInstance, context: Context, concerned: Sequence[Standing]
+    instance: dg.DagsterInstance, context: Context, concerned: Sequence[Standing], place: Place = DEFAULT
 ) -> Iterator[dg.AssetCheckEvaluation]:
     """The checks of each of these, which a micro-batch moved, or which are in trouble.
 
     Those that do not pass come last: of all partitions, the asset's page shows the newest evaluation.
     """
     results = [(partition_of(standing), result) for standing in concerned for result in results_of([standing], context)]
-    lately = _failed_lately(instance) if len(concerned) > LOGGED_PARTITIONS else None
+    lately = _failed_lately(instance, place) if len(concerned) > LOGGED_PARTITIONS else None
     for partition, result in sorted(results, key=lambda pair: not pair[1].passed):
         if result.passed and lately is not None and (result.check_name, partition) not in lately:
             continue
         yield dg.AssetCheckEvaluation(
-            asset_key=DELIVERIES,
+            asset_key=place.key(DELIVERIES),
             check_name=result.check_name or "",
             passed=result.passed,
             severity=result.severity,
@@ -143,69 +140,62 @@ def evaluations(
         )
 
 
-def _failed_lately(instance: dg.DagsterInstance) -> set[tuple[str | None, str | None]]:
+def _failed_lately(instance: dg.DagsterInstance, place: Place) -> set[tuple[str | None, str | None]]:
     """(check, partition) of evaluations that did not pass; what does not pass is evaluated again by each run."""
     return {
         (record.key.name, record.partition)
         for name in CHECKS
         for record in instance.event_log_storage.get_asset_check_execution_history(
-            dg.AssetCheckKey(DELIVERIES, name), _LATELY, status={AssetCheckExecutionRecordStatus.FAILED}
+            dg.AssetCheckKey(place.key(DELIVERIES), name), _LATELY, status={AssetCheckExecutionRecordStatus.FAILED}
         )
     }
 
 
 def _found(context: dg.AssetCheckExecutionContext, pipeline: PipelineSession) -> list[Standing]:
-    opened = pipeline.open()
     keys = {str(key) for key in context.partition_keys} if context.has_partition_key_range else {context.partition_key}
-    chosen: list[Integration] = [
-        standing for standing in all_integrations(opened.store) if standing.partition_key in keys
-    ]
-    return standings(opened, integrations=chosen)
+    with in_one_line(pipeline):
+        opened = pipeline.open()
+        every = all_integrations(opened.store)
+        return standings(
+            opened, integrations=[integration for integration in every if integration.partition_key in keys]
+        )
 
 
-def _checks() -> tuple[dg.AssetChecksDefinition, ...]:
-    options: dict[str, Any] = {"asset": DELIVERIES, "partitions_def": app_integrations}
+_DESCRIPTIONS: Final = {
+    "conservation": "Every captured event is delivered, skipped, a dead letter or pending, and counted once.",
+    "lag": "The oldest event that waits for delivery has been in the warehouse for three starts of the schedule at "
+    "most.",
+    "not_halted": "The integration is not halted. One that is sends nothing until a person repairs it and enables it "
+    "again; its events wait.",
+    "none_rejected": "Amplitude rejected no event of the last 7 days that a person could repair and send again; what "
+    "`nami-amp dead-letters dismiss` marked as seen does not count.",
+}
 
-    @dg.asset_check(
-        **options,
-        description="Every captured event is delivered, skipped, a dead letter or pending, and counted once.",
-    )
-    def conservation(
+CHECKS: Final = tuple(_DESCRIPTIONS)
+
+
+def build_check(name: str, place: Place = DEFAULT) -> dg.AssetChecksDefinition:
+    """A check that a person runs for a partition; a micro-batch evaluates the same by itself."""
+
+    def look(
         context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[PipelineSession]
     ) -> dg.AssetCheckResult:
-        return conservation_result(_found(context, pipeline))
+        results = results_of(_found(context, pipeline), pipeline.open())
+        return next(result for result in results if result.check_name == name)
 
-    @dg.asset_check(
-        **options,
-        description="The oldest event that waits for delivery has been in the warehouse for three starts of the "
-        "schedule at most.",
+    decorate: Callable[..., dg.AssetChecksDefinition] = dg.asset_check(
+        name=name,
+        asset=place.key(DELIVERIES),
+        partitions_def=integrations_of(place),
+        description=_DESCRIPTIONS[name],
     )
-    def lag(context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[PipelineSession]) -> dg.AssetCheckResult:
-        return lag_result(_found(context, pipeline), pipeline.settings.timetable.late_after_seconds)
-
-    @dg.asset_check(
-        **options,
-        description=(
-            "The integration is not halted. One that is sends nothing until a person repairs it and enables it again; "
-            "its events wait."
-        ),
-    )
-    def not_halted(
-        context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[PipelineSession]
-    ) -> dg.AssetCheckResult:
-        return not_halted_result(_found(context, pipeline))
-
-    @dg.asset_check(
-        **options,
-        description="Amplitude rejected no event of the last 7 days that a person could repair and send again.",
-    )
-    def none_rejected(
-        context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[PipelineSession]
-    ) -> dg.AssetCheckResult:
-        return none_rejected_result(_found(context, pipeline))
-
-    return conservation, lag, not_halted, none_rejected
+    return decorate(place.owned(look))
 
 
-with ignore_beta_warnings():  # checks by partition
-    asset_checks = _checks()
+def build_checks(place: Place) -> tuple[dg.AssetChecksDefinition, ...]:
+    """All checks of the deliveries."""
+    with ignore_beta_warnings():  # checks by partition
+        return tuple(build_check(name, place) for name in CHECKS)
+
+
+asset_checks = build_checks(DEFAULT)

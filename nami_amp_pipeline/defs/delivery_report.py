@@ -1,18 +1,23 @@
 """The asset ``delivery_report``: all integrations in one table, as of the end of the last micro-batch."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import dagster as dg
 
 from nami_amp_pipeline.alerts.kinds import integration_page
 from nami_amp_pipeline.clock import from_datetime, to_text
-from nami_amp_pipeline.defs.asset_pages.standing_page import DELIVERIES, commands_as_code, is_in_trouble, partition_of
+from nami_amp_pipeline.defs.asset_pages.standing_page import (
+    DELIVERIES,
+    commands_as_code,
+    is_in_trouble,
+    partition_of,
+)
+from nami_amp_pipeline.defs.failures import in_one_line
 from nami_amp_pipeline.defs.kept_up import kept_up_to_date
-from nami_amp_pipeline.defs.ours import REPORT
+from nami_amp_pipeline.defs.ours import DEFAULT, REPORT, Place
 from nami_amp_pipeline.defs.resources import PipelineSession
+from nami_amp_pipeline.operations.overview import unreadable
 from nami_amp_pipeline.operations.standing import Standing, standings
 
 MOST_ROWS: Final = 100
@@ -24,11 +29,11 @@ MOST_PLOTTED: Final = 20
 _COLUMNS: Final = {
     "integration": "string", "state": "string", "needs_you": "string", "since": "string", "why": "string",
     "what_to_do": "string", "next_try": "string", "pending": "int", "whose": "string", "rejected": "int",
-    "delivered": "int", "skipped": "int", "dead_letters": "int", "lag_seconds": "float",
+    "dismissed": "int", "delivered": "int", "skipped": "int", "dead_letters": "int", "lag_seconds": "float",
 }  # fmt: skip
 
 
-def report(found: Sequence[Standing]) -> dict[str, Any]:
+def report(found: Sequence[Standing], warehouse: str = "", place: Place = DEFAULT) -> dict[str, Any]:
     """The metadata of the report.
 
     Numbers whose names end in ``_total`` are sums over all integrations; those with the name of an integration are of
@@ -36,16 +41,19 @@ def report(found: Sequence[Standing]) -> dict[str, Any]:
 
     Args:
         found: all integrations.
+        warehouse: why it cannot be read, in a clause that begins so; empty if it can.
+        place: of the pipeline.
     """
     order = sorted(
         found, key=lambda standing: (not standing.needs_you, not is_in_trouble(standing), standing.integration)
     )
     you = [standing for standing in order if standing.needs_you]
     facts: dict[str, Any] = {
-        "verdict": _verdict(len(you), len(found)),
+        "verdict": _verdict(len(you), len(found)) + (", and the warehouse cannot be read" if warehouse else ""),
+        **({"what is wrong with the warehouse": _of_warehouse(warehouse)} if warehouse else {}),
         # An entry each: Dagster hides a long Markdown text behind a button.
         **{
-            f"what is wrong with {standing.integration}": dg.MetadataValue.md(_in_a_line(standing))
+            f"what is wrong with {standing.integration}": dg.MetadataValue.md(_in_a_line(standing, place))
             for standing in order[:MOST_PLOTTED]
             if is_in_trouble(standing)
         },
@@ -54,6 +62,7 @@ def report(found: Sequence[Standing]) -> dict[str, Any]:
         "needs_you_total": len(you),
         "pending_total": sum(standing.pending for standing in found),
         "rejected_total": sum(standing.rejected for standing in found),
+        "dismissed_total": sum(standing.dismissed for standing in found),
         "delivered_total": sum(standing.numbers.delivered for standing in found),
         "skipped_total": sum(sum(standing.numbers.skipped.values()) for standing in found),
         "dead_letters_total": sum(sum(standing.numbers.dead_letters.values()) for standing in found),
@@ -73,8 +82,15 @@ def _verdict(you: int, everybody: int) -> str:
     return f"{you:,} of {everybody:,} integration{'s' * (everybody != 1)} need{'s' * (you == 1)} you"
 
 
-def _in_a_line(standing: Standing) -> str:
-    page = integration_page(partition_of(standing))
+def _of_warehouse(why: str) -> dg.MarkdownMetadataValue:
+    said = why.rstrip(".")
+    return dg.MetadataValue.md(
+        f"It {said}. `nami-amp doctor` says what is wrong with it. What was read goes on being delivered."
+    )
+
+
+def _in_a_line(standing: Standing, place: Place) -> str:
+    page = integration_page(partition_of(standing), place.page(DELIVERIES))
     said = commands_as_code(standing.in_a_line.removeprefix(standing.integration))
     return f"[{partition_of(standing)}]({page}){said}"
 
@@ -93,6 +109,7 @@ def _table(order: Sequence[Standing]) -> dg.TableMetadataValue:
                 "pending": standing.pending,
                 "whose": ", ".join(standing.whose),
                 "rejected": standing.rejected,
+                "dismissed": standing.dismissed,
                 "delivered": standing.numbers.delivered,
                 "skipped": sum(standing.numbers.skipped.values()),
                 "dead_letters": sum(standing.numbers.dead_letters.values()),
@@ -106,21 +123,32 @@ def _table(order: Sequence[Standing]) -> dg.TableMetadataValue:
     )
 
 
-def materialization(found: Sequence[Standing]) -> dg.AssetMaterialization:
-    """What a micro-batch logs."""
-    return dg.AssetMaterialization(REPORT, metadata=report(found))
+def materialization(found: Sequence[Standing], warehouse: str = "", place: Place = DEFAULT) -> dg.AssetMaterialization:
+    """What a micro-batch logs; see :func:`report`."""
+    return dg.AssetMaterialization(place.key(REPORT), metadata=report(found, warehouse, place))
 
 
-@dg.asset(
-    name=REPORT,
-    deps=[DELIVERIES],
-    group_name="nami_to_amplitude",
-    owners=["team:data-platform"],
-    kinds={"report"},
-    tags={"domain": "subscriptions", "grain": "integration"},
-    code_version="1",
-    description=f"""
-{kept_up_to_date("each micro-batch refreshes it")}
+def build_report(place: Place = DEFAULT) -> dg.AssetsDefinition:
+    """The asset."""
+
+    def delivery_report(
+        context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[PipelineSession]
+    ) -> dg.MaterializeResult[None]:
+        """All integrations as they stand now."""
+        with in_one_line(pipeline):
+            opened = pipeline.open()
+            return dg.MaterializeResult(metadata=report(standings(opened), unreadable(opened), place))
+
+    decorate: Callable[..., dg.AssetsDefinition] = dg.asset(
+        key=place.key(REPORT),
+        deps=[place.key(DELIVERIES)],
+        group_name=place.group,
+        owners=list(place.owners),
+        kinds={"report"},
+        tags={"domain": "subscriptions", "grain": "integration"},
+        code_version="1",
+        description=f"""
+{kept_up_to_date("each micro-batch refreshes it", place)}
 
 All integrations in one table: state, since when, why, what to do, how many events wait and whose, and all counts.
 It has no partitions.
@@ -128,9 +156,12 @@ It has no partitions.
 - **Who needs me?** The verdict of the newest materialization, and a line for each integration with trouble, which leads
   to its partition.
 - **Plots**: numbers that end in `_total` are sums over all integrations; the others are of one integration each.
+- **Did an event arrive?** [Ask here]({place.ask}): the launchpad of the job `trace`. Give an event id or a user, and
+  launch.
 - `nami-amp status` says the same. Running it again is always safe.
 """,
-)
-def delivery_report(pipeline: dg.ResourceParam[PipelineSession]) -> dg.MaterializeResult[None]:
-    """All integrations as they stand now."""
-    return dg.MaterializeResult(metadata=report(standings(pipeline.open())))
+    )
+    return decorate(place.owned(delivery_report))
+
+
+delivery_report = build_report()

@@ -15,10 +15,10 @@ import dagster as dg
 from nami_amp_pipeline.dagster_support.failed_partitions import (
     Failed,
     count_as_failed,
-    failed_partitions,
     last_failures,
 )
-from nami_amp_pipeline.defs.asset_pages.standing_page import in_a_line, is_in_trouble, partition_of
+from nami_amp_pipeline.defs.asset_pages.standing_page import in_a_line, is_stuck, partition_of
+from nami_amp_pipeline.defs.ours import DEFAULT, Place
 from nami_amp_pipeline.micro_batch import MicroBatch
 from nami_amp_pipeline.operations.standing import Standing
 from nami_amp_pipeline.stages.table import DELIVER
@@ -76,13 +76,14 @@ class News:
         return [*self.shared, *(trouble.line for trouble in self.new)]
 
 
-def news_of(instance: dg.DagsterInstance, tick: MicroBatch, found: Sequence[Standing]) -> News:
+def news_of(instance: dg.DagsterInstance, tick: MicroBatch, found: Sequence[Standing], place: Place = DEFAULT) -> News:
     """The troubles of a micro-batch.
 
     Args:
         instance: of Dagster.
         tick: the micro-batch, after its last stage.
         found: how its integrations stand.
+        place: of the pipeline.
     """
     news, own = News(), _of_integrations(tick, found)
     for asset, partition, error in tick.noted():
@@ -97,7 +98,7 @@ def news_of(instance: dg.DagsterInstance, tick: MicroBatch, found: Sequence[Stan
     )
     for asset, group in groupby(own, key=lambda trouble: trouble.asset):
         some = list(group)
-        told = last_failures(instance, asset, [trouble.partition for trouble in some])
+        told = last_failures(instance, place.key(asset), [trouble.partition for trouble in some])
         for trouble in some:
             before = told.get(trouble.partition)
             if before is not None and before.said.startswith(trouble.mark):
@@ -114,7 +115,7 @@ def _of_integrations(tick: MicroBatch, found: Sequence[Standing]) -> list[Troubl
         error, now = tick.error_of(trouble), by_key.get(trouble.key)
         if not error or now is None or now.state == "off":
             continue
-        if is_in_trouble(now):
+        if is_stuck(now):
             kind = f"{now.state} {now.code}" if now.state == "halted" else now.state
             own.append(Trouble(DELIVER.asset, trouble.partition_key, kind, in_a_line(now)))
         else:
@@ -123,7 +124,14 @@ def _of_integrations(tick: MicroBatch, found: Sequence[Standing]) -> list[Troubl
 
 
 def tell(
-    instance: dg.DagsterInstance, news: News, run: Failed, step: str, moved: Mapping[str, Set[str]], *, fails: bool
+    instance: dg.DagsterInstance,
+    news: News,
+    run: Failed,
+    step: str,
+    moved: Mapping[str, Set[str]],
+    *,
+    fails: bool,
+    place: Place = DEFAULT,
 ) -> None:
     """Makes the partitions in trouble count as failed.
 
@@ -134,27 +142,25 @@ def tell(
         step: its last.
         moved: what it materialized, by asset.
         fails: whether it will fail.
+        place: of the pipeline.
     """
     if fails:
         for asset, group in groupby(news.all, key=lambda trouble: trouble.asset):
-            count_as_failed(instance, asset, {trouble.partition: trouble.said for trouble in group}, run, step)
+            said = {trouble.partition: trouble.said for trouble in group}
+            count_as_failed(instance, place.key(asset), said, run, step)
         return
     for trouble, before in news.known:
         if trouble.partition in moved.get(trouble.asset, ()):  # which made it count as materialized
-            count_as_failed(instance, trouble.asset, {trouble.partition: trouble.said}, before, step)
+            count_as_failed(instance, place.key(trouble.asset), {trouble.partition: trouble.said}, before, step)
 
 
-def recovered(instance: dg.DagsterInstance, asset: str, done: Iterable[str], found: Sequence[Standing]) -> list[str]:
-    """The partitions that count as failed, and of which nothing is wrong any more.
+def recovered(failed: Iterable[str], found: Sequence[Standing]) -> list[str]:
+    """Of partitions that count as failed, those whose events do not wait for anything unusual any more.
+
+    Rejected events keep none of them: they are at their end (ADR 40).
 
     Args:
-        instance: of Dagster.
-        asset: whose partitions.
-        done: those that a stage had its turn with, without trouble.
+        failed: partitions that a stage had its turn with, without trouble.
         found: how integrations stand, where they are the partitions.
     """
-    failed = failed_partitions(instance, asset)
-    if not failed:
-        return []
-    troubled = {partition_of(trouble) for trouble in found if is_in_trouble(trouble)}
-    return sorted(set(failed) & set(done) - troubled)
+    return sorted(set(failed) - {partition_of(standing) for standing in found if is_stuck(standing)})

@@ -8,6 +8,7 @@ from typing import Final
 import dagster as dg
 from sqlalchemy.exc import IntegrityError
 
+from nami_amp_pipeline.defs.ours import DEFAULT, Place
 from nami_amp_pipeline.state.integrations import Integration
 
 APPS: Final = "nami_apps"
@@ -22,24 +23,37 @@ MOST_CHANGES: Final = 1_000
 
 _ATTEMPTS: Final = 10
 
-nami_apps = dg.DynamicPartitionsDefinition(name=APPS)
-app_integrations = dg.DynamicPartitionsDefinition(name=INTEGRATIONS)
+
+def apps_of(place: Place) -> dg.DynamicPartitionsDefinition:
+    """The partitions by app of a pipeline."""
+    return dg.DynamicPartitionsDefinition(name=place.name(APPS))
+
+
+def integrations_of(place: Place) -> dg.DynamicPartitionsDefinition:
+    """The same by integration."""
+    return dg.DynamicPartitionsDefinition(name=place.name(INTEGRATIONS))
+
+
+nami_apps = apps_of(DEFAULT)
+app_integrations = integrations_of(DEFAULT)
 """``<app_id>|<name>``, one for each integration that exists. ADR 40 says why they have one dimension."""
 
 
-def wanted_partitions(integrations: Iterable[Integration]) -> dict[str, list[str]]:
+def wanted_partitions(integrations: Iterable[Integration], place: Place = DEFAULT) -> dict[str, list[str]]:
     """The keys that there should be, by the name of the dynamic partitions."""
     everyone = list(integrations)
     return {
-        APPS: sorted({integration.app_id for integration in everyone}),
-        INTEGRATIONS: sorted({integration.partition_key for integration in everyone}),
+        place.name(APPS): sorted({integration.app_id for integration in everyone}),
+        place.name(INTEGRATIONS): sorted({integration.partition_key for integration in everyone}),
     }
 
 
-def missing_partitions(instance: dg.DagsterInstance, integrations: Iterable[Integration]) -> dict[str, list[str]]:
+def missing_partitions(
+    instance: dg.DagsterInstance, integrations: Iterable[Integration], place: Place = DEFAULT
+) -> dict[str, list[str]]:
     """The keys that should be there and are not, at most :data:`MOST_CHANGES` of each; names without any left out."""
     missing = {}
-    for name, wanted in wanted_partitions(integrations).items():
+    for name, wanted in wanted_partitions(integrations, place).items():
         there = set(instance.get_dynamic_partitions(name))
         new = [key for key in wanted if key not in there][:MOST_CHANGES]
         if new:
@@ -48,7 +62,7 @@ def missing_partitions(instance: dg.DagsterInstance, integrations: Iterable[Inte
 
 
 def orphaned_partitions(
-    instance: dg.DagsterInstance, integrations: Iterable[Integration], removed: Iterable[str]
+    instance: dg.DagsterInstance, integrations: Iterable[Integration], removed: Iterable[str], place: Place = DEFAULT
 ) -> dict[str, list[str]]:
     """The keys of removed integrations that no other one has; names without any left out.
 
@@ -59,11 +73,15 @@ def orphaned_partitions(
         instance: of Dagster.
         integrations: all there are.
         removed: ``<app_id>/<name>`` of those that were removed.
+        place: of the pipeline.
     """
     pairs = [key.split("/", 1) for key in removed]
-    were = {APPS: {app_id for app_id, _ in pairs}, INTEGRATIONS: {f"{app_id}|{name}" for app_id, name in pairs}}
+    were = {
+        place.name(APPS): {app_id for app_id, _ in pairs},
+        place.name(INTEGRATIONS): {f"{app_id}|{name}" for app_id, name in pairs},
+    }
     orphaned = {}
-    for name, wanted in wanted_partitions(integrations).items():
+    for name, wanted in wanted_partitions(integrations, place).items():
         gone = (were[name] - set(wanted)) & set(instance.get_dynamic_partitions(name))
         if gone:
             orphaned[name] = sorted(gone)
@@ -79,11 +97,11 @@ def left_behind(
     return {NAMES_BEFORE: there} if there else {}
 
 
-def add_partitions(instance: dg.DagsterInstance, integrations: Sequence[Integration]) -> None:
+def add_partitions(instance: dg.DagsterInstance, integrations: Sequence[Integration], place: Place = DEFAULT) -> None:
     """Registers what is missing, so that the pages of a partition exist before its first materialization."""
     for left in reversed(range(_ATTEMPTS)):
         try:
-            for name, keys in missing_partitions(instance, integrations).items():
+            for name, keys in missing_partitions(instance, integrations, place).items():
                 instance.add_dynamic_partitions(name, keys)
         except IntegrityError:  # another process added one of them since Dagster looked
             if not left:

@@ -1,14 +1,16 @@
 """Partitions in step with the integrations, micro-batches before their time, and runs that were lost."""
 
 import zlib
+from collections.abc import Callable
 from typing import Final
 
 import dagster as dg
 
-from nami_amp_pipeline.defs.ours import MICRO_BATCH, store_label
+from nami_amp_pipeline.dagster_support.histories import two_histories
+from nami_amp_pipeline.defs.ours import DEFAULT, MICRO_BATCH, Place, store_label
 from nami_amp_pipeline.defs.partitions import MOST_CHANGES, left_behind, missing_partitions, orphaned_partitions
 from nami_amp_pipeline.defs.resources import PipelineSession
-from nami_amp_pipeline.defs.schedules import SENSOR_SECONDS, quiet, run_under_way
+from nami_amp_pipeline.defs.schedules import quiet, requests, sensor_seconds
 from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.operations.backlog import DueWork, due
 from nami_amp_pipeline.state.heartbeat import forget, lost_runs
@@ -20,20 +22,30 @@ _PAIRS: Final = "pairs:"
 
 LOST: Final = "The process of this run is gone; it was killed, or its machine failed. The next run goes on."
 
-
-@dg.sensor(
-    minimum_interval_seconds=SENSOR_SECONDS,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description=(
-        "Adds a partition for each new app and integration, and removes partitions whose last integration was removed. "
-        "Partitions that another code location added to the same Dagster are left alone. Starts no run."
-    ),
+_PARTITIONS: Final = (
+    "Adds a partition for each new app and integration, and removes partitions whose last integration was removed. "
+    "Partitions that another code location added to the same Dagster are left alone. Starts no run."
 )
-def integration_partitions(
-    context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineSession]
+
+_EARLY: Final = (
+    "Starts an extra micro-batch when work has waited longer than `NAMI_AMP_EARLY_TICK_SECONDS`, unless one is "
+    "queued or running, and not in quiet hours. "
+    "It does not start another for work on which the last extra one made no progress."
+)
+
+_LOST: Final = (
+    "Marks runs as failed whose process is gone: killed, or on a machine that failed. Otherwise they would show as "
+    "started, and block other runs, until Dagster's run monitoring times them out. Starts no run."
+)
+
+
+def _compare_partitions(
+    context: dg.SensorEvaluationContext, pipeline: PipelineSession, place: Place
 ) -> dg.SensorResult | dg.SkipReason:
     """Compares the partitions with the integrations of the store."""
     try:
+        if place == DEFAULT:
+            _tell_of_two_histories(context, pipeline)
         label = store_label(pipeline.settings)
         of, _, number = (context.cursor or "").removeprefix(_PAIRS).partition(":")
         seen = int(number) if of == label else 0  # the number of another store means nothing
@@ -42,10 +54,12 @@ def integration_partitions(
         removed, last = removed_since(store, seen, MOST_CHANGES) if store is not None else ([], seen)
     except NamiAmpError as error:
         return dg.SkipReason(str(error))
-    missing = missing_partitions(context.instance, integrations)
+    missing = missing_partitions(context.instance, integrations, place)
     # Looked at once: where another code location still has such a key, its sensor adds it again, and that is that.
-    orphaned = orphaned_partitions(context.instance, integrations, removed)
-    if not (context.cursor or "").startswith(_PAIRS):  # once: a code location of an older version may still add them
+    orphaned = orphaned_partitions(context.instance, integrations, removed, place)
+    if place == DEFAULT and not (context.cursor or "").startswith(
+        _PAIRS
+    ):  # once: a code location of an older version may still add them
         orphaned |= left_behind(context.instance, integrations, removed)
     requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = [
         *(dg.AddDynamicPartitionsRequest(name, keys) for name, keys in missing.items()),
@@ -58,18 +72,20 @@ def integration_partitions(
     return dg.SensorResult(skip_reason=said, dynamic_partitions_requests=requests, cursor=cursor)
 
 
-@dg.sensor(
-    job_name=MICRO_BATCH,
-    minimum_interval_seconds=SENSOR_SECONDS,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description=(
-        "Starts an extra micro-batch when work has waited longer than `NAMI_AMP_EARLY_TICK_SECONDS`, unless one is "
-        "queued or running, and not in quiet hours. "
-        "It does not start another for work on which the last extra one made no progress."
-    ),
-)
-def early_micro_batch(
-    context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineSession]
+_told: set[str] = set()
+
+
+def _tell_of_two_histories(context: dg.SensorEvaluationContext, pipeline: PipelineSession) -> None:
+    """Warns once in the life of this process, on its console too, where a person started Dagster by hand."""
+    warning = two_histories(context.instance, pipeline.settings)
+    beginning = (warning or "").partition(" (last")[0]
+    if warning is not None and beginning not in _told:
+        _told.add(beginning)
+        context.log.warning(warning)
+
+
+def _look_for_late_work(
+    context: dg.SensorEvaluationContext, pipeline: PipelineSession, place: Place
 ) -> dg.SensorResult | dg.SkipReason:
     """Looks for the oldest work."""
     try:
@@ -79,9 +95,9 @@ def early_micro_batch(
         why = quiet(pipeline.settings)
         if why:
             return dg.SkipReason(why)
-        run_id = run_under_way(context.instance, pipeline.settings)
-        if run_id:
-            return dg.SkipReason(f"run {run_id} is still queued or running")
+        asked, why_not = requests(context.instance, pipeline.settings, place.name(MICRO_BATCH))
+        if not asked:
+            return dg.SkipReason(why_not)
         if pipeline.store_if_any() is None:
             return dg.SkipReason("there is no state store yet")
         opened = pipeline.open()
@@ -94,20 +110,21 @@ def early_micro_batch(
     if not {_mark(work) for work in late} - tried:
         return dg.SkipReason(f"the last early run made no progress on {late[0].what}; leaving it to the schedule")
     oldest = min(late, key=lambda work: work.since)
+    asked, why_not = requests(
+        context.instance,
+        pipeline.settings,
+        place.name(MICRO_BATCH),
+        lambda shard: shard is None or any(shard.has(work.app_id) for work in late),
+    )
+    if not asked:
+        return dg.SkipReason(why_not)
     context.log.info("%s have waited for %s s", oldest.what, (opened.now() - oldest.since) // 1_000_000)
-    return dg.SensorResult(run_requests=[dg.RunRequest()], cursor=" ".join(sorted(map(_mark, late))))
+    return dg.SensorResult(run_requests=asked, cursor=" ".join(sorted(map(_mark, late))))
 
 
-@dg.sensor(
-    minimum_interval_seconds=SENSOR_SECONDS,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    name="lost_runs",
-    description=(
-        "Marks runs as failed whose process is gone: killed, or on a machine that failed. Otherwise they would show as "
-        "started, and block other runs, until Dagster's run monitoring times them out. Starts no run."
-    ),
-)
-def lost_runs_sensor(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineSession]) -> dg.SkipReason:
+def _look_for_lost_runs(
+    context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineSession]
+) -> dg.SkipReason:
     """Looks for runs that have not been heard of for as long as a lease holds."""
     try:
         store = pipeline.store_if_any()
@@ -130,3 +147,35 @@ def lost_runs_sensor(context: dg.SensorEvaluationContext, pipeline: dg.ResourceP
 def _mark(work: DueWork) -> str:
     """Short for what waits, since when and how much: a thousand of them must fit into a cursor."""
     return f"{zlib.crc32(f'{work.what}|{work.since // 1_000_000}|{work.events}'.encode()):08x}"
+
+
+def build_sensors(place: Place = DEFAULT) -> tuple[dg.SensorDefinition, dg.SensorDefinition, dg.SensorDefinition]:
+    """The three sensors: ``integration_partitions``, ``early_micro_batch`` and ``lost_runs``."""
+
+    def integration_partitions(
+        context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineSession]
+    ) -> dg.SensorResult | dg.SkipReason:
+        return _compare_partitions(context, pipeline, place)
+
+    def early_micro_batch(
+        context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineSession]
+    ) -> dg.SensorResult | dg.SkipReason:
+        return _look_for_late_work(context, pipeline, place)
+
+    def decorated(name: str, description: str, job: str | None = None) -> Callable[..., dg.SensorDefinition]:
+        return dg.sensor(
+            name=place.name(name),
+            job_name=job,
+            minimum_interval_seconds=sensor_seconds(place),
+            default_status=dg.DefaultSensorStatus.RUNNING,
+            description=description,
+        )
+
+    return (
+        decorated("integration_partitions", _PARTITIONS)(place.owned(integration_partitions)),
+        decorated("early_micro_batch", _EARLY, place.name(MICRO_BATCH))(place.owned(early_micro_batch)),
+        decorated("lost_runs", _LOST)(place.owned(_look_for_lost_runs)),
+    )
+
+
+integration_partitions, early_micro_batch, lost_runs_sensor = build_sensors()

@@ -87,6 +87,7 @@ class Delivered:
         bytes: of all request bodies together.
         warnings: notes for people about delivered events, by text.
         error: why the run ended with events pending, or None.
+        is_bug: whether that is an error that nobody expected.
     """
 
     delivered: int = 0
@@ -95,3 +96,4 @@ class Delivered:
     bytes: int = 0
     warnings: Counter[str] = field(default_factory=Counter)
     error: str | None = None
+    is_bug: bool = False

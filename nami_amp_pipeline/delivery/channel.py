@@ -21,9 +21,11 @@ from nami_amp_pipeline.delivery.lane_source import LaneSource
 from nami_amp_pipeline.delivery.outbox import OutboxCache
 from nami_amp_pipeline.delivery.outcomes import OutcomeRecorder
 from nami_amp_pipeline.delivery.rate_limit import RateLimiter
+from nami_amp_pipeline.delivery.request_record import RequestRecord
 from nami_amp_pipeline.delivery.source import Desk, Refusal, Source
 from nami_amp_pipeline.delivery.store_changes import StoreChanges
 from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer
+from nami_amp_pipeline.storage.row_faults import MOST_ODD, ODD_ROW, may_be_a_rows, words_of
 
 FORBIDDEN_IN_A_ROW = 5
 """After this many single events in a row were refused with 403, the sender is refused, not the events."""
@@ -74,6 +76,7 @@ class Channel:
         self.last_trouble = ""
         self.progress_at: int | None = None
         self.refused_alone: list[tuple[int | None, int]] = []
+        self._odd: list[tuple[int | None, int]] = []
         self.send_until = 0.0
         self._rng = rng
         self._limit = min(_FIRST_LIMIT, float(limits.lanes))
@@ -103,11 +106,12 @@ class Channel:
 
     # -- what there is to do ---------------------------------------------------------------------------------------
 
-    def load(self, outbox_id: int, segment_id: int, file: str, lanes: Sequence[Lane]) -> None:
-        """Turns to the next outbox; the previous outbox must be done."""
+    def load(self, outbox_id: int, segment_id: int, file: str, lanes: Sequence[Lane], hour: int | None = None) -> None:
+        """Turns to the next outbox, whose events count in an hour; the previous outbox must be done."""
         self.outbox_id = outbox_id
-        self.ends.segment_id = segment_id
+        self.ends.segment_id, self.ends.hour = segment_id, hour
         self._lanes = [LaneSource(lane, file, self._desk) for lane in lanes]
+        self._odd.clear()
 
     def unload(self) -> None:
         """Puts the outbox away."""
@@ -168,7 +172,7 @@ class Channel:
             source.not_stored(attempt)
         if verdict.outcome is Outcome.DELIVERED:
             state.failures = state.doubts = 0
-            source.delivered(attempt, request, now)
+            self._delivered(attempt, verdict, answer, request, now)
         elif verdict.outcome is Outcome.AGAIN:
             self._again(attempt, verdict, now)
         elif verdict.outcome in (Outcome.REFUSED_SOME, Outcome.REFUSED_ONE_OF):
@@ -177,6 +181,18 @@ class Channel:
         return verdict
 
     def _judged(self, attempt: Attempt, answer: HttpAnswer | NoAnswer, now: int) -> Verdict:
+        """What an answer means; where that cannot be computed, one of the events is to blame, and is searched for."""
+        try:
+            return self._believed(attempt, answer, now)
+        except Exception as error:
+            if not may_be_a_rows(error):
+                raise
+            why = f"the answer to an event cannot be computed: {words_of(error)}"
+            self.last_trouble = self.target.destination.redact(why, self.target.api_key)
+            self.done.warnings[self.last_trouble] += 1
+            return Verdict(Outcome.REFUSED_ONE_OF, ODD_ROW, maybe_stored=True, said={0: why})
+
+    def _believed(self, attempt: Attempt, answer: HttpAnswer | NoAnswer, now: int) -> Verdict:
         destination = self.target.destination
         named = isinstance(answer, HttpAnswer) and destination.names_events(answer)
         identities = attempt.source.identities(attempt) if named else ()
@@ -215,6 +231,17 @@ class Channel:
         if verdict.reason == TOO_LARGE:  # it is believed after some repeats, so the run continues until then
             self.progress_at = state.ready_at + _LATE_MICROS
 
+    def _delivered(
+        self, attempt: Attempt, verdict: Verdict, answer: HttpAnswer | NoAnswer, request: RequestRecord, now: int
+    ) -> None:
+        """All events are stored, but for those that the answer names."""
+        source, others = attempt.source, frozenset({*verdict.dead, *verdict.paused})
+        if others:
+            source.not_stored(attempt)  # of those it is certain, and of the others it is noted next
+            why = Refusal(self.target.shown(answer), request, self.target.said(verdict))
+            source.refused(attempt, verdict.dead, sorted(verdict.paused), why, now)
+        source.delivered(attempt, request, now, others)
+
     def _refused(self, attempt: Attempt, verdict: Verdict, why: Refusal, now: int) -> None:
         source, state = attempt.source, attempt.source.state
         if verdict.outcome is Outcome.REFUSED_SOME:
@@ -229,18 +256,31 @@ class Channel:
 
     def _stops_for(self, reason: str, place: tuple[int | None, int], now: int) -> bool:
         """A single event was refused: it becomes a dead letter, unless too many in a row were refused."""
+        if reason == ODD_ROW:
+            return self._stops_for_odd(place)
         if reason != FORBIDDEN:
             return False
         self.refused_alone.append(place)
         if len(self.refused_alone) < FORBIDDEN_IN_A_ROW:
             return False
-        self.ends.not_dead(self.refused_alone[:-1])
+        self.ends.not_dead(self.refused_alone[:-1], FORBIDDEN)
         self.refused_alone.clear()
         self._halt(
             "forbidden: several single events in a row were answered with 403; a firewall or the region blocks this "
             "sender",
             now,
         )
+        return True
+
+    def _stops_for_odd(self, place: tuple[int | None, int]) -> bool:
+        """So many events of an outbox most likely share one cause, and wait for a version that knows it."""
+        self._odd.append(place)
+        if len(self._odd) <= MOST_ODD:
+            return False
+        self.ends.not_dead(self._odd[:-1], ODD_ROW)
+        self._odd.clear()
+        self.halted = True
+        self.done.error = f"this is a bug, please report it: {self.last_trouble}"
         return True
 
     def _backoff(self, failures: int) -> float:

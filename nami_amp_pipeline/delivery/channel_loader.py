@@ -19,6 +19,7 @@ from nami_amp_pipeline.delivery.outbox import OutboxCache
 from nami_amp_pipeline.errors import Blocked, Misconfigured
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline.state.rows_aside import rows_aside
 from nami_amp_pipeline.state.store import Transaction
 
 _LONGEST_PAUSE = 2 * 3_600_000_000
@@ -95,7 +96,7 @@ class ChannelLoader:
         Raises:
             Blocked: the outbox file cannot be read.
         """
-        boxes, lanes, exceptions = tables.outboxes, tables.lanes, tables.exceptions
+        boxes, lanes = tables.outboxes, tables.lanes
         channel.unload()
         with self._context.store.begin() as tx:
             box = tx.execute(
@@ -111,13 +112,7 @@ class ChannelLoader:
             if box is None:
                 return False
             rows = tx.execute(sa.select(lanes).where(lanes.c.outbox_id == box.id).order_by(lanes.c.id)).all()
-            taken: dict[int, set[int]] = {}
-            for lane_id, lane_row in tx.execute(
-                sa.select(exceptions.c.lane_id, exceptions.c.lane_row)
-                .join(lanes, lanes.c.id == exceptions.c.lane_id)
-                .where(lanes.c.outbox_id == box.id, exceptions.c.lane_row >= lanes.c.next_row)
-            ):
-                taken.setdefault(lane_id, set()).add(lane_row)
+            taken = rows_aside(tx, lanes.c.outbox_id == box.id)
         try:
             if any(row.next_row < row.rows for row in rows):
                 self.shelf.batch(box.file, rows[0].batch)
@@ -142,6 +137,7 @@ class ChannelLoader:
                 )
                 for row in rows
             ],
+            box.hour,
         )
         return True
 
@@ -156,7 +152,7 @@ class ChannelLoader:
         )
         with self._context.store.begin() as tx:
             return [
-                HeldEvent(row.id, row.identity, row.body.encode().removeprefix(b","), row.unknown_since)
+                HeldEvent(row.id, row.identity, (row.body or "").encode().removeprefix(b","), row.unknown_since)
                 for row in tx.execute(query)
             ]
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer
+from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer, Request
 from nami_amp_pipeline.secrets import Secret
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from nami_amp_pipeline.delivery.transport import Transport
 
 REJECTED: Final = "rejected"
@@ -32,7 +35,8 @@ _REASON_CHARACTERS = 300
 class Outcome(Enum):
     """The next step for a request's events.
 
-    DELIVERED: the destination has all of them.
+    DELIVERED: the destination has all of them, but for those in ``dead``, which it rejected, and those in ``paused``,
+        which are held and sent again.
     REFUSED_SOME: events in ``dead`` are dead letters, events of identities in ``pauses`` are held, the others are sent
         again at once.
     REFUSED_ONE_OF: at least one event is refused, but no answer says which: bisect. The reason is one of the three
@@ -110,11 +114,40 @@ class Probe:
         ok: whether it is reachable and accepts the key, if a key was given.
         message: the result in a few words, without the key.
         date: the other side's clock, in seconds since the epoch, to the second; None if unknown.
+        kind: what is wrong, in a word: ``unknown_key``, ``no_answer``, or ``other``; empty if nothing is.
     """
 
     ok: bool
     message: str
     date: float | None = None
+    kind: str = ""
+
+
+Encoder = Callable[["pa.RecordBatch"], "pa.Array"]
+"""Makes the bodies of events: of ``id``, ``event_type``, ``user_id``, ``identity``, ``created_date`` and ``body``, the
+JSON text of each as it would be posted to Amplitude, a JSON text for each, in the same order. It is pure: the same
+columns give the same texts, in any process."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """What people give to set an integration up.
+
+    Attributes:
+        name: where it is kept: ``endpoint``, ``api_key``, or ``secret_key``.
+        label: what it is called, in a few words.
+        help: what it is for, as a sentence.
+        is_secret: whether it is encrypted, and shown to nobody.
+        is_required: whether an integration cannot do without it.
+        default: what it is if it is not given.
+    """
+
+    name: Literal["endpoint", "api_key", "secret_key"]
+    label: str
+    help: str
+    is_secret: bool
+    is_required: bool = True
+    default: str | None = None
 
 
 class Destination(Protocol):
@@ -122,19 +155,43 @@ class Destination(Protocol):
 
     Attributes:
         name: in the store.
-        endpoints: addresses by short name.
+        title: for people, as in "the answer of ...".
+        fields: what people give to set it up.
+        endpoints: addresses by short name; without any, each address is as good as another.
         reserved_ids: ids that it refuses, in lower case.
+        answers: what an answer means, in a word, by status (``429``) or kind of status (``4xx``), for people.
+        takes_gzip: whether a body may be compressed, if the settings say so.
+        abilities: what it has beside taking events: ``identify`` (takes users' properties alone, and events that leave
+            a profile as it is), ``reconcile`` (tells which events it holds).
     """
 
     name: str
+    title: str
+    fields: Sequence[Field]
     endpoints: Mapping[str, str]
     reserved_ids: Collection[str]
+    answers: Mapping[str, str]
+    takes_gzip: bool
+    abilities: Collection[str]
+
+    @property
+    def bodies(self) -> Encoder | None:
+        """What makes the bodies of events; None where they are posted as they are for Amplitude."""
 
     def limits(self, endpoint: str) -> EndpointLimits:
         """The limits of an endpoint."""
 
-    def headers(self, api_key: Secret) -> Mapping[str, str]:
-        """The headers of each request."""
+    def endpoint_for_many(self, endpoint: str) -> str:
+        """The endpoint of the same project for very many events at once; the same one if there is no other."""
+
+    def headers(self, api_key: Secret, body: bytes, now: float) -> Mapping[str, str]:
+        """The headers of a request.
+
+        Args:
+            api_key: the integration's.
+            body: as it is posted, before it is compressed.
+            now: seconds since the epoch.
+        """
 
     def frame(self, api_key: Secret) -> Frame:
         """The text around the events."""
@@ -157,6 +214,16 @@ class Destination(Protocol):
 
     def probe(self, endpoint: str, api_key: Secret | None, transport: Transport) -> Probe:
         """Whether an endpoint is reachable and accepts a key, if given."""
+
+    def fingerprints(self, bodies: pa.ChunkedArray) -> pa.Table:
+        """What receipts keep of events, so that they can be compared with what the destination holds.
+
+        Args:
+            bodies: the JSON of each event as it is posted, behind a comma; null for events that are not posted.
+
+        Returns:
+            Rows in the same order. The metadata of the schema say how they were computed.
+        """
 
     def repair(self, reason: str) -> str:
         """The advice for an integration that halted for this reason, as a sentence without a full stop."""
@@ -181,10 +248,17 @@ class Target:
         """The text around the events of a body."""
         return self.destination.frame(self.api_key)
 
-    @cached_property
-    def headers(self) -> Mapping[str, str]:
-        """Of each request."""
-        return self.destination.headers(self.api_key)
+    def request(self, body: bytes, now: float, send_until: float = math.inf) -> Request:
+        """A body as a request.
+
+        Args:
+            body: frame and events.
+            now: seconds since the epoch.
+            send_until: the monotonic time after which nothing of it may be sent.
+        """
+        destination = self.destination
+        headers = destination.headers(self.api_key, body, now)
+        return Request(self.endpoint, body, headers, send_until, may_compress=destination.takes_gzip)
 
     @cached_property
     def limits(self) -> EndpointLimits:

@@ -17,7 +17,7 @@ class HeldEvent:
     Attributes:
         id: of its row in ``exceptions``.
         identity: of its user or device.
-        body: its JSON, without the comma.
+        body: its JSON, without the comma; empty if it is lost.
         unknown_since: since when its outcome is unknown.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from nami_amp_pipeline.delivery.attempt import Attempt
 from nami_amp_pipeline.delivery.bisection import narrowed
@@ -12,6 +12,7 @@ from nami_amp_pipeline.delivery.lane_source import OUTCOME_UNKNOWN
 from nami_amp_pipeline.delivery.outbox import identities_of
 from nami_amp_pipeline.delivery.request_record import RequestRecord
 from nami_amp_pipeline.delivery.source import Desk, Refusal, accepted
+from nami_amp_pipeline.storage.row_faults import ODD_ROW
 
 
 class HeldSource:
@@ -37,8 +38,10 @@ class HeldSource:
         for identity in taken.emptied:
             changes.unpause(identity)
         old = [event.id for event in taken.events if desk.is_too_old(event.unknown_since, now)]
-        if old:
-            desk.ends.dead_held(old, OUTCOME_UNKNOWN, None, None, now)
+        lost = [event.id for event in taken.events if not event.body]
+        if old or lost:
+            desk.ends.dead_held([event for event in old if event not in lost], OUTCOME_UNKNOWN, None, None, now)
+            desk.ends.dead_held(lost, ODD_ROW, None, None, now)
             return None
         if not taken.events:
             return None
@@ -67,11 +70,11 @@ class HeldSource:
         for event in self._events:
             self._desk.pacer.note(event.identity, 1, now)
 
-    def delivered(self, attempt: Attempt, request: RequestRecord, now: int) -> None:
+    def delivered(self, attempt: Attempt, request: RequestRecord, now: int, others: Collection[int] = ()) -> None:
         """See :class:`Source`."""
         queue, ends = self.state, self._desk.ends
         ids = [event.id for event in self._events]
-        ends.delivered_held(ids, request, now)
+        ends.delivered_held([event for index, event in enumerate(ids) if index not in others], request, now)
         search = accepted(queue.search, ids, self._desk.size)
         if search is None:
             return

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from nami_amp_pipeline.delivery.attempt import Attempt
 from nami_amp_pipeline.delivery.bisection import narrowed
 from nami_amp_pipeline.delivery.destination import TOO_LARGE, Outcome
 from nami_amp_pipeline.delivery.lane import Lane, Plan, plan
-from nami_amp_pipeline.delivery.outbox import OutboxBatch
+from nami_amp_pipeline.delivery.outbox import OutboxBatch, spans_without
 from nami_amp_pipeline.delivery.request_record import RequestRecord
 from nami_amp_pipeline.delivery.source import Desk, Refusal, accepted
 
@@ -61,7 +62,7 @@ class LaneSource:
         return self.state.ready_at if self.has_pending and not self.state.busy else None
 
     def start(self, now: int) -> Attempt | None:
-        """See :class:`Source`; rows that cannot be posted are passed over."""
+        """See :class:`Source`; rows that cannot be posted are passed over. It may be asked again at once."""
         lane, desk = self.state, self._desk
         while lane.next_row < lane.rows:
             batch = desk.shelf.batch(self._file, lane.batch_number)
@@ -80,6 +81,8 @@ class LaneSource:
                 self._hold(batch, chosen.aside, now)
                 self._advance(base + chosen.end)
                 self._note()
+                if chosen.aside:  # recorded before more are held: a user may have a million events
+                    return None
                 continue
             return self._attempt(batch, chosen, now)
         return None
@@ -111,13 +114,19 @@ class LaneSource:
         for identity, events in self._request()[1].hot.items():
             self._desk.pacer.note(identity, events, now)
 
-    def delivered(self, attempt: Attempt, request: RequestRecord, now: int) -> None:
+    def delivered(self, attempt: Attempt, request: RequestRecord, now: int, others: Collection[int] = ()) -> None:
         """See :class:`Source`."""
         lane, ends = self.state, self._desk.ends
         batch, chosen, before = self._request()
         base = lane.base
         end = base + chosen.end
-        ends.delivered_rows(attempt.events)
+        spans = chosen.spans
+        if others:
+            not_stored = sorted(chosen.rows[index] for index in others)
+            spans = [
+                part for start, stop in spans for part in spans_without(start, stop, _within(not_stored, start, stop))
+            ]
+        ends.delivered_rows(attempt.events - len(others), partial(batch.types_in, spans))
         # Only an earlier attempt can have posted the events that are set aside now.
         lane.attempt_end, lane.unknown_since = before
         self._hold(batch, chosen.aside, now)
@@ -188,3 +197,7 @@ class LaneSource:
         for identity in self._desk.ends.held_rows(self.state, batch, rows, now):
             self._desk.held.wait(identity, now)
         self.state.taken.update(self.state.base + row for row in rows)
+
+
+def _within(rows: Sequence[int], start: int, end: int) -> list[int]:
+    return [row for row in rows if start <= row < end]

@@ -74,15 +74,22 @@ class OutboxBatch:
         return [bytes(self.data[self.offsets[row] + 1 : self.offsets[row + 1]]) for row in rows]
 
     @cached_property
-    def _codes(self) -> tuple[Ints, pa.Array]:
+    def _codes(self) -> tuple[Ints, list[str]]:
         """The identity of each row as a number, and the identities by number."""
         encoded = pc.dictionary_encode(self.rows["identity"])
-        return encoded.indices.to_numpy(), encoded.dictionary
+        return encoded.indices.to_numpy(), texts_of(encoded.dictionary)
 
     @cached_property
-    def _names(self) -> list[str]:
-        names: list[str] = self._codes[1].to_pylist()
-        return names
+    def _types(self) -> tuple[Ints, list[str]]:
+        """The event type of each row as a number, and the types by number."""
+        encoded = pc.dictionary_encode(self.rows["event_type"])
+        return encoded.indices.to_numpy(), texts_of(encoded.dictionary)
+
+    def types_in(self, spans: Iterable[tuple[int, int]]) -> dict[str, int]:
+        """How many events of each type are in spans of rows (start, end)."""
+        codes, names = self._types
+        numbers = sum(np.bincount(codes[start:end], minlength=len(names)) for start, end in spans)
+        return {name: number for name, number in zip(names, np.atleast_1d(numbers).tolist(), strict=False) if number}
 
     @cached_property
     def hot(self) -> dict[str, Ints]:
@@ -90,14 +97,15 @@ class OutboxBatch:
         codes, names = self._codes
         counts = np.bincount(codes, minlength=len(names))
         return {
-            names[int(code)].as_py(): np.flatnonzero(codes == code).astype(np.int32)
+            names[int(code)]: np.flatnonzero(codes == code).astype(np.int32)
             for code in np.flatnonzero(counts > HOT_ROWS)
         }
 
     def among(self, start: int, end: int, identities: Collection[str]) -> list[int]:
         """The rows from ``start`` to ``end`` of these identities."""
-        here = self._codes[0][start:end]
-        wanted = [int(code) for code in np.unique(here) if self._names[int(code)] in identities]
+        codes, names = self._codes
+        here = codes[start:end]
+        wanted = [int(code) for code in np.unique(here) if names[int(code)] in identities]
         if not wanted:
             return []
         found: list[int] = (np.flatnonzero(np.isin(here, wanted)) + start).tolist()
@@ -105,8 +113,13 @@ class OutboxBatch:
 
     def identities(self, rows: Sequence[int]) -> list[tuple[str, ...]]:
         """The identities by which each of these events may be throttled; see :func:`identities_of`."""
-        lane = self.rows["identity"].take(pa.array(rows, pa.int64())).to_pylist()
-        return [identities_of(own, body) for own, body in zip(lane, self.bodies(rows), strict=True)]
+        codes, names = self._codes
+        return [identities_of(names[codes[row]], body) for row, body in zip(rows, self.bodies(rows), strict=True)]
+
+
+def texts_of(column: pa.Array) -> list[str]:
+    """The values of a text column; what a damaged file has in place of a character is replaced by U+FFFD."""
+    return [value.decode(errors="replace") for value in column.cast(pa.binary()).to_pylist()]
 
 
 def identities_of(own: str, body: bytes) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Turns channels from a done outbox to the next, with patience while the store is unavailable."""
+"""Turns channels from a done outbox to the next, with patience while store or files are unavailable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 from nami_amp_pipeline.delivery.channel import Channel
 from nami_amp_pipeline.delivery.outbox_finisher import TRY_AGAIN_MICROS, OutboxFinisher
-from nami_amp_pipeline.errors import StoreUnavailable
+from nami_amp_pipeline.errors import FilesUnavailable, StoreUnavailable
 
 
 class LoadNext(Protocol):
@@ -23,7 +23,7 @@ class OutboxTurner:
     Args:
         load_next: gives a channel its next outbox.
         finishing: where outboxes that are done are finished.
-        patience: how long it keeps trying while the store is unavailable, in µs.
+        patience: how long it keeps trying while store or files are unavailable, in µs.
     """
 
     def __init__(self, load_next: LoadNext, finishing: OutboxFinisher, patience: int) -> None:
@@ -49,7 +49,7 @@ class OutboxTurner:
         """Starts the receipts of a done outbox, and turns the channel to the next outbox.
 
         Raises:
-            NamiAmpError: it failed for good; while the store is unavailable, it is retried for a while.
+            NamiAmpError: it failed for good; while store or files are unavailable, it is retried for a while.
         """
         self._again_at.pop(channel.id, None)
         try:
@@ -58,8 +58,10 @@ class OutboxTurner:
                     self._finishing.start(channel.id, channel.outbox_id, now)
                 if not self._load_next(channel):
                     return
-        except StoreUnavailable:
+        except (StoreUnavailable, FilesUnavailable) as error:
             if now - self._away_since.setdefault(channel.id, now) < self._patience:
                 self._again_at[channel.id] = now + TRY_AGAIN_MICROS
+            elif isinstance(error, FilesUnavailable):  # of the store, the run ends by itself
+                raise
         else:
             self._away_since.pop(channel.id, None)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from nami_amp_pipeline.delivery.attempt import Attempt, Delivered
-from nami_amp_pipeline.delivery.destination import Target, Verdict
+from nami_amp_pipeline.delivery.destination import Outcome, Target, Verdict
 from nami_amp_pipeline.delivery.lane import Lane
 from nami_amp_pipeline.delivery.outbox import OutboxBatch
 from nami_amp_pipeline.delivery.request_record import RequestRecord
@@ -26,12 +26,14 @@ class OutcomeRecorder:
         changes: for the store.
         done: what the run did.
         segment_id: of the outbox that the rows of lanes are of.
+        hour: in which its events count; None if they are not counted by hour.
     """
 
     def __init__(self, integration_id: int, run_id: str) -> None:
         self.changes = StoreChanges(integration_id)
         self.done = Delivered()
         self.segment_id = 0
+        self.hour: int | None = None
         self._integration_id = integration_id
         self._run_id = run_id
 
@@ -43,6 +45,7 @@ class OutcomeRecorder:
         self.done.bytes += len(attempt.body)
         if verdict.warning:
             self.done.warnings[verdict.warning] += 1
+        is_clean = verdict.outcome is Outcome.DELIVERED and not verdict.dead and not verdict.paused
         lane_id, first_row, end_row = attempt.place or (None, None, None)
         record = RequestRecord(
             {
@@ -54,7 +57,7 @@ class OutcomeRecorder:
                 "bytes": len(attempt.body),
                 "status": answer.status if isinstance(answer, HttpAnswer) else 0,
                 "outcome": target.reason(verdict),
-                "answer": verdict.warning or target.shown(answer),
+                "answer": verdict.warning or (None if is_clean else target.shown(answer)),
                 "sent_at": attempt.started_at,
                 "answered_at": now,
                 "run_id": self._run_id,
@@ -63,10 +66,13 @@ class OutcomeRecorder:
         self.changes.requests.append(record)
         return record
 
-    def delivered_rows(self, events: int) -> None:
-        """Events of a lane were delivered; the lane knows which."""
+    def delivered_rows(self, events: int, types: Callable[[], Mapping[str, int]]) -> None:
+        """Events of a lane were delivered; the lane knows which, and how many of each type."""
         self.done.delivered += events
         self.changes.counts["delivered", ""] += events
+        if self.hour is not None:
+            for event_type, number in types().items():
+                self.changes.hourly[self.hour, event_type, "delivered"] += number
 
     def delivered_held(self, ids: Sequence[int], request: RequestRecord, now: int) -> None:
         """Held events were delivered."""
@@ -75,6 +81,7 @@ class OutcomeRecorder:
         self.changes.update_exceptions(
             ids, {"state": "delivered", "body": None, "at": now, "run_id": self._run_id}, request
         )
+        self.changes.count_exceptions(ids, "delivered")
         self.changes.counts["delivered", ""] += len(ids)
 
     def dead_rows(
@@ -90,9 +97,11 @@ class OutcomeRecorder:
         """Rows of a lane's record batch become dead letters, each for its reason; ``said`` has what is said of one."""
         rows = exception_rows(lane, batch, sorted(dead), self._origin("dead", now))
         for row, number in zip(rows, sorted(dead), strict=True):
-            row |= {"reason": dead[number], "answer": (said or {}).get(number, answer)}
+            reason = dead[number] if row["body"] is not None else row["reason"]
+            row |= {"reason": reason, "answer": (said or {}).get(number, answer)}
         self.changes.insert_exceptions(rows, request)
-        self._count_dead(Counter(dead.values()))
+        self._count_dead(Counter(row["reason"] for row in rows))
+        self._count_by_hour(rows)
 
     def dead_held(
         self, ids: Sequence[int], reason: str, answer: str | None, request: RequestRecord | None, now: int
@@ -100,26 +109,32 @@ class OutcomeRecorder:
         """Held events become dead letters."""
         values = {"state": "dead", "reason": reason, "answer": answer, "at": now, "run_id": self._run_id}
         self.changes.update_exceptions(ids, values, request)
+        self.changes.count_exceptions(ids, "dead")
         self._count_dead({reason: len(ids)})
 
-    def not_dead(self, places: Sequence[tuple[int | None, int]]) -> None:
-        """Dead letters that were refused with 403 by mistake are held again, in order.
+    def not_dead(self, places: Sequence[tuple[int | None, int]], reason: str) -> None:
+        """Dead letters that were made by mistake are held again, in order.
 
         Args:
             places: for each, its lane and row, or None and its id.
+            reason: of all of them.
         """
         for lane_id, row in places:
             if lane_id is None:
-                self.changes.update_exceptions([row], {"state": "held", "reason": "forbidden"})
+                self.changes.update_exceptions([row], {"state": "held", "reason": reason})
+                self.changes.count_exceptions([row], "dead", -1)
             else:
-                self.changes.take_back(lane_id, row)
-        self._count_dead({"forbidden": -len(places)})
+                self.changes.take_back(lane_id, row, reason)
+        self._count_dead({reason: -len(places)})
 
     def held_rows(self, lane: Lane, batch: OutboxBatch, rows: Sequence[int], now: int) -> Iterable[str]:
         """Rows of a lane's record batch are held in the store; returns their distinct identities."""
         held = exception_rows(lane, batch, rows, self._origin("held", now))
         self.changes.insert_exceptions(held)
-        return dict.fromkeys(row["identity"] for row in held)
+        dead = [row for row in held if row["state"] == "dead"]
+        self._count_dead(Counter(row["reason"] for row in dead))
+        self._count_by_hour(dead)
+        return dict.fromkeys(row["identity"] for row in held if row["state"] == "held")
 
     def halted(self, reason: str, now: int) -> None:
         """The integration stops."""
@@ -131,12 +146,18 @@ class OutcomeRecorder:
             self.done.dead[reason] += events
             self.changes.counts["dead", reason] += events
 
+    def _count_by_hour(self, dead: Sequence[Mapping[str, Any]]) -> None:
+        if self.hour is not None:
+            for row in dead:
+                self.changes.hourly[self.hour, row["event_type"], "dead"] += 1
+
     def _origin(self, state: str, now: int) -> dict[str, Any]:
         return {
             "integration_id": self._integration_id,
             "state": state,
             "reason": "throttled",
             "segment_id": self.segment_id,
+            "hour": self.hour,
             "run_id": self._run_id,
             "at": now,
         }

@@ -6,7 +6,7 @@ five outcomes: delivered, again (nothing to do), refused by name, refused one of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -85,8 +85,8 @@ class Source(Protocol):
     def note_pace(self, attempt: Attempt, now: int) -> None:
         """The events of a request may be stored: they count for their users' rates."""
 
-    def delivered(self, attempt: Attempt, request: RequestRecord, now: int) -> None:
-        """All events of a request are stored."""
+    def delivered(self, attempt: Attempt, request: RequestRecord, now: int, others: Collection[int] = ()) -> None:
+        """All events of a request are stored but for ``others``, by index, which were refused or paused before."""
 
     def not_stored(self, attempt: Attempt) -> None:
         """None of them is stored, for certain: the state from before the request is restored."""

@@ -14,11 +14,12 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from nami_amp_pipeline.delivery.lane import Lane
-from nami_amp_pipeline.delivery.outbox import OutboxBatch
+from nami_amp_pipeline.delivery.outbox import OutboxBatch, texts_of
 from nami_amp_pipeline.delivery.request_record import RequestRecord
-from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state import hourly_counts, tables
 from nami_amp_pipeline.state.integrations import halt
 from nami_amp_pipeline.state.store import Store, Transaction
+from nami_amp_pipeline.storage.row_faults import ODD_ROW
 
 _IDS_AT_A_TIME = 500
 
@@ -56,6 +57,7 @@ class StoreChanges:
         lanes: (next_row, attempt_end, unknown_since) by lane id; the last value counts.
         requests: records of requests; they get their ids when they are written.
         counts: events to add, by (state, reason).
+        hourly: the same by hour and event type.
         steps: everything else, in order.
         touches_held: whether held events change.
     """
@@ -64,6 +66,7 @@ class StoreChanges:
     lanes: dict[int, tuple[int, int, int | None]] = field(default_factory=dict)
     requests: list[RequestRecord] = field(default_factory=list)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    hourly: hourly_counts.Tally = field(default_factory=Counter)
     steps: list[Step] = field(default_factory=list)
     touches_held: bool = False
 
@@ -75,6 +78,7 @@ class StoreChanges:
         self.lanes.clear()
         self.requests.clear()
         self.counts.clear()
+        self.hourly.clear()
         self.steps.clear()
         self.touches_held = False
 
@@ -100,6 +104,7 @@ class StoreChanges:
             by_state.setdefault(state, {})[reason] = events
         for state, reasons in by_state.items():
             store.count(tx, self.integration_id, state, reasons)
+        hourly_counts.add(store, tx, self.integration_id, self.hourly)
 
     def insert_exceptions(self, rows: Sequence[dict[str, Any]], request: RequestRecord | None = None) -> None:
         """Adds rows to the exceptions; ``request`` is the one that they are of."""
@@ -129,16 +134,19 @@ class StoreChanges:
             self.touches_held = True
             self.steps.append(step)
 
-    def take_back(self, lane_id: int, lane_row: int) -> None:
+    def count_exceptions(self, ids: Sequence[int], end: hourly_counts.End, events: int = 1) -> None:
+        """Counts exceptions by id in their hours, or takes them back."""
+        if ids:
+            self.steps.append(lambda written: hourly_counts.add_numbered(written.store, written.tx, ids, end, events))
+
+    def take_back(self, lane_id: int, lane_row: int, reason: str) -> None:
         """Makes a dead letter of a lane a held event again."""
 
         def step(written: Written) -> None:
             table = tables.exceptions
-            written.tx.execute(
-                sa.update(table)
-                .where(table.c.lane_id == lane_id, table.c.lane_row == lane_row, table.c.state == "dead")
-                .values(state="held", reason="forbidden")
-            )
+            mine = sa.and_(table.c.lane_id == lane_id, table.c.lane_row == lane_row, table.c.state == "dead")
+            hourly_counts.add_exceptions(written.store, written.tx, mine, "dead", -1)
+            written.tx.execute(sa.update(table).where(mine).values(state="held", reason=reason))
 
         self.touches_held = True
         self.steps.append(step)
@@ -179,32 +187,41 @@ def exception_rows(
         batch: the record batch.
         rows: numbers in the record batch.
         origin: the columns that are the same for all of them.
+
+    Returns:
+        A row for each; one whose body is no text, and so cannot be kept, is a dead letter without a body.
     """
     if not rows:
         return []
-    columns = batch.rows.select(["id", "event_type", "user_id", "identity", "created_date"]).take(
-        pa.array(rows, pa.int64())
-    )
+    names = ("id", "event_type", "user_id", "identity")
+    columns = batch.rows.select([*names, "created_date"]).take(pa.array(rows, pa.int64()))
     return [
         {
             **origin,
-            "event_id": event["id"],
-            "event_type": event["event_type"],
-            "user_id": event["user_id"],
-            "identity": event["identity"],
+            "event_id": event_id,
+            "event_type": event_type,
+            "user_id": user_id,
+            "identity": identity,
             "created_date": created,
             "payload": None,
-            "body": "," + body.decode(),
             "answer": None,
             "lane_id": lane.id,
             "lane_row": lane.base + row,
             "unknown_since": lane.unknown_since_of(lane.base + row),
+            **_kept(body),
         }
-        for row, event, created, body in zip(
+        for row, event_id, event_type, user_id, identity, created, body in zip(
             rows,
-            columns.select(["id", "event_type", "user_id", "identity"]).to_pylist(),
+            *(texts_of(columns[name]) for name in names),
             columns["created_date"].cast(pa.int64()).to_pylist(),
             batch.bodies(rows),
             strict=True,
         )
     ]
+
+
+def _kept(body: bytes) -> dict[str, Any]:
+    try:
+        return {"body": "," + body.decode()}
+    except UnicodeDecodeError:
+        return {"body": None, "state": "dead", "reason": ODD_ROW}

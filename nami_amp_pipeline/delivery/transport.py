@@ -41,6 +41,7 @@ class Request:
         headers: all that are sent, but for those of the framing.
         send_until: the monotonic time after which no byte of it may leave this process, in seconds.
         method: ``POST``, or ``HEAD`` to check that the server is reachable.
+        may_compress: whether the server reads a compressed body.
     """
 
     url: str
@@ -48,6 +49,7 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=lambda: JSON_HEADERS)
     send_until: float = math.inf
     method: str = "POST"
+    may_compress: bool = True
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class HttpTransport:
 
     def post(self, request: Request) -> HttpAnswer:
         """See :class:`Transport`."""
-        if self._compress and request.body:
+        if self._compress and request.may_compress and request.body:
             headers = {**request.headers, "Content-Encoding": "gzip"}
             request = replace(request, body=gzip.compress(request.body, compresslevel=GZIP_LEVEL), headers=headers)
         exchange = Exchange(time.monotonic() + self._timeout, request.send_until)

@@ -73,7 +73,7 @@ def sent_by_type(context: Context, integration: Integration) -> dict[str, int]:
         ).scalars().all()  # fmt: skip
     counts: dict[str, int] = {}
     for name in names:
-        receipts = pq.read_table(context.folder.path(name), columns=["event_type", "state"])
+        receipts = pq.read_table(context.folder.fetch(name), columns=["event_type", "state"])
         delivered = receipts.filter(pc.equal(receipts["state"], "delivered"))["event_type"]
         for pair in pc.value_counts(delivered).to_pylist():
             sent_as = integration.rename.get(pair["values"], pair["values"])

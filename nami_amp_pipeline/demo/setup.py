@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +14,7 @@ import duckdb
 import pyarrow as pa
 import sqlalchemy as sa
 
+from nami_amp_pipeline.clock import to_datetime
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.contract import UserIdKind
 from nami_amp_pipeline.errors import Misconfigured, WarehouseUnavailable
@@ -23,6 +26,8 @@ from nami_amp_pipeline.state.integrations import Integration, NewIntegration, ad
 from nami_amp_pipeline.storage.duckdb_engine import sql
 
 NAME: Final = "demo"
+DAYS: Final = 30
+"""The length of the sample."""
 
 APPS: Final[Mapping[str, UserIdKind]] = {"radio-nami": "external_id", "fit-nami": "nami_user_id"}
 """The apps, and what becomes of each one's Amplitude user ids."""
@@ -33,11 +38,29 @@ def demo_key(app_id: str) -> str:
     return hashlib.sha256(f"demo {app_id}".encode()).hexdigest()[:32]
 
 
-def load_sample(settings: Settings, users: int) -> tuple[int, int]:
+@dataclass(frozen=True)
+class Sample:
+    """The sample events of a home.
+
+    Attributes:
+        events: how many there are.
+        new: how many of them were loaded now.
+        end: when the last of them can have been loaded.
+    """
+
+    events: int
+    new: int
+    end: datetime
+
+
+def load_sample(settings: Settings, users: int, now: float) -> Sample:
     """Puts the sample events into the embedded warehouse, those that are not there yet.
 
-    Returns:
-        Events in the sample, and how many of them were new.
+    Args:
+        settings: of the home.
+        users: how many subscribers.
+        now: in seconds since the epoch: the sample of a new home ends in this hour. That of a home that has one keeps
+            its dates, because the same events cannot happen again on other days.
 
     Raises:
         Misconfigured: the settings name another warehouse, which the demo must not write to.
@@ -52,19 +75,33 @@ def load_sample(settings: Settings, users: int) -> tuple[int, int]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with duckdb.connect(str(path)) as connection:
-            return _insert(connection, settings.warehouse_table, users)
+            return _insert(connection, settings.warehouse_table, users, datetime.fromtimestamp(now, UTC))
     except duckdb.Error as error:
         raise WarehouseUnavailable(f"cannot write {path}: {str(error).splitlines()[0][:200]}") from None
 
 
-def _insert(connection: duckdb.DuckDBPyConnection, table: str, users: int) -> tuple[int, int]:
+def _insert(connection: duckdb.DuckDBPyConnection, table: str, users: int, now: datetime) -> Sample:
+    connection.execute("SET TimeZone = 'UTC'")
     connection.execute(sql("nami_events").replace("nami_events", f'"{table}"'))
-    connection.register("sample", pa.Table.from_batches(generate(users, apps=tuple(APPS))))
+    # The first subscriber of each app installs at the very start of the sample.
+    ((first,),) = connection.execute(
+        f'SELECT epoch_us(min(created_date)) FROM "{table}" WHERE app_id IN ?',  # noqa: S608 - the name of a setting
+        [list(APPS)],
+    ).fetchall()
+    start = now.replace(minute=0, second=0, microsecond=0) - timedelta(days=DAYS)
+    start = to_datetime(first) if first is not None else start
+    connection.register("sample", pa.Table.from_batches(generate(users, apps=tuple(APPS), start=start, days=DAYS)))
     ((events,),) = connection.execute("SELECT count(*) FROM sample").fetchall()
     ((new,),) = connection.execute(
         f'INSERT INTO "{table}" BY NAME FROM sample ANTI JOIN "{table}" USING (app_id, id) ORDER BY ingested_at'
     ).fetchall()
-    return events, new
+    return Sample(events, new, start + timedelta(days=DAYS))
+
+
+def demo_endpoints(context: Context) -> list[str]:
+    """Where the demo's integrations post to; none before the first demo."""
+    ours = demo_keys()
+    return [integration.endpoint for integration in all_integrations(context.store) if integration.key in ours]
 
 
 def ensure_integrations(context: Context, endpoint: str) -> list[Integration]:

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Final, TextIO
+from collections.abc import Sequence
+from typing import Final, TextIO
 
 from rich.console import Console
 from rich.table import Table
 
+from nami_amp_pipeline.clock import Clock, system_clock
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.dagster_support.instance import dagster_home
+from nami_amp_pipeline.demo.addresses import show_addresses
 from nami_amp_pipeline.demo.arrivals import LocalAmplitude, Person, people, sent_by_type
-from nami_amp_pipeline.demo.setup import demo_keys, ensure_integrations, journal, load_sample
-from nami_amp_pipeline.errors import Blocked
+from nami_amp_pipeline.demo.local_amplitude import local_amplitude
+from nami_amp_pipeline.demo.setup import DAYS, demo_endpoints, demo_keys, ensure_integrations, load_sample
+from nami_amp_pipeline.operations import reasons
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.runner import RunReport, run_micro_batch
-from nami_amp_pipeline.sandbox import Options, Sandbox, SandboxServer
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state.integrations import Integration
 
-PORT: Final = 8765
-_PORTS_TRIED: Final = 20
 _PIPE_COLUMNS: Final = 110
 
 
@@ -37,15 +32,17 @@ def run_demo(
     port: int | None = None,
     keep_serving: bool = False,
     out: TextIO,
+    clock: Clock = system_clock,
 ) -> int:
     """Shows one whole run with made-up subscribers and a local Amplitude; everything stays under ``settings.home``.
 
     Args:
         settings: what was set.
         users: how many subscribers to make up; the same ones each time.
-        port: where the local Amplitude listens; None for 8765, or the next port that is free. 0 takes any.
+        port: where the local Amplitude listens; None for the port of the last time, or one that is free. 0 takes any.
         keep_serving: whether it goes on listening after the report, until the process is asked to end.
         out: where the report goes.
+        clock: what time it is; the sample of a new home ends now.
 
     Returns:
         The exit status: 0 if everything that was sent arrived, 1 if not.
@@ -58,58 +55,30 @@ def run_demo(
         file=out, markup=False, highlight=False, emoji=False, width=None if out.isatty() else _PIPE_COLUMNS
     )
     started = time.monotonic()
-    events, new = load_sample(settings, users)
+    sample = load_sample(settings, users, clock())
     console.print(
-        f"{events:,} events of {users:,} made-up subscribers in two apps: "
-        + (f"{new:,} loaded into {settings.home / 'warehouse.duckdb'}." if new else "all loaded before.")
+        f"{sample.events:,} events of {users:,} made-up subscribers in two apps, of the {DAYS} days up to "
+        f"{sample.end:%Y-%m-%d %H:%M} UTC: "
+        + (f"{sample.new:,} loaded into {settings.home / 'warehouse.duckdb'}." if sample.new else "all loaded before.")
     )
-    with _local_amplitude(settings, port) as server:
-        context = Context.open(settings, run_id="demo")
-        try:
-            integrations = ensure_integrations(context, server.endpoint)
+    context = Context.open(settings, run_id="demo", clock=clock)
+    try:
+        with local_amplitude(settings, port, demo_endpoints(context)) as place:
+            integrations = ensure_integrations(context, place.endpoint)
+            amplitude = LocalAmplitude(place.url)
+            repeats = amplitude.audit()["duplicates"]
             run_started = time.monotonic()
             report = run_micro_batch(settings, demo_keys())
             seconds = time.monotonic() - run_started
-            fine = _show(console, context, integrations, report, LocalAmplitude(server.url))
-        finally:
+            fine = _show(console, context, integrations, report, amplitude, repeats)
+            console.print(f"\nThe micro-batch took {seconds:.1f} s, the demo {time.monotonic() - started:.1f} s.")
+            show_addresses(console, settings, report.run_id, place, is_served=keep_serving)
             context.store.close()
-        console.print(f"\nThe micro-batch took {seconds:.1f} s, the demo {time.monotonic() - started:.1f} s.")
-        _show_addresses(console, settings, report, server, is_served=keep_serving)
-        if keep_serving:
-            _wait_for_the_end()
-    return 0 if fine else 1
-
-
-@contextmanager
-def _local_amplitude(settings: Settings, port: int | None) -> Iterator[SandboxServer]:
-    """A sandbox that remembers; without throttling, as the sample's whole month arrives in a second."""
-    try:
-        sandbox = Sandbox(options=Options(throttle=False), journal=journal(settings))
-    except OSError as error:
-        raise Blocked(f"cannot open {journal(settings)}: {error.strerror or error}") from None
-    try:
-        server = _listen(sandbox, port)
-        try:
-            yield server
-        finally:
-            server.stop()
+            if keep_serving and place.is_of_the_demo:
+                _wait_for_the_end()
     finally:
-        sandbox.close()
-
-
-def _listen(sandbox: Sandbox, port: int | None) -> SandboxServer:
-    tried = range(PORT, PORT + _PORTS_TRIED) if port is None else range(port, port + 1)
-    reason = ""
-    for number in tried:
-        server = SandboxServer(sandbox, port=number)
-        try:
-            server.start()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            continue
-        return server
-    ports = f"port {tried[0]}" if len(tried) == 1 else f"any port from {tried[0]} to {tried[-1]}"
-    raise Blocked(f"the local Amplitude cannot listen on {ports}: {reason}")
+        context.store.close()
+    return 0 if fine else 1
 
 
 def _show(
@@ -118,6 +87,7 @@ def _show(
     integrations: Sequence[Integration],
     report: RunReport,
     amplitude: LocalAmplitude,
+    repeats_before: int,
 ) -> bool:
     """Prints the report; returns whether everything that was sent arrived, once."""
     delivered = sum(row["delivered"] for row in report.integrations)
@@ -129,7 +99,7 @@ def _show(
     arrived = _show_events(console, context, integrations, amplitude)
     _show_people(console, people(amplitude, integrations))
     conserved = _show_numbers(console, status(context, integrations))
-    repeats = amplitude.audit()["duplicates"]
+    repeats = amplitude.audit()["duplicates"] - repeats_before
     console.print(f"Events sent to Amplitude twice in this run: {repeats}.")
     for problem in report.problems:
         console.print(f"Not delivered: {problem}")
@@ -196,8 +166,11 @@ def _show_numbers(console: Console, found: Sequence[IntegrationStatus]) -> bool:
     console.print()
     console.print(table)
     for numbers in found:
-        for reason, events in numbers.skipped.items():
-            console.print(f"{numbers.integration} skipped {events:,}: {_SKIPPED.get(reason, reason)}")
+        for code, events in numbers.skipped.items():
+            console.print(f"{numbers.integration} skipped {events:,}: {reasons.means(code)}.", soft_wrap=True)
+            known = reasons.reason(code)
+            if known is not None and known.action:
+                console.print(f"  Do: {known.action.replace('APP/NAME', numbers.integration)}.", soft_wrap=True)
     console.print(
         "Captured counts distinct events of the selected types; some events were loaded twice, some types are not "
         "selected.\n"
@@ -207,9 +180,6 @@ def _show_numbers(console: Console, found: Sequence[IntegrationStatus]) -> bool:
     return fine
 
 
-_SKIPPED: Final = {"no_external_id": "no External ID, as these users had not logged in yet"}
-
-
 def _table(title: str, *left: str, right: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for name in left:
@@ -217,35 +187,6 @@ def _table(title: str, *left: str, right: Sequence[str]) -> Table:
     for name in right:
         table.add_column(name, justify="right", no_wrap=True)
     return table
-
-
-def _show_addresses(
-    console: Console, settings: Settings, report: RunReport, server: SandboxServer, *, is_served: bool
-) -> None:
-    again = f"nami-amp sandbox --port {server.port} --journal {shlex.quote(str(journal(settings)))}"
-    lines: list[Any] = ["\nTo look around:"]
-    if is_served:
-        lines.append(f"  Amplitude  {server.url}  (Ctrl-C stops it; to start it again: {again})")
-    else:
-        lines += [f"  Amplitude  {server.url}", f"             after you run: {again}"]
-    lines += [
-        f"  Dagster    http://127.0.0.1:3000/runs/{report.run_id}",
-        "             http://127.0.0.1:3000/asset-groups",
-        f"             after you run: {_dagster_command(settings)}",
-    ]
-    for line in lines:
-        console.print(line, soft_wrap=True)
-
-
-def _dagster_command(settings: Settings) -> str:
-    """How to start Dagster's UI on the history that the run stands in."""
-    home = dagster_home(settings)
-    if os.environ.get("DAGSTER_HOME"):
-        return "dagster dev -m nami_amp_pipeline.definitions"
-    here = Path.cwd()
-    if home == here / ".nami-amp" / "dagster" and (here / "dagster.yaml").exists():
-        return "dagster dev"
-    return f"DAGSTER_HOME={shlex.quote(str(home))} dagster dev -m nami_amp_pipeline.definitions"
 
 
 def _wait_for_the_end() -> None:

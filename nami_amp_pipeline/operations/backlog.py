@@ -24,11 +24,13 @@ class DueWork:
         what: for people, such as ``rows of fit in the warehouse``.
         since: the oldest ``ingested_at`` of it, in µs since the epoch.
         events: how many, if known.
+        app_id: whose.
     """
 
     what: str
     since: int
     events: int | None = None
+    app_id: str = ""
 
 
 def due(context: Context) -> list[DueWork]:
@@ -46,7 +48,7 @@ def due(context: Context) -> list[DueWork]:
         captured = tx.execute(sa.select(sa.func.max(tables.apps.c.watermark))).scalar()
     # A capture that had to stop at its limit leaves rows behind that it saw.
     rows = _newer(context, captured if captured is not None else _BEGINNING)
-    return found + [DueWork(f"rows of {app} in the warehouse", since) for app, since in rows.items()]
+    return found + [DueWork(f"rows of {app} in the warehouse", since, app_id=app) for app, since in rows.items()]
 
 
 def not_captured(context: Context) -> dict[str, int]:
@@ -97,7 +99,12 @@ def _pending(context: Context) -> list[DueWork]:
         )
     now = context.now()
     return [
-        DueWork(f"events of {row.integration}", now - int(row.lag_by["queued"] * 1e6), row.pending_by["queued"])
+        DueWork(
+            f"events of {row.integration}",
+            now - int(row.lag_by["queued"] * 1e6),
+            row.pending_by["queued"],
+            row.integration.partition("/")[0],
+        )
         for row in status(context, [integration for integration in working if integration.id not in paused])
         if row.lag_by.get("queued")
     ]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nami_amp_pipeline.delivery.transport import HttpTransport
-from nami_amp_pipeline.stages.destinations import DESTINATIONS
+from nami_amp_pipeline.destinations import DEFAULT, destination_of
 
 if TYPE_CHECKING:
+    from nami_amp_pipeline.delivery.destination import Probe
     from nami_amp_pipeline.secrets import Secret
     from nami_amp_pipeline.settings import Settings
+
+ASK_SECONDS: Final = 10.0
+"""How long a person who looks at a page waits for an endpoint."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,62 @@ class Tested:
     result: str
 
 
+@dataclass(frozen=True)
+class KeyTrial:
+    """The result of trying a key that no integration has yet.
+
+    Attributes:
+        kind: empty if the endpoint accepts it; else ``unknown_key``, ``no_answer`` or ``other``.
+        message: its answer in a few words, without the key.
+        milliseconds: how long the answer took.
+        elsewhere: the name of the destination's endpoint that does accept it, where this one does not know it.
+    """
+
+    kind: str
+    message: str
+    milliseconds: int
+    elsewhere: str | None = None
+
+
 def check_connection(
-    endpoint: str, api_key: Secret, settings: Settings, destination: str = "amplitude"
+    endpoint: str, api_key: Secret, settings: Settings, destination: str = DEFAULT
 ) -> tuple[bool, str]:
     """Whether an endpoint accepts a key, and its answer in a few words."""
-    transport = HttpTransport(settings.http_timeout_seconds)
+    found = _probe(endpoint, api_key, settings.http_timeout_seconds, destination)
+    return found.ok, found.message
+
+
+def try_key(endpoint: str, api_key: Secret, settings: Settings, destination: str = DEFAULT) -> KeyTrial:
+    """Whether an endpoint accepts a key; if it does not know the key, the destination's other endpoints are asked.
+
+    Args:
+        endpoint: the URL, which the caller has checked.
+        api_key: the key.
+        settings: of this process.
+        destination: whose endpoint it is.
+    """
+    started = time.monotonic()
+    seconds = min(ASK_SECONDS, settings.http_timeout_seconds)
+    found = _probe(endpoint, api_key, seconds, destination)
+    took = int((time.monotonic() - started) * 1_000)
+    elsewhere = None
+    if found.kind == "unknown_key":
+        others = destination_of(destination).endpoints
+        known = endpoint in others.values()  # a key that was meant for another server is none of Amplitude's business
+        elsewhere = next(
+            (
+                name
+                for name, url in others.items()
+                if known and url != endpoint and _probe(url, api_key, seconds, destination).ok
+            ),
+            None,
+        )
+    return KeyTrial(found.kind, found.message, took, elsewhere)
+
+
+def _probe(endpoint: str, api_key: Secret, seconds: float, destination: str) -> Probe:
+    transport = HttpTransport(seconds)
     try:
-        found = DESTINATIONS[destination].probe(endpoint, api_key, transport)
+        return destination_of(destination).probe(endpoint, api_key, transport)
     finally:
         transport.close()
-    return found.ok, found.message

@@ -17,19 +17,23 @@ from typing import Literal
 import certifi
 import sqlalchemy as sa
 
-from nami_amp_pipeline.clock import Clock, system_clock
+from nami_amp_pipeline import contract
+from nami_amp_pipeline.clock import Clock, micros, system_clock
 from nami_amp_pipeline.delivery.destination import Probe
 from nami_amp_pipeline.delivery.http_session import ca_bundle, proxy_of, without_password
 from nami_amp_pipeline.delivery.transport import HttpTransport
-from nami_amp_pipeline.errors import NamiAmpError
+from nami_amp_pipeline.destinations import destination_of
+from nami_amp_pipeline.errors import FilesUnavailable, Misconfigured, NamiAmpError
+from nami_amp_pipeline.operations.property_shares import events_without
 from nami_amp_pipeline.operations.repair import lost_files
 from nami_amp_pipeline.secrets import Cipher
 from nami_amp_pipeline.settings import Settings
-from nami_amp_pipeline.stages.destinations import DESTINATIONS
 from nami_amp_pipeline.state import Store, migrate, rotation, tables
 from nami_amp_pipeline.state.integration_keys import sharing_a_key
 from nami_amp_pipeline.state.integrations import all_integrations
 from nami_amp_pipeline.state.unreadable import unreadable
+from nami_amp_pipeline.storage.cached_folder import CachedFolder, open_folder
+from nami_amp_pipeline.storage.object_storage import probe
 from nami_amp_pipeline.warehouse import Finding, open_warehouse
 
 LEAST_FREE_BYTES = 200_000_000
@@ -40,6 +44,8 @@ CLOCK_SECONDS = 5.0
 """A clock that is off by more than this gets a warning."""
 
 REACH_SECONDS = 10.0
+
+_DAY = 24 * 3_600 * 1_000_000
 
 _PAIRS = 5
 """The most pairs of integrations with one key that are reported."""
@@ -79,6 +85,27 @@ def check_rows(settings: Settings) -> list[Finding]:
             for row in unreadable(store)
             if row.reason in ("long_id", "odd_row")
         ]
+
+
+def check_enrichments(settings: Settings) -> list[Finding]:
+    """The enrichments that are declared, and events of the last day that go without a property."""
+    findings = [
+        Finding("enrichment", "ok", f"{each.name}: {each.timing.replace('_', ' ')}, on failure {each.on_failure}")
+        for each in contract.ENRICHMENTS
+    ]
+    if _up_to_date(settings):
+        with _opened(settings) as store:
+            findings += [
+                Finding(
+                    "user properties",
+                    "warning",
+                    f"{app_id}: {_count(events, 'event')} of the last 24 hours went without {name}, whose SQL or "
+                    "enrichment failed",
+                    "the logs of the runs say why; what was sent stays without it",
+                )
+                for app_id, name, events in events_without(store, since=micros(system_clock) - _DAY)
+            ]
+    return findings
 
 
 def check_store(settings: Settings) -> list[Finding]:
@@ -169,8 +196,9 @@ def check_files(settings: Settings) -> list[Finding]:
     """Whether every file is there that the store refers to."""
     if not _up_to_date(settings):
         return []
+    folder = open_folder(settings, make=False)
     with _opened(settings) as store:
-        lost = lost_files(store, settings.data_dir)
+        lost = lost_files(store, folder)
     if not lost:
         return [Finding("data files", "ok", "every file that the store refers to exists")]
     some = ", ".join(lost_file.file for lost_file in lost[:_PAIRS])
@@ -178,7 +206,7 @@ def check_files(settings: Settings) -> list[Finding]:
         Finding(
             "data files",
             "error",
-            f"{_count(len(lost), 'file')} missing in {settings.data_dir}: {some}; this stops: {lost[0].stops}",
+            f"{_count(len(lost), 'file')} missing in {folder.address}: {some}; this stops: {lost[0].stops}",
             "restore them, or let 'nami-amp repair --dry-run' show what a repair does",
         )
     ]
@@ -217,6 +245,26 @@ def check_folder(settings: Settings) -> list[Finding]:
     ]
 
 
+def check_object_storage(settings: Settings) -> list[Finding]:
+    """Whether objects can be written, read, listed and removed, where there is an object storage."""
+    folder = open_folder(settings, make=False)
+    if not isinstance(folder, CachedFolder):
+        return []
+    try:
+        took = probe(folder.storage)
+    except FilesUnavailable as error:
+        return [
+            Finding(
+                "object storage",
+                "error",
+                str(error),
+                "check NAMI_AMP_DATA_URL, the credentials in the environment, and that they may write, read, list and "
+                "delete",
+            )
+        ]
+    return [Finding("object storage", "ok", f"{folder.address}: wrote, read, listed and removed in {took:.2f} s")]
+
+
 def check_endpoints(settings: Settings, clock: Clock = system_clock) -> list[Finding]:
     """Checks that Amplitude is reachable, and compares this machine's clock with Amplitude's and the store's."""
     ahead: dict[str, float] = {}
@@ -242,7 +290,11 @@ def _reach_all(endpoints: Sequence[tuple[str, str]], ahead: dict[str, float], cl
     transport = HttpTransport(REACH_SECONDS)
 
     def ask(target: tuple[str, str]) -> tuple[Probe, float]:
-        return DESTINATIONS[target[0]].probe(target[1], None, transport), clock()
+        try:
+            destination = destination_of(target[0])
+        except Misconfigured as error:
+            return Probe(False, str(error), kind="other"), clock()
+        return destination.probe(target[1], None, transport), clock()
 
     if not endpoints:
         return [Finding("endpoints", "ok", "skipped: no integration is enabled")]
@@ -362,8 +414,10 @@ CHECKS: Sequence[tuple[str, Check]] = (
     ("store", check_store),
     ("warehouse rows", check_rows),
     ("migrations", check_migrations),
+    ("enrichments", check_enrichments),
     ("encryption key", check_keys),
     ("shared key", check_shared_keys),
+    ("object storage", check_object_storage),
     ("data files", check_files),
     ("data folder", check_folder),
     ("endpoints", check_endpoints),

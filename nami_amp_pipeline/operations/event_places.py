@@ -29,7 +29,12 @@ Place = dict[str, Any]
 
 
 def captures_of(
-    context: Context, connection: duckdb.DuckDBPyConnection, column: str, wanted: Sequence[str], most: int | None = None
+    context: Context,
+    connection: duckdb.DuckDBPyConnection,
+    column: str,
+    wanted: Sequence[str],
+    most: int | None = None,
+    app_id: str | None = None,
 ) -> list[dict[str, Any]]:
     """The segments that hold some events, one entry per app and event, in the order in which they were created.
 
@@ -39,19 +44,25 @@ def captures_of(
         column: ``id`` or ``user_id``.
         wanted: values of it.
         most: the newest so many; None for all.
+        app_id: only of this app.
     """
-    with context.store.begin() as tx:
-        segments = {
-            str(context.folder.path(row.file)): row for row in tx.execute(sa.select(tables.segments)) if row.file
-        }
-    known = [Path(path) for path in segments if Path(path).exists()]
+    query = sa.select(tables.segments)
+    if app_id is not None:
+        parts = tables.segment_apps
+        query = query.where(tables.segments.c.id.in_(sa.select(parts.c.segment_id).where(parts.c.app_id == app_id)))
+    with context.store.reading() as tx:
+        found = [row for row in tx.execute(query) if row.file]
+    paths = context.folder.fetch_all(row.file for row in found)
+    segments = {str(path): row for path, row in zip(paths, found, strict=True)}
+    known = [path for path in paths if path.exists()]
     if not known or not wanted:
         return []
     rows = connection.execute(
         "SELECT filename, file_row_number, app_id, id, event_type, user_id, epoch_us(created_date), "  # noqa: S608
         f"epoch_us(ingested_at), well_formed FROM {read_files(known, SEGMENT_SCHEMA, 'filename', 'file_row_number')} "
-        f"WHERE list_contains(?, {column}) ORDER BY created_date DESC, id DESC LIMIT ?",
-        [list(wanted), most if most is not None else 2**31],
+        f"WHERE list_contains(?, {column}) AND app_id = coalesce(?, app_id) "
+        "ORDER BY created_date DESC, id DESC LIMIT ?",
+        [list(wanted), app_id, most if most is not None else 2**31],
     ).fetchall()
     captures = []
     for filename, row_number, app_id, event_id, event_type, user_id, created, ingested, well_formed in reversed(rows):
@@ -86,11 +97,11 @@ def snapshot_of(
                 parts.c.segment_id == capture["segment"], parts.c.app_id == capture["app_id"]
             )
         ).scalar()
-    if not name or not context.folder.path(name).exists():
+    if not name or not (path := context.folder.fetch(name)).exists():
         return None
     names = [prop.name for prop in contract.PROPERTIES]
     row = connection.execute(
-        f"SELECT {', '.join(names)} FROM {read_files([context.folder.path(name)], snapshot_schema())} "  # noqa: S608
+        f"SELECT {', '.join(names)} FROM {read_files([path], snapshot_schema())} "  # noqa: S608
         "WHERE app_id = ? AND row = ?",
         [capture["app_id"], capture["row"]],
     ).fetchall()
@@ -110,8 +121,8 @@ def sources_of(context: Context, connection: duckdb.DuckDBPyConnection, capture:
                 parts.c.snapshot_file.is_not(None),
             )
         ).all()
-    paths = {row.segment_id: context.folder.path(row.snapshot_file) for row in names}
-    paths = {number: path for number, path in paths.items() if path.exists()}
+    fetched = context.folder.fetch_all(row.snapshot_file for row in names)
+    paths = {row.segment_id: path for row, path in zip(names, fetched, strict=True) if path.exists()}
     if capture["segment"] not in paths:
         return {}
     own = read_files([paths[capture["segment"]]], snapshot_schema())
@@ -201,7 +212,7 @@ def _in_open_outboxes(
     for box in rows:  # what a later one says wins
         lanes = tx.execute(sa.select(tables.lanes).where(tables.lanes.c.outbox_id == box.id)).all()
         own = [(lane, range(lane.batch, lane.batch - (-lane.rows // LANE_BATCH_ROWS))) for lane in lanes]
-        places = _find(context.folder.path(box.file), own, box.others_batch, box.rows, event_ids)
+        places = _find(context.folder.fetch(box.file), own, box.others_batch, box.rows, event_ids)
         for event_id, (lane, row, state, reason) in places.items():
             place = {"state": _STATES.get(state, state), "reason": reason} if lane is None else _in_lane(tx, lane, row)
             found[event_id] = {**place, "outbox": _outbox(box)}
@@ -275,13 +286,11 @@ def _in_receipts(
     event_ids: Sequence[str],
 ) -> dict[str, Place]:
     boxes = tables.outboxes
-    by_file = {
-        str(context.folder.path(box.receipts_file)): box
-        for box in tx.execute(
-            sa.select(boxes).where(boxes.c.integration_id == integration.id, boxes.c.receipts_file.is_not(None))
-        )
-    }
-    known = [Path(path) for path in by_file if Path(path).exists()]
+    mine = sa.select(boxes).where(boxes.c.integration_id == integration.id, boxes.c.receipts_file.is_not(None))
+    done = tx.execute(mine).all()
+    paths = context.folder.fetch_all(box.receipts_file for box in done)
+    by_file = {str(path): box for path, box in zip(paths, done, strict=True)}
+    known = [path for path in paths if path.exists()]
     if not known or not event_ids:
         return {}
     rows = connection.execute(

@@ -1,4 +1,4 @@
-"""Data frames for notebooks: current snapshots, events with their outcome, dead letters, requests.
+"""Data frames for notebooks: snapshots, events with their outcome, dead letters, requests, what Amplitude holds.
 
 Arrow tables underneath; pandas is imported only where a data frame is asked for, and is the extra ``notebooks``. See
 docs/notebooks.md.
@@ -6,11 +6,12 @@ docs/notebooks.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import pyarrow as pa
 import sqlalchemy as sa
 
@@ -19,6 +20,7 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.operations.current_snapshots import current_snapshots
+from nami_amp_pipeline.reconciliation import records
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
@@ -80,6 +82,22 @@ REQUESTS: Final = pa.schema(
     ]
 )
 """``status`` is 0 where no answer came."""
+
+RECONCILED: Final = pa.schema(
+    [
+        ("integration", pa.string()),
+        ("day", pa.date32()),
+        ("class", pa.string()),
+        ("column", pa.string()),
+        ("events", pa.int64()),
+        ("hours", pa.int64()),
+        ("compared_at", _TIME),
+    ]
+)
+"""``class`` is delivered, held, identical, altered, missing, not_yet_exported, twice, undelivered or others; ``column``
+is of altered events, and null for all of them. ``hours`` of the day were compared."""
+
+_AT_ONCE: Final = 500
 
 _WORDS: Final = {"dead": "dead_letter", "waiting": "waiting_for_login", "send": "pending"}
 
@@ -144,6 +162,8 @@ class Frames:
         app_id: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
+        after: int | None = None,
+        upto: int | None = None,
     ) -> Frame:
         """One row per event and integration with its outcome, as far back as receipts are kept; see :data:`EVENTS`.
 
@@ -152,13 +172,16 @@ class Frames:
             app_id: only integrations of this app.
             since: events that Nami created at or after this time.
             until: and before this one.
+            after: only events that a request after this one brought to their end: ``nami/from`` of a materialization
+                of ``amplitude_deliveries``.
+            upto: and none after this one: its ``nami/to``.
 
         Raises:
             Misconfigured: there is no such integration, or a time has no zone.
         """
         chosen = self._chosen(integration, app_id)
         with compute(self._context.settings) as connection:
-            connection.register("known", _events(self._context, chosen))
+            connection.register("known", _events(self._context, chosen, after or 0))
             connection.register("excepted", self._excepted(chosen))
             found = connection.sql(
                 """
@@ -175,11 +198,13 @@ class Frames:
                 LEFT JOIN excepted e ON e.integration_id = k.integration_id AND e.event_id = k.event_id
                 WHERE k.created_date >= coalesce($since, '-infinity'::TIMESTAMPTZ)
                     AND k.created_date < coalesce($until, 'infinity'::TIMESTAMPTZ)
+                    AND ($after IS NULL OR coalesce(e.request_id, k.request_id) > $after)
+                    AND ($upto IS NULL OR coalesce(e.request_id, k.request_id) <= $upto)
                 -- An event that waited for a login stands in two outboxes: the later one says how it ended.
                 QUALIFY row_number() OVER (PARTITION BY k.integration_id, k.event_id ORDER BY k.outbox_id DESC) = 1
                 ORDER BY k.integration, k.created_date, k.event_id
                 """,
-                params={"since": _checked(since), "until": _checked(until)},
+                params={"since": _checked(since), "until": _checked(until), "after": after, "upto": upto},
             ).to_arrow_table()
         return Frame(found.rename_columns(EVENTS.names).cast(EVENTS))
 
@@ -212,6 +237,22 @@ class Frames:
         query = sa.select(table).order_by(table.c.id)
         rows = self._rows(query, table, table.c.sent_at, integration, app_id, since, until)
         return Frame(pa.Table.from_pylist(rows, schema=REQUESTS))
+
+    def reconciled(self, *, integration: str | None = None, app_id: str | None = None) -> Frame:
+        """What the newest comparison with Amplitude found, by day and class; see :data:`RECONCILED`."""
+        rows: list[dict[str, Any]] = []
+        for chosen in self._chosen(integration, app_id):
+            for day in records.read(self._context, chosen.id, chosen.key):
+                same = {"integration": chosen.key, "day": day.date, "hours": day.hours, "compared_at": day.at}
+                counts = {"delivered": day.delivered, "held": day.held, **day.classes}
+                rows += [{**same, "class": name, "column": None, "events": events} for name, events in counts.items()]
+                rows += [
+                    {**same, "class": "altered", "column": name, "events": events}
+                    for name, events in day.columns.items()
+                ]
+        for row in rows:
+            row["day"] = date.fromisoformat(row["day"])
+        return Frame(pa.Table.from_pylist(rows, schema=RECONCILED))
 
     def _chosen(self, integration: str | None, app_id: str | None) -> list[Integration]:
         found = all_integrations(self._context.store, None if integration is None else [integration])
@@ -255,28 +296,62 @@ class Frames:
 _KNOWN: Final = pa.schema([("integration_id", pa.int64()), ("outbox_id", pa.int64()), *EVENTS])
 
 
-def _events(context: Context, chosen: Sequence[Integration]) -> pa.Table:
-    """The events of all outboxes of some integrations, from receipts or, where an outbox is not done, from itself."""
+def _events(context: Context, chosen: Sequence[Integration], after: int) -> pa.Table:
+    """The events of all outboxes of some integrations, from receipts or, where an outbox is not done, from itself.
+
+    Outboxes that were done before the request ``after`` are left out, unless an event was sent again since: it may be
+    of any of them.
+    """
     boxes = tables.outboxes
     keys = {integration.id: integration.key for integration in chosen}
     with context.store.reading() as tx:
-        rows = tx.execute(sa.select(boxes).where(boxes.c.integration_id.in_(keys)).order_by(boxes.c.id)).all()
+        query = sa.select(boxes).where(boxes.c.integration_id.in_(keys)).order_by(boxes.c.id)
+        rows = tx.execute(query.where(*_done_since(tx, keys, after))).all()
         lanes = tx.execute(sa.select(tables.lanes).order_by(tables.lanes.c.id)).all()
+        posted = _posted(tx, [lane.id for lane in lanes])
     parts = []
     for box in rows:
-        path = context.folder.path(box.receipts_file or box.file)
+        path = context.folder.fetch(box.receipts_file or box.file)
         if not path.exists():  # past its retention
             continue
         if box.receipts_file:
             with compute(context.settings) as connection:
                 part = connection.sql(f"FROM read_parquet({files([path])})").to_arrow_table()
         else:
-            part = _open_outbox(path, box, [lane for lane in lanes if lane.outbox_id == box.id])
+            part = _open_outbox(path, box, [lane for lane in lanes if lane.outbox_id == box.id], posted)
         parts.append(_placed(part, box, keys[box.integration_id]))
     return pa.concat_tables(parts) if parts else _KNOWN.empty_table()
 
 
-def _open_outbox(path: Any, box: Any, lanes: Sequence[Any]) -> pa.Table:
+def _done_since(tx: sa.Connection, keys: Collection[int], after: int) -> list[sa.ColumnElement[bool]]:
+    requests, exceptions, boxes = tables.requests, tables.exceptions, tables.outboxes
+    sent = tx.execute(sa.select(requests.c.sent_at).where(requests.c.id == after)).scalar_one_or_none()
+    again = sa.select(exceptions.c.id).where(exceptions.c.integration_id.in_(keys), exceptions.c.request_id > after)
+    if sent is None or tx.execute(again.limit(1)).first() is not None:
+        return []
+    return [sa.or_(boxes.c.done_at.is_(None), boxes.c.done_at >= sent)]
+
+
+def _posted(tx: sa.Connection, lanes: Sequence[int]) -> dict[int, list[Any]]:
+    """The requests that delivered rows of lanes, by lane id."""
+    requests = tables.requests
+    found: dict[int, list[Any]] = {}
+    for start in range(0, len(lanes), _AT_ONCE):
+        some = requests.c.lane_id.in_(lanes[start : start + _AT_ONCE])
+        for row in tx.execute(sa.select(requests).where(some, requests.c.outcome == "delivered")):
+            found.setdefault(row.lane_id, []).append(row)
+    return found
+
+
+def _request_ids(lane: Any, posted: Sequence[Any]) -> pa.Array:
+    """The request that delivered each row of a lane; null where none has yet."""
+    numbers = np.zeros(lane.rows, dtype=np.int64)
+    for request in posted:
+        numbers[request.first_row : request.end_row] = request.id
+    return pa.array(numbers, mask=numbers == 0)
+
+
+def _open_outbox(path: Any, box: Any, lanes: Sequence[Any], posted: Mapping[int, Sequence[Any]]) -> pa.Table:
     """The share of one integration of an outbox that is being posted."""
     names = ["id", "event_type", "user_id", "identity", "created_date", "state", "reason"]
     parts: list[pa.Table] = []
@@ -287,14 +362,15 @@ def _open_outbox(path: Any, box: Any, lanes: Sequence[Any]) -> pa.Table:
             batches = [reader.get_batch(lane.batch + number) for number in range(-(-lane.rows // LANE_BATCH_ROWS))]
             rows = pa.Table.from_batches(batches).select(names)
             states = ["delivered"] * lane.next_row + ["send"] * (lane.rows - lane.next_row)
-            parts.append(rows.set_column(names.index("state"), "state", pa.array(states, pa.string())))
+            rows = rows.set_column(names.index("state"), "state", pa.array(states, pa.string()))
+            parts.append(rows.append_column("request_id", _request_ids(lane, posted.get(lane.id, ()))))
         number = box.others_batch
         while number is not None and left > 0:
             batch = reader.get_batch(number)
-            parts.append(pa.Table.from_batches([batch]).select(names))
+            rest = pa.Table.from_batches([batch]).select(names)
+            parts.append(rest.append_column("request_id", pa.nulls(batch.num_rows, pa.int64())))
             left, number = left - batch.num_rows, number + 1
-        table = pa.concat_tables(parts)
-        return table.append_column("request_id", pa.nulls(table.num_rows, pa.int64())).combine_chunks()
+        return pa.concat_tables(parts).combine_chunks()
 
 
 def _placed(rows: pa.Table, box: Any, key: str) -> pa.Table:

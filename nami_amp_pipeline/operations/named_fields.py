@@ -58,9 +58,10 @@ def named_fields(answer: str | None, body: str | None) -> list[NamedField]:
 
 
 def error_of(answer: str | None) -> str | None:
-    """What Amplitude said in words, if it did."""
-    error = _object(answer).get("error")
-    return error if isinstance(error, str) and error else None
+    """What Amplitude, or another destination, said in words, if it did."""
+    said = _object(answer)
+    found = (said.get(name) for name in ("error", "reason"))  # of Amplitude; of the results of single events
+    return next((text for text in found if isinstance(text, str) and text), None)
 
 
 def _of_one_event(lists: Any) -> list[str]:

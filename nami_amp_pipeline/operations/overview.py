@@ -12,6 +12,8 @@ from nami_amp_pipeline.clock import to_text
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.contract import did_you_mean, nearest
 from nami_amp_pipeline.errors import NamiAmpError
+from nami_amp_pipeline.operations.backfill_status import BackfillStatus, not_ended
+from nami_amp_pipeline.operations.histories import History, histories
 from nami_amp_pipeline.operations.standing import Standing, standings
 from nami_amp_pipeline.operations.standing_facts import last_sign
 from nami_amp_pipeline.state import tables
@@ -102,6 +104,8 @@ class Overview:
         last_run: see :class:`LastRun`.
         alerts: the open ones, the oldest first.
         now: in µs since the epoch.
+        histories: of Dagster that worked on the home within a day; more than one is one too many.
+        backfills: of the integrations, those that have not ended.
     """
 
     standings: list[Standing]
@@ -109,6 +113,8 @@ class Overview:
     last_run: LastRun
     alerts: list[OpenAlert]
     now: int
+    histories: list[History] = field(default_factory=list)
+    backfills: list[BackfillStatus] = field(default_factory=list)
 
     @property
     def in_need(self) -> list[Standing]:
@@ -190,6 +196,8 @@ class Overview:
                 {"kind": alert.kind, "subject": alert.subject, "summary": alert.summary, "since": to_text(alert.since)}
                 for alert in self.alerts
             ],
+            "dagster_histories": [history.to_json() for history in self.histories],
+            "backfills": [backfill.to_json() for backfill in self.backfills],
         }
 
     @property
@@ -248,7 +256,9 @@ def overview(context: Context, integrations: Sequence[Integration] | None = None
             if row.ended_at is None and (integrations is None or row.subject in keys | apps)
         ]
         since = unreadable_since(tx)
-    return Overview(found, _look(context, chosen, since), run, alerts, now)
+    seen = histories(context.settings.home, now / 1e6)
+    unfinished = [status for status in not_ended(context) if status.backfill.integration in keys]
+    return Overview(found, _look(context, chosen, since), run, alerts, now, seen, unfinished)
 
 
 def unreadable_since(tx: Transaction) -> int | None:
@@ -260,6 +270,16 @@ def unreadable_since(tx: Transaction) -> int | None:
         query = query.where(table.c.at > last_read)
     since: int | None = tx.execute(query).scalar()
     return since
+
+
+def unreadable(context: Context) -> str:
+    """Since when runs cannot read the warehouse and why, in a clause; empty if the last one could."""
+    table = tables.run_troubles
+    with context.store.reading() as tx:
+        since = unreadable_since(tx)
+        newest = sa.select(table.c.message).where(table.c.kind == _UNREADABLE).order_by(table.c.id.desc()).limit(1)
+        message = None if since is None else tx.execute(newest).scalar()
+    return "" if since is None else f"cannot be read since {to_text(since - since % 1_000_000)}: {message}"
 
 
 def _last_run(tx: Transaction, now: int) -> LastRun:

@@ -69,10 +69,21 @@ class _Group:
     until: int | None = None
 
 
-def pending(context: Context, integrations: Sequence[Integration] | None = None) -> list[PendingUser]:
+MOST_QUEUED: Final = 20_000
+"""A page looks for the users of so many queued events of an integration: they are read from files."""
+
+
+def pending(
+    context: Context, integrations: Sequence[Integration] | None = None, *, most_queued: int | None = None
+) -> list[PendingUser]:
     """Who waits with which integration; who has waited longest comes first.
 
     Reads the files of what is queued: it takes time where millions of events are.
+
+    Args:
+        context: the process at work.
+        integrations: those to look at; all by default.
+        most_queued: where more events than that are queued, their users are left out.
 
     Raises:
         StoreUnavailable: the state store cannot be read.
@@ -84,7 +95,8 @@ def pending(context: Context, integrations: Sequence[Integration] | None = None)
     for integration in chosen:
         standing = stands.get(integration.key)
         if standing is not None and standing.pending:
-            groups = [*_excepted(context, integration), *_queued(context, integration)]
+            is_long = most_queued is not None and standing.numbers.pending_by.get("queued", 0) > most_queued
+            groups = [*_excepted(context, integration), *(() if is_long else _queued(context, integration))]
             found += [_told(context, standing, group) for group in groups]
     return sorted(found, key=lambda user: (user.integration, user.oldest, user.user or "", user.nami_user or ""))
 

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline.state.rows_aside import rows_aside
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,7 +52,7 @@ def _in_outboxes(context: Context, integration: Integration) -> Iterator[pa.Tabl
 
     from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS
 
-    boxes, lanes, table = tables.outboxes, tables.lanes, tables.exceptions
+    boxes, lanes = tables.outboxes, tables.lanes
     with context.store.reading() as tx:
         open_boxes = sa.select(boxes.c.id, boxes.c.file).where(
             boxes.c.integration_id == integration.id, boxes.c.done_at.is_(None)
@@ -60,17 +61,10 @@ def _in_outboxes(context: Context, integration: Integration) -> Iterator[pa.Tabl
         rows = tx.execute(
             sa.select(lanes).where(lanes.c.outbox_id.in_(list(files)), lanes.c.next_row < lanes.c.rows)
         ).all()
-        aside: dict[int, set[int]] = {}
-        for lane_id, row in tx.execute(
-            sa.select(table.c.lane_id, table.c.lane_row)
-            .join(lanes, lanes.c.id == table.c.lane_id)
-            .where(table.c.integration_id == integration.id, table.c.lane_row >= lanes.c.next_row)
-        ):
-            aside.setdefault(lane_id, set()).add(row)
+        aside = rows_aside(tx, tables.exceptions.c.integration_id == integration.id)
     for box_id, file in files.items():
-        path = context.folder.path(file)
         mine = [lane for lane in rows if lane.outbox_id == box_id]
-        if not mine or not path.exists():
+        if not mine or not (path := context.folder.fetch(file)).exists():
             continue
         with pa.memory_map(str(path)) as source:
             names = pa.ipc.open_file(source).schema.names
@@ -122,7 +116,7 @@ def _in_segments(context: Context, integration: Integration) -> Iterator[pa.Tabl
             .order_by(segments.c.id)
         ).all()
     for segment_id, file in rows:
-        path = context.folder.path(file)
+        path = context.folder.fetch(file)
         if not path.exists():
             continue
         chosen = [("app_id", "=", integration.app_id), ("event_type", "in", list(integration.events))]

@@ -42,9 +42,17 @@ _REPAIR_AND_RETRY: Final = (
 
 _ALL: Final = (
     Reason("no_external_id", "skipped", "the user had no External ID", "'nami-amp integrations update APP/NAME "
-           "--anonymous wait_for_login' or another policy says what happens to such events from now on"),
-    Reason("sandbox", "skipped", "the event is from a store's sandbox, and the integration skips those"),
-    Reason("production", "skipped", "the event is from production, and the integration takes sandbox events only"),
+           "--anonymous wait_for_login' keeps such events until their user logs in, '--anonymous nami_user_id' sends "
+           "them under Nami's user id; both hold from now on"),
+    Reason("sandbox", "skipped", "the event is from a store's sandbox, and the integration skips those",
+           "'nami-amp integrations update APP/NAME --sandbox send' sends such events from now on"),
+    Reason("production", "skipped", "the event is from production, and the integration takes sandbox events only",
+           "'nami-amp integrations update APP/NAME --sandbox send' sends such events from now on"),
+    Reason("cancelled", "skipped", "the backfill or identify that was to send it was cancelled",
+           "'nami-amp backfill APP/NAME --from TIME --to TIME' sends such events, 'nami-amp identify APP/NAME' such "
+           "snapshots"),
+    Reason("superseded", "skipped", "of an identify: the user was sent newer state, or a later identify",
+           "Nothing is to be done: Amplitude has the newer state"),
     Reason("malformed_payload", "dead_letter", "the payload is missing or is no JSON object", _LOADER),
     Reason("bad_date", "dead_letter", "the row has no possible created_date", _LOADER),
     Reason("no_user_id", "dead_letter", "the row has no user_id", _LOADER),
@@ -73,6 +81,7 @@ _ALL: Final = (
            "Find out which user or device sends so many events"),
     Reason("project_throttled", "pending", "Amplitude throttles the whole project"),
     Reason("retried", "pending", "a person sent the dead letter again"),
+    Reason("missing", "pending", "reconciliation found that Amplitude does not hold it, so it is sent again"),
     Reason("held", "pending", "the next micro-batch posts it before newer events of its user"),
     Reason("waiting_for_login", "pending", "the user has no External ID yet"),
     Reason("no_connection", "unreachable", "no server listens at the endpoint, or its name is unknown",
@@ -94,6 +103,8 @@ _ALL: Final = (
     Reason("not_json", "unreachable", "a server that is not Amplitude's HTTP API answers, such as a proxy's page",
            "Check the endpoint and the proxy of this machine"),
     Reason("not_accepted", "unreachable", "the endpoint answers 200, but does not accept the events"),
+    Reason("bad_results", "unreachable", "the endpoint's results of single events cannot be read, so these are sent "
+           "again", "Repair the receiver's answers; docs/http.md says what they hold"),
     Reason("http_5", "unreachable", "Amplitude's servers are in trouble", "Look at https://status.amplitude.com"),
     Reason("http_4", "halted", "the endpoint or the API key is not accepted"),
     Reason("invalid_api_key", "halted", "Amplitude does not know the API key at this endpoint"),
@@ -129,6 +140,12 @@ def is_unreachable(outcome: str) -> bool:
     """Whether the outcome of a request says that Amplitude could not be reached, or did not answer as such."""
     known = reason(outcome)
     return known is not None and known.kind == "unreachable"
+
+
+def halted_for(reason_of_halt: str) -> str:
+    """Why an integration halted, in words: what was said, or else what the code means."""
+    code, _, said = reason_of_halt.partition(": ")
+    return said or means(code)
 
 
 def codes(*kinds: Kind) -> tuple[str, ...]:

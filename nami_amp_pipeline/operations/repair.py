@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
 
+from nami_amp_pipeline.backfill.lost import set_aside, what_to_do
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import Blocked, Busy, NamiAmpError
 from nami_amp_pipeline.stages import captured_ids
 from nami_amp_pipeline.stages.rebuild import rebuild_outbox
 from nami_amp_pipeline.stages.snapshots import snapshot
-from nami_amp_pipeline.state import Store, tables
+from nami_amp_pipeline.state import Store, backfills, tables
 from nami_amp_pipeline.state.store import Lease, Transaction
+from nami_amp_pipeline.storage.data_folder import DataFolder
 
 _DAY: Final = 86_400_000_000
 
@@ -31,7 +32,8 @@ class LostFile:
 
     Attributes:
         file: its name in the data folder.
-        kind: ``segment``, ``ledger``, ``snapshots``, ``outbox`` or ``receipts``.
+        kind: ``segment``, ``ledger``, ``snapshots``, ``outbox``, ``receipts``, or ``backfill``: an outbox of a backfill
+            or an identify.
         stops: the work that it blocks, for people.
         mend: the effect of a repair, for people.
     """
@@ -65,7 +67,7 @@ _TEXTS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
-def lost_files(store: Store, folder: Path) -> list[LostFile]:
+def lost_files(store: Store, folder: DataFolder) -> list[LostFile]:
     """The lost files that the store needs; files that block most come first.
 
     Args:
@@ -74,14 +76,16 @@ def lost_files(store: Store, folder: Path) -> list[LostFile]:
 
     Raises:
         StoreUnavailable: the store cannot be read.
+        FilesUnavailable: the object storage cannot be listed.
     """
     with store.reading() as tx:
         named = {kind: sorted({str(name) for name in tx.execute(query).scalars()}) for kind, query in _needed().items()}
-    return [
-        LostFile(name, kind, *_TEXTS[kind])
-        for kind, names in named.items()
-        for name in names
-        if not (folder / name).exists()
+        of_backfills = {row.file: backfills.get(tx, row.id) for row in tx.execute(_BACKFILL_BOXES)}
+    found = [LostFile(name, kind, *_TEXTS[kind]) for kind, names in named.items() for name in folder.missing(names)]
+    return found + [
+        LostFile(name, "backfill", f"{whose.called} of {whose.integration}", what_to_do(whose))
+        for name in folder.missing(sorted(of_backfills))
+        for whose in (of_backfills[name],)
     ]
 
 
@@ -99,12 +103,21 @@ def repair(context: Context, lost: Iterable[LostFile], *, resend: bool = False) 
     found: list[tuple[LostFile, str | None]] = []
     for file in lost:
         try:
-            _MENDS[file.kind](context, file.file, resend)
+            if not context.folder.put_back(file.file):
+                _MENDS[file.kind](context, file.file, resend)
         except NamiAmpError as error:
             found.append((file, str(error)))
         else:
             found.append((file, None))
     return found
+
+
+_CHANNELS: Final = sa.select(tables.backfills.c.channel_id)
+_BACKFILL_BOXES: Final = (
+    sa.select(tables.outboxes.c.file, tables.outboxes.c.id.label("outbox"), tables.backfills.c.id)
+    .join(tables.backfills, tables.backfills.c.channel_id == tables.outboxes.c.integration_id)
+    .where(tables.outboxes.c.done_at.is_(None))
+)
 
 
 def _needed() -> dict[str, sa.Select[tuple[str | None]]]:
@@ -113,7 +126,7 @@ def _needed() -> dict[str, sa.Select[tuple[str | None]]]:
         "ledger": sa.select(tables.captured_ids.c.file),
         "segment": sa.select(tables.segments.c.file),
         "snapshots": sa.select(parts.c.snapshot_file).where(parts.c.snapshot_file.is_not(None)),
-        "outbox": sa.select(boxes.c.file).where(boxes.c.done_at.is_(None)),
+        "outbox": sa.select(boxes.c.file).where(boxes.c.done_at.is_(None), boxes.c.integration_id.not_in(_CHANNELS)),
         "receipts": sa.select(boxes.c.receipts_file).where(boxes.c.receipts_file.is_not(None)),
     }
 
@@ -224,10 +237,20 @@ def _mend_outbox(context: Context, file: str, resend: bool) -> None:
             rebuild_outbox(context, box.id, leases[0], resend=resend)
 
 
+def _mend_backfill(context: Context, file: str, _resend: bool) -> None:
+    with context.store.reading() as tx:
+        rows = tx.execute(_BACKFILL_BOXES.where(tables.outboxes.c.file == file)).all()
+        found = [(row.outbox, backfills.get(tx, row.id)) for row in rows]
+    for outbox_id, backfill in found:
+        with _under(context, [f"integration:{backfill.integration_id}"]) as leases:
+            set_aside(context, backfill, outbox_id, leases[0])
+
+
 _MENDS: Final[Mapping[str, Callable[[Context, str, bool], None]]] = {
     "segment": _mend_segment,
     "ledger": _mend_ledger,
     "snapshots": _mend_snapshots,
     "outbox": _mend_outbox,
+    "backfill": _mend_backfill,
     "receipts": _mend_receipts,
 }

@@ -13,9 +13,12 @@ from typing import Any, Final, Literal
 
 from nami_amp_pipeline.clock import from_datetime, to_datetime, to_text
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.destinations import destination_of
+from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.operations import reasons
 from nami_amp_pipeline.operations.standing_facts import Facts, facts_of
 from nami_amp_pipeline.operations.status import WAITING, IntegrationStatus
+from nami_amp_pipeline.operations.wording import said_of
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
 
@@ -51,6 +54,7 @@ class Standing:
         pending: events that have no end yet.
         whose: at most :data:`SHOWN_USERS` of the users that wait, as Amplitude knows them.
         rejected: dead letters of the last 7 days that Amplitude rejected or left unanswered; they can be sent again.
+        dismissed: dead letters that a person marked as seen; nobody is asked about them.
         also: what else there is to know, each a sentence without a full stop.
         code: the reason behind ``why``, of :data:`~nami_amp_pipeline.operations.reasons.REASONS`; empty for none.
         lag_seconds: how long the oldest event that is to be posted has been in the warehouse; 0 with none.
@@ -67,6 +71,7 @@ class Standing:
     pending: int
     whose: tuple[str, ...]
     rejected: int
+    dismissed: int
     also: tuple[str, ...]
     code: str
     lag_seconds: float
@@ -98,6 +103,7 @@ class Standing:
             "what_to_do": self.what_to_do,
             "whose": list(self.whose),
             "rejected": self.rejected,
+            "dismissed": self.dismissed,
             "also": list(self.also),
         }
 
@@ -129,7 +135,14 @@ def stand(facts: Facts, settings: Settings, now: int) -> Standing:
         now: in µs since the epoch.
     """
     main = next(found for rule in _RULES if (found := rule(facts, settings, now)) is not None)
-    return _with_rejected(_with_lag(main, settings), facts)
+    found = _with_rejected(_with_lag(main, settings), facts)
+    where = facts.integration.destination
+    return replace(
+        found,
+        why=said_of(where, found.why),
+        what_to_do=said_of(where, found.what_to_do),
+        also=tuple(said_of(where, each) for each in found.also),
+    )
 
 
 def _plain(facts: Facts, state: State, **more: Any) -> Standing:
@@ -146,6 +159,7 @@ def _plain(facts: Facts, state: State, **more: Any) -> Standing:
             "pending": numbers.pending,
             "whose": facts.whose,
             "rejected": facts.rejected,
+            "dismissed": facts.dismissed,
             "also": _for_a_login(numbers),
             "code": "",
             "lag_seconds": numbers.lag_seconds,
@@ -172,17 +186,17 @@ def _halted(facts: Facts, _settings: Settings, _now: int) -> Standing | None:
     integration = facts.integration
     if not integration.halted_reason:
         return None
-    from nami_amp_pipeline.stages.destinations import DESTINATIONS  # here: it brings all that posting needs
-
-    destination = DESTINATIONS.get(integration.destination)
-    repair = destination.repair(integration.halted_reason) if destination is not None else "Repair its settings"
-    word, _, said = integration.halted_reason.partition(": ")
+    try:
+        repair = destination_of(integration.destination).repair(integration.halted_reason)
+    except Misconfigured:
+        repair = "Install the package of its destination, or repair its settings"
+    word = integration.halted_reason.partition(": ")[0]
     return _plain(
         facts,
         "halted",
         needs_you=True,
         since=_time(integration.halted_at),
-        why=said or reasons.means(word),
+        why=reasons.halted_for(integration.halted_reason),
         code=word.split(" ")[0],
         what_to_do=(
             f"{repair}; see that 'nami-amp integrations test APP/NAME' succeeds; then 'nami-amp integrations enable "
@@ -318,7 +332,8 @@ def _with_rejected(standing: Standing, facts: Facts) -> Standing:
         said = f"{_events(facts.rejected)} can be sent again ({by})"
     action = (
         f"'nami-amp dead-letters list --integration {key}' shows them; repair the cause, then 'nami-amp dead-letters "
-        f"retry --integration {key}' sends them again"
+        f"retry --integration {key}' sends them again, or 'nami-amp dead-letters dismiss --integration {key}' marks "
+        "them as seen"
     )
     if standing.state in ("delivering", "idle"):
         return replace(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 import orjson
 import sqlalchemy as sa
@@ -12,9 +12,11 @@ import sqlalchemy as sa
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.operations import reasons
+from nami_amp_pipeline.operations.dead_letters import is_dismissed
 from nami_amp_pipeline.operations.named_fields import error_of, named_fields
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.integration_rows import only_of
 from nami_amp_pipeline.state.integrations import Integration, refreshed
 from nami_amp_pipeline.state.store import Transaction
 
@@ -23,8 +25,15 @@ _SHOWN_USERS: Final = 3
 _LATE_SECONDS: Final = 600.0
 """Events that are queued for longer have somebody ask whose they are."""
 
+MOST_NAMED: Final = 100
+"""So many integrations whose users stand in files have them named, those that wait longest: each costs some
+milliseconds, and an outage is everybody's."""
+
 _CAPTURE: Final = "nami_events"
 """The asset of the stage that reads the warehouse; the table of the stages would bring all of DuckDB and Arrow."""
+
+_AT_ONCE: Final = 500
+"""So many ids in one statement."""
 
 _PASSING: Final = ("Busy", "LostLease")
 """Troubles that mean that another process does the work."""
@@ -45,9 +54,10 @@ class Facts:
         held_since: since when the oldest held event is held.
         held_users: how many users have held events.
         whose: some users that wait, as Amplitude knows them.
-        rejected: dead letters of the last 7 days that can be posted again.
+        rejected: dead letters of the last 7 days that can be posted again, without those that a person dismissed.
         rejected_by: the same by reason.
         rejected_since: when the oldest of them became one.
+        dismissed: dead letters that a person marked as seen, of any reason and age.
         rejected_for: what Amplitude named of the newest, such as ``time is invalid``; empty if it named nothing.
         trouble: what a stage could not do for it and when, if nothing has moved since.
         last_sign: when any micro-batch last did or read anything.
@@ -66,12 +76,13 @@ class Facts:
     rejected_by: Mapping[str, int] = field(default_factory=dict)
     rejected_since: int | None = None
     rejected_for: str = ""
+    dismissed: int = 0
     trouble: tuple[str, int] | None = None
     last_sign: int | None = None
 
     @property
     def rejected(self) -> int:
-        """Dead letters of the last 7 days that can be posted again."""
+        """Dead letters of the last 7 days that can be posted again, and that nobody dismissed."""
         return sum(self.rejected_by.values())
 
 
@@ -87,23 +98,24 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
         there = [integration for integration in refreshed(tx, integrations) if integration.key in numbers]
         sign = last_sign(tx)
         off = _switched_off(tx, there)
-        paused = _project_pauses(tx)
-        held = _held(tx)
-        rejected = _rejected(tx, now)
-        in_trouble = _in_trouble(tx)
+        ids = [integration.id for integration in there]
+        paused = _project_pauses(tx, ids)
+        held = _held(tx, ids)
+        rejected = _rejected(tx, now, ids)
+        dismissed = _dismissed(tx, ids)
+        unanswered = _unanswered(tx, [integration for integration in there if numbers[integration.key].to_post])
+        troubles = _troubles(tx, there, numbers)
         found = []
         for integration in there:
             waits, dead = held.get(integration.id, _Held()), rejected.get(integration.id, _NONE)
-            count = numbers[integration.key]
-            unanswered = _unanswered(tx, integration) if count.to_post else None
             at, by = off.get(integration.key, (None, ""))
             found.append(
                 Facts(
                     integration,
-                    count,
+                    numbers[integration.key],
                     off_at=at,
                     off_by=by,
-                    unanswered=unanswered,
+                    unanswered=unanswered.get(integration.id),
                     project_until=paused.get(integration.id),
                     users_until=waits.until,
                     held_since=waits.since,
@@ -111,26 +123,31 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
                     whose=waits.some,
                     rejected_by=dead.by,
                     rejected_since=dead.since,
-                    rejected_for=_named(tx, integration) if dead.by else "",
-                    trouble=_trouble(tx, integration, count)
-                    if in_trouble & {integration.app_id, integration.partition_key}
-                    else None,
+                    rejected_for=dead.named,
+                    dismissed=dismissed.get(integration.id, 0),
+                    trouble=troubles.get(integration.id),
                     last_sign=sign,
                 )
             )
-    return [_with_users(context, integration, now) for integration in found]
+    nameless = [facts for facts in found if _lacks_users(facts, now)]
+    nameless.sort(key=lambda facts: (-facts.numbers.lag_seconds, facts.integration.id))
+    named = {facts.integration.id for facts in nameless[:MOST_NAMED]}
+    return [_with_users(context, facts) if facts.integration.id in named else facts for facts in found]
 
 
-def _with_users(context: Context, facts: Facts, now: int) -> Facts:
-    """Names some users where events are queued and do not go: reading files is left out where all is well."""
+def _lacks_users(facts: Facts, now: int) -> bool:
+    """Whether events are queued and do not go, and nobody knows yet whose they are."""
     integration, count = facts.integration, facts.numbers
     stands = integration.halted_reason or not integration.enabled or facts.unanswered or facts.trouble
     late = count.lag_seconds > _LATE_SECONDS or (facts.project_until or 0) > now
-    if facts.whose or not count.pending_by.get("queued") or not (stands or late):
-        return facts
+    return bool(not facts.whose and count.pending_by.get("queued") and (stands or late))
+
+
+def _with_users(context: Context, facts: Facts) -> Facts:
+    """Names some users, which takes the reading of a file."""
     from nami_amp_pipeline.operations.queued_users import some_users  # here: it brings Arrow
 
-    return replace(facts, whose=some_users(context, integration, _SHOWN_USERS))
+    return replace(facts, whose=some_users(context, facts.integration, _SHOWN_USERS))
 
 
 def last_sign(tx: Transaction) -> int | None:
@@ -163,9 +180,11 @@ def _switched_off(tx: Transaction, integrations: Sequence[Integration]) -> dict[
     return found
 
 
-def _project_pauses(tx: Transaction) -> dict[int, int]:
+def _project_pauses(tx: Transaction, ids: Sequence[int]) -> dict[int, int]:
     table = tables.pauses
-    query = sa.select(table.c.integration_id, table.c.until).where(table.c.identity == "")
+    query = sa.select(table.c.integration_id, table.c.until).where(
+        table.c.identity == "", only_of(table.c.integration_id, ids)
+    )
     return dict(tx.execute(query).tuples().all())
 
 
@@ -177,10 +196,9 @@ class _Held:
     some: tuple[str, ...] = ()
 
 
-def _held(tx: Transaction) -> dict[int, _Held]:
+def _held(tx: Transaction, ids: Sequence[int]) -> dict[int, _Held]:
     """By integration: how many users have events that are held, since when, until when, and the first of them."""
     table, pauses = tables.exceptions, tables.pauses
-    held = table.c.state == "held"
     rows = tx.execute(
         sa.select(
             table.c.integration_id,
@@ -191,19 +209,31 @@ def _held(tx: Transaction) -> dict[int, _Held]:
         .outerjoin(
             pauses, sa.and_(pauses.c.integration_id == table.c.integration_id, pauses.c.identity == table.c.identity)
         )
-        .where(held)
+        .where(table.c.state == "held", only_of(table.c.integration_id, ids))
         .group_by(table.c.integration_id)
     ).all()
-    found = {}
-    for integration_id, users, since, until in rows:
-        some = tx.execute(
-            sa.select(table.c.identity)
-            .where(held, table.c.integration_id == integration_id)
-            .group_by(table.c.identity)
-            .order_by(sa.func.min(table.c.at), table.c.identity)
-            .limit(_SHOWN_USERS)
-        ).scalars()
-        found[integration_id] = _Held(users, since, until, tuple(identity.partition(":")[2] for identity in some))
+    first = _first_held(tx, ids) if rows else {}
+    return {
+        integration_id: _Held(users, since, until, tuple(first.get(integration_id, ())))
+        for integration_id, users, since, until in rows
+    }
+
+
+def _first_held(tx: Transaction, ids: Sequence[int]) -> dict[int, list[str]]:
+    """By integration: the users whose events are held for longest, as Amplitude knows them."""
+    table = tables.exceptions
+    oldest = sa.func.min(table.c.at)
+    place = sa.func.row_number().over(partition_by=table.c.integration_id, order_by=(oldest, table.c.identity))
+    users = (
+        sa.select(table.c.integration_id, table.c.identity, place.label("place"))
+        .where(table.c.state == "held", only_of(table.c.integration_id, ids))
+        .group_by(table.c.integration_id, table.c.identity)
+        .subquery()
+    )
+    query = sa.select(users.c.integration_id, users.c.identity).where(users.c.place <= _SHOWN_USERS)
+    found: dict[int, list[str]] = {}
+    for integration_id, identity in tx.execute(query.order_by(users.c.integration_id, users.c.place)):
+        found.setdefault(integration_id, []).append(identity.partition(":")[2])
     return found
 
 
@@ -211,94 +241,127 @@ def _held(tx: Transaction) -> dict[int, _Held]:
 class _Rejected:
     by: dict[str, int]
     since: int | None
+    newest: int = 0
+    named: str = ""
 
 
 _NONE: Final = _Rejected({}, None)
 
 
-def _rejected(tx: Transaction, now: int) -> dict[int, _Rejected]:
+def _rejected(tx: Transaction, now: int, ids: Sequence[int]) -> dict[int, _Rejected]:
+    """By integration: the dead letters that a person is asked about, and what Amplitude named of the newest."""
     table = tables.exceptions
     rows = tx.execute(
-        sa.select(table.c.integration_id, table.c.reason, sa.func.count(), sa.func.min(table.c.at))
+        sa.select(
+            table.c.integration_id, table.c.reason, sa.func.count(), sa.func.min(table.c.at), sa.func.max(table.c.id)
+        )
         .where(
             table.c.state == "dead",
             table.c.reason.in_(reasons.RETRYABLE),
             table.c.body.is_not(None),
             table.c.at > now - _WINDOW,
+            sa.not_(is_dismissed()),
+            only_of(table.c.integration_id, ids),
         )
         .group_by(table.c.integration_id, table.c.reason)
     ).all()
     found: dict[int, _Rejected] = {}
-    for integration_id, reason, events, since in rows:
+    for integration_id, reason, events, since, newest in rows:
         rejected = found.setdefault(integration_id, _Rejected({}, since))
         rejected.by[reason] = events
         rejected.since = min(since, rejected.since or since)
+        rejected.newest = max(newest, rejected.newest)
+    by_newest = {rejected.newest: rejected for rejected in found.values()}
+    for some in _parts(list(by_newest)):
+        for row_id, answer in tx.execute(sa.select(table.c.id, table.c.answer).where(table.c.id.in_(some))):
+            fields = named_fields(answer, None)
+            by_newest[row_id].named = (
+                ", ".join(f"{field.name} {field.how}" for field in fields) or error_of(answer) or ""
+            )
     return found
 
 
-def _named(tx: Transaction, integration: Integration) -> str:
-    """What Amplitude named of the newest event that it rejected."""
+def _dismissed(tx: Transaction, ids: Sequence[int]) -> dict[int, int]:
+    """By integration: the dead letters that a person marked as seen."""
     table = tables.exceptions
-    query = sa.select(table.c.answer).where(
-        table.c.integration_id == integration.id, table.c.state == "dead", table.c.reason.in_(reasons.RETRYABLE)
-    )
-    answer = tx.execute(query.order_by(table.c.id.desc()).limit(1)).scalar()
-    return ", ".join(f"{field.name} {field.how}" for field in named_fields(answer, None)) or error_of(answer) or ""
+    mine = sa.and_(table.c.state == "dead", is_dismissed(), only_of(table.c.integration_id, ids))
+    query = sa.select(table.c.integration_id, sa.func.count()).where(mine).group_by(table.c.integration_id)
+    return dict(tx.execute(query).tuples().all())
 
 
-def _unanswered(tx: Transaction, integration: Integration) -> tuple[str, int] | None:
-    """The outcome of the newest request and since when no request was answered; None if the newest one was."""
-    table = tables.requests
-    mine = table.c.integration_id == integration.id
-    newest = tx.execute(
-        sa.select(table.c.outcome).where(mine).order_by(table.c.sent_at.desc(), table.c.id.desc()).limit(1)
-    ).scalar()
-    if newest is None or not reasons.is_unreachable(newest):
-        return None
+def _unanswered(tx: Transaction, integrations: Sequence[Integration]) -> dict[int, tuple[str, int]]:
+    """By integration: the outcome of the newest request and since when none was answered; without the others."""
+    found: dict[int, tuple[str, int]] = {}
+    ids, table, request = tables.integrations.c.id, tables.requests, tables.requests.alias("request")
+    # A subquery for each integration reads one entry of the index; a maximum by group would read all of it.
+    mine = request.c.integration_id == ids
+    newest = sa.select(request.c.id).where(mine).order_by(request.c.sent_at.desc(), request.c.id.desc()).limit(1)
     no_answer = sa.or_(
-        table.c.outcome.in_(reasons.codes("unreachable")),
-        *(table.c.outcome.startswith(f"http_{n}") for n in (408, 425, 5)),
+        request.c.outcome.in_(reasons.codes("unreachable")),
+        *(request.c.outcome.startswith(f"http_{n}") for n in (408, 425, 5)),
     )
-    answered = tx.execute(
-        sa.select(table.c.sent_at).where(mine, sa.not_(no_answer)).order_by(table.c.sent_at.desc()).limit(1)
-    ).scalar()
-    first = sa.select(sa.func.min(table.c.sent_at)).where(mine)
-    if answered is not None:
-        first = first.where(table.c.sent_at > answered)
-    since: int = tx.execute(first).scalar_one()
-    return newest, since
+    answered = sa.select(request.c.sent_at).where(mine, sa.not_(no_answer)).order_by(request.c.sent_at.desc()).limit(1)
+    first = sa.select(sa.func.min(table.c.sent_at)).where(
+        table.c.integration_id == ids,
+        table.c.sent_at > sa.func.coalesce(answered.correlate(tables.integrations).scalar_subquery(), -1),
+    )
+    last = newest.correlate(tables.integrations).scalar_subquery()
+    for some in _parts([integration.id for integration in integrations]):
+        both = tables.integrations.join(table, table.c.id == last)
+        query = sa.select(ids, table.c.outcome).select_from(both).where(ids.in_(some))
+        outcomes = dict(tx.execute(query).tuples().all())
+        silent = [integration_id for integration_id, outcome in outcomes.items() if reasons.is_unreachable(outcome)]
+        since = sa.select(ids, first.correlate(tables.integrations).scalar_subquery()).where(ids.in_(silent))
+        for integration_id, at in tx.execute(since) if silent else ():
+            found[integration_id] = (outcomes[integration_id], at)
+    return found
 
 
-def _in_trouble(tx: Transaction) -> set[str | None]:
-    """The partitions that a stage ever could not be done for: few, so that the others are not asked for one by one."""
-    table = tables.run_troubles
-    return set(tx.execute(sa.select(table.c.partition).distinct().where(table.c.kind.not_in(_PASSING))).scalars())
+def _troubles(
+    tx: Transaction, integrations: Sequence[Integration], numbers: Mapping[str, IntegrationStatus]
+) -> dict[int, tuple[str, int]]:
+    """By integration: what a stage could not do for it or its app, if nothing has moved since."""
+    table, apps = tables.run_troubles, tables.apps
+    last = sa.select(sa.func.max(table.c.id)).where(table.c.kind.not_in(_PASSING)).group_by(table.c.partition)
+    newest = {row.partition: row for row in tx.execute(sa.select(table).where(table.c.id.in_(last)))}
+    rows = {}
+    for integration in integrations:
+        own = [newest[name] for name in (integration.app_id, integration.partition_key) if name in newest]
+        if own:
+            rows[integration.id] = max(own, key=lambda row: row.id)
+    if not rows:
+        return {}
+    captured = dict(tx.execute(sa.select(apps.c.app_id, apps.c.captured_at)).tuples().all())
+    moved = _last_moves(tx, list(rows))
+    found = {}
+    for integration in integrations:
+        row = rows.get(integration.id)
+        if row is None:
+            continue
+        at = captured.get(integration.app_id) if row.asset == _CAPTURE else moved.get(integration.id)
+        is_over = at is not None and at > row.at
+        if not is_over and (row.asset == _CAPTURE or numbers[integration.key].to_post):
+            found[integration.id] = (row.message, row.at)
+    return found
 
 
-def _trouble(tx: Transaction, integration: Integration, numbers: IntegrationStatus) -> tuple[str, int] | None:
-    """What a stage could not do for an integration or its app, if nothing has moved since."""
-    table, apps, boxes, requests = tables.run_troubles, tables.apps, tables.outboxes, tables.requests
-    row = tx.execute(
-        sa.select(table)
-        .where(table.c.partition.in_((integration.app_id, integration.partition_key)), table.c.kind.not_in(_PASSING))
-        .order_by(table.c.id.desc())
-        .limit(1)
-    ).one_or_none()
-    if row is None:
-        return None
-    if row.asset == _CAPTURE:
-        moved: sa.Select[Any] | sa.CompoundSelect[Any] = sa.select(apps.c.captured_at).where(
-            apps.c.app_id == integration.app_id, apps.c.captured_at > row.at
+def _last_moves(tx: Transaction, integration_ids: Sequence[int]) -> dict[int, int]:
+    """By integration: when something was prepared or posted for it last."""
+    ids, boxes, requests = tables.integrations.c.id, tables.outboxes, tables.requests
+    prepared = sa.select(boxes.c.prepared_at).where(boxes.c.integration_id == ids).order_by(boxes.c.id.desc()).limit(1)
+    posted = sa.select(sa.func.max(requests.c.sent_at)).where(requests.c.integration_id == ids)
+    found = {}
+    for some in _parts(integration_ids):
+        query = sa.select(
+            ids,
+            prepared.correlate(tables.integrations).scalar_subquery(),
+            posted.correlate(tables.integrations).scalar_subquery(),
         )
-    elif not numbers.to_post:
-        return None
-    else:
-        moved = sa.union_all(
-            sa.select(boxes.c.prepared_at).where(
-                boxes.c.integration_id == integration.id, boxes.c.prepared_at > row.at
-            ),
-            sa.select(requests.c.sent_at).where(
-                requests.c.integration_id == integration.id, requests.c.sent_at > row.at
-            ),
-        )
-    return None if tx.execute(moved.limit(1)).first() is not None else (row.message, row.at)
+        for integration_id, *moments in tx.execute(query.where(ids.in_(some))):
+            found[integration_id] = max((at for at in moments if at is not None), default=0)
+    return found
+
+
+def _parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(ids), _AT_ONCE):
+        yield ids[start : start + _AT_ONCE]

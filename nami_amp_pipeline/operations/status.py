@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -13,7 +14,9 @@ import sqlalchemy as sa
 from nami_amp_pipeline.clock import to_text
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.operations.dead_letters import RETRIED
+from nami_amp_pipeline.reconciliation import MISSING
 from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.integration_rows import only_of
 from nami_amp_pipeline.state.integrations import Integration, refreshed
 from nami_amp_pipeline.state.store import Transaction
 
@@ -101,15 +104,16 @@ class IntegrationStatus:
 
 def status(context: Context, integrations: Sequence[Integration]) -> list[IntegrationStatus]:
     """The numbers of these integrations, read in one transaction."""
-    with context.store.begin() as tx:
+    ids = [integration.id for integration in integrations]
+    with context.store.reading() as tx:
         integrations = refreshed(tx, integrations)
-        counts = _counts(tx)
-        queued = _queued(tx)
-        excepted = _exceptions(tx)
+        counts = _counts(tx, ids)
+        queued = _queued(tx, ids)
+        excepted = _exceptions(tx, ids)
         unprepared, oldest = _unprepared(context, tx, integrations)
         watermarks = dict(tx.execute(sa.select(tables.apps.c.app_id, tables.apps.c.watermark)).tuples().all())
-        in_outboxes = _oldest_in_outboxes(tx)
-        oldest_excepted = _oldest_exceptions(tx) if excepted else {}
+        in_outboxes = _oldest_in_outboxes(tx, ids)
+        oldest_excepted = _oldest_exceptions(tx, ids) if excepted else {}
     found, now = [], context.now()
     for integration in integrations:
         mine = counts.get(integration.id, {})
@@ -145,27 +149,27 @@ def _reasons(counts: dict[tuple[str, str], int], state: str) -> dict[str, int]:
     return {reason: events for (kind, reason), events in sorted(counts.items()) if kind == state and events}
 
 
-def _counts(tx: Transaction) -> dict[int, dict[tuple[str, str], int]]:
+def _counts(tx: Transaction, ids: Sequence[int]) -> dict[int, dict[tuple[str, str], int]]:
     counts: dict[int, dict[tuple[str, str], int]] = defaultdict(dict)
-    for row in tx.execute(sa.select(tables.counts)):
+    for row in tx.execute(sa.select(tables.counts).where(only_of(tables.counts.c.integration_id, ids))):
         counts[row.integration_id][(row.state, row.reason)] = row.events
     return counts
 
 
-def _queued(tx: Transaction) -> dict[int, int]:
+def _queued(tx: Transaction, ids: Sequence[int]) -> dict[int, int]:
     """Rows of lanes that have no end state yet and wait nowhere else."""
     boxes, lanes, exceptions = tables.outboxes, tables.lanes, tables.exceptions
     left = (
         sa.select(boxes.c.integration_id, sa.func.sum(lanes.c.rows - lanes.c.next_row))
         .join(lanes, lanes.c.outbox_id == boxes.c.id)
-        .where(boxes.c.done_at.is_(None))
+        .where(boxes.c.done_at.is_(None), only_of(boxes.c.integration_id, ids))
         .group_by(boxes.c.integration_id)
     )
     queued = {integration_id: int(rows) for integration_id, rows in tx.execute(left)}
     ahead = (
         sa.select(exceptions.c.integration_id, sa.func.count())
         .join(lanes, lanes.c.id == exceptions.c.lane_id)
-        .where(exceptions.c.lane_row >= lanes.c.next_row)
+        .where(exceptions.c.lane_row >= lanes.c.next_row, only_of(exceptions.c.integration_id, ids))
         .group_by(exceptions.c.integration_id)
     )
     for integration_id, rows in tx.execute(ahead):
@@ -173,7 +177,7 @@ def _queued(tx: Transaction) -> dict[int, int]:
     return queued
 
 
-def _exceptions(tx: Transaction) -> dict[int, dict[str, int]]:
+def _exceptions(tx: Transaction, ids: Sequence[int]) -> dict[int, dict[str, int]]:
     table, pauses = tables.exceptions, tables.pauses
     found: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     rows = tx.execute(
@@ -181,7 +185,7 @@ def _exceptions(tx: Transaction) -> dict[int, dict[str, int]]:
         .outerjoin(
             pauses, sa.and_(pauses.c.integration_id == table.c.integration_id, pauses.c.identity == table.c.identity)
         )
-        .where(table.c.state.in_(("held", "waiting")))
+        .where(table.c.state.in_(("held", "waiting")), only_of(table.c.integration_id, ids))
         .group_by(table.c.integration_id, table.c.state, pauses.c.reason)
     )
     for integration_id, state, reason, events in rows:
@@ -189,17 +193,18 @@ def _exceptions(tx: Transaction) -> dict[int, dict[str, int]]:
     return found
 
 
-def _oldest_exceptions(tx: Transaction) -> dict[int, dict[str, int]]:
+def _oldest_exceptions(tx: Transaction, ids: Sequence[int]) -> dict[int, dict[str, int]]:
     """Since when the oldest of the events that wait in the store has been in the warehouse: held, and for a login.
 
     That is when its segment came, or since when it waits: a segment may be past its retention. They are written in the
-    order of the segments, so the first is the oldest; but a dead letter that a person has sent again waits since then.
+    order of the segments, so the first is the oldest; but what is sent again, because a person or a reconciliation
+    said so, waits since then.
     """
     table, parts, integrations = tables.exceptions, tables.segment_apps, tables.integrations
-    retried = sa.and_(table.c.state == "held", table.c.reason == RETRIED)
+    retried = sa.and_(table.c.state == "held", table.c.reason.in_((RETRIED, MISSING)))
     first = (
         sa.select(table.c.integration_id, table.c.state, sa.func.min(table.c.id).label("id"))
-        .where(table.c.state.in_(("held", "waiting")), sa.not_(retried))
+        .where(table.c.state.in_(("held", "waiting")), sa.not_(retried), only_of(table.c.integration_id, ids))
         .group_by(table.c.integration_id, table.c.state)
         .subquery()
     )
@@ -211,8 +216,10 @@ def _oldest_exceptions(tx: Transaction) -> dict[int, dict[str, int]]:
         .outerjoin(parts, sa.and_(parts.c.segment_id == table.c.segment_id, parts.c.app_id == integrations.c.app_id))
     ):
         found[integration_id][WAITING if state == "waiting" else "held"] = since
-    again = sa.select(table.c.integration_id, sa.func.min(table.c.at)).where(retried).group_by(table.c.integration_id)
-    for integration_id, since in tx.execute(again):
+    again = sa.select(table.c.integration_id, sa.func.min(table.c.at)).where(
+        retried, only_of(table.c.integration_id, ids)
+    )
+    for integration_id, since in tx.execute(again.group_by(table.c.integration_id)):
         found[integration_id]["held"] = min(since, found[integration_id].get("held", since))
     return found
 
@@ -228,53 +235,71 @@ def _unprepared(
         return {}, {}
     parts, segments = tables.segment_apps, tables.segments
     first = min(integration.prepared_through for of_app in by_app.values() for integration in of_app)
+    here = parts.c.app_id.in_(list(by_app)) if len(by_app) == 1 else sa.true()
     rows = tx.execute(
         sa.select(parts, segments.c.file)
         .join(segments, segments.c.id == parts.c.segment_id)
-        .where(parts.c.segment_id > first)
+        .where(parts.c.segment_id > first, here)
     ).all()
     events: dict[int, int] = defaultdict(int)
     oldest: dict[int, int] = {}
     for row in rows:
-        types: dict[str, int] = orjson.loads(row.types)
         for integration in by_app.get(row.app_id, ()):
             if row.segment_id <= integration.prepared_through:
                 continue
-            start = integration.start_in(row.segment_id)
-            if start is not None and row.max_ingested_at < start:
-                continue
-            if start is None or row.min_ingested_at >= start:
-                count = sum(types.get(event_type, 0) for event_type in integration.events)
-            else:
-                count = _count_from(context, row.file, integration, start)
+            count = sum(selected_types(context, integration, row).values())
             events[integration.id] += count
             if count:
                 oldest[integration.id] = min(oldest.get(integration.id, row.min_ingested_at), row.min_ingested_at)
     return events, oldest
 
 
-def _count_from(context: Context, file: str, integration: Integration, start: int) -> int:
-    """Selected events of a segment that reaches across the start of an integration."""
+def selected_types(context: Context, integration: Integration, row: Any) -> dict[str, int]:
+    """Events by type that an integration takes of a segment of its app.
+
+    Args:
+        context: the process at work.
+        integration: of the app.
+        row: of ``segment_apps``, with the ``file`` of the segment.
+    """
+    start = integration.start_in(row.segment_id)
+    if start is not None and row.max_ingested_at < start:
+        return {}
+    if start is not None and row.min_ingested_at < start:
+        return _types_from(context, row.file, integration, start)
+    types = _types(row.types)
+    return {event_type: types[event_type] for event_type in integration.events if event_type in types}
+
+
+@lru_cache(4096)
+def _types(text: str) -> dict[str, int]:
+    types: dict[str, int] = orjson.loads(text)
+    return types
+
+
+def _types_from(context: Context, file: str, integration: Integration, start: int) -> dict[str, int]:
+    """The same of a segment that reaches across the start of an integration."""
     import pyarrow as pa  # here, for most of the time it takes to say how things stand would go into the import
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    table = pq.read_table(context.folder.path(file), columns=["app_id", "event_type", "ingested_at"])
+    table = pq.read_table(context.folder.fetch(file), columns=["app_id", "event_type", "ingested_at"])
     selected = pc.is_in(table["event_type"], value_set=pa.array(integration.events, pa.string()))
     chosen = pc.and_(
         pc.and_(pc.equal(table["app_id"], integration.app_id), selected),
         pc.greater_equal(table["ingested_at"].cast("int64"), start),
     )
-    return int(pc.sum(chosen).as_py() or 0)
+    counted = table["event_type"].filter(chosen).value_counts().to_pylist()
+    return {entry["values"]: entry["counts"] for entry in counted}
 
 
-def _oldest_in_outboxes(tx: Transaction) -> dict[int, int]:
+def _oldest_in_outboxes(tx: Transaction, ids: Sequence[int]) -> dict[int, int]:
     boxes, parts, integrations = tables.outboxes, tables.segment_apps, tables.integrations
     rows = tx.execute(
         sa.select(boxes.c.integration_id, sa.func.min(parts.c.min_ingested_at))
         .join(integrations, integrations.c.id == boxes.c.integration_id)
         .join(parts, sa.and_(parts.c.segment_id == boxes.c.segment_id, parts.c.app_id == integrations.c.app_id))
-        .where(boxes.c.done_at.is_(None))
+        .where(boxes.c.done_at.is_(None), only_of(boxes.c.integration_id, ids))
         .group_by(boxes.c.integration_id)
     )
     return dict(rows.tuples().all())

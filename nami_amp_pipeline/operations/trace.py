@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import duckdb
@@ -14,8 +15,9 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import WarehouseUnavailable
 from nami_amp_pipeline.operations.event_places import captures_of, places_of, snapshot_of, sources_of
 from nami_amp_pipeline.operations.standing import standings
-from nami_amp_pipeline.operations.verdicts import Verdict, exit_status, verdict
-from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.operations.verdicts import EXIT, WORST_FIRST, Verdict, exit_status, verdict
+from nami_amp_pipeline.state import backfills, tables
+from nami_amp_pipeline.state.integration_rows import of_app
 from nami_amp_pipeline.state.integrations import Integration, all_integrations
 from nami_amp_pipeline.storage.duckdb_engine import compute
 from nami_amp_pipeline.warehouse import EventRow, Places
@@ -130,17 +132,113 @@ class UserTrace:
         }
 
 
-def trace(context: Context, event_id: str, *, whole_table: bool = False) -> Trace:
+@dataclass(frozen=True)
+class Answer:
+    """What became of what was asked for: an event, or the newest events of a user.
+
+    Attributes:
+        asked: event id, External ID or Nami user.
+        event: what was found of an event of that id; None if it was not looked for, or a user is meant.
+        user: what was found of a user of that name; None if it is an event.
+        missing: why nothing can be said, in a sentence without a full stop; empty where something can.
+    """
+
+    asked: str
+    event: Trace | None
+    user: UserTrace | None
+    missing: str = ""
+
+    @property
+    def by_event(self) -> list[tuple[Trace, Verdict]]:
+        """All verdicts, each with its event."""
+        events = [] if self.missing else [self.event] if self.event else self.user.events if self.user else []
+        return [(event, verdict) for event in events for verdict in event.verdicts]
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Of all events."""
+        return [verdict for _, verdict in self.by_event]
+
+    @property
+    def summary(self) -> str:
+        """How often each word was said, such as ``1 rejected, 2 arrived``; the worst first."""
+        if self.missing:
+            return "not known"
+        if not self.verdicts:
+            return "no integration takes it"
+        words = Counter(verdict.word for verdict in self.verdicts)
+        order = sorted(words, key=lambda word: WORST_FIRST.index(EXIT[word]))
+        return ", ".join(f"{words[word]} {word}" for word in order)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence without a full stop."""
+        return self.missing or f"{self.asked}: {self.summary}"
+
+    @property
+    def exit_status(self) -> int:
+        """See :data:`~nami_amp_pipeline.operations.verdicts.EXIT`; 1 if nothing can be said."""
+        found = self.event or self.user
+        return 1 if self.missing or found is None else found.exit_status
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of ``trace --json``."""
+        found = self.event or self.user
+        return {} if found is None else found.to_json()
+
+
+def look_up(
+    context: Context,
+    asked: str,
+    *,
+    only_user: bool = False,
+    most: int = MOST_EVENTS,
+    whole_table: bool = False,
+    app_id: str | None = None,
+) -> Answer:
+    """Looks for an event, and if there is none of that id, for the newest events of a user.
+
+    Args:
+        context: the process at work.
+        asked: event id, External ID or Nami user.
+        only_user: whether it is a user, also if there is an event of that id.
+        most: so many events of a user at most.
+        whole_table: as in :func:`trace`.
+        app_id: looks only in this app; in all by default.
+    """
+    event = None if only_user else trace(context, asked, whole_table=whole_table, app_id=app_id)
+    if event is not None and event.is_known:
+        return Answer(asked, event, None)
+    user = trace_user(context, asked, most, app_id)
+    if user.events:
+        return Answer(asked, None, user)
+    return Answer(asked, event, user, _missing(asked, event, is_known_user=bool(user.users)))
+
+
+def _missing(asked: str, event: Trace | None, *, is_known_user: bool) -> str:
+    if is_known_user:
+        return f"user {asked} is known, but no event of theirs is kept any more"
+    if event is not None and event.warehouse_error:
+        return (
+            f"no event or user {asked} in what was read; the warehouse cannot be asked for newer ones: "
+            f"{event.warehouse_error}"
+        )
+    more = "; --whole-table reads all of the warehouse" if event is not None and not event.warehouse_is_whole else ""
+    return f"no event or user {asked}: not in the warehouse, nor among what was read, nor with any integration{more}"
+
+
+def trace(context: Context, event_id: str, *, whole_table: bool = False, app_id: str | None = None) -> Trace:
     """Looks for an event everywhere; nothing is changed.
 
     Args:
         context: the process at work.
         event_id: Nami's event id.
         whole_table: reads the whole events table where it takes that to find all rows of an id.
+        app_id: looks only in this app; in all by default.
     """
     found = Trace(event_id)
     with compute(context.settings) as connection:
-        found.captures = captures_of(context, connection, "id", [event_id])
+        found.captures = captures_of(context, connection, "id", [event_id], app_id=app_id)
         for capture in found.captures:
             capture["snapshot"] = snapshot_of(context, connection, capture)
             capture["snapshot_sources"] = sources_of(context, connection, capture)
@@ -148,34 +246,37 @@ def trace(context: Context, event_id: str, *, whole_table: bool = False) -> Trac
         try:
             places = None if whole_table else _places(context, found.captures)
             looked_up = context.warehouse.find(connection, event_id, places)
-            rows, found.warehouse_is_whole = looked_up.rows, looked_up.is_whole
+            rows = [row for row in looked_up.rows if app_id in (None, row.app_id)]
+            found.warehouse_is_whole = looked_up.is_whole
         except WarehouseUnavailable as error:
             found.warehouse_error = str(error)
         found.warehouse = _shown(rows)
-        _judge(context, connection, {event_id: found}, {event_id: rows})
+        _judge(context, connection, {event_id: found}, {event_id: rows}, app_id)
     return found
 
 
-def trace_user(context: Context, user: str, most: int = MOST_EVENTS) -> UserTrace:
+def trace_user(context: Context, user: str, most: int = MOST_EVENTS, app_id: str | None = None) -> UserTrace:
     """Looks for the newest events of an External ID or a Nami user, among what was read.
 
     Args:
         context: the process at work.
         user: External ID, or Nami's user id.
         most: so many events at most.
+        app_id: looks only in this app; in all by default.
     """
     table = tables.user_property_snapshots
     with context.store.reading() as tx:
         query = sa.select(table.c.app_id, table.c.user_id, table.c.external_id).where(
             sa.or_(table.c.user_id == user, table.c.external_id == user)
         )
+        query = query if app_id is None else query.where(table.c.app_id == app_id)
         users = list(tx.execute(query.order_by(table.c.app_id, table.c.user_id)).tuples())
     nami_users = sorted({nami_user for _, nami_user, _ in users} | {user})
     traces: dict[str, Trace] = {}
     with compute(context.settings) as connection:
-        for capture in captures_of(context, connection, "user_id", nami_users, most):
+        for capture in captures_of(context, connection, "user_id", nami_users, most, app_id):
             traces.setdefault(capture["event_id"], Trace(capture["event_id"])).captures.append(capture)
-        _judge(context, connection, traces, {})
+        _judge(context, connection, traces, {}, app_id)
     return UserTrace(user, users, list(traces.values()))
 
 
@@ -184,15 +285,17 @@ def _judge(
     connection: duckdb.DuckDBPyConnection,
     traces: dict[str, Trace],
     rows: dict[str, Sequence[EventRow]],
+    app_id: str | None,
 ) -> None:
     """Says of each event what became of it with each integration of its apps."""
-    every = all_integrations(context.store)
+    every = all_integrations(context.store) if app_id is None else of_app(context.store, app_id)
     stands = {standing.integration: standing for standing in standings(context, integrations=every)}
     for integration in every:
         standing = stands.get(integration.key)
         if standing is None:  # removed meanwhile
             continue
         places = places_of(context, connection, integration, list(traces))
+        _add_backfills(context, connection, integration, places, list(traces))
         for event_id, found in traces.items():
             place = places.get(event_id)
             if place is None and integration.app_id in found.apps:
@@ -201,6 +304,26 @@ def _judge(
             if place is not None:
                 found.integrations.append({"integration": integration.key, **place})
                 found.verdicts.append(verdict(place, standing))
+
+
+def _add_backfills(
+    context: Context,
+    connection: duckdb.DuckDBPyConnection,
+    integration: Integration,
+    places: dict[str, dict[str, Any]],
+    event_ids: Sequence[str],
+) -> None:
+    """Where a backfill has taken events that live delivery has no place for, or skipped; the newest backfill wins."""
+    with context.store.reading() as tx:
+        some = [
+            made for made in backfills.of_integration(tx, integration.id, "backfill") if made.started_at is not None
+        ]
+    for backfill in some:
+        own = replace(integration, id=backfill.channel_id, backfill_of=integration.id)
+        for event_id, place in places_of(context, connection, own, event_ids).items():
+            known = places.get(event_id)
+            if known is None or "backfill" in known or known["state"] == "skipped":
+                places[event_id] = {**place, "backfill": backfill.id}
 
 
 def _places(context: Context, captures: Sequence[dict[str, Any]]) -> Places:

@@ -30,7 +30,8 @@ EXIT: Final[Mapping[Word, int]] = {
 }  # fmt: skip
 """The exit status of ``trace``. Of several integrations the worst counts: 4, then 3, then 0, then 5."""
 
-_WORST_FIRST: Final = (4, 3, 0, 5)
+WORST_FIRST: Final = (4, 3, 0, 5)
+"""Exit statuses."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Verdict:
 def exit_status(verdicts: Iterable[Verdict]) -> int:
     """The worst of them, as :data:`EXIT` has it; 1 where there is none at all."""
     there = {EXIT[verdict.word] for verdict in verdicts}
-    return next((status for status in _WORST_FIRST if status in there), 1)
+    return next((status for status in WORST_FIRST if status in there), 1)
 
 
 def verdict(place: Mapping[str, Any], standing: Standing) -> Verdict:

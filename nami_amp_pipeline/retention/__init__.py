@@ -9,14 +9,20 @@ from __future__ import annotations
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import Busy
 from nami_amp_pipeline.retention.files import sweep
+from nami_amp_pipeline.retention.plans import expire_plans
 from nami_amp_pipeline.retention.report import Removed, RetentionReport
 from nami_amp_pipeline.retention.rows import (
+    expire_comparison_requests,
     expire_dead_letters,
+    expire_hours,
     expire_leases,
     expire_pauses,
     expire_receipts,
+    expire_reconciled,
     expire_requests,
+    expire_resends,
     expire_settled,
+    expire_sign_ins,
     expire_troubles,
 )
 from nami_amp_pipeline.retention.segments import expire_segments
@@ -58,9 +64,15 @@ def _all(context: Context, report: RetentionReport) -> None:
     expire_requests(context, report)
     expire_settled(context, report)
     expire_dead_letters(context, report)
+    expire_reconciled(context, report)
+    expire_hours(context, report)
     expire_pauses(context, report)
     expire_leases(context, report)
     expire_troubles(context, report)
+    expire_resends(context, report)
+    expire_sign_ins(context, report)
+    expire_comparison_requests(context, report)
+    expire_plans(context, report)
     sweep(context, report)
 
 

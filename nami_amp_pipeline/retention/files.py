@@ -9,15 +9,15 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.retention.objects import in_parts, referred_to, sweep_objects
 from nami_amp_pipeline.retention.report import RetentionReport
-from nami_amp_pipeline.stages.stage import References, Stage
+from nami_amp_pipeline.stages.stage import Stage
 from nami_amp_pipeline.stages.table import STAGES
 from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.storage.cached_folder import SPILL, CachedFolder
 
 DAY = 86_400_000_000
 """A day in the unit of the store."""
-
-_AT_ONCE = 500
 
 
 def let_go(context: Context, names: Iterable[str]) -> list[int]:
@@ -28,22 +28,12 @@ def let_go(context: Context, names: Iterable[str]) -> list[int]:
     Returns:
         Their sizes; files that no longer exist are left out.
     """
-    now = context.clock()
-    sizes = []
-    for name in names:
-        path = context.folder.path(name)
-        try:
-            os.utime(path, (now, now))
-            sizes.append(path.stat().st_size)
-        except FileNotFoundError:
-            continue
-    return sizes
+    return context.folder.let_go(names, context.clock())
 
 
 def size_of(context: Context, names: Iterable[str]) -> list[int]:
     """The sizes of files; those that no longer exist are left out."""
-    paths = (context.folder.path(name) for name in names)
-    return [path.stat().st_size for path in paths if path.exists()]
+    return context.folder.sizes(names)
 
 
 def sweep(context: Context, report: RetentionReport, stages: Sequence[Stage] = STAGES) -> None:
@@ -55,13 +45,18 @@ def sweep(context: Context, report: RetentionReport, stages: Sequence[Stage] = S
     unused = context.now() - int(context.settings.unused_file_retention_days * DAY)
     if not report.dry_run:
         _end_sleepers(context, context.now() - int(context.settings.unused_file_retention_days * DAY / 2))
-    for kind, references in ((kind, references) for stage in stages for kind, references in stage.files.items()):
-        # In this order: a file that is registered after it was listed is found among the registered ones.
-        for paths in _in_parts(sorted(_older(context.folder.root / kind, unused))):
-            needed = _referred_to(context, kind, references, paths)
-            _remove([path for path in paths if f"{kind}/{path.name}" not in needed], report)
+    kinds = [(kind, references) for stage in stages for kind, references in stage.files.items()]
+    if isinstance(context.folder, CachedFolder):
+        sweep_objects(context, context.folder, kinds, unused, report)
+    else:
+        for kind, references in kinds:
+            # In this order: a file that is registered after it was listed is found among the registered ones.
+            paths = {f"{kind}/{path.name}": path for path in _older(context.folder.root / kind, unused)}
+            for names in in_parts(sorted(paths)):
+                needed = referred_to(context, references, names)
+                _remove([paths[name] for name in names if name not in needed], report)
     # A compute engine that was killed leaves its spill files.
-    _remove(sorted(_older(context.folder.root / "spill", unused)), report)
+    _remove(sorted(_older(context.settings.data_dir / SPILL, unused)), report)
 
 
 def _end_sleepers(context: Context, unheard_since: int) -> None:
@@ -81,18 +76,6 @@ def _older(folder: Path, than: int) -> Iterator[Path]:
                 yield Path(entry.path)
         except FileNotFoundError:
             continue
-
-
-def _in_parts(paths: list[Path]) -> Iterator[list[Path]]:
-    for start in range(0, len(paths), _AT_ONCE):
-        yield paths[start : start + _AT_ONCE]
-
-
-def _referred_to(context: Context, kind: str, references: References, paths: Iterable[Path]) -> set[str]:
-    """The files that a row of the store names and needs."""
-    names = [f"{kind}/{path.name}" for path in paths]
-    with context.store.begin() as tx:
-        return set(tx.execute(references(names)).scalars())
 
 
 def _remove(paths: Iterable[Path], report: RetentionReport) -> None:

@@ -29,8 +29,8 @@ class RetentionReport:
     Attributes:
         dry_run: whether nothing was removed.
         removed: by kind; ``segments``, ``snapshots``, ``captured_ids``, ``receipts``, ``requests``, ``settled_events``,
-            ``dead_letters``, ``pauses``, ``leases`` and ``run_troubles`` lost their rows, ``unused_files`` were
-            removed.
+            ``dead_letters``, ``hours``, ``pauses``, ``leases``, ``plans``, ``run_troubles``, ``resends``,
+            ``sign_ins`` and ``comparison_requests`` lost their rows, ``unused_files`` were removed.
         held_back: segments that are past their retention but still needed, by ``<app_id>/<name>`` of the integration
             that needs them.
         runs: runs removed from Dagster's history; None if it was not checked.

@@ -10,9 +10,13 @@ import sqlalchemy as sa
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.retention.files import DAY, let_go, size_of
 from nami_amp_pipeline.retention.report import RetentionReport
-from nami_amp_pipeline.state import Transaction, tables
+from nami_amp_pipeline.state import Transaction, backfills, hourly_counts, live_first, tables
+from nami_amp_pipeline.state.journal import SIGN_INS
 
 _AT_ONCE = 500
+
+SIGN_IN_DAYS = 90
+"""So long is it kept who signed in to the Control Center."""
 
 
 def expire_receipts(context: Context, report: RetentionReport) -> None:
@@ -61,15 +65,37 @@ def expire_requests(context: Context, report: RetentionReport) -> None:
 
 
 def expire_settled(context: Context, report: RetentionReport) -> None:
-    """Removes the rows of held events that were delivered before the retention of receipts."""
+    """Removes the rows of exceptions that were delivered or skipped before the retention of receipts."""
     before = context.now() - int(context.settings.receipt_retention_days * DAY)
-    _expire_exceptions(context, report, "delivered", before, "settled_events")
+    for state in ("delivered", "skipped"):
+        _expire_exceptions(context, report, state, before, "settled_events")
 
 
 def expire_dead_letters(context: Context, report: RetentionReport) -> None:
     """Removes dead letters that are past their retention; ``status`` still counts them."""
     before = context.now() - int(context.settings.dead_letter_retention_days * DAY)
     _expire_exceptions(context, report, "dead", before, "dead_letters")
+
+
+def expire_resends(context: Context, report: RetentionReport) -> None:
+    """Removes the records of dead letters that were sent again, no later than these letters."""
+    table = tables.resends
+    before = context.now() - int(context.settings.dead_letter_retention_days * DAY)
+    _at_once(context, report, table, table.c.at < before, "resends")
+
+
+def expire_sign_ins(context: Context, report: RetentionReport) -> None:
+    """Removes the records of sign-ins that are older than :data:`SIGN_IN_DAYS`."""
+    table = tables.journal
+    old = sa.and_(table.c.kind.in_(SIGN_INS), table.c.at < context.now() - SIGN_IN_DAYS * DAY)
+    _at_once(context, report, table, old, "sign_ins")
+
+
+def expire_comparison_requests(context: Context, report: RetentionReport) -> None:
+    """Removes what people asked to have compared, with what comparisons found."""
+    table = tables.comparison_requests
+    before = context.now() - int(context.settings.receipt_retention_days * DAY)
+    _at_once(context, report, table, table.c.asked_at < before, "comparison_requests")
 
 
 def _expire_exceptions(context: Context, report: RetentionReport, state: str, before: int, kind: str) -> None:
@@ -88,6 +114,24 @@ def _expire_exceptions(context: Context, report: RetentionReport, state: str, be
     _in_parts(context, report, query, table.c.id, remove, _rows_of(report, kind))
 
 
+def expire_reconciled(context: Context, report: RetentionReport) -> None:
+    """Removes what comparisons found of days before the retention of receipts."""
+    before = context.now() - int(context.settings.receipt_retention_days * DAY)
+    for table in (tables.reconciled_days, tables.reconciled_classes, tables.reconciled_samples):
+        _at_once(context, report, table, table.c.day < before, "reconciled_days")
+
+
+def expire_hours(context: Context, report: RetentionReport) -> None:
+    """Removes the counts of hours that nobody can ask for any more; ``status`` still counts their events."""
+    table = tables.hourly_counts
+    before = context.now() - hourly_counts.KEPT_HOURS * hourly_counts.HOUR
+    with context.store.reading() as tx:
+        ids = list(tx.execute(sa.select(tables.integrations.c.id)).scalars())
+    for start in range(0, len(ids), _AT_ONCE):
+        some = ids[start : start + _AT_ONCE]
+        _at_once(context, report, table, sa.and_(table.c.integration_id.in_(some), table.c.hour < before), "hours")
+
+
 def expire_pauses(context: Context, report: RetentionReport) -> None:
     """Removes pauses that ended more than a day ago and behind which no event is held."""
     table, exceptions = tables.pauses, tables.exceptions
@@ -101,15 +145,19 @@ def expire_pauses(context: Context, report: RetentionReport) -> None:
 
 
 def expire_leases(context: Context, report: RetentionReport) -> None:
-    """Removes the leases of integrations, apps and runs that no longer exist, a day after they expired."""
+    """Removes the leases of integrations, apps, backfills and runs that no longer exist, a day after they expired."""
     table, integrations = tables.leases, tables.integrations
+    subjects: tuple[tuple[str, sa.ColumnElement[Any]], ...] = (
+        *((kind, integrations.c.id) for kind in (live_first.INTEGRATION, live_first.TURN, live_first.WISH)),
+        (backfills.LEASE, tables.backfills.c.id),
+        ("app:", integrations.c.app_id),
+    )
     gone = sa.or_(
-        sa.and_(
-            table.c.name.like("integration:%"),
-            table.c.name.not_in(sa.select("integration:" + sa.cast(integrations.c.id, sa.Text))),
-        ),
         table.c.name.like("run:%"),
-        sa.and_(table.c.name.like("app:%"), table.c.name.not_in(sa.select("app:" + integrations.c.app_id))),
+        *(
+            sa.and_(table.c.name.like(f"{kind}%"), table.c.name.not_in(sa.select(kind + sa.cast(subject, sa.Text))))
+            for kind, subject in subjects
+        ),
     )
     _at_once(context, report, table, sa.and_(table.c.expires_at < context.now() - DAY, gone), "leases")
 

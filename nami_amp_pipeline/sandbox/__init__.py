@@ -2,12 +2,16 @@
 
 from .answers import Answer, Transport
 from .core import Sandbox
-from .faults import KINDS, Fault, FaultError, FaultKind
+from .fault_kinds import KINDS, FaultError, FaultKind
+from .faults import Fault
+from .scenes import SCENES, Scene
+from .scenes import start as start_scene
 from .server import SandboxServer, serve
-from .settings import Options, Project
+from .settings import Options, Project, key_digest
 
 __all__ = [
     "KINDS",
+    "SCENES",
     "Answer",
     "Fault",
     "FaultError",
@@ -16,6 +20,9 @@ __all__ = [
     "Project",
     "Sandbox",
     "SandboxServer",
+    "Scene",
     "Transport",
+    "key_digest",
     "serve",
+    "start_scene",
 ]

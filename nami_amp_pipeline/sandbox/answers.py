@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import orjson
 
@@ -30,6 +31,8 @@ class Answer:
         transport: None for an orderly answer.
         delay_s: seconds that pass before the answer; for ``stall`` and ``trickle`` see `Transport`.
         accepted: events that this request added to the project, whatever the answer says.
+        interim: statuses of the interim answers (1xx) that come before.
+        file: the body instead of ``body``, where it may be large; whoever reads it closes the answer.
     """
 
     status: int
@@ -38,6 +41,29 @@ class Answer:
     transport: Transport | None = None
     delay_s: float = 0.0
     accepted: int = 0
+    interim: tuple[int, ...] = ()
+    file: IO[bytes] | None = field(default=None, compare=False)
+
+    def length(self) -> int:
+        """Bytes of the whole body."""
+        if self.file is None:
+            return len(self.body)
+        here = self.file.tell()
+        end = self.file.seek(0, os.SEEK_END)
+        self.file.seek(here)
+        return end
+
+    def read(self) -> bytes:
+        """The whole body, wherever it is; afterwards the answer is closed."""
+        if self.file is None:
+            return self.body
+        with self.file:
+            return self.file.read()
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        if self.file is not None:
+            self.file.close()
 
 
 def json_answer(status: int, content: Any, *, reason: str = "") -> Answer:

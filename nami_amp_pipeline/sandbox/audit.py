@@ -39,6 +39,9 @@ class Audit:
         events_received: events of the requests whose JSON could be read.
         accepted: events taken.
         duplicates: events dropped as repeats.
+        lost: events that were accepted, and lost by a fault.
+        stored_twice: events that were accepted, and doubled by a fault.
+        properties_cut: properties of accepted events that a fault cut.
         accepted_more_than_once: an ``insert_id`` that was taken again because the repeat was not recognised.
         concurrent_same_user: two requests in flight at once with events of the same user (or device without user).
         order_violations: an event taken after one of the same user with a later ``time``.
@@ -51,6 +54,9 @@ class Audit:
     events_received: int = 0
     accepted: int = 0
     duplicates: int = 0
+    lost: int = 0
+    stored_twice: int = 0
+    properties_cut: int = 0
     accepted_more_than_once: Finding = field(default_factory=Finding)
     concurrent_same_user: Finding = field(default_factory=Finding)
     order_violations: Finding = field(default_factory=Finding)
@@ -71,6 +77,9 @@ class Audit:
             "events_received": self.events_received,
             "accepted": self.accepted,
             "duplicates": self.duplicates,
+            "lost": self.lost,
+            "stored_twice": self.stored_twice,
+            "properties_cut": self.properties_cut,
             **{name: finding.count for name, finding in findings.items()},
             "examples": {name: finding.examples for name, finding in findings.items() if finding.examples},
         }

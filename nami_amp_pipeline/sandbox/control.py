@@ -1,8 +1,9 @@
-"""The sandbox's own endpoints: the page, what was received, the audit and the faults."""
+"""The sandbox's own endpoints: the page, what was received, search, the audit, faults and scenes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from itertools import islice
@@ -11,10 +12,14 @@ from urllib.parse import parse_qs, urlsplit
 
 import orjson
 
+from . import scenes
 from .answers import Answer, json_answer
-from .faults import KINDS, FaultError, fault_from_json
+from .batches import Batch, Damage
+from .fault_kinds import KINDS, FaultError
+from .faults import fault_from_json
+from .search import IDS, newest, row, search
 from .settings import key_digest
-from .validation import stored_id
+from .validation import Event
 
 if TYPE_CHECKING:
     from .core import Sandbox
@@ -23,7 +28,10 @@ if TYPE_CHECKING:
 _ASSETS: Final = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/sandbox/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/sandbox/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    **{
+        f"/sandbox/{name}": (name, "text/javascript; charset=utf-8")
+        for name in ("page.js", "dom.js", "controls.js", "search.js")
+    },
 }
 _PAGE_HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -40,6 +48,8 @@ _DATA_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
 }
 _MOST_ROWS: Final = 10_000
+_OPTIONS: Final = {"export_delay_hours": 48, "export_max_bytes": 4_000_000_000, "latency_ms": 600_000}
+"""What can be changed while it runs, with the most that each may be."""
 
 
 class Control:
@@ -76,11 +86,18 @@ class Control:
     def _route(self, method: str, name: str, body: bytes, given: Mapping[str, str]) -> Answer | None:
         if name == "faults":
             return self._faults(method, body, given)
+        if name == "scenes":
+            return self._scenes(method, body, given)
+        if name == "options":
+            return self._options(method, body)
+        if method == "POST" and name == "held":
+            return _data({"happened": self._sandbox.lose_held(fault_from_json(_json(body)))})
         if method == "DELETE" and name == "data":
             self._sandbox.clear()
             return Answer(204)
         if method != "GET":
             return None
+        self._sandbox.learn_names()
         if name == "audit":
             with self._sandbox.locked:
                 return _data(self._sandbox.audit.to_json())
@@ -90,6 +107,8 @@ class Control:
             return _data(self._events(given))
         if name == "users":
             return _data(self._users(given))
+        if name == "search":
+            return _data(self._search(given))
         return None
 
     def _summary(self) -> dict[str, Any]:
@@ -99,30 +118,40 @@ class Control:
                     "project": store.project_id,
                     "name": store.name,
                     "api_key": store.hint,
-                    "events": store.accepted,
-                    "event_types": dict(sorted(store.by_type.items(), key=lambda pair: (-pair[1], pair[0]))),
+                    "events": store.held,
+                    "event_types": dict(sorted((+store.by_type).items(), key=lambda pair: (-pair[1], pair[0]))),
                 }
                 for store in self._sandbox.stores()
+            ]
+            projects += [
+                {"project": number, "name": project.name, "api_key": hint, "events": 0, "event_types": {}}
+                for number, project, hint in self._sandbox.empty_projects()
             ]
             return {"events": sum(project["events"] for project in projects), "projects": projects}
 
     def _events(self, given: Mapping[str, str]) -> dict[str, Any]:
         limit = _limit(given, 100)
         with self._sandbox.locked:
-            found: list[dict[str, Any]] = [
-                {
-                    "project": store.project_id,
-                    "api_key": store.hint,
-                    "number": number,
-                    "received_at": batch.received_at,
-                    "path": batch.path,
-                    "event": event,
-                }
-                for store in self._chosen(given)
-                for batch, number, event in islice((row for row in store.newest() if _is_wanted(row[2], given)), limit)
-            ]
-        found.sort(key=lambda row: row["received_at"], reverse=True)
+            kept = [(store, store.kept()) for store in self._chosen(given)]
+        found = [
+            row(store, batch, place, event)
+            for store, batches in kept
+            for batch, place, event in islice(_held(newest(batches, given)), limit)
+        ]
+        found.sort(key=lambda each: each["received_at"], reverse=True)
         return {"events": found[:limit]}
+
+    def _search(self, given: Mapping[str, str]) -> dict[str, Any]:
+        wanted = {name: given[name] for name in IDS if given.get(name)}
+        if given.get("q", "").strip():
+            wanted = dict.fromkeys(IDS, given["q"].strip())
+        if not wanted:
+            raise FaultError(f"give q, or one of {', '.join(IDS)}")
+        self._catch_up()
+        with self._sandbox.locked:
+            stores = self._chosen(given)
+        everywhere = not {"project", "api_key"} & given.keys()
+        return search(self._sandbox, stores, wanted, _limit(given, 20), everywhere=everywhere)
 
     def _users(self, given: Mapping[str, str]) -> dict[str, Any]:
         limit = _limit(given, 100)
@@ -139,7 +168,7 @@ class Control:
             matching = len(rows)
             rows.sort(key=lambda row: row[1].last_received, reverse=True)
             shown = [
-                {"project": store.project_id, "api_key": store.hint, **profile.to_json()}
+                {"project": store.project_id, "name": store.name, "api_key": store.hint, **profile.to_json()}
                 for store, profile in rows[:limit]
             ]
             # Written here, under the lock: the profiles go on changing after it.
@@ -172,10 +201,41 @@ class Control:
                 return None
             return _data({"rules": [rule.to_json() for rule in faults], "kinds": KINDS})
 
+    def _scenes(self, method: str, body: bytes, given: Mapping[str, str]) -> Answer | None:
+        faults = self._sandbox.faults
+        with self._sandbox.locked:
+            if method == "POST":
+                content = _json(body)
+                name, value = (
+                    (content.get("scene"), content.get("value", "")) if isinstance(content, dict) else (None, None)
+                )
+                if not isinstance(name, str) or not isinstance(value, str):
+                    raise FaultError("send the name of a scene, and its value as text if it takes one")
+                scenes.start(faults, name, value.strip())
+            elif method == "DELETE":
+                faults.end_scene(scenes.scene_named(given["scene"]).name if "scene" in given else None)
+            elif method != "GET":
+                return None
+            return _data({"scenes": scenes.listed(faults)})
+
+    def _options(self, method: str, body: bytes) -> Answer | None:
+        if method not in ("GET", "PATCH"):
+            return None
+        with self._sandbox.locked:
+            if method == "PATCH":
+                content = _json(body)
+                if not isinstance(content, dict) or not content.keys() <= _OPTIONS.keys():
+                    raise FaultError(f"send some of {', '.join(_OPTIONS)}")
+                for name, value in content.items():
+                    if type(value) not in (int, float) or not 0 <= value <= _OPTIONS[name]:
+                        raise FaultError(f"{name} must be a number from 0 to {_OPTIONS[name]}")
+                self._sandbox.options = replace(self._sandbox.options, **content)
+            return _data({name: getattr(self._sandbox.options, name) for name in _OPTIONS})
+
     def _chosen(self, given: Mapping[str, str]) -> list[ProjectStore]:
         stores = self._sandbox.stores()
         if "project" in given:
-            return [store for store in stores if str(store.project_id) == given["project"]]
+            return [store for store in stores if given["project"] in (str(store.project_id), store.name)]
         if "api_key" in given:
             digest = key_digest(given["api_key"])
             return [store for store in stores if digest == store.digest or given["api_key"] == store.hint]
@@ -195,12 +255,8 @@ def _is_own_page(headers: Mapping[str, str]) -> bool:
     return origin is None or urlsplit(origin).netloc == headers.get("host")
 
 
-def _is_wanted(event: Mapping[str, Any], given: Mapping[str, str]) -> bool:
-    if "event_type" in given and event.get("event_type") != given["event_type"]:
-        return False
-    if "insert_id" in given and event.get("insert_id") != given["insert_id"]:
-        return False
-    return "user_id" not in given or stored_id(event.get("user_id")) == given["user_id"]
+def _held(rows: Iterator[tuple[Batch, int, Event]]) -> Iterator[tuple[Batch, int, Event]]:
+    return (found for found in rows if not found[0].damage.get(found[1], Damage()).lost)
 
 
 def _limit(given: Mapping[str, str], default: int) -> int:

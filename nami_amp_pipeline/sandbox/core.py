@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -13,18 +14,21 @@ import orjson
 
 from .answers import Answer, accepted_answer, json_answer, refusal
 from .audit import Audit, Flight, Flights
+from .batches import Batch, Damage
 from .control import Control
-from .export import credentials, export
-from .failures import failure, refusal_of_events, spoiled, throttled
-from .faults import Faults, RequestFacts
+from .export import Span, credentials, export, exportable_until, nothing_found, span_of
+from .failures import failure, refusal_of_events, refusal_of_findings, spoiled, throttled
+from .faults import Fault, Faults, RequestFacts
 from .gc_pause import paused_collector
+from .hosts import region_of, serves
 from .journal import Entry, Journal
+from .losses import check_loses, lose, lose_held, restored
+from .projects import Projects
+from .request_log import RequestLog
 from .settings import EXPORT_PATH, MAX_BYTES, Options, Project, key_digest, key_hint
-from .store import Batch, ProjectStore
+from .store import ProjectStore
 from .uploads import Upload, read_upload
-from .validation import Columns, Findings, Validator, normal_columns
-
-_FIRST_PROJECT_ID = 100_001
+from .validation import Columns, Validator, normal_columns
 
 
 class Sandbox:
@@ -37,6 +41,7 @@ class Sandbox:
         audit: what the senders did.
         faults: the rules that make it misbehave.
         options: how strict it is.
+        requests: the newest requests with their answers.
     """
 
     def __init__(
@@ -48,16 +53,21 @@ class Sandbox:
         options: Options | None = None,
         rng: random.Random | None = None,
         journal: Path | None = None,
+        any_key: bool | None = None,
+        names: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
         """Starts empty, or with what the journal holds.
 
         Args:
             clock: seconds since the epoch.
-            projects: the known projects by API key; None takes any key and makes a project of it.
+            projects: the known projects by API key.
             refused_keys: keys that are answered ``Invalid API key`` in any case.
             options: how strict to be.
             rng: draws the faults that have no seed of their own; a fixed seed by default.
             journal: NDJSON file that keeps the accepted events from one start to the next.
+            any_key: whether any other key makes a project of its own; by default if no projects are given.
+            names: gives the names of projects by the SHA-256 of their API key; asked when a project without a name is
+                shown.
 
         Raises:
             OSError: the journal cannot be opened.
@@ -65,12 +75,12 @@ class Sandbox:
         self.options = options or Options()
         self.audit = Audit()
         self.faults = Faults(rng or random.Random(0))  # noqa: S311 - chooses faults, nothing secret
+        self.requests = RequestLog(self.options.keep_request_events)
         self._clock = clock
-        self._projects = projects
-        self._refused_keys = frozenset(refused_keys)
+        is_open = projects is None if any_key is None else any_key
+        self._projects = Projects(projects, any_key=is_open, refused_keys=refused_keys, names=names)
         self._validator = Validator(self.options)
         self._flights = Flights()
-        self._stores: dict[str, ProjectStore] = {}
         self._lock = RLock()
         self._control = Control(self)
         self._journal = Journal(journal) if journal is not None else None
@@ -113,6 +123,8 @@ class Sandbox:
     ) -> Answer:
         """Answers a request that has come in whole; arguments as for `handle`."""
         named = {name.lower(): value for name, value in headers.items()}
+        if path in (*MAX_BYTES, EXPORT_PATH) and not serves(named, path):
+            return refusal(404, "Invalid request path", "another of Amplitude's hosts serves this path")
         if path in MAX_BYTES and method == "POST":
             return self._upload(flight, path, named, body)
         if path == EXPORT_PATH and method == "GET":
@@ -125,8 +137,9 @@ class Sandbox:
     def clear(self) -> None:
         """Forgets all events, users, rates and audit counts; projects, options and faults stay."""
         with self._lock:
-            self._stores.clear()
+            self._projects.clear()
             self.audit = Audit()
+            self.requests = RequestLog(self.options.keep_request_events)
             if self._journal is not None:
                 self._journal.clear()
 
@@ -138,7 +151,36 @@ class Sandbox:
 
     def stores(self) -> list[ProjectStore]:
         """The projects that have taken events, in the order of their first one. Hold `locked` to read them."""
-        return [store for store in self._stores.values() if store.accepted]
+        return list(self._projects)
+
+    def empty_projects(self) -> list[tuple[int, Project, str]]:
+        """The known projects that have taken no event: number, project, and what of its key may be shown."""
+        return list(self._projects.empty())
+
+    def learn_names(self) -> None:
+        """Looks for the names of the projects that have none."""
+        self._projects.learn_names(self._clock())
+
+    def lose_held(self, rule: Fault) -> int:
+        """Loses, cuts or doubles events that are stored already, once.
+
+        Args:
+            rule: which events, and what becomes of them.
+
+        Returns:
+            How many events it happened to.
+
+        Raises:
+            FaultError: the rule is of a kind that does nothing of that.
+        """
+        check_loses(rule)
+        with self._lock:
+            happened = 0
+            for store in self.stores():
+                damage = lose_held(rule, self.faults, store, self.audit)
+                self._write(store, None, damage)
+                happened += len(damage)
+            return happened
 
     @property
     def locked(self) -> RLock:
@@ -152,16 +194,18 @@ class Sandbox:
             with paused_collector():
                 read = read_upload(path, headers, body)
                 with self._lock:
-                    answer = read if isinstance(read, Answer) else self._judge(flight, read, self._clock())
-                del read
+                    now = self._clock()
+                    upload = read if isinstance(read, Upload) else None
+                    answer, columns = self._judge(flight, read, now) if isinstance(read, Upload) else (read, None)
+                    self.requests.note(upload, columns, answer, path, now)
+                del read, upload, columns
         with self._lock:
             self.audit.requests += 1
             self.audit.bytes_received += len(body)
             self.audit.requests_by_status[answer.transport or str(answer.status)] += 1
-        delay = self.options.latency_ms / 1000
-        return answer if not delay else _delayed(answer, delay)
+        return _delayed(answer, self.options.latency_ms / 1000)
 
-    def _judge(self, flight: Flight, upload: Upload, now: float) -> Answer:
+    def _judge(self, flight: Flight, upload: Upload, now: float) -> tuple[Answer, Columns | None]:
         events = upload.events if upload.events is not None else []
         self.audit.events_received += len(events)
         columns = None
@@ -174,15 +218,10 @@ class Sandbox:
         answer = (
             failure(fault[0], upload.api_key) if fault is not None else self._take(upload, events, columns, facts, now)
         )
-        if (
-            not answer.accepted
-            and answer.status != 200
-            and upload.api_key is not None
-            and self._is_known(upload.api_key)
-        ):
-            self._store(upload.api_key).note_refused(events)
-        delay = self.faults.delay(facts)
-        return answer if not delay else _delayed(answer, delay)
+        is_taken = answer.accepted or answer.status == 200
+        if not is_taken and upload.api_key is not None and self._projects.is_known(upload.api_key, upload.region):
+            self._store(upload.api_key).repeats.note_refused(events)
+        return _delayed(answer, self.faults.delay(facts)), columns
 
     def _watch_concurrency(self, flight: Flight, api_key: str, events: list[Any], columns: Columns | None) -> None:
         identities = columns.identities() if columns is not None else _raw_identities(events)
@@ -197,7 +236,7 @@ class Sandbox:
             return refusal(400, "Request missing required field", missing_field="api_key")
         if upload.events is None or (not events and self.options.empty_events == 400):
             return refusal(400, "Request missing required field", missing_field="events")
-        if not self._is_known(upload.api_key):
+        if not self._projects.is_known(upload.api_key, upload.region):
             return refusal(400, f"Invalid API key: {upload.api_key}")
         if upload.min_id_length is None:
             return refusal(400, "Invalid JSON request body", "options.min_id_length must be a positive integer")
@@ -207,7 +246,7 @@ class Sandbox:
         if columns is None:
             findings, columns, stripped = self._validator.full(events, upload.min_id_length)
             if columns is None:
-                return self._found(findings)
+                return refusal_of_findings(findings, self.options)
             if stripped:
                 body = orjson.dumps({"events": events})
         fault = self.faults.first("events", facts)
@@ -224,7 +263,8 @@ class Sandbox:
         accepted = 0
         if admission.batch is not None:
             accepted = admission.batch.count
-            self._write(store, admission.batch)
+            damage = lose(self.faults, facts, store, admission.batch, self.audit)
+            self._write(store, admission.batch, damage)
         self.audit.accepted += accepted
         self.audit.duplicates += admission.duplicates
         ingested = len(events) if self.options.dup_counts_in_events_ingested else accepted
@@ -232,93 +272,67 @@ class Sandbox:
         later = self.faults.first("after", facts)
         return answer if later is None else spoiled(answer, later[0])
 
-    def _found(self, findings: Findings) -> Answer:
-        """The 400 for events that are not good."""
-        if findings.not_objects:
-            return refusal(400, "Invalid event JSON")
-        lists = {
-            "events_with_missing_fields": findings.missing,
-            "events_with_invalid_fields": findings.invalid,
-            "events_with_invalid_id_lengths": findings.id_lengths,
-        }
-        if findings.missing:
-            error = "Request missing required field"
-        elif findings.invalid or not findings.id_lengths:
-            error = "Invalid field values on some events"
-        else:
-            error = "Invalid id length for user_id or device_id"
-        if self.options.index_mode == "none":
-            return refusal(400, error)
-        first_only = self.options.index_mode == "first"
-        named = {
-            name: {blamed: indexes[:1] if first_only else indexes for blamed, indexes in by_field.items()}
-            for name, by_field in lists.items()
-            if by_field
-        }
-        reason = "" if named else "an id that Amplitude reserves"
-        return json_answer(400, {"code": 400, "error": error, **named}, reason=reason)
+    def _store(self, api_key: str) -> ProjectStore:
+        return self._projects.of_key(api_key, self.options, self.audit)
 
     def _export(self, headers: Mapping[str, str], query: str) -> Answer:
         given = credentials(headers)
         if given is None:
             return Answer(401, {"WWW-Authenticate": 'Basic realm="export"'})
         api_key, secret_key = given
-        known = self._projects.get(api_key) if self._projects is not None else None
-        wrong_secret = known is not None and known.secret_key is not None and known.secret_key != secret_key
-        if not self._is_known(api_key) or wrong_secret or not secret_key:
+        if not self._projects.may_export(api_key, secret_key, region_of(headers)):
             return json_answer(403, {"error": "Forbidden"})
+        span = span_of(query)
+        if isinstance(span, Answer):
+            return span
+        facts = RequestFacts(EXPORT_PATH, api_key, (), span.hours)
         with self._lock:
-            store = self._stores.get(key_digest(api_key))
-            batches = list(store.batches) if store is not None else []
-            project_id = store.project_id if store is not None else 0
-        answer = export(project_id, batches, query, self._clock(), self.options)
-        return _delayed(answer, self.options.latency_ms / 1000)
+            fault = self.faults.first("before", facts)
+            delay = self.faults.delay(facts) + self.options.latency_ms / 1000
+        answer = failure(fault[0], api_key) if fault is not None else self._exported(api_key, span)
+        with self._lock:
+            later = self.faults.first("after", facts)
+        if later is not None:
+            # A fault is of a body in memory.
+            answer = spoiled(replace(answer, body=answer.read(), file=None), later[0])
+        return _delayed(answer, delay)
 
-    def _is_known(self, api_key: str) -> bool:
-        return api_key not in self._refused_keys and (self._projects is None or api_key in self._projects)
+    def _exported(self, api_key: str, span: Span) -> Answer:
+        options, until = self.options, exportable_until(self._clock(), self.options)
+        with self._lock:
+            store = self._projects.find(key_digest(api_key))
+            if store is None:
+                return nothing_found()
+            if store.kept_after() >= span.first:
+                return refusal(504, "Gateway Timeout", "the sandbox does not keep the events of these hours any more")
+            replay = store.take_replay(span.first)
+        answer = export(store.project_id, replay, Span(span.first, min(span.after, until)), options)
+        if answer.status != 400:
+            with self._lock:
+                store.give_replay(replay)
+        return answer
 
-    def _store(self, api_key: str) -> ProjectStore:
-        digest = key_digest(api_key)
-        store = self._stores.get(digest)
-        if store is None:
-            known = self._projects.get(api_key) if self._projects is not None else None
-            project = known or Project(_FIRST_PROJECT_ID + int(digest[:8], 16) % 800_000)
-            store = self._stores[digest] = ProjectStore(
-                project.id, project.name, key_hint(api_key), digest, self.options, self.audit
-            )
-        return store
-
-    def _write(self, store: ProjectStore, batch: Batch) -> None:
-        if self._journal is not None:
-            self._journal.append(
-                Entry(
-                    store.digest,
-                    store.hint,
-                    store.project_id,
-                    batch.path,
-                    batch.received_at,
-                    batch.client_upload_time,
-                    batch.events(),
-                )
-            )
+    def _write(self, store: ProjectStore, batch: Batch | None, damage: Mapping[int, Damage]) -> None:
+        """Adds what was taken, and what became of it, to the journal."""
+        if self._journal is None:
+            return
+        project = (store.digest, store.hint, store.project_id)
+        if batch is not None:
+            events = batch.events()
+            self._journal.append(Entry(*project, batch.path, batch.received_at, batch.client_upload_time, events))
+        if damage:
+            changes = {str(number): changed.to_json() for number, changed in damage.items()}
+            self._journal.append(Entry(*project, "", self._clock(), None, [], changes))
 
     def _restore(self, entry: Entry) -> None:
-        """Takes in events of the journal as if they came now, except that they count as received then."""
-        store = self._stores.get(entry.key_digest)
-        if store is None:
-            names = {key_digest(key): project.name for key, project in (self._projects or {}).items()}
-            store = self._stores[entry.key_digest] = ProjectStore(
-                entry.project_id,
-                names.get(entry.key_digest, ""),
-                entry.key_hint,
-                entry.key_digest,
-                self.options,
-                self.audit,
-            )
-        columns = normal_columns(entry.events)
+        """Takes in what the journal tells as if it happened now, except that events count as received then."""
+        store = self._projects.of_journal(entry.key_digest, entry.key_hint, entry.project_id, self.options, self.audit)
+        if entry.damage:
+            restored(store, entry.damage, self.audit)
+            return
         admission = store.admit(
             entry.events,
-            columns,
+            normal_columns(entry.events),
             orjson.dumps({"events": entry.events}),
             path=entry.path,
             received_at=entry.received_at,
@@ -341,6 +355,4 @@ def _raw_identities(events: list[Any]) -> set[str]:
 
 
 def _delayed(answer: Answer, seconds: float) -> Answer:
-    return Answer(
-        answer.status, answer.headers, answer.body, answer.transport, answer.delay_s + seconds, answer.accepted
-    )
+    return replace(answer, delay_s=answer.delay_s + seconds) if seconds else answer

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
-from .answers import Answer, Transport, refusal, throttled_answer
+from .answers import Answer, Transport, json_answer, refusal, throttled_answer
+from .export import too_large as export_too_large
 from .faults import Fault
 from .settings import BATCH_PATH, Options
 from .throttle import Verdict
 from .uploads import too_large
-from .validation import Columns
+from .validation import Columns, Findings
 
 _HTML: Final = (
     "<html>\r\n<head><title>{0}</title></head>\r\n<body>\r\n<center><h1>{0}</h1></center>\r\n</body>\r\n</html>\r\n"
@@ -43,6 +45,8 @@ def failure(fault: Fault, api_key: str | None) -> Answer:
         return Answer(429, {**answer.headers, "Retry-After": str(fault.retry_after)}, answer.body)
     if kind == "redirect":
         return Answer(302, {"Location": fault.location})
+    if kind == "export_too_large":
+        return export_too_large()
     if kind == "invalid_key":
         return refusal(400, f"Invalid API key: {api_key or ''}")
     return Answer(503, transport=_TRANSPORTS[kind])
@@ -104,13 +108,42 @@ def _html(status: int, title: str) -> Answer:
     return Answer(status, {"Content-Type": "text/html"}, _HTML.format(title).encode())
 
 
+def refusal_of_findings(findings: Findings, options: Options) -> Answer:
+    """The 400 for events that are not good."""
+    if findings.not_objects:
+        return refusal(400, "Invalid event JSON")
+    lists = {
+        "events_with_missing_fields": findings.missing,
+        "events_with_invalid_fields": findings.invalid,
+        "events_with_invalid_id_lengths": findings.id_lengths,
+    }
+    if findings.missing:
+        error = "Request missing required field"
+    elif findings.invalid or not findings.id_lengths:
+        error = "Invalid field values on some events"
+    else:
+        error = "Invalid id length for user_id or device_id"
+    if options.index_mode == "none":
+        return refusal(400, error)
+    first_only = options.index_mode == "first"
+    named = {
+        name: {blamed: indexes[:1] if first_only else indexes for blamed, indexes in by_field.items()}
+        for name, by_field in lists.items()
+        if by_field
+    }
+    reason = "" if named else "an id that Amplitude reserves"
+    return json_answer(400, {"code": 400, "error": error, **named}, reason=reason)
+
+
 def spoiled(answer: Answer, fault: Fault) -> Answer:
     """A 200 that does not reach the client as such; the events are taken."""
     kind = fault.kind
+    if kind == "interim_answers":
+        return replace(answer, interim=(102, 103))
     if kind in ("stored_then_500", "stored_then_502", "stored_then_504"):
         failure = _server_error(int(kind.removeprefix("stored_then_")))
         return Answer(failure.status, failure.headers, failure.body, accepted=answer.accepted)
     if kind == "empty_body":
         return Answer(fault.status, accepted=answer.accepted)
     delay = fault.seconds if kind in ("stall", "trickle") else 0.0
-    return Answer(200, answer.headers, answer.body, _TRANSPORTS[kind], delay, answer.accepted)
+    return replace(answer, transport=_TRANSPORTS[kind], delay_s=delay)

@@ -5,64 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 from zlib import crc32
 
 import orjson
 
-from .settings import key_hint
+from .fault_kinds import AFTER, EITHER, KINDS, LOSSES, OF_EVENTS, FaultError, FaultKind, Stage
+from .settings import EXPORT_PATH, MAX_TEXT, key_hint
 from .validation import stored_id
-
-FaultKind = Literal[
-    "500",
-    "502",
-    "503",
-    "504",
-    "html_400",
-    "html_502",
-    "403",
-    "413",
-    "project_429",
-    "redirect",
-    "invalid_key",
-    "reset_before_response",
-    "closed_without_answer",
-    "stored_then_500",
-    "stored_then_502",
-    "stored_then_504",
-    "empty_body",
-    "truncated_body",
-    "stall",
-    "trickle",
-    "slow",
-    "throttle_user",
-    "quota_user",
-    "silence_device",
-    "poison",
-]
-KINDS: Final[tuple[FaultKind, ...]] = get_args(FaultKind)
-
-_AFTER: Final = frozenset(
-    {
-        "stored_then_500",
-        "stored_then_502",
-        "stored_then_504",
-        "empty_body",
-        "truncated_body",
-        "stall",
-        "trickle",
-        "slow",
-    }
-)
-_EITHER: Final = frozenset({"reset_before_response", "closed_without_answer"})
-_EVENTS: Final = frozenset({"throttle_user", "quota_user", "silence_device", "poison"})
-
-Stage = Literal["before", "events", "after"]
-"""Before the request is checked, when its events are, or after they were taken."""
-
-
-class FaultError(ValueError):
-    """A rule that cannot be: its message says why, in words for whoever sent it."""
 
 
 @dataclass
@@ -72,15 +22,19 @@ class Fault:
     Attributes:
         kind: what happens.
         probability: of happening to a request that matches, 0 to 1.
-        times: how many more requests it happens to; None for no end.
+        times: how many more requests it happens to; None for no end. Of the kinds that lose, cut or double: how many
+            more events.
         api_key: filter: the request's key.
-        path: filter: ``/2/httpapi`` or ``/batch``.
+        path: filter: ``/2/httpapi``, ``/batch`` or ``/api/2/export``. A rule without it is about uploads.
         min_events: filter: the request has at least so many events.
+        min_hours: filter: the export is of at least so many hours.
         user_id: event filter.
         device_id: event filter.
         insert_id: event filter.
         text: event filter: the event's compact JSON contains it.
+        event_type: event filter.
         share: event filter: this part of all events, 0 to 1, chosen by ``insert_id`` and ``seed``, always the same.
+        share_by: ``user`` chooses a part of all users instead (of devices, for events without user).
         seed: for ``probability`` and ``share``; None draws from the sandbox's generator.
         seconds: how long, for ``slow``, ``stall`` and ``trickle``.
         stored: whether the events are taken, for ``reset_before_response`` and ``closed_without_answer``.
@@ -89,7 +43,10 @@ class Fault:
         location: where ``redirect`` points.
         indexes: which of the refused events a ``poison`` answer names: the first, all or none.
         field_name: the field that a ``poison`` answer blames.
+        property_name: the event or user property that ``cut_property`` cuts.
+        characters: what ``cut_property`` keeps of it (of an array, of its JSON); None keeps nothing.
         enabled: a rule that is off stays, and does nothing.
+        scene: the scene that the rule belongs to.
         id: given by the sandbox.
         fired: how often it happened.
     """
@@ -100,11 +57,14 @@ class Fault:
     api_key: str | None = None
     path: str | None = None
     min_events: int = 0
+    min_hours: int = 0
     user_id: str | None = None
     device_id: str | None = None
     insert_id: str | None = None
     text: str | None = None
+    event_type: str | None = None
     share: float | None = None
+    share_by: Literal["insert_id", "user"] = "insert_id"
     seed: int | None = None
     seconds: float = 1.0
     stored: bool = False
@@ -113,7 +73,10 @@ class Fault:
     location: str = "https://example.invalid/"
     indexes: Literal["first", "all", "none"] = "all"
     field_name: str = "event_properties"
+    property_name: str | None = None
+    characters: int | None = MAX_TEXT
     enabled: bool = True
+    scene: str = ""
     id: int = 0
     fired: int = 0
     _rng: random.Random | None = field(default=None, repr=False)
@@ -139,27 +102,41 @@ class Fault:
             raise FaultError("status must be from 200 to 599")
         if self.indexes not in ("first", "all", "none"):
             raise FaultError("indexes must be first, all or none")
+        if self.share_by not in ("insert_id", "user"):
+            raise FaultError("share_by must be insert_id or user")
+        if self.characters is not None and self.characters < 0:
+            raise FaultError("characters must not be negative; null keeps nothing of the property")
+        if self.kind == "cut_property" and not self.property_name:
+            raise FaultError("cut_property needs a property_name")
         if "\r" in self.location or "\n" in self.location or not self.location.isascii():
             raise FaultError("location must be an ASCII address")
-        if self.kind in _EVENTS and not self.filters_events():
-            raise FaultError(f"{self.kind} needs an event filter: user_id, device_id, insert_id, text or share")
+        if self.kind in OF_EVENTS and not self.filters_events():
+            raise FaultError(
+                f"{self.kind} needs an event filter: user_id, device_id, insert_id, event_type, text or share"
+            )
         if self.seed is not None:
             self._rng = random.Random(self.seed)  # noqa: S311 - chooses faults, nothing secret
 
     @property
     def stage(self) -> Stage:
         """When in the handling of a request the rule comes in."""
-        if self.kind in _EVENTS:
+        if self.kind in OF_EVENTS:
             return "events"
-        return "after" if self.kind in _AFTER or (self.kind in _EITHER and self.stored) else "before"
+        if self.kind in LOSSES:
+            return "store"
+        return "after" if self.kind in AFTER or (self.kind in EITHER and self.stored) else "before"
 
     def filters_events(self) -> bool:
         """Whether the rule is about certain events only."""
-        return any(value is not None for value in (self.user_id, self.device_id, self.insert_id, self.text, self.share))
+        filters = (self.user_id, self.device_id, self.insert_id, self.event_type, self.text, self.share)
+        return any(value is not None for value in filters)
 
     def matches(self, request: RequestFacts) -> list[int] | None:
         """Indexes of the events that the rule is about, or None where it is not about the request."""
-        if (self.path is not None and self.path != request.path) or len(request.events) < self.min_events:
+        is_about_exports = self.path == EXPORT_PATH or self.kind == "export_too_large"
+        if is_about_exports != (request.path == EXPORT_PATH) or request.hours < self.min_hours:
+            return None
+        if self.path not in (None, request.path) or len(request.events) < self.min_events:
             return None
         if self.api_key is not None and self.api_key != request.api_key:
             return None
@@ -175,10 +152,15 @@ class Fault:
             wanted, value = getattr(self, name), event.get(name)
             if wanted is not None and (not isinstance(value, str) or stored_id(value) != wanted):
                 return False
-        if self.insert_id is not None and event.get("insert_id") != self.insert_id:
-            return False
+        for name in ("insert_id", "event_type"):
+            wanted = getattr(self, name)
+            if wanted is not None and event.get(name) != wanted:
+                return False
         if self.share is not None:
-            drawn = crc32(f"{self.seed}|{event.get('insert_id')}".encode("utf-8", "surrogatepass")) / 2**32
+            by = event.get("insert_id")
+            if self.share_by == "user":
+                by = next((event[name] for name in ("user_id", "device_id") if isinstance(event.get(name), str)), None)
+            drawn = crc32(f"{self.seed}|{by}".encode("utf-8", "surrogatepass")) / 2**32
             if drawn >= self.share:
                 return False
         return self.text is None or self.text in orjson.dumps(event).decode()
@@ -214,11 +196,13 @@ class RequestFacts:
         path: the endpoint.
         api_key: as sent; None where it is no text.
         events: as sent, of any type.
+        hours: of an export.
     """
 
     path: str
     api_key: str | None
     events: Sequence[Any]
+    hours: int = 0
 
 
 class Faults:
@@ -245,6 +229,10 @@ class Faults:
         """Removes one rule, or all of them."""
         self._rules = [] if rule_id is None else [rule for rule in self._rules if rule.id != rule_id]
 
+    def end_scene(self, name: str | None = None) -> None:
+        """Removes the rules of one scene, or of all of them."""
+        self._rules = [rule for rule in self._rules if not rule.scene or name not in (None, rule.scene)]
+
     def switch(self, rule_id: int, enabled: bool) -> bool:
         """Turns a rule on or off; False where there is no such rule."""
         for rule in self._rules:
@@ -269,6 +257,18 @@ class Faults:
                 return rule, indexes
         return None
 
+    def losses(self, request: RequestFacts) -> Iterator[tuple[Fault, int]]:
+        """The events that are lost, cut or doubled, each with the rule that says so; one may come more than once."""
+        for rule in self._rules:
+            if rule.stage == "store":
+                for index in rule.matches(request) or ():
+                    if rule.happens(self._rng):
+                        yield rule, index
+
+    def draw(self, rule: Fault) -> bool:
+        """Draws whether a rule happens, and counts it if so."""
+        return rule.happens(self._rng)
+
     def delay(self, request: RequestFacts) -> float:
         """Seconds that the ``slow`` rules add to a request."""
         return sum(
@@ -279,16 +279,16 @@ class Faults:
 
 
 _NUMBERS: Final = {"probability": float, "share": float, "seconds": float}
-_INTEGERS: Final = frozenset({"times", "seed", "min_events", "status", "retry_after"})
-_TEXTS: Final = frozenset({"api_key", "path", "user_id", "device_id", "insert_id", "text", "location", "field_name"})
-_OPTIONAL: Final = frozenset(
-    {"times", "api_key", "path", "user_id", "device_id", "insert_id", "text", "share", "seed", "retry_after"}
-)
-_SETTABLE: Final = frozenset({"kind", "indexes", "enabled", "stored"} | set(_NUMBERS) | _INTEGERS | _TEXTS)
+_INTEGERS: Final = frozenset({"times", "seed", "min_events", "min_hours", "status", "retry_after", "characters"})
+_FILTERS: Final = frozenset({"user_id", "device_id", "insert_id", "event_type", "text"})
+_TEXTS: Final = _FILTERS | {"api_key", "path", "location", "field_name", "property_name"}
+_OPTIONAL: Final = _INTEGERS - {"min_events", "min_hours", "status"} | _TEXTS - {"location", "field_name"} | {"share"}
+_CHOICES: Final = frozenset({"kind", "indexes", "share_by"})
+_SETTABLE: Final = _CHOICES | {"enabled", "stored"} | set(_NUMBERS) | _INTEGERS | _TEXTS
 
 
 def _check_types(rule: Fault) -> None:
-    for name in sorted(_SETTABLE - {"kind", "indexes"}):
+    for name in sorted(_SETTABLE - _CHOICES):
         value = getattr(rule, name)
         if value is None and name in _OPTIONAL:
             continue

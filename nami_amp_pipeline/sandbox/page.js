@@ -1,70 +1,15 @@
-// Shows what the sandbox received. Every text goes into the page as text, never as markup: events are hostile.
-"use strict";
+// Shows what the sandbox received, and asks again every two seconds.
+import { ask, byId, clockTime, dateTime, jsonBlock, make, numbers, projectName, propertyChips, reconcile, showIfChanged } from "./dom.js";
+import { onSteered, showFaults, showOptions, showScenes, steer } from "./controls.js";
+import { searchAgain } from "./search.js";
 
 const REFRESH_MS = 2000;
-const byId = (id) => document.getElementById(id);
-const numbers = new Intl.NumberFormat("en");
-const shown = new Map();
 let paused = false;
 let timer = 0;
 
-function make(tag, className, ...children) {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  element.append(...children.map((child) => (child instanceof Node ? child : String(child))));
-  return element;
-}
-
-// Builds a part of the page anew only when its data changed, so that nothing flickers or loses the focus.
-function showIfChanged(name, data, build) {
-  const text = JSON.stringify(data);
-  if (shown.get(name) === text) return;
-  shown.set(name, text);
-  build(data);
-}
-
-// Keeps one element per key: those that stay are not touched, so an open one stays open.
-function reconcile(list, rows, keyOf, build) {
-  const known = new Map([...list.children].map((element) => [element.dataset.key, element]));
-  let place = list.firstElementChild;
-  for (const row of rows) {
-    const key = keyOf(row);
-    let element = known.get(key);
-    known.delete(key);
-    if (!element) {
-      element = build(row);
-      element.dataset.key = key;
-    }
-    if (element === place) place = place.nextElementSibling;
-    else list.insertBefore(element, place);
-  }
-  for (const element of known.values()) element.remove();
-}
-
-async function ask(path, options) {
-  const response = await fetch(path, { cache: "no-store", ...options });
-  const content = response.status === 204 ? null : await response.json();
-  if (!response.ok) throw new Error(content.error || `status ${response.status}`);
-  return content;
-}
-
-function clockTime(milliseconds) {
-  const moment = new Date(milliseconds);
-  return Number.isNaN(moment.getTime()) ? String(milliseconds) : moment.toISOString().slice(11, 23);
-}
-
-function dateTime(milliseconds) {
-  const moment = new Date(milliseconds);
-  return Number.isNaN(moment.getTime()) ? String(milliseconds) : moment.toISOString().replace("T", " ").replace(".000Z", "Z");
-}
-
-function projectName(project) {
-  return project.name || `Project ${project.project}`;
-}
-
 function showTiles({ summary, audit, users }) {
   const tiles = [
-    ["Events accepted", audit.accepted],
+    ["Events stored", summary.events],
     ["Users", users.total],
     ["Projects", summary.projects.length],
     ["Requests", audit.requests],
@@ -92,11 +37,13 @@ function bar(length, share) {
 function showTotals(summary) {
   const rows = [];
   const types = new Set();
-  for (const project of summary.projects) {
+  const byName = (left, right) => projectName(left).localeCompare(projectName(right), "en", { numeric: true });
+  for (const project of summary.projects.toSorted(byName)) {
     const entries = Object.entries(project.event_types);
+    if (!entries.length) entries.push(["–", 0]);
     const most = Math.max(...Object.values(project.event_types));
     entries.forEach(([type, count], place) => {
-      types.add(type);
+      if (count) types.add(type);
       const row = make("tr", "");
       if (place === 0) {
         const head = make("th", "", projectName(project), make("span", "sub", `key ${project.api_key}`),
@@ -106,7 +53,7 @@ function showTotals(summary) {
         row.append(head);
       }
       row.append(make("td", "mono wrap", type), make("td", "number", numbers.format(count)),
-        make("td", "", bar(count / most, count / project.events)));
+        make("td", "", count ? bar(count / most, count / project.events) : ""));
       rows.push(row);
     });
   }
@@ -125,6 +72,9 @@ const CHECKS = [
   ["concurrent_same_user", "Same user in two requests at once", true],
   ["changed_repeats", "Repeats with different content", true],
   ["duplicates", "Repeats recognised and dropped", false],
+  ["lost", "Lost after a 200", false],
+  ["properties_cut", "Properties cut", false],
+  ["stored_twice", "Stored twice", false],
 ];
 
 function showAudit(audit) {
@@ -156,30 +106,6 @@ function showAudit(audit) {
   byId("answers").replaceChildren(...(answers.length ? answers : [make("span", "none", "None yet.")]));
 }
 
-function showFaults({ rules, kinds }) {
-  const kindList = byId("fault-kind");
-  if (!kindList.options.length) kindList.append(...kinds.map((kind) => new Option(kind.replaceAll("_", " "), kind)));
-  const items = rules.map((rule) => {
-    const { id, kind, enabled, fired, ...more } = rule;
-    const input = make("input", "");
-    input.type = "checkbox";
-    input.checked = enabled;
-    input.setAttribute("role", "switch");
-    input.addEventListener("change", () =>
-      steer(`/sandbox/faults?id=${id}`, "PATCH", { enabled: input.checked }));
-    const toggle = make("label", "switch", input, make("span", "hidden", `Fault ${kind}`));
-    const details = Object.entries(more).map(([name, value]) => `${name} ${JSON.stringify(value)}`).join(", ");
-    const what = make("span", "what", make("strong", enabled ? "" : "off", kind),
-      make("span", "sub", `${details ? `${details} · ` : ""}happened ${numbers.format(fired)}×`));
-    const remove = make("button", "", "Remove");
-    remove.type = "button";
-    remove.setAttribute("aria-label", `Remove fault ${kind}`);
-    remove.addEventListener("click", () => steer(`/sandbox/faults?id=${id}`, "DELETE"));
-    return make("li", "", toggle, what, remove);
-  });
-  byId("rules").replaceChildren(...(items.length ? items : [make("li", "none", "None. Every valid request is answered 200.")]));
-}
-
 function eventRow(row) {
   const event = row.event;
   const summary = make("summary", "",
@@ -187,24 +113,24 @@ function eventRow(row) {
     make("span", "type", event.event_type),
     make("span", "", event.user_id ?? event.device_id ?? ""),
     make("span", "mono", event.insert_id ?? "–"),
-    make("span", "mono", row.api_key));
+    make("span", "", projectName(row)));
   const details = make("details", "", summary);
   details.addEventListener("toggle", () => {
-    if (details.open && details.children.length === 1) details.append(make("pre", "", JSON.stringify(event, null, 2)));
+    if (details.open && details.children.length === 1) details.append(jsonBlock(event));
   });
   return make("li", "", details);
 }
 
 function userRow(user) {
   const name = user.user_id ?? `Device ${user.device_ids[0] ?? ""}`;
-  const head = make("th", "wrap", name, make("span", "sub", `key ${user.api_key}`));
+  const head = make("th", "wrap", name, make("span", "sub", `${projectName(user)} · key ${user.api_key}`));
   head.scope = "row";
   if (user.user_id === null) head.append(make("span", "sub", "no user yet"));
   if (user.updates_dropped) head.append(make("span", "sub", `${numbers.format(user.updates_dropped)} updates dropped`));
-  const properties = Object.entries(user.user_properties).map(([key, value]) =>
-    make("span", "chip", make("span", "key", `${key} `), JSON.stringify(value)));
-  return make("tr", "", head, make("td", "number", numbers.format(user.events)), make("td", "mono", dateTime(user.last_time)),
-    make("td", "", properties.length ? make("div", "chips", ...properties) : make("span", "none", "none")));
+  if (user.identifies) head.append(make("span", "sub", `${numbers.format(user.identifies)} identifies, which are no events`));
+  const seen = user.last_time === null ? "no event yet" : dateTime(user.last_time);
+  return make("tr", "", head, make("td", "number", numbers.format(user.events)), make("td", "mono", seen),
+    make("td", "", propertyChips(user.user_properties)));
 }
 
 function showEmpty(isEmpty) {
@@ -224,12 +150,15 @@ async function refresh() {
   const usersPath = `/sandbox/users?limit=50${user ? `&user_id=${encodeURIComponent(user)}` : ""}`;
   const status = byId("status");
   try {
-    const [summary, audit, faults, events, users] = await Promise.all(
-      ["/sandbox/summary", "/sandbox/audit", "/sandbox/faults", eventsPath, usersPath].map((path) => ask(path)));
+    const [summary, audit, faults, { scenes }, options, events, users] = await Promise.all(
+      ["/sandbox/summary", "/sandbox/audit", "/sandbox/faults", "/sandbox/scenes", "/sandbox/options", eventsPath,
+        usersPath].map((path) => ask(path)));
     showIfChanged("tiles", { summary, audit, users: { total: users.total } }, showTiles);
     showIfChanged("totals", summary, showTotals);
     showIfChanged("audit", audit, showAudit);
     showIfChanged("faults", faults, showFaults);
+    showIfChanged("scenes", scenes, showScenes);
+    showIfChanged("options", options, showOptions);
     showIfChanged("empty", audit.requests === 0 && summary.events === 0, showEmpty);
     reconcile(byId("events"), events.events, (row) => `${row.project}/${row.number}/${row.received_at}`, eventRow);
     byId("no-events").hidden = events.events.length > 0;
@@ -237,6 +166,7 @@ async function refresh() {
     byId("no-users").hidden = users.users.length > 0;
     byId("users-count").textContent =
       users.matching > users.users.length ? `newest ${users.users.length} of ${numbers.format(users.matching)}` : "";
+    await searchAgain();
     status.textContent = paused ? "Paused" : "Live, every 2 s";
     status.classList.remove("lost");
   } catch (error) {
@@ -252,21 +182,6 @@ async function loop() {
   timer = setTimeout(loop, REFRESH_MS);
 }
 
-async function steer(path, method, content) {
-  const error = byId("fault-error");
-  try {
-    await ask(path, {
-      method,
-      ...(content === undefined ? {} : { headers: { "Content-Type": "application/json" }, body: JSON.stringify(content) }),
-    });
-    error.hidden = true;
-  } catch (problem) {
-    error.textContent = problem.message;
-    error.hidden = false;
-  }
-  await refresh();
-}
-
 byId("pause").addEventListener("click", () => {
   paused = !paused;
   byId("pause").setAttribute("aria-pressed", String(paused));
@@ -276,13 +191,7 @@ byId("pause").addEventListener("click", () => {
 byId("clear").addEventListener("click", () => {
   if (confirm("Forget all events, users and counts of this sandbox?")) steer("/sandbox/data", "DELETE");
 });
-byId("fault-form").addEventListener("submit", (submitted) => {
-  submitted.preventDefault();
-  const rule = { kind: byId("fault-kind").value, probability: Number(byId("fault-probability").value || 1) };
-  if (byId("fault-times").value) rule.times = Number(byId("fault-times").value);
-  if (byId("fault-user").value.trim()) rule.user_id = byId("fault-user").value.trim();
-  steer("/sandbox/faults", "POST", [rule]);
-});
+onSteered(refresh);
 byId("type-filter").addEventListener("change", refresh);
 byId("user-search").addEventListener("input", refresh);
 document.addEventListener("visibilitychange", () => !document.hidden && loop());

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -29,6 +30,9 @@ LOCATION_GROUP: Final = ("country", "region", "city", "dma")
 MAX_GROWN_ARRAY: Final = 10_000
 """Characters that an array can reach by ``$append`` and ``$prepend`` (https://amplitude.com/docs/faq/limits)."""
 
+NOT_EVENTS: Final = frozenset({"$identify", "$groupidentify"})
+"""They change properties, and no chart counts them (https://amplitude.com/docs/apis/analytics/identify)."""
+
 _GROUPED: Final = frozenset(DEVICE_GROUP + LOCATION_GROUP)
 _OPERATIONS: Final = frozenset(OPERATIONS)
 _FIRST_AMPLITUDE_ID: Final = 100_000_000_001
@@ -42,6 +46,8 @@ class Profile:
         amplitude_id: number of the profile in its project.
         device_ids: every device it was seen on, in the order of first sight.
         group_values: the last device and location fields.
+        events: how many; ``$identify`` is none, as Amplitude's charts see it.
+        identifies: how many of those.
         first_time: the earliest event time, ms.
         last_time: the latest event time, ms.
         last_received: when its newest event was received, seconds since the epoch.
@@ -57,6 +63,7 @@ class Profile:
     group_values: dict[str, Any] = field(default_factory=dict)
     app_version: str | None = None
     events: int = 0
+    identifies: int = 0
     first_time: int | None = None
     last_time: int | None = None
     last_received: float = 0.0
@@ -75,6 +82,7 @@ class Profile:
             **self.group_values,
             "app_version": self.app_version,
             "events": self.events,
+            "identifies": self.identifies,
             "first_time": self.first_time,
             "last_time": self.last_time,
             "updates_dropped": self.updates_dropped,
@@ -98,6 +106,10 @@ class Profiles:
         yield from self._users.values()
         yield from self._anonymous.values()
 
+    def copy(self) -> Profiles:
+        """The same users, to go on from on their own."""
+        return deepcopy(self)
+
     def get(self, user_id: str) -> Profile | None:
         """The profile of a user, if it has one."""
         return self._users.get(user_id)
@@ -112,10 +124,13 @@ class Profiles:
         profile = self._profile_of(stored_id(event.get("user_id")), stored_id(event.get("device_id")))
         time = event.get("time")
         moment = int(received_at * 1000) if time is None else cast("int", time)
-        profile.events += 1
         profile.last_received = received_at
-        profile.first_time = moment if profile.first_time is None else min(profile.first_time, moment)
-        profile.last_time = moment if profile.last_time is None else max(profile.last_time, moment)
+        if event.get("event_type") in NOT_EVENTS:
+            profile.identifies += 1
+        else:
+            profile.events += 1
+            profile.first_time = moment if profile.first_time is None else min(profile.first_time, moment)
+            profile.last_time = moment if profile.last_time is None else max(profile.last_time, moment)
         if event.get("$skip_user_properties_sync"):
             return profile
         if not _GROUPED.isdisjoint(event):
@@ -238,6 +253,17 @@ def _apply_one(held: dict[str, Any], operation: str, name: str, value: Any) -> i
     return int(kept != value)
 
 
+def cut_texts(value: Any) -> Any:
+    """A value of an event property as Amplitude keeps it: every text in it cut after 1,024 characters."""
+    if type(value) is str:
+        return value[:MAX_TEXT]
+    if type(value) is dict:
+        if len(orjson.dumps(value)) <= MAX_TEXT:
+            return value  # Short enough as a whole, hence in every part of it.
+        return {name: cut_texts(inner) for name, inner in value.items()}
+    return [cut_texts(inner) for inner in value] if type(value) is list else value
+
+
 def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
@@ -261,11 +287,12 @@ def cut_value(value: Any, array_characters: int = MAX_TEXT) -> Any:
     if type(value) is list:
         if len(orjson.dumps(value)) <= MAX_TEXT:
             return value  # Short enough as a whole, hence in every part of it.
-        return _fitting(map(cut_value, value), array_characters)
+        return fitting(map(cut_value, value), array_characters)
     return value
 
 
-def _fitting(items: Iterable[Any], characters: int) -> list[Any]:
+def fitting(items: Iterable[Any], characters: int) -> list[Any]:
+    """The longest beginning of an array whose compact JSON text has so many characters."""
     kept: list[Any] = []
     length = 1
     for item in items:

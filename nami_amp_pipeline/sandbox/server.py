@@ -24,6 +24,7 @@ _MAX_HEAD: Final = 64 * 1024
 _MAX_BODY: Final = 2 * max(MAX_BYTES.values())
 _READ_AHEAD: Final = 2**20
 _GONE_POLL_S: Final = 0.02
+_PIECE: Final = 2**18
 _START_S: Final = 10.0
 _STATUSES: Final = frozenset(status.value for status in HTTPStatus)
 
@@ -223,6 +224,7 @@ class _Connection:
                 if answer.transport == "trickle":
                     await self._trickle(answer)
                 elif answer.delay_s and not await self._wait(answer.delay_s):
+                    answer.close()
                     return False
             finally:
                 # Before the answer is written: a client may send its next request the moment it has this one's answer.
@@ -230,14 +232,18 @@ class _Connection:
         except _BadRequestError as error:
             await self._send(Answer(error.args[0]), keep_alive=False)
             return False
+        with contextlib.closing(answer):
+            return await self._finish(answer, keep_alive=head.keep_alive)
+
+    async def _finish(self, answer: Answer, *, keep_alive: bool) -> bool:
+        """Sends an answer, or breaks the connection as it says. Returns whether the connection goes on."""
         if answer.transport is None:
-            await self._send(answer, keep_alive=head.keep_alive)
-            return head.keep_alive
+            await self._send(answer, keep_alive=keep_alive)
+            return keep_alive
         if answer.transport == "reset_before_response":
             self._reset()
         elif answer.transport == "truncated_body":
-            self._writer.write(_head_of(answer, keep_alive=False) + answer.body[: len(answer.body) // 2])
-            await self._writer.drain()
+            await self._send(answer, keep_alive=False, share=0.5)
         return False
 
     async def _answer(self, flight: Flight, head: _Head, body: bytes) -> Answer:
@@ -320,8 +326,20 @@ class _Connection:
             await asyncio.sleep(min(left, _GONE_POLL_S))
         return False
 
-    async def _send(self, answer: Answer, *, keep_alive: bool) -> None:
-        self._writer.write(_head_of(answer, keep_alive=keep_alive) + answer.body)
+    async def _send(self, answer: Answer, *, keep_alive: bool, share: float = 1.0) -> None:
+        """Writes an answer, or that share of its body."""
+        for status in answer.interim:
+            self._writer.write(f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n\r\n".encode())
+            await self._writer.drain()
+        self._writer.write(_head_of(answer, keep_alive=keep_alive))
+        left = int(answer.length() * share)
+        if answer.file is None:
+            self._writer.write(answer.body[:left])
+        while answer.file is not None and left:
+            piece = answer.file.read(min(left, _PIECE))
+            left -= len(piece)
+            self._writer.write(piece)
+            await self._writer.drain()
         await self._writer.drain()
 
     async def _trickle(self, answer: Answer) -> None:
@@ -344,6 +362,6 @@ def _head_of(answer: Answer, *, keep_alive: bool) -> bytes:
     lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase if answer.status in _STATUSES else ''}"]
     lines += [f"{name}: {value}" for name, value in answer.headers.items()]
     if answer.status != 204:
-        lines.append(f"Content-Length: {len(answer.body)}")
+        lines.append(f"Content-Length: {answer.length()}")
     lines.append("Connection: " + ("keep-alive" if keep_alive else "close"))
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")

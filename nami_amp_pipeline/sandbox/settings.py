@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 V2_PATH: Final = "/2/httpapi"
@@ -17,6 +17,8 @@ MAX_EVENTS: Final = 2_000
 MAX_TEXT: Final = 1_024
 """Characters after which Amplitude cuts a string (https://amplitude.com/docs/faq/limits)."""
 
+Region = Literal["us", "eu"]
+
 DEDUPLICATION_SECONDS: Final = 7 * 24 * 3600
 
 
@@ -25,14 +27,16 @@ class Project:
     """A project that the sandbox knows.
 
     Attributes:
-        id: the number that names the project's folder and files in an export.
+        id: the number that names the project's folder and files in an export; 0 makes one of the key.
         name: shown on the page.
         secret_key: needed for the Export API; None lets any secret in.
+        region: where its keys are right, for requests to one of Amplitude's own hosts; None for anywhere.
     """
 
-    id: int
+    id: int = 0
     name: str = ""
-    secret_key: str | None = None
+    secret_key: str | None = field(default=None, repr=False)
+    region: Region | None = None
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,13 @@ class Options:
         daily_quota: events per user and per device in a rolling 24 hours, in steps of an hour.
         property_updates_per_hour: profile updates per user, after which updates are dropped silently.
         latency_ms: how long every answer of the upload and export endpoints takes.
-        keep_events: the newest events whose JSON is kept; older ones still count and are still recognised as repeats.
+        keep_events: the newest events whose JSON is kept; older ones still count and are still recognised as repeats,
+            but an export of their hours is a 504.
+        keep_request_events: the events of the newest requests, whose ids are kept to find their requests.
         export_delay_hours: hours after the end of an hour before it can be exported.
         export_max_bytes: size of the exported JSON over which an export is refused.
         export_partition: events per exported file.
+        export_identify: whether ``$identify`` calls are exported, which is not documented.
         blind: count the events and answer 200 without looking at them, to measure a client alone.
     """
 
@@ -74,9 +81,11 @@ class Options:
     property_updates_per_hour: int = 1_800
     latency_ms: float = 0.0
     keep_events: int = 1_000_000
-    export_delay_hours: int = 2
+    keep_request_events: int = 200_000
+    export_delay_hours: float = 2
     export_max_bytes: int = 4_000_000_000
     export_partition: int = 50_000
+    export_identify: bool = False
     blind: bool = False
 
 

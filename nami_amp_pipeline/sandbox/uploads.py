@@ -10,7 +10,8 @@ from typing import Any, Final
 import orjson
 
 from .answers import Answer, refusal
-from .settings import MAX_BYTES, MAX_EVENTS
+from .hosts import region_of
+from .settings import MAX_BYTES, MAX_EVENTS, Region
 
 _DEFAULT_MIN_ID_LENGTH: Final = 5
 _GZIP: Final = 31
@@ -28,6 +29,7 @@ class Upload:
         min_id_length: characters that an id must have; None where the option is no positive integer.
         client_upload_time: where it is text.
         body: the decompressed JSON.
+        region: of the host that it was sent to, where that is one of Amplitude's.
     """
 
     path: str
@@ -36,6 +38,7 @@ class Upload:
     min_id_length: int | None
     client_upload_time: str | None
     body: bytes
+    region: Region | None = None
 
 
 def too_large(reason: str) -> Answer:
@@ -83,6 +86,7 @@ def read_upload(path: str, headers: Mapping[str, str], body: bytes) -> Upload | 
         _min_id_length(content.get("options")),
         uploaded if type(uploaded) is str else None,
         body,
+        region_of(headers),
     )
 
 

@@ -109,15 +109,16 @@ class Variant:
         """SQL of a snapshot's JSON text without the hidden fields."""
         patch = []
         for prop in contract.PROPERTIES:
-            name, names = prop.name, {prop.name, prop.field}  # hiding the field hides its properties too
-            path = literal(f"$.{name}")
-            if names & self.exclude:
+            name, path = prop.name, literal(f"$.{prop.name}")
+            if prop.names_any(self.exclude):  # hiding a field hides what is made of it too
                 patch.append(f"{literal(name)}, NULL")
-            elif names & self.hashed and prop.kind == "texts":
+            elif not prop.names_any(self.hashed):
+                continue
+            elif prop.kind == "texts":
                 texts = f"(properties -> {path})::VARCHAR[]"
                 hashes = f"list_sort(list_transform({texts}, lambda text: hash_of(text)))[1:{HASHES_OF_AN_ARRAY}]"
                 patch.append(f"{literal(name)}, {hashes}")
-            elif names & self.hashed:
+            else:
                 patch.append(f"{literal(name)}, hash_of(properties ->> {path})")
         if not patch:
             return "properties"

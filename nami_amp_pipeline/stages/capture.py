@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import duckdb
 import orjson
@@ -22,7 +23,7 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.errors import OutOfMemory, WarehouseUnavailable
+from nami_amp_pipeline.errors import WarehouseUnavailable
 from nami_amp_pipeline.stages.captured_ids import KEY_COLUMNS, JustCaptured, Keys, Ledger, fold
 from nami_amp_pipeline.stages.captured_rows import write_rows
 from nami_amp_pipeline.stages.window import Window, refuse
@@ -33,9 +34,6 @@ from nami_amp_pipeline.storage.duckdb_engine import compute, read_files, sql
 from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA
 from nami_amp_pipeline.warehouse import Source
 from nami_amp_pipeline.warehouse.base import one_line
-
-FEWEST_ROWS = 20
-"""This few rows fit into the engine's memory, whatever they contain."""
 
 
 @dataclass
@@ -80,19 +78,6 @@ def capture(context: Context, leases: Mapping[str, Lease], *, window: Window | N
     if not leases:
         return {}
     fold(context)
-    most = context.settings.max_rows_per_tick
-    while True:
-        try:
-            return _capture(context, leases, most)
-        except OutOfMemory as error:
-            # Many large payloads at once: fewer of them in this tick, the rest in the next ones.
-            if most <= FEWEST_ROWS:
-                raise
-            most = max(FEWEST_ROWS, min(most, context.settings.segment_rows) // 8)
-            context.log.info("%s; continuing with at most %s rows", error, f"{most:,}")
-
-
-def _capture(context: Context, leases: Mapping[str, Lease], most: int) -> dict[str, Captured]:
     frontiers = _frontiers(context, leases)
     began = context.now()
     ledger = Ledger(context)
@@ -106,7 +91,7 @@ def _capture(context: Context, leases: Mapping[str, Lease], most: int) -> dict[s
                 _note_unplaced(context, leases, source)
                 return {}
             try:
-                upper = _find_fresh(context, ledger, connection, source, frontiers, most)
+                upper = _find_fresh(context, ledger, connection, source, frontiers)
                 written = write_rows(context, connection, source)
             except duckdb.IOException as error:
                 raise WarehouseUnavailable(f"cannot read {context.warehouse.name}: {one_line(error)}") from None
@@ -185,7 +170,8 @@ def _frontiers(context: Context, app_ids: Iterable[str]) -> dict[str, int | None
         begun = {row.app_id: row.frontier for row in tx.execute(sa.select(tables.apps)) if row.app_id in wanted}
         starts: dict[str, list[int | None]] = {}
         integrations = tables.integrations
-        for row in tx.execute(sa.select(integrations.c.app_id, integrations.c.start_from)):
+        live = integrations.c.backfill_of.is_(None)
+        for row in tx.execute(sa.select(integrations.c.app_id, integrations.c.start_from).where(live)):
             starts.setdefault(row.app_id, []).append(row.start_from)
     frontiers: dict[str, int | None] = {}
     for app_id in wanted:
@@ -202,7 +188,6 @@ def _find_fresh(
     connection: duckdb.DuckDBPyConnection,
     source: Source,
     frontiers: Mapping[str, int | None],
-    most: int,
 ) -> int:
     """Fills the table ``fresh`` with the row numbers to capture; returns their newest ``ingested_at``.
 
@@ -216,9 +201,10 @@ def _find_fresh(
     )
     connection.register("positions", positions)
     connection.execute(f"CREATE TEMP VIEW keys AS SELECT * FROM {source.keys}")  # noqa: S608
-    connection.execute(sql("capture_1_candidates").format(key_columns=KEY_COLUMNS, max_id_bytes=contract.MAX_ID_BYTES))
+    connection.execute(candidates("min"))
     ledger.forget_known(connection, "fresh")
     total = _scalar(connection, "SELECT count(*) FROM fresh")
+    most = context.settings.max_rows_per_tick
     upper = 2**62
     if total > most:
         upper = _scalar(
@@ -230,6 +216,11 @@ def _find_fresh(
     buckets = max(1, -(-total // context.settings.segment_rows))
     connection.execute(f"CREATE TEMP MACRO bucket_of(app, person) AS (hash(app, person) % {buckets})::INTEGER")
     return upper
+
+
+def candidates(copy: Literal["min", "max"]) -> str:
+    """SQL of the rows to read: of an id that was loaded several times the first row, or the last."""
+    return sql("capture_1_candidates").format(key_columns=KEY_COLUMNS, max_id_bytes=contract.MAX_ID_BYTES, copy=copy)
 
 
 def _keys(connection: duckdb.DuckDBPyConnection, written: int) -> Keys | None:
@@ -288,6 +279,7 @@ def _commit(
     window = context.settings.late_commit_window_seconds * 1_000_000
     started = read.started
     captured: dict[str, Captured] = {}
+    context.folder.publish(name for name, *_ in summaries)
     context.step("capture.commit")
     with context.store.begin(under=leases.values()) as tx:
         for name, rows, apps in summaries:

@@ -92,7 +92,7 @@ class Ledger:
             except (OSError, pa.ArrowException) as error:
                 raise Blocked(f"the ledger of captured ids cannot be read: {type(error).__name__}") from None
         raise Blocked(
-            f"a file of the ledger of captured ids is missing in {context.folder.root}/ledger: restore it, or run "
+            f"a file of the ledger of captured ids is missing in {context.folder.address}/ledger: restore it, or run "
             "'nami-amp repair'"
         )
 
@@ -183,8 +183,7 @@ def expire(context: Context, *, without: Collection[int] = (), dry_run: bool = F
             tx.execute(sa.delete(table).where(table.c.id.in_([run.id for run in old])))
     size = 0
     for run in old:
-        with suppress(OSError):
-            size += context.folder.path(run.file).stat().st_size
+        size += sum(context.folder.sizes([run.file]))
         if not dry_run:
             context.folder.remove(run.file)
     return len(old), sum(run.rows for run in old), size
@@ -231,6 +230,7 @@ def _merge(
     name = context.folder.new_name("ledger", "arrow")
     with context.folder.ipc(name, RUN_SCHEMA, compression=None) as writer:
         writer.write_batch(pa.record_batch({"high": high[order], "low": low[order]}, schema=RUN_SCHEMA))
+    context.folder.publish([name])
     context.step("ledger.commit")
     with context.store.begin(under=[lease]) as tx:
         table = tables.captured_ids
@@ -322,7 +322,7 @@ def _read(context: Context, segments: Sequence[SortedRun]) -> Keys:
 
 
 def _keys_of(context: Context, segments: Sequence[SortedRun]) -> str:
-    rows = read_files([context.folder.path(segment.file) for segment in segments], SEGMENT_SCHEMA)
+    rows = read_files(context.folder.fetch_all(segment.file for segment in segments), SEGMENT_SCHEMA)
     return f"SELECT {KEY_COLUMNS} FROM {rows}"  # noqa: S608
 
 

@@ -12,9 +12,10 @@ import pyarrow as pa
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.stages import heavy_rows
-from nami_amp_pipeline.stages.odd_rows import look_at_doubtful, may_be_a_rows, set_aside
+from nami_amp_pipeline.stages.odd_rows import look_at_doubtful, set_aside
 from nami_amp_pipeline.storage.duckdb_engine import sql, stream
 from nami_amp_pipeline.storage.parallel import is_parallel
+from nami_amp_pipeline.storage.row_faults import may_be_a_rows
 from nami_amp_pipeline.storage.segment_writer import SegmentWriter
 from nami_amp_pipeline.warehouse import Source
 from nami_amp_pipeline.warehouse.base import one_line
@@ -25,42 +26,66 @@ MAX_TYPE_CHARACTERS = 200
 _TOO_MUCH = (duckdb.OutOfMemoryException, heavy_rows.Heavy)
 
 
-def write_rows(context: Context, connection: duckdb.DuckDBPyConnection, source: Source) -> dict[str, int]:
+def write_rows(
+    context: Context, connection: duckdb.DuckDBPyConnection, source: Source, *, wanted: str = "true"
+) -> dict[str, int]:
     """Writes the fresh rows, one file per bucket; returns file name to rows.
 
     Rows that are too large to be read thousands at a time are read a few at a time. A row that makes the whole read
     fail is searched for and set aside.
+
+    Args:
+        context: for the settings and the folder.
+        connection: has the table ``fresh`` and the macro ``bucket_of``.
+        source: the events table.
+        wanted: SQL of which of these rows are written, by the columns of a segment.
     """
-    is_heavy = False
+    is_heavy = is_searched = False
     while True:
         try:
-            return _write_all(context, connection, source, is_heavy=is_heavy)
+            return _write_all(context, connection, source, wanted, is_heavy=is_heavy)
         except Exception as error:
-            if not is_heavy and (isinstance(error, _TOO_MUCH) or source.is_heavy()):
+            if not is_heavy and _is_too_much(error, source):
                 is_heavy = True
                 continue
-            if not may_be_a_rows(error) or source.broke():
+            if is_searched or not may_be_a_rows(error) or source.broke():
                 raise
             context.log.warning("a row makes the read fail; searching for it: %s", one_line(error))
-            reading = partial(_read, context, connection, source, is_heavy=is_heavy)
+            reading = partial(_read_in_any_way, context, connection, source, wanted, is_heavy=is_heavy)
             if not set_aside(connection, reading, one_line, source.broke):
                 raise
-            return _write_all(context, connection, source, is_heavy=is_heavy)
+            is_searched = True
+
+
+def _is_too_much(error: Exception, source: Source) -> bool:
+    return isinstance(error, _TOO_MUCH) or source.is_heavy()
+
+
+def _read_in_any_way(
+    context: Context, connection: duckdb.DuckDBPyConnection, source: Source, wanted: str, *, is_heavy: bool
+) -> Iterator[pa.Table]:
+    """The fresh rows; once more and a few at a time where they are too large, which is no row's fault."""
+    try:
+        yield from _read(context, connection, source, wanted, is_heavy=is_heavy)
+    except Exception as error:
+        if is_heavy or not _is_too_much(error, source):
+            raise
+        yield from _read(context, connection, source, wanted, is_heavy=True)
 
 
 def _write_all(
-    context: Context, connection: duckdb.DuckDBPyConnection, source: Source, *, is_heavy: bool
+    context: Context, connection: duckdb.DuckDBPyConnection, source: Source, wanted: str, *, is_heavy: bool
 ) -> dict[str, int]:
     with ExitStack() as stack:
         # Closed also where a file cannot be written: the warehouse could not be let go otherwise.
         segments = stack.enter_context(SegmentWriter(context.folder, parallel=is_parallel(context.settings)))
-        for table in _read(context, connection, source, is_heavy=is_heavy):
+        for table in _read(context, connection, source, wanted, is_heavy=is_heavy):
             segments.add(table)
     return segments.rows
 
 
 def _read(
-    context: Context, connection: duckdb.DuckDBPyConnection, source: Source, *, is_heavy: bool
+    context: Context, connection: duckdb.DuckDBPyConnection, source: Source, wanted: str, *, is_heavy: bool
 ) -> Iterator[pa.Table]:
     """The fresh rows with the columns of a segment, and their bucket."""
     query = sql("capture_2_rows").format(
@@ -69,6 +94,7 @@ def _read(
         max_payload_bytes=context.settings.max_payload_bytes,
         first_moment=contract.FIRST_MOMENT,
         last_moment=contract.LAST_MOMENT,
+        wanted=wanted,
     )
 
     def judged(rows: str) -> Iterator[pa.Table]:

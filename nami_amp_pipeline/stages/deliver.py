@@ -20,10 +20,10 @@ from nami_amp_pipeline.delivery.outbox_turner import OutboxTurner
 from nami_amp_pipeline.delivery.receipts import finish_outbox
 from nami_amp_pipeline.delivery.recorder import STORE_PATIENCE_SECONDS, Recorder
 from nami_amp_pipeline.delivery.request_threads import MAX_REQUESTS, ThreadedWire, Wire
-from nami_amp_pipeline.delivery.transport import HttpAnswer, HttpTransport, NoAnswer, Request
+from nami_amp_pipeline.delivery.transport import HttpAnswer, HttpTransport, NoAnswer
 from nami_amp_pipeline.delivery.wake_ups import WakeUps
-from nami_amp_pipeline.errors import Blocked, Misconfigured, NamiAmpError, StoreUnavailable
-from nami_amp_pipeline.stages.destinations import DESTINATIONS
+from nami_amp_pipeline.destinations import DESTINATIONS
+from nami_amp_pipeline.errors import Blocked, LostLease, StoreUnavailable, Unexpected, in_words
 from nami_amp_pipeline.stages.window import Window, refuse
 from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline.state.store import Lease
@@ -84,7 +84,9 @@ def deliver(
     means = means or Means()
     opener = ChannelLoader(context, means.rng or random.Random(), DESTINATIONS)  # noqa: S311 - jitter
     done, channels = _open(
-        opener, [integration for integration in integrations if integration.id in leases and integration.enabled]
+        context,
+        opener,
+        [integration for integration in integrations if integration.id in leases and integration.enabled],
     )
     if not channels:
         return done
@@ -95,7 +97,9 @@ def deliver(
         background = background or InThread()
     patience = int(STORE_PATIENCE_SECONDS * 1e6)
     finishing = OutboxFinisher(
-        lambda channel_id, outbox_id: finish_outbox(context, outbox_id, leases[channel_id]),
+        lambda channel_id, outbox_id: finish_outbox(
+            context, outbox_id, leases[channel_id], channels[channel_id].target.destination
+        ),
         background or AtOnce(),
         patience,
     )
@@ -106,14 +110,14 @@ def deliver(
         finishing.close()
         wire.close()
     for channel_id, failure in finishing.settle(micros(context.clock)):
-        channels[channel_id].done.error = str(failure)
+        _note_failure(context, channels[channel_id].done, failure)
     for channel in channels.values():
         _conclude(context, channel)
     return done
 
 
 def _open(
-    opener: ChannelLoader, integrations: Sequence[Integration]
+    context: Context, opener: ChannelLoader, integrations: Sequence[Integration]
 ) -> tuple[dict[int, Delivered], dict[int, Channel]]:
     """The channels of the integrations with pending events, and the results of all, both by integration id."""
     pending = opener.pending()
@@ -127,11 +131,16 @@ def _open(
             channels[integration.id] = opener.open(integration)
         except StoreUnavailable:
             raise
-        except (Misconfigured, Blocked) as error:
-            done[integration.id].error = str(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others have their turn
+            _note_failure(context, done[integration.id], error)
             continue
         done[integration.id] = channels[integration.id].done
     return done, channels
+
+
+def _note_failure(context: Context, done: Delivered, error: Exception) -> None:
+    failure = in_words(context.log, error)
+    done.error, done.is_bug = str(failure), isinstance(failure, Unexpected)
 
 
 def _conclude(context: Context, channel: Channel) -> None:
@@ -216,7 +225,7 @@ class _Delivery:
                 self._turn([*changed, *overdue])
             for channel_id, error in self._finishing.settle(self._now()):
                 if channel_id in self._channels:
-                    self._drop(self._channels[channel_id], str(error))
+                    self._drop(self._channels[channel_id], error)
             wait = self._wait_micros(self._now(), stopping_until)
             if wait is None:
                 return
@@ -234,7 +243,12 @@ class _Delivery:
             if channel.id not in self._channels:  # its lease was lost meanwhile: the new holder sends this again
                 self._endpoints.left(channel.target.endpoint, failed=False)
                 continue
-            verdict = channel.finish(attempt, answer, now)
+            try:
+                verdict = channel.finish(attempt, answer, now)
+            except Exception as error:  # noqa: BLE001 - as in a crash: the next run sends this again
+                self._endpoints.left(channel.target.endpoint, failed=False)
+                self._drop(channel, error)
+                continue
             failed = verdict.outcome is Outcome.AGAIN and not verdict.whole_project
             failed = failed and verdict.reason not in ("throttled", TOO_LARGE)
             self._endpoints.left(channel.target.endpoint, failed=failed)
@@ -249,12 +263,13 @@ class _Delivery:
             if channel.id in self._channels and (all_of_them or self._turner.is_due(channel)):
                 try:
                     self._turner.turn(channel, self._now())
-                except NamiAmpError as error:
-                    self._drop(channel, str(error))
+                except Exception as error:  # noqa: BLE001 - the other integrations go on
+                    self._drop(channel, error)
                 self._enqueue(channel)
 
-    def _drop(self, channel: Channel, error: str) -> None:
-        channel.done.error = error
+    def _drop(self, channel: Channel, error: Exception) -> None:
+        """Gives an integration up for this run; nothing of it is recorded that was not before."""
+        _note_failure(self._context, channel.done, error)
         self._channels.pop(channel.id, None)
         self._recorder.forget(channel.id)
 
@@ -284,7 +299,7 @@ class _Delivery:
             if at is None or self._is_given_up(channel, max(at, now), now):
                 continue  # an answer wakes it, or it is given up
             attempt = self._attempt(channel, now) if at <= now else None
-            if channel.changes:
+            if channel.changes and channel.id in self._channels:
                 self._recorder.note(channel)
             if attempt is None:
                 self._wake_up(channel, now)
@@ -307,8 +322,10 @@ class _Delivery:
             channel.held.ready_at = now + TRY_AGAIN_MICROS  # what waits is read later; answers are recorded first
             return None
         except (OSError, pa.ArrowException) as error:
-            self._drop(channel, f"an outbox file cannot be read: {type(error).__name__}")
-            return None
+            self._drop(channel, Blocked(f"an outbox file cannot be read: {type(error).__name__}"))
+        except Exception as error:  # noqa: BLE001 - the other integrations go on
+            self._drop(channel, error)
+        return None
 
     def _wake_up(self, channel: Channel, now: int) -> None:
         at = channel.next_at(now) if channel.id in self._channels else None
@@ -322,15 +339,21 @@ class _Delivery:
                 # The process was slow, or stopped, since it recorded that it will post: is the lease still ours?
                 self._commit()
             if channel.id not in self._channels:
-                self._endpoints.left(channel.target.endpoint, failed=False)
-                self._bytes -= len(attempt.body)
+                self._left_unposted(channel, attempt)
+                continue
+            try:
+                request = channel.target.request(attempt.body, self._context.clock(), channel.send_until)
+            except Exception as error:  # noqa: BLE001 - the other integrations go on
+                self._drop(channel, error)
+                self._left_unposted(channel, attempt)
                 continue
             self._number += 1
             self._under_way[self._number] = (channel, attempt)
-            target = channel.target
-            self._wire.start(
-                self._number, Request(target.endpoint, attempt.body, target.headers, channel.send_until)
-            )  # fmt: skip
+            self._wire.start(self._number, request)
+
+    def _left_unposted(self, channel: Channel, attempt: Attempt) -> None:
+        self._endpoints.left(channel.target.endpoint, failed=False)
+        self._bytes -= len(attempt.body)
 
     def _wait_micros(self, now: int, stopping_until: int | None) -> int | None:
         """How long to wait for answers; None if the delivery is over."""
@@ -353,4 +376,4 @@ class _Delivery:
     def _commit(self) -> None:
         """Records the changes; integrations whose lease is lost are dropped from the run."""
         for channel_id in self._recorder.commit():
-            self._drop(self._channels[channel_id], LEASE_LOST)
+            self._drop(self._channels[channel_id], LostLease(LEASE_LOST))

@@ -11,6 +11,7 @@ import duckdb
 import orjson
 import pyarrow as pa
 
+from nami_amp_pipeline import contract
 from nami_amp_pipeline.contract import CATEGORY, GROSS_AMOUNT, SUBCATEGORY, EventType
 from nami_amp_pipeline.stages.body_variants import PLAIN, Variant
 from nami_amp_pipeline.storage.duckdb_engine import literal
@@ -61,18 +62,19 @@ class _Kind:
 
 
 def _kinds(types: Iterable[str], variant: Variant, *, with_environment: bool) -> list[_Kind]:
-    """The event types by kind: category, and with or without a subcategory."""
-    by_kind: dict[tuple[str, bool], list[str]] = {}
+    """The event types by kind: category, with or without a subcategory, and with money where devices have none."""
+    revenue = {event_type.name for event_type in contract.EVENT_TYPES if event_type.is_revenue}
+    by_kind: dict[tuple[str, bool, bool], list[str]] = {}
     for name in sorted(types):
         event_type = EventType(name)
-        by_kind.setdefault((event_type.category, event_type.subcategory is not None), []).append(name)
+        has_money = event_type.carries_device or name in revenue
+        by_kind.setdefault((event_type.category, event_type.subcategory is not None, has_money), []).append(name)
     kinds = []
-    for (category, has_subcategory), names in by_kind.items():
-        is_of_device = EventType(names[0]).carries_device
-        needed: tuple[str, ...] = NEEDED[:-1] if is_of_device else (_ENVIRONMENT,) if with_environment else ()
+    for (category, has_subcategory, has_money), names in by_kind.items():
+        needed: tuple[str, ...] = NEEDED[:-1] if has_money else (_ENVIRONMENT,) if with_environment else ()
         added = [CATEGORY, *([SUBCATEGORY] if has_subcategory else [])]
         if variant.revenue == "net":
-            needed, added = (NEEDED if is_of_device else needed), [*added, GROSS_AMOUNT]
+            needed, added = (NEEDED if has_money else needed), [*added, GROSS_AMOUNT]
         kinds.append(_Kind(tuple(names), category, has_subcategory, needed, tuple(added), variant))
     return kinds
 

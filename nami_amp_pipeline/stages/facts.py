@@ -29,6 +29,10 @@ from nami_amp_pipeline.state.integrations import Integration
 ROWS: Final = "rows"
 """The fact that every partition has: how many events were moved."""
 
+FROM: Final = "nami/from"
+TO: Final = "nami/to"
+"""Of deliveries: numbers of requests, the last one before what is new, and the last one of it."""
+
 PREVIEWED_PARTITIONS = 20
 """A run that moves more partitions than this shows no rows of them: each preview opens a file."""
 
@@ -84,10 +88,10 @@ def describe_captured(context: Context, _apps: Sequence[str], moved: Mapping[str
             "first_loaded": moment(moved_rows.min_ingested_at),
             "last_loaded": moment(moved_rows.max_ingested_at),
             "segments": len(moved_rows.segments),
-            "segment_bytes": sum(context.folder.path(names[number]).stat().st_size for number in moved_rows.segments),
+            "segment_bytes": sum(context.folder.sizes(names[number] for number in moved_rows.segments)),
         }
         if len(moved) <= PREVIEWED_PARTITIONS:
-            facts["preview"] = Rows(segment_preview(context.folder.path(names[moved_rows.segments[0]]), app_id))
+            facts["preview"] = Rows(segment_preview(context.folder.fetch(names[moved_rows.segments[0]]), app_id))
         found[app_id] = facts
     return found
 
@@ -103,8 +107,10 @@ def describe_snapshotted(context: Context, _apps: Sequence[str], moved: Mapping[
             "users": computed.users,
             "truncated_arrays": computed.truncated_arrays,
         }
+        if computed.without:
+            facts["events_without"] = Counts("property", computed.without)
         if len(moved) <= PREVIEWED_PARTITIONS:
-            paths = [context.folder.path(name) for name in computed.files]
+            paths = context.folder.fetch_all(computed.files)
             first, last = created_between(paths, app_id)
             facts["first_event"] = Moment(first)
             facts["last_event"] = Moment(last)
@@ -160,6 +166,7 @@ def describe_delivered(
     if not concerned:
         return {}
     requests = _requests(context)
+    spans = _spans(context)
     receipts = _receipt_files(context)
     found = {}
     for integration, done in concerned:
@@ -172,12 +179,15 @@ def describe_delivered(
             "bytes": done.bytes,
             "endpoint": integration.endpoint,
         }
+        if integration.id in spans:
+            first, last = spans[integration.id]
+            facts |= {FROM: first - 1, TO: last}
         if done.dead:
             facts["dead_letters_by_reason"] = Counts("reason", done.dead)
         if done.error:
             facts["error"] = done.error
         if integration.id in receipts and len(concerned) <= PREVIEWED_PARTITIONS:
-            preview = receipt_preview([context.folder.path(name) for name in receipts[integration.id]])
+            preview = receipt_preview(context.folder.fetch_all(receipts[integration.id]))
             facts["first_event"] = Moment(preview.first)
             facts["last_event"] = Moment(preview.last)
             facts["preview"] = Rows(preview.rows)
@@ -211,6 +221,18 @@ def _requests(context: Context) -> dict[int, dict[str, int]]:
         for integration_id, number, outcome, requests in tx.execute(query):
             found.setdefault(integration_id, {})[f"{number or 'no answer'} {outcome}"] = requests
     return found
+
+
+def _spans(context: Context) -> dict[int, tuple[int, int]]:
+    """The first and last number of this run's requests, by integration id."""
+    table = tables.requests
+    query = (
+        sa.select(table.c.integration_id, sa.func.min(table.c.id), sa.func.max(table.c.id))
+        .where(table.c.run_id == context.run_id)
+        .group_by(table.c.integration_id)
+    )
+    with context.store.begin() as tx:
+        return {integration_id: (first, last) for integration_id, first, last in tx.execute(query)}
 
 
 def _receipt_files(context: Context) -> dict[int, list[str]]:

@@ -13,64 +13,16 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.errors import NamiAmpError, is_out_of_memory
 from nami_amp_pipeline.storage.json_text import field_names, judge
+from nami_amp_pipeline.storage.row_faults import MOST_ODD, find_odd, may_be_a_rows, words_of
 
 HALF_CHARACTERS = "half_characters"
 """The ``problem`` of an event that is sent all the same: halves of surrogate pairs were replaced."""
 
 MOST_SET_ASIDE = 100
 """At most this many rows of a reading are set aside; more most likely share one cause."""
-
-MOST_ODD = 20
-"""At most this many rows of a segment are set aside; the search computes the segment about twice for each of them."""
-
-ODD_ROW = "odd_row"
-"""The reason of a row that cannot be computed, with the others or alone."""
-
-_NO_ROWS = (
-    NamiAmpError, OSError, MemoryError, sa.exc.SQLAlchemyError, duckdb.IOException, duckdb.OutOfMemoryException,
-    duckdb.InterruptException,
-)  # fmt: skip
-
-
-def may_be_a_rows(error: Exception) -> bool:
-    """Whether a row may have caused an error; no row causes our own errors, those of the store or those of the disk."""
-    return not isinstance(error, _NO_ROWS) and not is_out_of_memory(error)
-
-
-def find_odd(first: int, end: int, failure: Callable[[int, int], str | None], most: int) -> dict[int, str]:
-    """Finds the rows that fail alone, by halves.
-
-    Args:
-        first, end: numbers of the first row and of the row after the last.
-        failure: computes the rows from ``first`` to ``end``, and returns the error in words, or None. It raises errors
-            that no row causes.
-        most: the search ends when it has found more rows than this.
-
-    Returns:
-        The error in words, by row number.
-    """
-    bad: dict[int, str] = {}
-
-    def look(first: int, end: int) -> None:
-        if first >= end or len(bad) > most:
-            return
-        why = failure(first, end)
-        if why is None:
-            return
-        if end - first == 1:
-            bad[first] = why
-            return
-        middle = (first + end) // 2
-        look(first, middle)
-        look(middle, end)
-
-    look(first, end)
-    return bad
 
 
 def odd_rows_of(
@@ -91,7 +43,7 @@ def odd_rows_of(
     Raises:
         Exception: ``error``, if there are more such rows than :data:`MOST_ODD`, as they most likely share one cause.
     """
-    context.log.warning("a row cannot be computed; the search for it begins: %s", _in_words(error))
+    context.log.warning("a row cannot be computed; the search for it begins: %s", words_of(error))
 
     def failure(first: int, end: int) -> str | None:
         try:
@@ -99,10 +51,10 @@ def odd_rows_of(
         except Exception as own:
             if not may_be_a_rows(own):
                 raise
-            return _in_words(own)
+            return words_of(own)
         return None
 
-    path = context.folder.path(file)
+    path = context.folder.fetch(file)
     bad = find_odd(0, pq.read_metadata(path).num_rows, failure, MOST_ODD)
     if len(bad) > MOST_ODD:
         raise error
@@ -124,11 +76,6 @@ def is_odd(odd: Iterable[int]) -> str:
     """SQL: whether a row of a segment cannot be computed."""
     numbers = ", ".join(map(str, odd))
     return f"file_row_number IN ({numbers})" if numbers else "false"
-
-
-def _in_words(error: Exception) -> str:
-    said = " ".join(str(error).split())[:200]
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def look_at_doubtful(table: pa.Table, connection: duckdb.DuckDBPyConnection) -> pa.Table:

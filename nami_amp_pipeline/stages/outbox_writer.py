@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,8 +14,11 @@ import pyarrow.compute as pc
 import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.delivery.destination import Encoder
 from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS
+from nami_amp_pipeline.stages.encoding import encoded
 from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.hourly_counts import End
 from nami_amp_pipeline.state.store import Transaction
 from nami_amp_pipeline.storage.duckdb_engine import sql
 
@@ -92,7 +95,7 @@ class LanePart:
 
 @dataclass
 class OutboxPart:
-    """One integration's share of an outbox file."""
+    """One integration's share of an outbox file; ``types`` has its events by type, with those that waited before."""
 
     lanes: list[LanePart] = field(default_factory=list)
     others_batch: int | None = None
@@ -100,17 +103,30 @@ class OutboxPart:
     exceptions: list[dict[str, object]] = field(default_factory=list)
     released: list[int] = field(default_factory=list)
     done: Prepared = field(default_factory=Prepared)
+    types: Counter[tuple[str, End]] = field(default_factory=Counter)
 
 
-def write_outbox(context: Context, connection: duckdb.DuckDBPyConnection, name: str) -> dict[int, OutboxPart]:
-    """Writes the outbox file; returns, by integration, its lanes and the events that are not posted."""
+def write_outbox(
+    context: Context, connection: duckdb.DuckDBPyConnection, name: str, encoders: Mapping[int, Encoder] | None = None
+) -> dict[int, OutboxPart]:
+    """Writes the outbox file; returns, by integration, its lanes and the events that are not posted.
+
+    Args:
+        context: for the folder.
+        connection: with the relations of ``prepare_5_outbox``.
+        name: of the file.
+        encoders: by integration, of destinations that want another form.
+    """
+    encoders = encoders or {}
     parts: dict[int, OutboxPart] = {}
     batches = 0
-    with context.folder.ipc(name, OUTBOX_SCHEMA, compression=None) as writer:  # read soon, and removed soon after
+    with context.folder.ipc(name, OUTBOX_SCHEMA, compression=context.folder.short_lived) as writer:
         for integration_id, lane, rows in _lanes(connection):
             part = parts.setdefault(integration_id, OutboxPart())
             first = batches
-            for batch in rows:
+            encoder = encoders.get(integration_id) if lane >= 0 else None
+            for each in rows:
+                batch = each if encoder is None else encoded(each, encoder, integration_id)
                 writer.write_batch(batch.select(OUTBOX_SCHEMA.names))
                 batches += 1
                 part.rows += batch.num_rows
@@ -203,6 +219,8 @@ def _tally(part: OutboxPart, rows: pa.RecordBatch, first: int, *, is_posted: boo
     back = rows["exception_id"].drop_null().to_pylist()
     part.released += back
     done.captured += rows.num_rows - len(back)
+    for entry in rows["event_type"].value_counts().to_pylist():
+        part.types[entry["values"], "captured"] += entry["counts"]
     if is_posted:
         if not part.lanes or part.lanes[-1].batch != first:
             part.lanes.append(LanePart(first, 0))
@@ -212,7 +230,10 @@ def _tally(part: OutboxPart, rows: pa.RecordBatch, first: int, *, is_posted: boo
         done.preview += [text[1:] for text in rows["body"].slice(0, 5 - min(5, len(done.preview))).to_pylist()]
         return
     part.others_batch = first if part.others_batch is None else part.others_batch
-    for row in pa.table(rows).group_by(["state", "reason"]).aggregate([([], "count_all")]).to_pylist():
+    groups = pa.table(rows).group_by(["state", "reason", "event_type"]).aggregate([([], "count_all")])
+    for row in groups.to_pylist():
+        if row["state"] in ("skipped", "dead"):
+            part.types[row["event_type"], row["state"]] += row["count_all"]
         if row["state"] == "skipped":
             done.skipped[row["reason"]] += row["count_all"]
         elif row["state"] == "dead":
@@ -227,9 +248,15 @@ def _tally(part: OutboxPart, rows: pa.RecordBatch, first: int, *, is_posted: boo
 
 
 def add_outbox(
-    context: Context, tx: Transaction, integration_id: int, segment_id: int, name: str, part: OutboxPart
+    context: Context,
+    tx: Transaction,
+    integration_id: int,
+    segment_id: int,
+    name: str,
+    part: OutboxPart,
+    hour: int | None = None,
 ) -> None:
-    """Registers an integration's share of an outbox file."""
+    """Registers an integration's share of an outbox file; its events count in an hour, or are not counted by hour."""
     if not part.rows:
         return
     outbox_id = tx.execute(
@@ -241,6 +268,7 @@ def add_outbox(
             rows=part.rows,
             prepared_at=context.now(),
             run_id=context.run_id,
+            hour=hour,
         )
     ).inserted_primary_key[0]  # type: ignore[index]
     lanes = [

@@ -13,16 +13,15 @@ from nami_amp_pipeline.delivery.attempt import Delivered
 from nami_amp_pipeline.delivery.outbox_finisher import Background
 from nami_amp_pipeline.delivery.request_threads import Wire
 from nami_amp_pipeline.errors import (
-    OUT_OF_MEMORY,
     Busy,
+    FilesUnavailable,
     LostLease,
     Misconfigured,
     NamiAmpError,
-    OutOfMemory,
+    PartsBlocked,
     StoreUnavailable,
-    Unexpected,
     WarehouseUnavailable,
-    is_out_of_memory,
+    in_words,
 )
 from nami_amp_pipeline.stages.capture import Captured
 from nami_amp_pipeline.stages.outbox_writer import Prepared
@@ -30,6 +29,7 @@ from nami_amp_pipeline.stages.snapshots import Snapshotted
 from nami_amp_pipeline.stages.stage import Stage, Stop, Subject, partition_key
 from nami_amp_pipeline.stages.table import CAPTURE, DELIVER, PREPARE, SNAPSHOTS, delivering
 from nami_amp_pipeline.stages.window import Window
+from nami_amp_pipeline.state import live_first
 from nami_amp_pipeline.state.heartbeat import kept
 from nami_amp_pipeline.state.integrations import Integration, apps_with_integrations
 from nami_amp_pipeline.state.store import Lease
@@ -43,7 +43,7 @@ MOST_APART: Final = 20
 MOST_LOST: Final = 5
 """How often a stage starts again because another process took one of its leases over."""
 
-_SHARED = (StoreUnavailable, WarehouseUnavailable, LostLease, Misconfigured, Busy)
+_SHARED = (StoreUnavailable, FilesUnavailable, WarehouseUnavailable, LostLease, Misconfigured, Busy)
 
 
 def never() -> bool:
@@ -85,7 +85,16 @@ def run_stage(
             _leases(context, {f"{stage.per}:{lease_id}": lease_id for lease_id in keys}) as leases,
             nullcontext() if stage.renews_leases else kept(context.store, leases.values()),
         ):
-            done = stage.run(context, some, leases, window, stop)
+            try:
+                done = stage.run(context, some, leases, window, stop)
+            except PartsBlocked as error:
+                if failed is None:
+                    raise
+                waits = error.waits
+                for subject in some:
+                    if (lease_id := _lease_id(subject)) in waits:
+                        failed(subject, waits[lease_id])
+                done = error.done
         return {keys[lease_id]: result for lease_id, result in done.items()}
 
     return _apart(context, subjects, act, failed)
@@ -166,26 +175,15 @@ def _apart(
                 return some(part[:middle]) | some(part[middle:])
             isolated += len(part)
             for subject in part:
-                failed(subject, in_words(context, error))
+                failed(subject, in_words(context.log, error))
             return {}
 
     return some(subjects)
 
 
-def in_words(context: Context, error: Exception) -> NamiAmpError:
-    """An error for people: unchanged if it was raised on purpose, otherwise as a bug; the log has the traceback."""
-    if isinstance(error, NamiAmpError):
-        return error
-    if is_out_of_memory(error):
-        return OutOfMemory(OUT_OF_MEMORY)
-    context.log.error("an error that nobody expected", exc_info=error)
-    first = (str(error).splitlines() or [""])[0][:200]
-    return Unexpected(f"this is a bug, please report it: {type(error).__name__}: {first}")
-
-
 @contextmanager
 def _leases(context: Context, names: Mapping[str, str | int]) -> Iterator[dict[str | int, Lease]]:
-    taken = context.store.acquire(list(names))
+    taken = live_first.acquire(context.store, list(names), sleep=context.sleep, monotonic=context.monotonic)
     for name in names.keys() - taken.keys():
         context.log.info("skipped %s: another process is working on it", name)
     try:

@@ -16,10 +16,11 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.errors import OutOfMemory
+from nami_amp_pipeline.errors import Blocked, OutOfMemory
 from nami_amp_pipeline.stages.body_variants import Variants, variants_of
+from nami_amp_pipeline.stages.encoding import OddBodies, encoders_of
 from nami_amp_pipeline.stages.event_properties import create_properties
-from nami_amp_pipeline.stages.odd_rows import ODD_ROW, may_be_a_rows, odd_rows_of
+from nami_amp_pipeline.stages.odd_rows import odd_rows_of
 from nami_amp_pipeline.stages.outbox_writer import OutboxPart, Prepared, add_outbox, exception_rows, write_outbox
 from nami_amp_pipeline.stages.prepare_inputs import (
     PreparedSegment,
@@ -29,12 +30,14 @@ from nami_amp_pipeline.stages.prepare_inputs import (
     register_sent,
 )
 from nami_amp_pipeline.stages.window import Window, refuse
-from nami_amp_pipeline.state import bulk, tables
+from nami_amp_pipeline.state import bulk, hourly_counts, tables
+from nami_amp_pipeline.state.hourly_counts import hour_of
 from nami_amp_pipeline.state.integrations import Integration, refreshed
 from nami_amp_pipeline.state.store import Lease, Transaction
 from nami_amp_pipeline.state.users import move_sent
 from nami_amp_pipeline.storage.duckdb_engine import Engine, engine, execute, sql
 from nami_amp_pipeline.storage.parallel import is_parallel, with_next_ahead
+from nami_amp_pipeline.storage.row_faults import MOST_ODD, ODD_ROW, may_be_a_rows
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class BegunSegment:
 
 
 @dataclass(frozen=True)
-class _Computed:
+class ComputedSegment:
     """The results of a segment before the commit: an outbox file, the part of each integration, and the sent states."""
 
     segment: PreparedSegment
@@ -78,11 +81,11 @@ def prepare(
     refuse(window, "amplitude_events")
     done: dict[int, Prepared] = {}
 
-    def commit(computed: _Computed) -> None:
+    def commit(computed: ComputedSegment) -> None:
         for integration_id, part in _commit(context, leases, computed).items():
             done.setdefault(integration_id, Prepared()).add(part)
 
-    segments = _pending(context, _targets(context, integrations, leases))
+    segments = pending_segments(context, _targets(context, integrations, leases))
     if not segments:
         return done
     if is_parallel(context.settings):
@@ -102,17 +105,21 @@ def prepare(
                 raise
             context.log.info("%s; continuing with one segment at a time", type(error).__name__)
     with engine(context.settings) as alone:
-        for segment in _pending(context, _targets(context, integrations, leases)):
-            for computed in _carefully(context, segment, alone):
+        for segment in pending_segments(context, _targets(context, integrations, leases)):
+            for computed in compute_carefully(context, segment, alone):
                 commit(computed)
     return done
 
 
-def _carefully(context: Context, segment: PreparedSegment, shared: Engine) -> Iterator[_Computed]:
-    """Computes a segment; a row that cannot be computed becomes a dead letter."""
+def compute_carefully(context: Context, segment: PreparedSegment, shared: Engine) -> Iterator[ComputedSegment]:
+    """Computes a segment, in one or several parts; a row that cannot be computed becomes a dead letter."""
     try:
         with begin_segment(context, segment, shared) as begun:
             whole = _compute(context, begun)
+    except OddBodies as odd:
+        for part in _without_odd_bodies(context, segment, odd):
+            yield from compute_carefully(context, part, shared)
+        return
     except Exception as error:
         if not may_be_a_rows(error):
             raise
@@ -125,6 +132,27 @@ def _carefully(context: Context, segment: PreparedSegment, shared: Engine) -> It
         with engine(context.settings) as fresh, begin_segment(context, part, fresh) as begun:
             computed = _compute(context, begun)
         yield computed
+
+
+def _without_odd_bodies(context: Context, segment: PreparedSegment, found: OddBodies) -> Iterator[PreparedSegment]:
+    """The segment for the integration whose destination cannot encode some rows, and for the others.
+
+    Raises:
+        Blocked: there are too many such rows.
+    """
+    mine = [integration for integration in segment.integrations if integration.id == found.integration_id]
+    others = [integration for integration in segment.integrations if integration.id != found.integration_id]
+    odd = sorted({*segment.odd, *found.rows})
+    why = next(iter(found.rows.values()))
+    if len(odd) > MOST_ODD:
+        raise Blocked(f"{mine[0].destination}: many events cannot be encoded, such as one for which {why}")
+    for row, words in found.rows.items():
+        context.log.warning(
+            "row %s of %s cannot be encoded: %s; it is a dead letter (%s)", row, segment.file, words, ODD_ROW
+        )
+    if others:
+        yield replace(segment, integrations=others)
+    yield replace(segment, integrations=mine, odd=odd)
 
 
 def _without_odd_rows(context: Context, segment: PreparedSegment, error: Exception) -> list[PreparedSegment]:
@@ -169,7 +197,7 @@ def _targets(
     }
 
 
-def _pending(context: Context, targets: Mapping[int, Integration]) -> list[PreparedSegment]:
+def pending_segments(context: Context, targets: Mapping[int, Integration]) -> list[PreparedSegment]:
     """The segments that one of the integrations lacks, oldest first."""
     by_app: dict[str, list[Integration]] = defaultdict(list)
     for integration in targets.values():
@@ -181,15 +209,20 @@ def _pending(context: Context, targets: Mapping[int, Integration]) -> list[Prepa
     with context.store.begin() as tx:
         rows = tx.execute(
             sa.select(
-                parts.c.segment_id, segments.c.file, parts.c.app_id, parts.c.snapshot_file, parts.c.max_ingested_at
+                parts.c.segment_id,
+                segments.c.file,
+                segments.c.captured_at,
+                parts.c.app_id,
+                parts.c.snapshot_file,
+                parts.c.max_ingested_at,
             )
             .join(segments, segments.c.id == parts.c.segment_id)
             .where(parts.c.segment_id > oldest)
             .order_by(parts.c.segment_id)
         ).all()
     blocked: set[str] = set()  # a segment without snapshots yet holds the later ones of its app
-    pending: dict[int, tuple[str, set[str], list[int]]] = {}
-    for segment_id, file, app_id, snapshot_file, newest in rows:
+    pending: dict[int, tuple[str, int, set[str], list[int]]] = {}
+    for segment_id, file, captured_at, app_id, snapshot_file, newest in rows:
         if snapshot_file is None:
             blocked.add(app_id)
         if app_id in blocked:
@@ -197,12 +230,12 @@ def _pending(context: Context, targets: Mapping[int, Integration]) -> list[Prepa
         for integration in by_app.get(app_id, ()):
             if not integration.lacks(segment_id, newest):
                 continue
-            entry = pending.setdefault(segment_id, (file, set(), []))
-            entry[1].add(snapshot_file)
-            entry[2].append(integration.id)
+            entry = pending.setdefault(segment_id, (file, hour_of(captured_at), set(), []))
+            entry[2].add(snapshot_file)
+            entry[3].append(integration.id)
     return [
-        PreparedSegment(segment_id, file, sorted(snapshot_files), [targets[integration_id] for integration_id in ids])
-        for segment_id, (file, snapshot_files, ids) in pending.items()
+        PreparedSegment(segment_id, file, sorted(snapshot_files), [targets[number] for number in ids], hour)
+        for segment_id, (file, hour, snapshot_files, ids) in pending.items()
     ]
 
 
@@ -213,7 +246,7 @@ def begin_segment(context: Context, segment: PreparedSegment, shared: Engine) ->
         variants = variants_of(segment.integrations, context.cipher)
         register_segment(context, connection, segment, variants)
         _create_bodies(connection, variants)
-        logged_in = register_identities(context, connection, segment.integrations)
+        logged_in = register_identities(context, connection, segment)
         yield BegunSegment(segment, connection, logged_in, variants)
 
 
@@ -274,37 +307,40 @@ def _fill_bodies(connection: duckdb.DuckDBPyConnection, number: int) -> None:
     _select_events(connection, number)
 
 
-def _compute(context: Context, begun: BegunSegment) -> _Computed:
+def _compute(context: Context, begun: BegunSegment) -> ComputedSegment:
     """Writes the outbox file; it counts after the commit."""
     name = context.folder.new_name("outboxes", "arrow")
     connection, integrations = begun.connection, begun.segment.integrations
     execute(connection, "prepare_2_decide")
     if register_released(context, connection, integrations, begun.logged_in):
         execute(connection, "prepare_3_release_logins")
-    register_sent(context, connection)
+    register_sent(context, connection, integrations)
     execute(connection, "prepare_4_lanes")
-    parts = write_outbox(context, connection, name)
+    parts = write_outbox(context, connection, name, encoders_of(integrations))
     sent = connection.sql(sql("prepare_6_sent_states")).to_arrow_table()
     _add_payloads(connection, parts, begun.variants)
     for integration in integrations:
         parts.setdefault(integration.id, OutboxPart())
-    return _Computed(begun.segment, name, parts, sent)
+    return ComputedSegment(begun.segment, name, parts, sent)
 
 
-def _commit(context: Context, leases: Mapping[int, Lease], computed: _Computed) -> dict[int, Prepared]:
+def _commit(context: Context, leases: Mapping[int, Lease], computed: ComputedSegment) -> dict[int, Prepared]:
     segment_id, name, sent = computed.segment.id, computed.file, computed.sent
     integrations = computed.segment.integrations
+    is_empty = not any(part.rows for part in computed.parts.values())
+    if not is_empty:
+        context.folder.publish([name])
     context.step("prepare.commit")
     with context.store.begin(under=[leases[integration.id] for integration in integrations]) as tx:
         for integration_id, part in computed.parts.items():
-            _commit_part(context, tx, integration_id, segment_id, name, part)
+            commit_part(context, tx, integration_id, segment_id, name, part, computed.segment.hour)
         move_sent(context.store, tx, sent)
         tx.execute(
             sa.update(tables.integrations)
             .where(tables.integrations.c.id.in_([integration.id for integration in integrations]))
             .values(prepared_through=segment_id)
         )
-    if not any(part.rows for part in computed.parts.values()):
+    if is_empty:
         context.folder.remove(name)
     context.step("prepare.committed")
     return {integration_id: part.done for integration_id, part in computed.parts.items()}
@@ -324,14 +360,27 @@ def _add_payloads(connection: duckdb.DuckDBPyConnection, parts: Mapping[int, Out
                 row["payload"] = text and text.replace("\0", "")  # which PostgreSQL cannot hold
 
 
-def _commit_part(
-    context: Context, tx: Transaction, integration_id: int, segment_id: int, name: str, part: OutboxPart
+def commit_part(
+    context: Context,
+    tx: Transaction,
+    integration_id: int,
+    segment_id: int,
+    name: str,
+    part: OutboxPart,
+    hour: int | None = None,
 ) -> None:
+    """Registers an integration's share of an outbox file, its exceptions and its counts."""
     now = context.now()
-    add_outbox(context, tx, integration_id, segment_id, name, part)
+    add_outbox(context, tx, integration_id, segment_id, name, part, hour)
     if part.exceptions:
         same = {"integration_id": integration_id, "segment_id": segment_id, "run_id": context.run_id, "at": now}
+        if hour is not None:
+            same["hour"] = hour
         bulk.insert(context.store, tx, tables.exceptions, exception_rows(part.exceptions, same))
+    if hour is not None:
+        hourly_counts.add_numbered(context.store, tx, part.released, "captured", -1)  # they count in this hour now
+        tally = {(hour, event_type, end): events for (event_type, end), events in part.types.items()}
+        hourly_counts.add(context.store, tx, integration_id, tally)
     for start in range(0, len(part.released), 500):
         tx.execute(sa.delete(tables.exceptions).where(tables.exceptions.c.id.in_(part.released[start : start + 500])))
     store = context.store

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -14,14 +15,17 @@ from nami_amp_pipeline import contract
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.stages import history
 from nami_amp_pipeline.stages.body_variants import Variants
-from nami_amp_pipeline.stages.odd_rows import ODD_ROW, is_odd, only
+from nami_amp_pipeline.stages.odd_rows import is_odd, only
 from nami_amp_pipeline.stages.snapshot_sql import snapshot_schema
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline.state.store import Transaction
 from nami_amp_pipeline.state.users import read_sent, read_snapshots
 from nami_amp_pipeline.storage.duckdb_engine import literal, read_files
+from nami_amp_pipeline.storage.row_faults import ODD_ROW
 from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA
+
+_LOGIN = ("user_id", "external_id", "external_id_date", "external_id_event")
 
 _RELEASED = pa.schema(
     [
@@ -45,16 +49,23 @@ class PreparedSegment:
         file: relative to the data folder.
         snapshot_files: with the snapshots of the segment.
         integrations: those that have not prepared it.
+        hour: in which its events count; None if they are not counted by hour.
         odd: numbers of rows that cannot be computed for these integrations; they become dead letters.
         rows: numbers of the first row and of the row after the last; None for all rows.
+        chosen: the only rows that are sent, in the column ``row``; None for all rows.
+        logins: users with the newest External ID in the file, which counts where the store knows no newer one:
+            ``user_id``, ``external_id``, ``external_id_date``, ``external_id_event``; None if the store knows them all.
     """
 
     id: int
     file: str
     snapshot_files: Sequence[str]
     integrations: Sequence[Integration]
+    hour: int | None = None
     odd: Sequence[int] = ()
     rows: tuple[int, int] | None = None
+    chosen: pa.Table | None = None
+    logins: pa.Table | None = None
 
 
 def register_segment(
@@ -68,9 +79,43 @@ def register_segment(
         segment: with the integrations that have not prepared it.
         variants: of the integrations.
     """
-    integrations = segment.integrations
-    path = read_files([context.folder.path(segment.file)], SEGMENT_SCHEMA, "file_row_number")
-    snapshots = read_files([context.folder.path(name) for name in segment.snapshot_files], snapshot_schema())
+    register_targets(context, connection, segment.id, segment.integrations, variants)
+    path = read_files([context.folder.fetch(segment.file)], SEGMENT_SCHEMA, "file_row_number")
+    snapshots = read_files(context.folder.fetch_all(segment.snapshot_files), snapshot_schema())
+    as_they_are = "*"
+    if segment.odd:
+        odd = is_odd(segment.odd)
+        as_they_are = (
+            f"* REPLACE (well_formed AND NOT {odd} AS well_formed, "
+            f"CASE WHEN well_formed AND {odd} THEN '{ODD_ROW}' ELSE problem END AS problem)"
+        )
+    among = ""
+    if segment.chosen is not None:
+        connection.register("chosen_rows", segment.chosen.select(["row"]).rename_columns(["file_row_number"]))
+        among = "SEMI JOIN chosen_rows USING (file_row_number) "
+    connection.execute(
+        f"CREATE TEMP VIEW segment AS SELECT {as_they_are} RENAME (file_row_number AS row) "  # noqa: S608
+        f"FROM {path} SEMI JOIN targets USING (app_id) {among}WHERE {only(segment.rows)}"
+    )
+    connection.execute(f"CREATE TEMP VIEW snapshots AS FROM {snapshots}")
+
+
+def register_targets(
+    context: Context,
+    connection: duckdb.DuckDBPyConnection,
+    segment_id: int,
+    integrations: Sequence[Integration],
+    variants: Variants,
+) -> None:
+    """Makes the relations of the integrations that something is prepared for.
+
+    Args:
+        context: for the settings.
+        connection: gets the tables ``targets``, ``selected``, and macros of the contract.
+        segment_id: what is prepared.
+        integrations: that it is prepared for.
+        variants: of the integrations.
+    """
     targets = pa.table(
         {
             "integration_id": pa.array([integration.id for integration in integrations], pa.int64()),
@@ -79,7 +124,7 @@ def register_segment(
             "anonymous": pa.array([integration.anonymous for integration in integrations], pa.string()),
             "sandbox": pa.array([integration.sandbox for integration in integrations], pa.string()),
             "variant": pa.array([variants.number_of[integration.id] for integration in integrations], pa.int32()),
-            "start_from": pa.array([integration.start_in(segment.id) for integration in integrations], pa.int64()),
+            "start_from": pa.array([integration.start_in(segment_id) for integration in integrations], pa.int64()),
             "lanes_at_most": pa.array([context.settings.max_lanes] * len(integrations), pa.int32()),
             "lane_rows": pa.array([context.settings.batch_events] * len(integrations), pa.int64()),
         }
@@ -99,18 +144,6 @@ def register_segment(
     connection.register("targets", targets)
     connection.register("selected", selected)
     _create_contract_macros(connection)
-    as_they_are = "*"
-    if segment.odd:
-        odd = is_odd(segment.odd)
-        as_they_are = (
-            f"* REPLACE (well_formed AND NOT {odd} AS well_formed, "
-            f"CASE WHEN well_formed AND {odd} THEN '{ODD_ROW}' ELSE problem END AS problem)"
-        )
-    connection.execute(
-        f"CREATE TEMP VIEW segment AS SELECT {as_they_are} RENAME (file_row_number AS row) "  # noqa: S608
-        f"FROM {path} SEMI JOIN targets USING (app_id) WHERE {only(segment.rows)}"
-    )
-    connection.execute(f"CREATE TEMP VIEW snapshots AS FROM {snapshots}")
 
 
 def _create_contract_macros(connection: duckdb.DuckDBPyConnection) -> None:
@@ -121,19 +154,19 @@ def _create_contract_macros(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute(f"CREATE TEMP MACRO is_revenue_type(event_type) AS event_type IN ({revenue})")
     reserved = ", ".join(map(literal, contract.RESERVED_IDS))
     connection.execute(f"CREATE TEMP MACRO is_reserved(id) AS lower(id) IN ({reserved})")
-    for statement in history.MACROS:
+    for statement in history.macros():
         connection.execute(statement)
 
 
 def register_identities(
-    context: Context, connection: duckdb.DuckDBPyConnection, integrations: Sequence[Integration]
+    context: Context, connection: duckdb.DuckDBPyConnection, segment: PreparedSegment
 ) -> dict[str, set[str]]:
     """Makes the relation of users who have logged in.
 
     Args:
         context: for the store.
         connection: after :func:`register_segment`; gets the table ``identities``.
-        integrations: those that have not prepared the segment.
+        segment: with the integrations that have not prepared it.
 
     Returns:
         The Nami users of the segment who have logged in, by app.
@@ -142,7 +175,7 @@ def register_identities(
         waiting = _with_waiting(tx)
     wanted = {
         integration.app_id
-        for integration in integrations
+        for integration in segment.integrations
         if integration.user_id_kind == "external_id" or integration.id in waiting
     }
     users = connection.execute("SELECT app_id, list(DISTINCT user_id) FROM segment GROUP BY app_id").fetchall()
@@ -150,8 +183,8 @@ def register_identities(
     with context.store.reading() as tx:
         for app_id, user_ids in users:
             if app_id in wanted:
-                rows = read_snapshots(context.store, tx, app_id, user_ids, ("user_id", "external_id"))
-                identities += [(app_id, user, external) for user, external in rows if (external or "").strip()]
+                known = _newest_logins(read_snapshots(context.store, tx, app_id, user_ids, _LOGIN), segment.logins)
+                identities += [(app_id, user, external) for user, external in known.items()]
     connection.register(
         "identities",
         _columns(identities, [("app_id", pa.string()), ("user_id", pa.string()), ("external_id", pa.string())]),
@@ -160,6 +193,17 @@ def register_identities(
     for app_id, user_id, _ in identities:
         logged_in[app_id].add(user_id)
     return logged_in
+
+
+def _newest_logins(stored: Sequence[tuple[Any, ...]], of_file: pa.Table | None) -> dict[str, str]:
+    """User to External ID: of the store, or of the file where that is newer."""
+    if of_file is None:
+        return {user: external for user, external, *_ in stored if (external or "").strip()}
+    found = {user: (at or 0, event or "", external or "") for user, external, at, event in stored}
+    for user, external, at, event in zip(*(of_file[name].to_pylist() for name in _LOGIN), strict=True):
+        if external is not None:
+            found[user] = max(found.get(user, (0, "", "")), (at, event, external))
+    return {user: external for user, (_, _, external) in found.items() if external.strip()}
 
 
 def register_released(
@@ -193,13 +237,15 @@ def register_released(
     return bool(released)
 
 
-def register_sent(context: Context, connection: duckdb.DuckDBPyConnection) -> None:
+def register_sent(context: Context, connection: duckdb.DuckDBPyConnection, integrations: Sequence[Integration]) -> None:
     """Makes the relation of the states that Amplitude users were already sent.
 
     Args:
         context: for the store.
         connection: has the table ``decided``; gets the table ``sent``.
+        integrations: those that the segment is prepared for.
     """
+    profiles_of = {integration.id: integration.profiles_of for integration in integrations}
     users = connection.execute(
         "SELECT integration_id, list(DISTINCT amplitude_user_id) FROM decided "
         "WHERE is_user AND amplitude_user_id IS NOT NULL GROUP BY integration_id"
@@ -207,7 +253,8 @@ def register_sent(context: Context, connection: duckdb.DuckDBPyConnection) -> No
     sent: list[tuple[int, str, int, str]] = []
     with context.store.reading() as tx:
         for integration_id, user_ids in users:
-            sent += [(integration_id, *row) for row in read_sent(context.store, tx, integration_id, user_ids)]
+            known = read_sent(context.store, tx, profiles_of[integration_id], user_ids)
+            sent += [(integration_id, *row) for row in known]
     connection.register(
         "sent",
         _columns(

@@ -12,12 +12,17 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from nami_amp_pipeline import contract
-from nami_amp_pipeline.contract import ARRAY_CHARACTERS, GROUPS, Property
+from nami_amp_pipeline.contract import ARRAY_CHARACTERS, ENRICHED, GROUPS, Property
+from nami_amp_pipeline.contract.user_properties import TEXT_CHARACTERS
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.storage.duckdb_engine import literal, sql
+from nami_amp_pipeline.storage.property_sql import tried
 
 _PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")
-_ARROW = {"texts": pa.list_(pa.string()), "flag": pa.bool_()}
+ARROW = {"texts": pa.list_(pa.string()), "flag": pa.bool_(), "text": pa.string(), "number": pa.float64()}
+"""The type of a property's column, by its kind."""
+
+_STORED = {"texts": ["VARCHAR"], "flag": "BOOLEAN", "text": "VARCHAR", "number": "DOUBLE"}
 
 HAS_ACTIVE = "has_active_entitlement"
 """Kept beside the properties of entitlements: whether there are any, whatever their ids are."""
@@ -68,8 +73,8 @@ def stored_table(rows: Sequence[tuple[object, ...]]) -> pa.Table:
 
 
 def property_fields() -> list[pa.Field]:
-    """One Arrow field per user property: a list of texts, or a boolean."""
-    return [pa.field(prop.name, _ARROW[prop.kind]) for prop in contract.PROPERTIES]
+    """One Arrow field per user property."""
+    return [pa.field(prop.name, ARROW[prop.kind]) for prop in contract.PROPERTIES]
 
 
 @cache
@@ -78,12 +83,13 @@ def _filled(name: str, properties: tuple[Property, ...]) -> str:
     return _PLACEHOLDER.sub(lambda found: parts[found[1]], sql(name))
 
 
-def _parts(properties: Sequence[Property]) -> dict[str, str]:
+def _parts(declared: Sequence[Property]) -> dict[str, str]:
     """What each placeholder stands for."""
+    properties = [prop for prop in declared if prop.group != ENRICHED]
     members = {group: [prop for prop in properties if prop.group == group] for group in GROUPS}
     texts = [prop for prop in properties if prop.kind == "texts"]
     first = {group: ".".join(map(_quoted, members[group][0].steps[:1])) for group in GROUPS}
-    flags = [_value_in_payload(prop) for prop in members["journey"]]
+    flags = [_value_in_payload(prop) for prop in members["journey"] if not prop.sql]
     beside = [f"{group}.{name} AS {name}" for group, of in members.items() for name in _beside(group, of)]
     parts = {
         "array_characters": str(ARRAY_CHARACTERS),
@@ -95,18 +101,90 @@ def _parts(properties: Sequence[Property]) -> dict[str, str]:
         "lengths": ", ".join(f"lengths_of({prop.name}, {prop.name}_text) AS {prop.name}_lengths" for prop in texts),
         "cuts": ", ".join(f"cut({prop.name}, {prop.name}_lengths) AS {prop.name}" for prop in texts),
         "truncated": " + ".join(f"({prop.name}_lengths IS NOT NULL)::INTEGER" for prop in texts),
-        "properties": ", ".join(map(_column, properties)),
+        "properties": ", ".join(map(_column, declared)),
         "columns": ", ".join([*map(_column, properties), *beside]),
+        "batch_columns": ", ".join([*(f"s.{prop.name}" for prop in properties), "g.payload"]),
         "written": ", ".join([*(f"{group}.text AS {group}_text" for group in GROUPS), *beside]),
         "user_properties": ", ".join(_sent(group, of) for group, of in members.items()),
     }
     for group, of in members.items():
         parts[f"{group}_structure"] = _stored_structure(group, of)
         parts[f"{group}_text"] = _stored_text(group, of)
-        parts[f"carried_{group}"] = _struct(group, of, str, lambda prop: f"text_of({prop.name}, {prop.name}_text)")
-        parts[f"filed_{group}"] = _struct(group, of, str, lambda prop: f"to_json({prop.name})::VARCHAR")
-        parts[f"stored_{group}"] = _struct(group, of, f"{group}.{{}}".format, _stored_as_text)
-    return parts
+        parts[f"carried_{group}"] = _struct(
+            group, of, str, lambda prop: _json_text(prop, prop.name, f"text_of({prop.name}, {prop.name}_text)")
+        )
+        parts[f"filed_{group}"] = _struct(group, of, str, lambda prop: _json_text(prop, prop.name))
+        parts[f"stored_{group}"] = _struct(
+            group, of, f"{group}.{{}}".format, lambda prop: _json_text(prop, f"{prop.group}.{prop.name}")
+        )
+    return parts | _by_sql(properties) | _enriched([prop for prop in declared if prop.group == ENRICHED])
+
+
+def _by_sql(properties: Sequence[Property]) -> dict[str, str]:
+    """What properties by SQL add; nothing where there are none."""
+    own = [prop for prop in properties if prop.sql]
+    if not own:
+        return {"parsed": "parsed", "also_parsed": "", "raised": "", "also_raised": ""}
+    here = {prop.name: f"is_user AND p.{prop.field} IS NOT NULL" for prop in own}
+    values = ", ".join(f"CASE WHEN {here[prop.name]} THEN {tried(prop)} END AS {prop.name}_tried" for prop in own)
+    raised = ", ".join(
+        f"CASE WHEN {here[prop.name]} AND {prop.name}_tried IS NULL THEN {literal(prop.name)} END" for prop in own
+    )
+    return {
+        "parsed": "(SELECT * REPLACE (payload::VARCHAR AS payload) FROM "  # noqa: S608 - declared by the operator
+        f"(SELECT *, {values} FROM (SELECT * REPLACE (payload::JSON AS payload) FROM parsed)))",
+        "also_parsed": ", event_type",
+        "raised": f", list_filter([{raised}], lambda name: name IS NOT NULL) AS raised",
+        "also_raised": ", raised",
+    }
+
+
+def _enriched(own: Sequence[Property]) -> dict[str, str]:
+    """What enrichments add; nothing where there are none."""
+    names = [
+        "enriched_values",
+        "enriched_texts",
+        "enriched_lengths",
+        "enriched_cuts",
+        "enriched_text",
+        "enriched_group",
+    ]
+    names += ["enriched_columns", "with_enriched", "no_enriched_text", "sent_enriched", "also_enriched_text"]
+    if not own:
+        return dict.fromkeys([*names, "enriched_current", "with_enriched_current"], "")
+    texts = [prop for prop in own if prop.kind == "texts"]
+    of_event = [_json_text(prop, prop.name, f"text_of({prop.name}, {prop.name}_text)") for prop in own]
+    stored = [_json_text(prop, f"{ENRICHED}.{prop.name}") for prop in own]
+    structure = literal(orjson.dumps({prop.name: _STORED[prop.kind] for prop in own}).decode())
+    return {
+        "enriched_values": "".join(f", {_kept(prop, prop.name)} AS {prop.name}" for prop in own),
+        "enriched_texts": "".join(f", to_json({prop.name})::VARCHAR AS {prop.name}_text" for prop in texts),
+        "enriched_lengths": "".join(
+            f", lengths_of({prop.name}, {prop.name}_text) AS {prop.name}_lengths" for prop in texts
+        ),
+        "enriched_cuts": _cuts(texts),
+        "enriched_text": _members(own, of_event),
+        "enriched_group": f", from_json({ENRICHED}, {structure}) AS {ENRICHED}",
+        "enriched_columns": "".join(f", e.{prop.name}" for prop in own) + ", e.enriched_text",
+        "with_enriched": " s LEFT JOIN enriched e USING (row)",
+        "no_enriched_text": ", enriched_text",
+        "sent_enriched": ", enriched_text",
+        "also_enriched_text": f", {_members(own, stored)} AS enriched_text",
+        "enriched_current": f", CASE WHEN g.is_given THEN concat('{{', g.enriched_text, '}}') END AS {ENRICHED}"
+        f", CASE WHEN g.is_given THEN epoch_us(a.created_date) END AS {ENRICHED}_date"
+        f", CASE WHEN g.is_given THEN a.id END AS {ENRICHED}_event",
+        "with_enriched_current": "LEFT JOIN enriched g ON g.row = n.as_of_row",
+    }
+
+
+def _cuts(texts: Sequence[Property]) -> str:
+    cuts = ", ".join(f"cut({prop.name}, {prop.name}_lengths) AS {prop.name}" for prop in texts)
+    return f" REPLACE ({cuts})" if texts else ""
+
+
+def _members(own: Sequence[Property], texts: Sequence[str]) -> str:
+    members = ", ".join(_member(prop.name, text) for prop, text in zip(own, texts, strict=True))
+    return f"nullif(concat_ws(',', {members}), '')"
 
 
 def _payload_structure(members: dict[str, list[Property]]) -> str:
@@ -115,6 +193,8 @@ def _payload_structure(members: dict[str, list[Property]]) -> str:
     for group, of in members.items():
         fields: dict[str, Any] = {}
         for prop in of:
+            if prop.sql:
+                continue
             at = fields
             for step in prop.steps[:-1]:
                 at = at.setdefault(step, {})
@@ -130,7 +210,9 @@ def _value_in_payload(prop: Property) -> str:
 
 
 def _parsed(prop: Property) -> str:
-    """A property's value, from the parsed payload ``p``."""
+    """A property's value, from the parsed payload ``p``, or from what its SQL gave."""
+    if prop.sql:
+        return _kept(prop, f"{prop.name}_tried.value")
     if prop.kind == "flag":
         return f"flag({_value_in_payload(prop)})"
     item = ".".join(["item", *map(_quoted, prop.steps)])
@@ -142,16 +224,25 @@ def _struct(group: str, of: Sequence[Property], value: Callable[[str], str], tex
     fields = [f"'{prop.carried}': {value(prop.carried)}" for prop in of]
     if group == "entitlements":
         fields.append(f"'{HAS_ACTIVE}': {value(HAS_ACTIVE)}")
-    texts = [
-        _member(prop.name, text(prop) if prop.kind == "texts" else f"{value(prop.name)}::VARCHAR")
-        for prop in of
-        if not prop.unless_active
-    ]
+    texts = [_member(prop.name, text(prop)) for prop in of if not prop.unless_active]
     return "{" + ", ".join([*fields, f"'text': nullif(concat_ws(',', {', '.join(texts)}), '')"]) + "}"
 
 
-def _stored_as_text(prop: Property) -> str:
-    return f"to_json({prop.group}.{prop.name})::VARCHAR"
+def _json_text(prop: Property, value: str, of_texts: str | None = None) -> str:
+    """SQL of a value as JSON text; a whole number without a fraction."""
+    if prop.kind == "flag":
+        return f"{value}::VARCHAR"
+    if prop.kind == "number":
+        is_whole = f"{value} = trunc({value}) AND abs({value}) < 1e15"
+        return f"CASE WHEN {is_whole} THEN {value}::BIGINT::VARCHAR ELSE to_json({value})::VARCHAR END"
+    return of_texts if of_texts is not None and prop.kind == "texts" else f"to_json({value})::VARCHAR"
+
+
+def _kept(prop: Property, value: str) -> str:
+    """SQL of a value as it is kept: arrays tidy, texts as long as Amplitude keeps them, numbers that JSON has."""
+    if prop.kind == "number":
+        return f"CASE WHEN isfinite({value}) THEN {value} END"
+    return {"texts": f"tidy({value})", "text": f"left({value}, {TEXT_CHARACTERS})", "flag": value}[prop.kind]
 
 
 def _column(prop: Property) -> str:
@@ -170,7 +261,7 @@ def _sent(group: str, of: Sequence[Property]) -> str:
 
 
 def _stored_structure(group: str, of: Sequence[Property]) -> str:
-    fields: dict[str, object] = {prop.carried: ["VARCHAR"] if prop.kind == "texts" else "BOOLEAN" for prop in of}
+    fields: dict[str, object] = {prop.carried: _STORED[prop.kind] for prop in of}
     if group == "entitlements":
         fields[HAS_ACTIVE] = "BOOLEAN"
     return literal(orjson.dumps(fields).decode())

@@ -22,6 +22,7 @@ from nami_amp_pipeline.stages.facts import (
     describe_prepared,
     describe_snapshotted,
 )
+from nami_amp_pipeline.stages.older_counts import count_older
 from nami_amp_pipeline.stages.outbox_writer import OUTBOX_SCHEMA
 from nami_amp_pipeline.stages.prepare import prepare
 from nami_amp_pipeline.stages.snapshot_sql import snapshot_schema
@@ -51,6 +52,7 @@ def _prepare(
     context: Context, some: Sequence[Integration], leases: Mapping[int, Lease], window: Window | None, _stop: Stop
 ) -> Mapping[int, Any]:
     expire_waiting(context, leases)
+    count_older(context, leases)
     return prepare(context, some, leases, window=window)
 
 
@@ -67,6 +69,19 @@ def delivering(**options: Any) -> Run:
 
 def _named_in(column: sa.Column[Any], *conditions: sa.ColumnElement[bool]) -> References:
     return lambda names: sa.select(column).where(column.in_(names), *conditions)
+
+
+def _segments_or_backfills(names: Sequence[str]) -> sa.Select[tuple[str]]:
+    """A backfill's files are of the same kind; each is needed until its outbox is written."""
+    files, backfills = tables.backfill_files, tables.backfills
+    ended = sa.select(backfills.c.id).where(backfills.c.ended_at.is_not(None))
+    segments = _named_in(tables.segments.c.file)(names)
+    of_backfills = _named_in(files.c.file, files.c.prepared_at.is_(None), files.c.backfill_id.not_in(ended))(names)
+    return sa.select(sa.union_all(segments, of_backfills).subquery().c.file)
+
+
+_ASKED: Final = (("nami_events", "user_id"), ("nami_events", "created_date"))
+"""What an enrichment is asked about, as far as anybody but itself knows."""
 
 
 def _same(asset: str, *columns: str) -> dict[str, tuple[tuple[str, str], ...]]:
@@ -95,7 +110,7 @@ New rows of the warehouse table, copied once into immutable Parquet segments. **
     kinds=frozenset({"duckdb", "parquet"}),
     schema=SEGMENT_SCHEMA,
     files={
-        "segments": _named_in(tables.segments.c.file),
+        "segments": _segments_or_backfills,
         "ledger": _named_in(tables.captured_ids.c.file),
     },
 )
@@ -122,7 +137,11 @@ The state of each user as of each of their `user.*` events: entitlements, SKUs, 
     schema=snapshot_schema(),
     lineage={
         **_same("nami_events", "app_id", "id", "user_id", "created_date"),
-        **dict.fromkeys((prop.name for prop in contract.PROPERTIES), (("nami_events", "payload"),)),
+        **dict.fromkeys(
+            (prop.name for prop in contract.PROPERTIES if prop.group != contract.ENRICHED),
+            (("nami_events", "payload"),),
+        ),
+        **dict.fromkeys((prop.name for each in contract.ENRICHMENTS for prop in each.declared), _ASKED),
     },
     files={"snapshots": _named_in(tables.segment_apps.c.snapshot_file)},
 )
@@ -170,11 +189,11 @@ DELIVER: Final = Stage(
     description="""
 Posted to Amplitude, with a receipt for each event. **Partition:** `<app_id>|<integration>`.
 
-- **A partition fails** when its API key is refused, its region is down, or a user is throttled for longer than a run
+- **A partition fails** when its API key is wrong, its region is down, or a user is throttled for longer than a run
   waits (`NAMI_AMP_RUN_RETRY_SECONDS`). Others are not affected, nothing is lost, and the next run continues.
-- **Halted** by a refused key: the check `not_halted` of the partition says why and what to do. Set the right key
+- **Halted** by a wrong key: the check `not_halted` of the partition says why and what to do. Set the right key
   with `nami-amp integrations update APP/NAME`, then `nami-amp integrations enable APP/NAME`.
-- **Where is one event?** `nami-amp trace EVENT_ID`. **What was refused?** `nami-amp dead-letters list`.
+- **Where is one event?** `nami-amp trace EVENT_ID`. **What was rejected?** `nami-amp dead-letters list`.
   **Where are all events?** `nami-amp status`.
 - *Terminate* is safe: requests under way are finished and recorded.
 - Running it again is always safe: each event is sent once, and repeats carry the same `insert_id`.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state import hourly_counts, tables
 from nami_amp_pipeline.state.store import Lease
 
 
@@ -24,7 +24,9 @@ def expire_waiting(context: Context, leases: Mapping[int, Lease]) -> dict[int, i
     with context.store.begin(under=leases.values()) as tx:
         late = set(tx.execute(sa.select(table.c.integration_id).where(expired).distinct()).scalars())
         for integration_id in late & leases.keys():
-            result = tx.execute(sa.delete(table).where(table.c.integration_id == integration_id, expired))
+            mine = sa.and_(table.c.integration_id == integration_id, expired)
+            hourly_counts.add_exceptions(context.store, tx, mine, "skipped")
+            result = tx.execute(sa.delete(table).where(mine))
             if result.rowcount:
                 gone[integration_id] = result.rowcount
                 context.store.count(tx, integration_id, "skipped", {"no_external_id": result.rowcount})

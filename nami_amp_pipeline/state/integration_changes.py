@@ -12,14 +12,22 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.clock import to_text
 from nami_amp_pipeline.contract import AnonymousPolicy, RevenueKind, SandboxPolicy, UserIdKind
-from nami_amp_pipeline.errors import Busy, Misconfigured
+from nami_amp_pipeline.errors import Busy, Conflict, Misconfigured
 from nami_amp_pipeline.secrets import Cipher, Secret
+from nami_amp_pipeline.state import backfills, live_first, tables
 from nami_amp_pipeline.state import integration_rules as rules
-from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integration_history import note, records_of
-from nami_amp_pipeline.state.integration_keys import hold_keys, new_salt, refuse_shared
+from nami_amp_pipeline.state.integration_keys import hold_keys, new_salt, place_of, refuse_shared
 from nami_amp_pipeline.state.integration_rows import Integration, get
-from nami_amp_pipeline.state.integrations import NewIntegration, checked, locked, not_paid, plan_of, read_from
+from nami_amp_pipeline.state.integrations import (
+    NewIntegration,
+    checked,
+    locked,
+    not_paid,
+    plan_of,
+    read_from,
+    refuse_managed,
+)
 from nami_amp_pipeline.state.store import Store, Transaction
 
 T = TypeVar("T")
@@ -44,7 +52,8 @@ UNCHANGED: Final = Unchanged.UNCHANGED
 class IntegrationChange:
     """The changes that a person makes to an integration; :data:`UNCHANGED` values stay.
 
-    ``secret_key=None`` removes the secret key; ``start_from=None`` is the beginning. See :class:`Integration`.
+    ``secret_key=None`` removes the secret key; ``start_from=None`` is the beginning; ``managed_by=None`` ends the
+    management by a file. See :class:`Integration`.
     """
 
     endpoint: str | Unchanged = UNCHANGED
@@ -61,6 +70,7 @@ class IntegrationChange:
     hashed: Sequence[str] | Unchanged = UNCHANGED
     revenue: RevenueKind | Unchanged = UNCHANGED
     store_fees: Mapping[str, float] | Unchanged = UNCHANGED
+    managed_by: str | Unchanged | None = UNCHANGED
     allow_custom_endpoint: bool = False
     allow_shared_key: bool = False
 
@@ -82,45 +92,99 @@ def change(
         if_version: the version that the change is based on.
 
     Raises:
-        Misconfigured: it does not exist, a value is not valid, or somebody else changed it since.
+        Misconfigured: it does not exist, a value is not valid, or a file manages it.
+        Conflict: somebody else changed it since that version.
+        SharedKey: another integration has its key and some of its event types.
         Busy: a run works for it, so its start cannot move back.
     """
     integration = get(store, key)
     held = {}
-    if not isinstance(wanted.start_from, Unchanged) and _is_earlier(wanted.start_from, integration.start_from):
-        held = store.acquire([f"integration:{integration.id}"])
+    if moves_back(wanted, integration):
+        held = live_first.acquire(store, [f"{live_first.INTEGRATION}{integration.id}"])
         if not held:
             raise Busy(f"a run is working for {key}: move its start when the run has ended")
     try:
         with store.begin(under=held.values()) as tx:
             hold_keys(store, tx)
-            _change(store, tx, cipher, locked(tx, key), wanted, by, if_version)
+            alter(store, tx, cipher, locked(tx, key), wanted, by=by, if_version=if_version)
     finally:
         store.release(held.values())
     return get(store, key)
 
 
-def _change(
+def moves_back(wanted: IntegrationChange, integration: Integration) -> bool:
+    """Whether a change moves the start of an integration to an earlier time, for which its lease is needed."""
+    return not isinstance(wanted.start_from, Unchanged) and _is_earlier(wanted.start_from, integration.start_from)
+
+
+def release(store: Store, key: str, *, by: str = "") -> str | None:
+    """Ends the management of an integration by a file: its settings stay, and people may change them again.
+
+    Returns:
+        The name of the file; None if no file managed it.
+
+    Raises:
+        Misconfigured: there is none of that name.
+    """
+    with store.begin() as tx:
+        integration = locked(tx, key)
+        file = integration.managed_by
+        if file is not None:
+            values = {"managed_by": None, "version": integration.version + 1}
+            tx.execute(
+                sa.update(tables.integrations).where(tables.integrations.c.id == integration.id).values(**values)
+            )
+            note(store, tx, key, integration.version + 1, by, {"managed_by": (file, None)})
+    return file
+
+
+def alter(
     store: Store,
     tx: Transaction,
     cipher: Cipher,
     integration: Integration,
     wanted: IntegrationChange,
-    by: str,
-    if_version: int | None,
-) -> None:
+    *,
+    by: str = "",
+    if_version: int | None = None,
+    file: str | None = None,
+) -> dict[str, tuple[Any, Any]]:
+    """Changes settings in a transaction that is open already; see :func:`change`.
+
+    Args:
+        store: where it is.
+        tx: the transaction; :func:`hold_keys` was called in it.
+        cipher: for the keys.
+        integration: as it is, locked. If its start moves back, its lease is ours.
+        wanted: what to change.
+        by: who changes it.
+        if_version: the version that the change is based on.
+        file: the name of the file that the change comes from.
+
+    Returns:
+        By field, the value before and after; of keys only that they changed.
+
+    Raises:
+        Misconfigured: as for :func:`change`; nothing was written then.
+    """
     if if_version is not None and if_version != integration.version:
-        raise Misconfigured(_changed_since(tx, integration, if_version))
-    values, what = _differences(cipher, integration, wanted)
+        raise Conflict(
+            f"{changed_since(tx, integration, if_version)}: look at its settings ('nami-amp integrations show "
+            f"{integration.key}'), then change them"
+        )
+    refuse_managed(integration, file)
+    values, what = differences(cipher, integration, wanted)
     if not what:
-        return
+        return what
     if wanted.enabled is True and not integration.enabled and plan_of(tx, integration.app_id) == "free":
         raise not_paid(integration.app_id)
-    if not wanted.allow_shared_key and ("api_key" in what or "events" in what):
+    endpoint = values.get("endpoint", integration.endpoint)
+    place = place_of(integration.destination, endpoint)
+    has_moved = "endpoint" in what and place == endpoint
+    if not wanted.allow_shared_key and ("api_key" in what or "events" in what or has_moved):
         api_key = cipher.decrypt(integration.api_key) if isinstance(wanted.api_key, Unchanged) else wanted.api_key
-        refuse_shared(
-            tx, cipher, integration.app_id, integration.name, api_key, _given(wanted.events, integration.patterns)
-        )
+        events = _given(wanted.events, integration.patterns)
+        refuse_shared(tx, cipher, integration.app_id, integration.name, (place, api_key), events)
     if "start_from" in what and _is_earlier(values["start_from"], integration.start_from):
         _start_earlier(tx, integration, values)
     tx.execute(
@@ -129,9 +193,10 @@ def _change(
         .values(version=integration.version + 1, **values)
     )
     note(store, tx, integration.key, integration.version + 1, by, what)
+    return what
 
 
-def _differences(
+def differences(
     cipher: Cipher, integration: Integration, wanted: IntegrationChange
 ) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
     """The columns to write and the changes to record, for all values that differ."""
@@ -150,6 +215,7 @@ def _differences(
         revenue=integration.revenue,
         store_fees=integration.store_fees,
         allow_custom_endpoint=True,
+        destination=integration.destination,
     )
     after = NewIntegration(
         integration.app_id,
@@ -166,6 +232,8 @@ def _differences(
         revenue=_given(wanted.revenue, integration.revenue),
         store_fees=_given(wanted.store_fees, integration.store_fees),
         allow_custom_endpoint=wanted.allow_custom_endpoint or isinstance(wanted.endpoint, Unchanged),
+        destination=integration.destination,
+        secret_key=wanted.secret_key if isinstance(wanted.secret_key, Secret) else None,
     )
     old, new = checked(before, known=True), checked(after)
     values = {name: value for name, value in new.items() if value != old[name]}
@@ -173,6 +241,7 @@ def _differences(
     for name, moved, is_now in (
         ("enabled", wanted.enabled, integration.enabled),
         ("start_from", wanted.start_from, integration.start_from),
+        ("managed_by", wanted.managed_by, integration.managed_by),
     ):
         if not isinstance(moved, Unchanged) and moved != is_now:
             values[name] = moved
@@ -219,7 +288,7 @@ def _start_earlier(tx: Transaction, integration: Integration, values: dict[str, 
     """Moves back the start of an integration without captured events, as if it were added now.
 
     Raises:
-        Misconfigured: events in its outboxes, or of younger integrations, could be sent a second time.
+        Misconfigured: events of it, of its backfills, or of younger integrations could be sent a second time.
     """
     counts, table = tables.counts, tables.integrations
     captured = tx.execute(
@@ -230,7 +299,14 @@ def _start_earlier(tx: Transaction, integration: Integration, values: dict[str, 
             f"{integration.key} has events already, so its start can only move to a later time: earlier events "
             "would be sent out of order, and some twice"
         )
-    youngest = tx.execute(sa.select(sa.func.max(table.c.id)).where(table.c.app_id == integration.app_id)).scalar()
+    if any(backfill.started_at is not None for backfill in backfills.of_integration(tx, integration.id, "backfill")):
+        raise Misconfigured(
+            f"a backfill has sent events from before the start of {integration.key}, which would be sent again: leave "
+            f"its start where it is, and send other events with "
+            f"'nami-amp backfill {integration.key} --from TIME --to TIME'"
+        )
+    same_app = sa.and_(table.c.app_id == integration.app_id, table.c.backfill_of.is_(None))
+    youngest = tx.execute(sa.select(sa.func.max(table.c.id)).where(same_app)).scalar()
     if youngest != integration.id:
         raise Misconfigured(
             f"{integration.key} is not the newest integration of its app, so its start can only move to a later "
@@ -241,14 +317,11 @@ def _start_earlier(tx: Transaction, integration: Integration, values: dict[str, 
     read_from(tx, integration.id, integration.app_id, values["start_from"])
 
 
-def _changed_since(tx: Transaction, integration: Integration, version: int) -> str:
+def changed_since(tx: Transaction, integration: Integration, version: int) -> str:
     """The changes since a version, in one line."""
     later = [record for record in records_of(tx, integration.key) if record.version > version]
     changes = "; ".join(
         f"version {record.version} by {record.by or 'somebody'} at {to_text(record.at)}: {', '.join(record.what)}"
         for record in later[-3:]
     )
-    return (
-        f"{integration.key} has version {integration.version}, not {version}{f' ({changes})' if changes else ''}: look "
-        f"at its settings ('nami-amp integrations show {integration.key}'), then change them"
-    )
+    return f"{integration.key} has version {integration.version}, not {version}{f' ({changes})' if changes else ''}"

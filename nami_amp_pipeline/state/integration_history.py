@@ -41,10 +41,13 @@ def records_of(tx: Transaction, key: str) -> list[ChangeRecord]:
     """The changes of an integration, in a transaction that is open already."""
     table = tables.integration_changes
     rows = tx.execute(sa.select(table).where(table.c.integration == key).order_by(table.c.id))
-    return [
-        ChangeRecord(row.version, row.at, row.by, {name: tuple(pair) for name, pair in orjson.loads(row.what).items()})
-        for row in rows
-    ]
+    return [record_of(row) for row in rows]
+
+
+def record_of(row: Any) -> ChangeRecord:
+    """A row of the table as a record."""
+    what = {name: tuple(pair) for name, pair in orjson.loads(row.what).items()}
+    return ChangeRecord(row.version, row.at, row.by, what)
 
 
 def note(store: Store, tx: Transaction, key: str, version: int, by: str, what: Mapping[str, tuple[Any, Any]]) -> None:

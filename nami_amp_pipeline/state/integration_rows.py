@@ -18,6 +18,9 @@ from nami_amp_pipeline.state.store import Store, Transaction
 
 _TO_COME: Final = 2**62
 
+_FEW: Final = 200
+"""Up to so many integrations are read by themselves; of more, all rows are read, which is quicker."""
+
 
 @dataclass(frozen=True)
 class Integration:
@@ -50,6 +53,8 @@ class Integration:
         revenue: which amount is sent as revenue.
         store_fees: the store's share of a price by ``event_platform``, where it is not the default.
         destination: what receives the events.
+        backfill_of: the id of the integration that it delivers a backfill for; None of what people set up.
+        managed_by: the name of the file that its settings come from; None where people change them one by one.
         rereads: (segment, ``ingested_at`` in µs) for each time that the app was read again from an earlier point: in
             segments after that segment, earlier events had already been read for this integration.
     """
@@ -80,6 +85,8 @@ class Integration:
     revenue: RevenueKind = "gross"
     store_fees: Mapping[str, float] = field(default_factory=dict)
     destination: str = "amplitude"
+    backfill_of: int | None = None
+    managed_by: str | None = None
     rereads: tuple[tuple[int, int], ...] = ()
 
     def start_in(self, segment_id: int) -> int | None:
@@ -106,6 +113,11 @@ class Integration:
         return start is None or newest >= start or self.anonymous == "wait_for_login"
 
     @property
+    def profiles_of(self) -> int:
+        """The id of the integration whose users' sent states count: a backfill updates the same profiles."""
+        return self.backfill_of if self.backfill_of is not None else self.id
+
+    @property
     def key(self) -> str:
         """``<app_id>/<name>``, as people name it."""
         return f"{self.app_id}/{self.name}"
@@ -119,7 +131,8 @@ class Integration:
 def apps_with_integrations(store: Store) -> list[str]:
     """The apps that have an enabled integration."""
     with store.begin() as tx:
-        query = sa.select(tables.integrations.c.app_id).where(tables.integrations.c.enabled).distinct()
+        table = tables.integrations
+        query = sa.select(table.c.app_id).where(table.c.enabled, table.c.backfill_of.is_(None)).distinct()
         return sorted(tx.execute(query).scalars())
 
 
@@ -129,13 +142,19 @@ def all_integrations(store: Store, keys: Sequence[str] | None = None) -> list[In
     Raises:
         Misconfigured: one of the names is unknown.
     """
-    with store.begin() as tx:
-        found = read_all(tx)
+    with store.reading() as tx:
+        if keys is None or len(keys) > _FEW:
+            found = read_all(tx)
+        else:
+            pairs = [key.partition("/")[::2] for key in keys]
+            found = read_all(tx, sa.tuple_(tables.integrations.c.app_id, tables.integrations.c.name).in_(pairs))
     if keys is None:
         return found
     known = {integration.key: integration for integration in found}
     for key in keys:
         if key not in known:
+            with store.reading() as tx:
+                known = {integration.key: integration for integration in read_all(tx)}
             raise Misconfigured(
                 f"there is no integration {key}{contract.did_you_mean(key, known) or ';'} 'nami-amp integrations list' "
                 "shows all integrations"
@@ -143,20 +162,52 @@ def all_integrations(store: Store, keys: Sequence[str] | None = None) -> list[In
     return [known[key] for key in dict.fromkeys(keys)]
 
 
-def read_all(tx: Transaction) -> list[Integration]:
-    """The integrations by key, in a transaction that is open already."""
+def of_app(store: Store, app_id: str) -> list[Integration]:
+    """The integrations of an app, by name."""
+    with store.reading() as tx:
+        return read_all(tx, tables.integrations.c.app_id == app_id)
+
+
+def read_all(tx: Transaction, *conditions: sa.ColumnElement[bool]) -> list[Integration]:
+    """The integrations by key, in a transaction that is open already; rows that belong to a backfill are left out."""
     table = tables.integrations
     rereads = _rereads(tx)
-    rows = tx.execute(sa.select(table).order_by(table.c.app_id, table.c.name))
-    return [_from_row(row, rereads) for row in rows]
+    query = sa.select(table).where(table.c.backfill_of.is_(None), *conditions).order_by(table.c.app_id, table.c.name)
+    return [_from_row(row, rereads) for row in tx.execute(query)]
+
+
+def find(tx: Transaction, key: str, *, lock: bool = False) -> Integration | None:
+    """An integration by ``<app_id>/<name>``, in a transaction that is open already; None if there is none.
+
+    Args:
+        tx: the transaction.
+        key: its key.
+        lock: whether nobody else may change it until the transaction ends.
+    """
+    app_id, _, name = key.partition("/")
+    table = tables.integrations
+    query = sa.select(table).where(table.c.app_id == app_id, table.c.name == name, table.c.backfill_of.is_(None))
+    row = tx.execute(query.with_for_update() if lock else query).one_or_none()
+    return None if row is None else _from_row(row, _rereads(tx))
 
 
 def refreshed(tx: Transaction, integrations: Sequence[Integration]) -> list[Integration]:
     """The same integrations, read again; removed ones are left out."""
     table = tables.integrations
-    rows = {row.id: row for row in tx.execute(sa.select(table))}
+    ids = [integration.id for integration in integrations]
+    rows = {row.id: row for row in tx.execute(sa.select(table).where(only_of(table.c.id, ids)))}
     rereads = _rereads(tx)
     return [_from_row(rows[integration.id], rereads) for integration in integrations if integration.id in rows]
+
+
+def only_of(column: sa.ColumnElement[int], ids: Sequence[int]) -> sa.ColumnElement[bool]:
+    """The condition that rows are of these integrations; where these are many, none: who reads leaves the others out.
+
+    Args:
+        column: with the id of an integration.
+        ids: of integrations.
+    """
+    return column.in_(ids) if len(ids) <= _FEW else sa.true()
 
 
 def get(store: Store, key: str) -> Integration:
@@ -209,6 +260,8 @@ def _from_row(row: Any, rereads: Sequence[Any]) -> Integration:
         revenue=row.revenue,
         store_fees=orjson.loads(row.store_fees),
         destination=row.destination,
+        backfill_of=row.backfill_of,
+        managed_by=row.managed_by,
         rereads=tuple(
             (reread.after_segment, reread.frontier)
             for reread in rereads

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from nami_amp_pipeline import contract
+from nami_amp_pipeline.destinations import DEFAULT, destination_of
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.secrets import Secret
 
 _LABEL = re.compile(r"[^.]{1,63}")
 _MOST_FIELDS = 200
+MOST_QUOTA = 10**15
 
 
 def check_app_id(app_id: str) -> str:
@@ -124,16 +126,21 @@ def check_fees(fees: Mapping[str, float]) -> dict[str, float]:
     return {platform.strip().lower(): float(share) for platform, share in sorted(fees.items())}
 
 
-def check_endpoint(endpoint: str, *, allow_custom: bool) -> str:
-    """The URL of an endpoint: ``us``, ``eu``, or an allowed URL.
+def check_endpoint(endpoint: str, *, allow_custom: bool, destination: str = DEFAULT) -> str:
+    """The URL of an endpoint of a destination: a short name that it knows, such as ``us``, or an allowed URL.
+
+    A URL of another host needs ``allow_custom`` where the destination has addresses of its own.
 
     Raises:
         Misconfigured: it is not allowed; the message says why.
     """
-    if endpoint in contract.ENDPOINTS:
-        return contract.ENDPOINTS[endpoint]
-    if endpoint in contract.ENDPOINTS.values():
+    target = destination_of(destination)
+    if endpoint in target.endpoints:
+        return target.endpoints[endpoint]
+    if endpoint in target.endpoints.values():
         return endpoint
+    names = ", ".join(f"'{name}'" for name in target.endpoints)
+    named = f"{names}, or " if names else ""
     # Before it is parsed: the parser drops line ends and tabs without a word.
     if any(not character.isprintable() or character.isspace() for character in endpoint) or "\\" in endpoint:
         raise Misconfigured("the endpoint must be a URL without spaces, line ends, tabs or backslashes")
@@ -142,18 +149,36 @@ def check_endpoint(endpoint: str, *, allow_custom: bool) -> str:
         host = parts.hostname or ""
         _ = parts.port
     except ValueError:
-        raise Misconfigured("the endpoint must be 'us', 'eu', or a URL") from None
+        raise Misconfigured(f"the endpoint must be {named}a URL") from None
     if parts.username is not None or parts.password is not None:
         raise Misconfigured("the endpoint must not hold a user name or password")
     if parts.scheme not in ("http", "https") or not host:
-        raise Misconfigured("the endpoint must be 'us', 'eu', or a URL such as https://host/2/httpapi")
+        raise Misconfigured(f"the endpoint must be {named}a URL such as https://host{_example_path(target.endpoints)}")
     if not _is_host(host):
         raise Misconfigured(f"the endpoint's host {host!r} is not a valid host name: a part of it is empty or too long")
-    if not allow_custom:
-        raise Misconfigured(f"{host} does not belong to Amplitude: give --allow-custom-endpoint to send events there")
+    if names and not allow_custom:
+        raise Misconfigured(
+            f"{host} does not belong to {target.title}: give --allow-custom-endpoint to send events there"
+        )
     if parts.scheme == "http" and not _is_loopback(host):
         raise Misconfigured(f"plain http is only allowed for loopback addresses: use https for {host}")
     return endpoint
+
+
+def check_destination(name: str, *, has_secret_key: bool) -> str:
+    """The name of a destination as it is.
+
+    Raises:
+        Misconfigured: there is none of that name, or it has no use for a secret key that is given.
+    """
+    target = destination_of(name)
+    if has_secret_key and not any(field.name == "secret_key" for field in target.fields):
+        raise Misconfigured(f"{target.title} has no secret key")
+    return name
+
+
+def _example_path(endpoints: Mapping[str, str]) -> str:
+    return next((urlsplit(url).path for url in endpoints.values()), "/events")
 
 
 def _is_host(host: str) -> bool:
@@ -173,3 +198,14 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def check_quota(quota: int | None) -> int | None:
+    """A quota in events a month, as Amplitude has it.
+
+    Raises:
+        Misconfigured: it is none.
+    """
+    if quota is not None and not 0 < quota < MOST_QUOTA:
+        raise Misconfigured("a quota is a number of events a month, such as 10000000")
+    return quota

@@ -96,7 +96,7 @@ def unreadable(tx: Transaction, cipher: Cipher) -> list[str]:
     """The keys of the integrations with a stored key that cannot be decrypted."""
     table = tables.integrations
     found = []
-    for row in tx.execute(sa.select(table).order_by(table.c.id)).mappings():
+    for row in tx.execute(sa.select(table).where(table.c.backfill_of.is_(None)).order_by(table.c.id)).mappings():
         try:
             for column in _COLUMNS:
                 if row[column] is not None:
@@ -117,5 +117,7 @@ def _check(tx: Transaction, cipher: Cipher) -> None:
 
 def _tokens(tx: Transaction) -> dict[tuple[int, str], str]:
     table = tables.integrations
-    rows = tx.execute(sa.select(table.c.id, *(table.c[column] for column in _COLUMNS)).order_by(table.c.id)).mappings()
+    columns = sa.select(table.c.id, *(table.c[column] for column in _COLUMNS))
+    # The row of a backfill has no keys.
+    rows = tx.execute(columns.where(table.c.backfill_of.is_(None)).order_by(table.c.id)).mappings()
     return {(row["id"], column): row[column] for row in rows for column in _COLUMNS if row[column] is not None}

@@ -290,7 +290,9 @@ class Store:
             add: columns to add to.
         """
         if rows:
-            tx.execute(_upsert(self.is_sqlite, table, tuple(key), tuple(update), tuple(add)), list(rows))
+            tx.execute(
+                _upsert(self.is_sqlite, table, tuple(rows[0]), tuple(key), tuple(update), tuple(add)), list(rows)
+            )
 
     def count(self, tx: Transaction, integration_id: int, state: str, reasons: Mapping[str, int] | int) -> None:
         """Adds to the counters of an integration: ``captured``, ``delivered``, ``skipped`` or ``dead``."""
@@ -351,6 +353,7 @@ def _lost(lease: Lease) -> LostLease:
 def _upsert(
     is_sqlite: bool,
     table: sa.Table,
+    columns: tuple[str, ...],
     key: tuple[str, ...],
     update: tuple[str, ...],
     add: tuple[str, ...],
@@ -358,9 +361,16 @@ def _upsert(
     insert = (sqlite.insert if is_sqlite else postgresql.insert)(table)
     changes: dict[str, Any] = {name: insert.excluded[name] for name in update}
     changes.update({name: table.c[name] + insert.excluded[name] for name in add})
-    if not changes:
-        return insert.on_conflict_do_nothing(index_elements=list(key))
-    return insert.on_conflict_do_update(index_elements=list(key), set_=changes)
+    whole = (
+        insert.on_conflict_do_update(index_elements=list(key), set_=changes)
+        if changes
+        else insert.on_conflict_do_nothing(index_elements=list(key))
+    )
+    if not is_sqlite:  # where many rows go in one statement, which a text would prevent
+        return whole
+    # SQLAlchemy keeps no compiled statement of this kind.
+    compiled = whole.compile(dialect=sqlite.dialect(paramstyle="named"), column_keys=columns)
+    return sa.text(str(compiled)).bindparams(*(sa.bindparam(name, type_=table.c[name].type) for name in columns))
 
 
 def _portions(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -13,19 +13,31 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
-    MetaData,
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy import false as sa_false
 
-SCHEMA_VERSION = 4
-"""Of these tables; each has its revision in ``migrations/versions``, which brings older stores to it."""
+from nami_amp_pipeline.state.count_tables import counts as counts
+from nami_amp_pipeline.state.count_tables import hourly_counts as hourly_counts
+from nami_amp_pipeline.state.journal_tables import comparison_requests as comparison_requests
+from nami_amp_pipeline.state.journal_tables import journal as journal
+from nami_amp_pipeline.state.journal_tables import resends as resends
+from nami_amp_pipeline.state.people_tables import people as people
+from nami_amp_pipeline.state.people_tables import sessions as sessions
+from nami_amp_pipeline.state.reconciliation_tables import reconciled_classes as reconciled_classes
+from nami_amp_pipeline.state.reconciliation_tables import reconciled_days as reconciled_days
+from nami_amp_pipeline.state.reconciliation_tables import reconciled_samples as reconciled_samples
+from nami_amp_pipeline.state.table_metadata import KEY
+from nami_amp_pipeline.state.table_metadata import metadata as metadata
 
-metadata = MetaData()
+SCHEMA_VERSION = 13
+"""Of all tables; each has its revision in ``migrations/versions``, which brings older stores to it."""
 
-_Key = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself for INTEGER only
+_FAILED = text("outcome <> 'delivered'")
+_RESENT = text("resend_id IS NOT NULL")
 
 schema_version = Table("nami_amp_schema", metadata, Column("version", Integer, nullable=False))
 
@@ -40,6 +52,8 @@ apps = Table(
     Column("watermark", BigInteger, nullable=True),
     # When it was read last.
     Column("captured_at", BigInteger, nullable=True),
+    # How many events a month Amplitude takes under its organisation's plan, as a person said.
+    Column("monthly_quota", BigInteger),
 )
 
 observations = Table(
@@ -52,7 +66,7 @@ observations = Table(
 integrations = Table(
     "integrations",
     metadata,
-    Column("id", _Key, primary_key=True, autoincrement=True),
+    Column("id", KEY, primary_key=True, autoincrement=True),
     Column("app_id", Text, ForeignKey("apps.app_id"), nullable=False),
     Column("name", Text, nullable=False),
     Column("enabled", Boolean, nullable=False),
@@ -65,7 +79,7 @@ integrations = Table(
     Column("rename", Text, nullable=False),
     Column("start_from", BigInteger),
     Column("created_at", BigInteger, nullable=False),
-    Column("prepared_through", _Key, nullable=False, server_default="0"),
+    Column("prepared_through", KEY, nullable=False, server_default="0"),
     Column("halted_reason", Text),
     Column("halted_at", BigInteger),
     Column("last_error", Text),
@@ -80,6 +94,11 @@ integrations = Table(
     Column("store_fees", Text, nullable=False, server_default="{}"),
     # Raised by every change.
     Column("version", BigInteger, nullable=False, server_default="1"),
+    # A backfill of that integration delivers through this row; its settings are those of the integration.
+    Column("backfill_of", KEY),
+    # Since when its events are counted by hour, of those that are older than such counts.
+    Column("counted_since", BigInteger),
+    Column("managed_by", Text),  # the name of the file that its settings come from
     UniqueConstraint("app_id", "name"),
     sqlite_autoincrement=True,
 )
@@ -87,7 +106,7 @@ integrations = Table(
 integration_changes = Table(
     "integration_changes",
     metadata,
-    Column("id", _Key, primary_key=True, autoincrement=True),
+    Column("id", KEY, primary_key=True, autoincrement=True),
     # Its <app_id>/<name>: the history outlives the integration.
     Column("integration", Text, nullable=False),
     Column("version", BigInteger, nullable=False),
@@ -102,7 +121,7 @@ integration_changes = Table(
 segments = Table(
     "segments",
     metadata,
-    Column("id", _Key, primary_key=True, autoincrement=True),
+    Column("id", KEY, primary_key=True, autoincrement=True),
     Column("file", Text, nullable=False),
     Column("rows", BigInteger, nullable=False),
     Column("captured_at", BigInteger, nullable=False),
@@ -114,7 +133,7 @@ segments = Table(
 captured_ids = Table(
     "captured_ids",
     metadata,
-    Column("id", _Key, primary_key=True, autoincrement=True),
+    Column("id", KEY, primary_key=True, autoincrement=True),
     Column("file", Text, nullable=False),
     Column("rows", BigInteger, nullable=False),
     # When the first and the last of its ids were captured.
@@ -128,10 +147,10 @@ rereads = Table(
     "rereads",
     metadata,
     # An app that is read once more from further back, for a new integration; the older ones are not sent it again.
-    Column("integration_id", _Key, primary_key=True, autoincrement=False),
+    Column("integration_id", KEY, primary_key=True, autoincrement=False),
     Column("app_id", Text, nullable=False),
     Column("frontier", BigInteger, nullable=False),
-    Column("after_segment", _Key, nullable=False),
+    Column("after_segment", KEY, nullable=False),
 )
 
 segment_apps = Table(
@@ -148,6 +167,8 @@ segment_apps = Table(
     Column("max_created_date", BigInteger, nullable=False),
     Column("snapshot_file", Text),
     Column("truncated_arrays", BigInteger),
+    # By property, how many events go without it because its SQL or its enrichment failed, as JSON; null for none.
+    Column("events_without", Text),
     Index("segment_apps_by_app", "app_id", "segment_id"),
 )
 
@@ -171,6 +192,10 @@ user_property_snapshots = Table(
     Column("journey", Text),
     Column("journey_date", BigInteger),
     Column("journey_event", Text),
+    # The values that enrichments gave of the newest event that they were asked about.
+    Column("enrichments", Text),
+    Column("enrichments_date", BigInteger),
+    Column("enrichments_event", Text),
     sqlite_with_rowid=False,
 )
 
@@ -181,15 +206,17 @@ sent_states = Table(
     Column("user_id", Text, primary_key=True),
     Column("as_of_date", BigInteger, nullable=False),
     Column("as_of_event", Text, nullable=False),
+    # The insert id of the identify that gave the user that state; null where an event did.
+    Column("identify_id", Text),
     sqlite_with_rowid=False,
 )
 
 outboxes = Table(
     "outboxes",
     metadata,
-    Column("id", _Key, primary_key=True, autoincrement=True),
+    Column("id", KEY, primary_key=True, autoincrement=True),
     Column("integration_id", ForeignKey("integrations.id", ondelete="CASCADE"), nullable=False),
-    Column("segment_id", _Key, nullable=False),
+    Column("segment_id", KEY, nullable=False),
     Column("file", Text, nullable=False),
     Column("others_batch", Integer),
     Column("rows", BigInteger, nullable=False),
@@ -197,6 +224,8 @@ outboxes = Table(
     Column("run_id", Text, nullable=False),
     Column("done_at", BigInteger),
     Column("receipts_file", Text),
+    # The hour in which its events count, see hourly_counts; null if they are not counted by hour.
+    Column("hour", BigInteger),
     Index("outboxes_by_integration", "integration_id", "id"),
     sqlite_autoincrement=True,
 )
@@ -204,7 +233,7 @@ outboxes = Table(
 lanes = Table(
     "lanes",
     metadata,
-    Column("id", _Key, primary_key=True, autoincrement=True),
+    Column("id", KEY, primary_key=True, autoincrement=True),
     Column("outbox_id", ForeignKey("outboxes.id", ondelete="CASCADE"), nullable=False),
     Column("batch", Integer, nullable=False),
     Column("rows", BigInteger, nullable=False),
@@ -219,9 +248,9 @@ lanes = Table(
 requests = Table(
     "requests",
     metadata,
-    Column("id", _Key, primary_key=True, autoincrement=True),
+    Column("id", KEY, primary_key=True, autoincrement=True),
     Column("integration_id", ForeignKey("integrations.id", ondelete="CASCADE"), nullable=False),
-    Column("lane_id", _Key),
+    Column("lane_id", KEY),
     Column("first_row", BigInteger),
     Column("end_row", BigInteger),
     Column("events", BigInteger, nullable=False),
@@ -234,15 +263,17 @@ requests = Table(
     Column("run_id", Text, nullable=False),
     Index("requests_by_lane", "lane_id", "first_row"),
     Index("requests_by_integration", "integration_id", "sent_at"),
+    Index("requests_failed", "integration_id", "sent_at", sqlite_where=_FAILED, postgresql_where=_FAILED),
     sqlite_autoincrement=True,
 )
 
 exceptions = Table(
     "exceptions",
     metadata,
-    Column("id", _Key, primary_key=True, autoincrement=True),
+    Column("id", KEY, primary_key=True, autoincrement=True),
     Column("integration_id", ForeignKey("integrations.id", ondelete="CASCADE"), nullable=False),
-    # dead: a dead letter; held: still to be posted, after not_before, in order and before newer ones of its user
+    # dead: a dead letter; held: still to be posted, after not_before, in order and before newer ones of its user;
+    # skipped: of an identify whose user was given newer state before it was posted
     Column("state", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("event_id", Text, nullable=False),
@@ -253,14 +284,21 @@ exceptions = Table(
     Column("payload", Text),
     Column("body", Text),
     Column("answer", Text),
-    Column("lane_id", _Key),
+    Column("lane_id", KEY),
     Column("lane_row", BigInteger),
-    Column("segment_id", _Key),
-    Column("request_id", _Key),
+    Column("segment_id", KEY),
+    Column("request_id", KEY),
     Column("run_id", Text, nullable=False),
     Column("at", BigInteger, nullable=False),
     Column("unknown_since", BigInteger),
     Column("first_sent_at", BigInteger),
+    # Of a dead letter: when a person marked it as seen, and who. It counts only if it did not die again since (at).
+    Column("dismissed_at", BigInteger),
+    Column("dismissed_by", Text),
+    # As of an outbox.
+    Column("hour", BigInteger),
+    Column("resend_id", BigInteger),  # with which of the resends it was sent again last
+    Index("exceptions_by_resend", "resend_id", sqlite_where=_RESENT, postgresql_where=_RESENT),
     Index("exceptions_by_integration", "integration_id", "state", "identity", "created_date", "event_id"),
     Index("exceptions_by_lane", "lane_id", "lane_row"),
     Index("exceptions_by_event", "event_id"),
@@ -276,14 +314,51 @@ pauses = Table(
     Column("until", BigInteger, nullable=False),
 )
 
-counts = Table(
-    "integration_counts",
+backfills = Table(
+    "backfills",
     metadata,
-    Column("integration_id", ForeignKey("integrations.id", ondelete="CASCADE"), primary_key=True),
-    # captured, delivered, skipped or dead; reason is empty for the first two
-    Column("state", Text, primary_key=True),
-    Column("reason", Text, primary_key=True),
+    Column("id", KEY, primary_key=True, autoincrement=True),
+    Column("integration_id", ForeignKey("integrations.id", ondelete="CASCADE"), nullable=False),
+    Column("channel_id", ForeignKey("integrations.id", ondelete="CASCADE"), nullable=False),
+    # backfill or identify; both are posted in the same way.
+    Column("kind", Text, nullable=False, server_default="backfill"),
+    # The window, and which time of a row counts: created_date or ingested_at. Of an identify, since is the time from
+    # which on its users were sent nothing, or 0 for all users, and the others say nothing.
+    Column("since", BigInteger, nullable=False),
+    Column("until", BigInteger, nullable=False),
+    Column("by", Text, nullable=False),
+    Column("events", Text),
+    # Whether events are sent that Amplitude would store a second time.
+    Column("resend", Boolean, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("started_at", BigInteger),
+    Column("ended_at", BigInteger),
+    Column("run_id", Text),
+    Column("events_in_window", BigInteger),
+    Column("plan", Text),
+    # How far the integration was prepared when what is to be posted was last compared with the states of users.
+    Column("compared_through", KEY),
+    Column("error", Text),
+    Index("backfills_by_integration", "integration_id", "id"),
+    sqlite_autoincrement=True,
+)
+
+backfill_files = Table(
+    "backfill_files",
+    metadata,
+    # Rows of the warehouse for a share of the users: each has their whole life until the end of the window.
+    Column("id", KEY, primary_key=True, autoincrement=True),
+    Column("backfill_id", ForeignKey("backfills.id", ondelete="CASCADE"), nullable=False),
+    Column("file", Text, nullable=False),
+    Column("rows", BigInteger, nullable=False),
     Column("events", BigInteger, nullable=False),
+    # When its outbox was written, and by what was found of them how many events of the window (JSON); null until then.
+    Column("prepared_at", BigInteger),
+    Column("found", Text),
+    Index("backfill_files_by_backfill", "backfill_id", "id"),
+    sqlite_autoincrement=True,
 )
 
 leases = Table(
@@ -300,7 +375,7 @@ leases = Table(
 run_troubles = Table(
     "run_troubles",
     metadata,
-    Column("id", _Key, primary_key=True, autoincrement=True),
+    Column("id", KEY, primary_key=True, autoincrement=True),
     Column("run_id", Text, nullable=False),
     Column("asset", Text, nullable=False),
     # The app or integration that it was about; null for what all share.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import sqlalchemy as sa
 
-from nami_amp_pipeline.contract import GROUPS
+from nami_amp_pipeline.contract import ENRICHED, GROUPS
 from nami_amp_pipeline.state import bulk
 from nami_amp_pipeline.state.store import Store, Transaction
 from nami_amp_pipeline.state.tables import sent_states, user_property_snapshots
@@ -16,7 +16,7 @@ from nami_amp_pipeline.state.tables import sent_states, user_property_snapshots
 if TYPE_CHECKING:
     import pyarrow as pa
 
-STORED = ("external_id", *GROUPS)
+STORED = ("external_id", *GROUPS, ENRICHED)
 """The groups that move independently, each with its source event: ``<name>_date`` (creation) and ``<name>_event`` (id).
 
 A group of properties is one JSON text, so that all its properties come from that event, whichever program wrote it: a
@@ -42,14 +42,14 @@ def read_snapshots(
     """
     table = user_property_snapshots
     chosen = [table.c[name] for name in columns]
-    query = sa.select(*chosen).where(table.c.app_id == app_id, _among(store, table.c.user_id, user_ids))
+    query = sa.select(*chosen).where(table.c.app_id == app_id, among(store, table.c.user_id, user_ids))
     return _all(tx, query)
 
 
-def read_app(tx: Transaction, app_id: str) -> list[tuple[Any, ...]]:
-    """The rows of all users of an app, with all :data:`COLUMNS`."""
+def read_app(tx: Transaction, app_id: str, most: int | None = None) -> list[tuple[Any, ...]]:
+    """The rows of all users of an app, or of some, with all :data:`COLUMNS`."""
     table = user_property_snapshots
-    return _all(tx, sa.select(table).where(table.c.app_id == app_id))
+    return _all(tx, sa.select(table).where(table.c.app_id == app_id).limit(most))
 
 
 def move_forward(store: Store, tx: Transaction, rows: pa.Table) -> None:
@@ -58,10 +58,11 @@ def move_forward(store: Store, tx: Transaction, rows: pa.Table) -> None:
     Args:
         store: for its kind.
         tx: the transaction to write in.
-        rows: one per user, with all columns of ``user_property_snapshots``, sorted by key (twice as fast as unsorted).
+        rows: one per user, with the columns of ``user_property_snapshots``, sorted by key (twice as fast as unsorted);
+            without those of enrichments where there are none.
     """
     changes = []
-    for what in ("as_of", *STORED):
+    for what in ("as_of", *(name for name in STORED if name in rows.column_names)):
         date, event = f"{what}_date", f"{what}_event"
         newer = _newer(date, event, store)
         changes += [
@@ -82,9 +83,42 @@ def read_sent(
 ) -> list[tuple[str, int, str]]:
     """The newest event (creation in µs, id) whose state an integration was sent, for these Amplitude users."""
     query = sa.select(sent_states.c.user_id, sent_states.c.as_of_date, sent_states.c.as_of_event).where(
-        sent_states.c.integration_id == integration_id, _among(store, sent_states.c.user_id, user_ids)
+        sent_states.c.integration_id == integration_id, among(store, sent_states.c.user_id, user_ids)
     )
     return _all(tx, query)
+
+
+def read_sent_states(store: Store, tx: Transaction, integration_id: int, user_ids: Sequence[str]) -> pa.Table:
+    """The same as :func:`read_sent`, as a table with ``identify_id``: the insert id of the identify that sent it."""
+    import pyarrow as pa
+
+    table = sent_states
+    columns = [table.c.user_id, table.c.as_of_date, table.c.as_of_event, table.c.identify_id]
+    query = sa.select(*columns).where(table.c.integration_id == integration_id, among(store, table.c.user_id, user_ids))
+    kinds = {"user_id": pa.string(), "as_of_date": pa.int64(), "as_of_event": pa.string(), "identify_id": pa.string()}
+    rows = _all(tx, query)
+    return pa.table(
+        [pa.array([row[number] for row in rows], kind) for number, kind in enumerate(kinds.values())],
+        schema=pa.schema(kinds.items()),
+    )
+
+
+def read_users(tx: Transaction, app_id: str, after: str | None, most: int) -> list[tuple[str, str | None]]:
+    """(Nami user, External ID) of the users of an app who have state, in the order of the store's index.
+
+    Args:
+        tx: the transaction to read in.
+        app_id: the app.
+        after: the user to go on behind; None for the beginning.
+        most: so many at most.
+    """
+    table = user_property_snapshots
+    query = sa.select(table.c.user_id, table.c.external_id).where(
+        table.c.app_id == app_id,
+        table.c.as_of_date.is_not(None),
+        *([table.c.user_id > after] if after is not None else []),
+    )
+    return _all(tx, query.order_by(table.c.user_id).limit(most))
 
 
 def _all(tx: Transaction, query: sa.Select[Any]) -> list[tuple[Any, ...]]:
@@ -100,15 +134,23 @@ def move_sent(store: Store, tx: Transaction, rows: pa.Table) -> None:
     Args:
         store: for its kind.
         tx: the transaction to write in.
-        rows: one per user, with all columns of ``sent_states``, sorted by key.
+        rows: one per user, with the columns of ``sent_states``, sorted by key; without ``identify_id`` where it was the
+            event itself that had the state. An identify counts also if the event was sent before.
     """
+    import pyarrow as pa
+
+    if "identify_id" not in rows.column_names:
+        rows = rows.append_column("identify_id", pa.nulls(rows.num_rows, pa.string()))
+    same = "excluded.as_of_date = s.as_of_date AND excluded.as_of_event = s.as_of_event"
+    again = f"(excluded.identify_id IS NOT NULL AND {same})"
     bulk.insert(
         store,
         tx,
         sent_states,
         rows,
         on_conflict="ON CONFLICT (integration_id, user_id) DO UPDATE SET as_of_date = excluded.as_of_date, "
-        f"as_of_event = excluded.as_of_event WHERE {_newer('as_of_date', 'as_of_event', store)}",
+        "as_of_event = excluded.as_of_event, identify_id = excluded.identify_id "
+        f"WHERE {_newer('as_of_date', 'as_of_event', store)} OR {again}",
     )
 
 
@@ -121,7 +163,7 @@ def _newer(date: str, event: str, store: Store) -> str:
     )
 
 
-def _among(store: Store, column: sa.Column[Any], values: Sequence[str]) -> sa.ColumnElement[bool]:
+def among(store: Store, column: sa.Column[Any], values: Sequence[str]) -> sa.ColumnElement[bool]:
     """``column IN values`` as one parameter, however many they are."""
     if store.is_sqlite:
         return column.in_(

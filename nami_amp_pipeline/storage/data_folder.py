@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nami_amp_pipeline.errors import Blocked
 
@@ -16,35 +16,106 @@ if TYPE_CHECKING:  # imported lazily: pyarrow would be a third of `nami-amp stat
     import pyarrow.parquet as pq
 
 
+KINDS: Final = ("segments", "ledger", "snapshots", "outboxes", "receipts")
+"""The kinds of files; each has a folder."""
+
+
 class DataFolder:
     """The folder of segments, the ledger, snapshots, outboxes and receipts.
 
-    Files are named ``<kind>/<id>.<suffix>``; the store keeps that relative name.
+    Files are named ``<kind>/<id>.<suffix>``; the store keeps that relative name. A file is written once, published,
+    and then named by a row; it never changes. Here the disk is all there is, so that publishing and fetching do
+    nothing; with an object storage behind it, it is a :class:`~nami_amp_pipeline.storage.cached_folder.CachedFolder`.
 
     Args:
-        root: made where it is missing.
+        root: of the folder.
+        make: whether it is made where it is missing.
 
     Raises:
         Blocked: the folder cannot be written.
     """
 
-    def __init__(self, root: Path) -> None:
+    short_lived: str | None = None
+    """Compression of files that are read soon and removed soon after: on a disk none pays."""
+
+    def __init__(self, root: Path, *, make: bool = True) -> None:
         self.root = root
-        for kind in ("segments", "ledger", "snapshots", "outboxes", "receipts", "spill"):
-            with _disk(root):
+        for kind in KINDS if make else ():
+            with disk(root):
                 (root / kind).mkdir(parents=True, exist_ok=True)
+
+    @property
+    def address(self) -> str:
+        """Where the files are, for people."""
+        return str(self.root)
 
     def new_name(self, kind: str, suffix: str) -> str:
         """A name that no file has yet."""
         return f"{kind}/{uuid.uuid4().hex}.{suffix}"
 
     def path(self, name: str) -> Path:
-        """Where a file is."""
+        """Where a file is on this disk, once it is there: where it is written, and what :meth:`fetch` returns."""
         return self.root / name
+
+    def publish(self, names: Iterable[str]) -> None:
+        """Makes whole files readable for every process; call it before the commit of the rows that name them.
+
+        Raises:
+            FilesUnavailable: no row may name them.
+        """
+
+    def fetch(self, name: str) -> Path:
+        """The path of a file to read; if the file does not exist anywhere, nothing is at the path.
+
+        Raises:
+            FilesUnavailable: it cannot be read now.
+        """
+        return self.root / name
+
+    def fetch_all(self, names: Iterable[str]) -> list[Path]:
+        """The same for several files."""
+        return [self.fetch(name) for name in names]
+
+    def exists(self, name: str) -> bool:
+        """Whether a file exists."""
+        return self.path(name).exists()
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of many files that do not exist."""
+        return [name for name in names if not self.path(name).exists()]
+
+    def sizes(self, names: Iterable[str]) -> list[int]:
+        """The sizes of files; those that do not exist are left out."""
+        paths = (self.path(name) for name in names)
+        return [path.stat().st_size for path in paths if path.exists()]
 
     def remove(self, name: str) -> None:
         """Removes a file, if it exists."""
         self.path(name).unlink(missing_ok=True)
+
+    def put_back(self, name: str) -> bool:
+        """Makes a missing file exist again from what this disk still has of it; whether it could."""
+        return self.path(name).exists()
+
+    def let_go(self, names: Iterable[str], now: float) -> list[int]:
+        """Notes that no row names these files from now on; retention removes them later.
+
+        Args:
+            names: of the files.
+            now: in seconds since the epoch.
+
+        Returns:
+            Their sizes; files that no longer exist are left out.
+        """
+        sizes = []
+        for name in names:
+            path = self.path(name)
+            try:
+                os.utime(path, (now, now))
+                sizes.append(path.stat().st_size)
+            except FileNotFoundError:
+                continue
+        return sizes
 
     @contextmanager
     def parquet(
@@ -97,14 +168,14 @@ class DataFolder:
         import pyarrow as pa
         import pyarrow.ipc
 
-        path = str(self.path(name))
+        path = str(self.fetch(name))
         return pa.ipc.open_file(pa.memory_map(path) if mapped else pa.OSFile(path))
 
     @contextmanager
     def _aside(self, name: str) -> Iterator[Path]:
         final = self.path(name)
         aside = final.with_suffix(final.suffix + ".part")
-        with _disk(self.root):
+        with disk(self.root):
             final.parent.mkdir(parents=True, exist_ok=True)
             try:
                 yield aside
@@ -122,7 +193,12 @@ class DataFolder:
 
 
 @contextmanager
-def _disk(root: Path) -> Iterator[None]:
+def disk(root: Path) -> Iterator[None]:
+    """Says in one line that a folder cannot be written.
+
+    Raises:
+        Blocked: in place of an OSError.
+    """
     try:
         yield
     except OSError as error:

@@ -224,7 +224,9 @@ def _sql_type(type_: pa.DataType) -> str:
         pa.bool_(): "BOOLEAN",
         pa.int32(): "INTEGER",
         pa.int64(): "BIGINT",
+        pa.uint32(): "UINTEGER",
         pa.uint64(): "UBIGINT",
+        pa.float64(): "DOUBLE",
         pa.timestamp("us", tz="UTC"): "TIMESTAMPTZ",
     }
     return names[type_]

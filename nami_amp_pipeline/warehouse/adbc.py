@@ -102,6 +102,10 @@ class AdbcWarehouse(ABC):
         moment = _EPOCH + timedelta(microseconds=min(max(micros, _FIRST), _LAST))
         return f"TIMESTAMP WITH TIME ZONE '{moment.isoformat()}'"
 
+    def within(self, first: int, last: int) -> str:
+        """The condition of ``ingested_at`` for rows from one moment to another, both included."""
+        return f"ingested_at BETWEEN {self.time(first)} AND {self.time(last)}"
+
     def as_text(self, column: str) -> str:
         """A column, which may be of a JSON type, as a text."""
         return f"CAST({column} AS text)"
@@ -141,12 +145,12 @@ class AdbcWarehouse(ABC):
         self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int | None]
     ) -> dict[str, tuple[int, int]]:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
-        schema = pa.schema([_ROWS.field("app_id"), pa.field("rows", pa.int64()), _ROWS.field("ingested_at")])
-        local = "SELECT app_id, rows, epoch_us(ingested_at) FROM warehouse_stream"
+        schema = pa.schema([_ROWS.field("app_id"), pa.field("row_count", pa.int64()), _ROWS.field("ingested_at")])
+        local = "SELECT app_id, row_count, epoch_us(ingested_at) FROM warehouse_stream"
         with self._session() as session:
             self.begin(session)
             queries = [
-                f"SELECT {self.selected(['app_id'])}, count(*) AS rows, min(ingested_at) AS ingested_at "  # noqa: S608
+                f"SELECT {self.selected(['app_id'])}, count(*) AS row_count, min(ingested_at) AS ingested_at "  # noqa: S608
                 f"FROM {self.table} WHERE {self.among('app_id', apps)} "
                 f"AND ingested_at > {self.time(_FIRST if since is None else since)} "
                 f"AND ingested_at <= {self.time(_LAST)} GROUP BY app_id"
@@ -192,6 +196,15 @@ class AdbcWarehouse(ABC):
         for app_id, at in sorted(set(places.captured)):
             if not any(app_id in app_ids and (since is None or since <= at) for since, app_ids in unread):
                 yield f"{self.among('app_id', [app_id])} AND ingested_at = {self.time(at)}"
+
+    def query(self, sql: str, seconds: float) -> pa.Table:
+        """See :class:`~nami_amp_pipeline.warehouse.base.Answering`."""
+        with self._session() as session:
+            self.begin_query(session, seconds)
+            return session.table(sql)
+
+    def begin_query(self, session: Session, seconds: float) -> None:  # noqa: B027 - most databases need nothing
+        """Makes what follows a reading that ends after some time, where the database can."""
 
     def takes_long(self, session: Session, query: str) -> bool:
         """Whether a query would be slow for a person; False if the database cannot tell."""
@@ -276,12 +289,12 @@ class AdbcWarehouse(ABC):
         found: dict[tuple[str, str], Unplaced] = {}
         for reason, condition in conditions:
             query = (
-                f"SELECT min({self.column('app_id')}) AS app_id, min({self.column('id')}) AS id, count(*) AS rows "  # noqa: S608
+                f"SELECT min({self.column('app_id')}) AS app_id, min({self.column('id')}) AS id, count(*) AS row_count "  # noqa: S608
                 f"FROM {self.table} WHERE {condition} GROUP BY app_id"
             )
             if self.takes_long(session, query):
                 continue
-            schema = _schema("app_id", "id").append(pa.field("rows", pa.int64()))
+            schema = _schema("app_id", "id").append(pa.field("row_count", pa.int64()))
             for app_id, event_id, rows in answered(session, connection, [query], schema, "FROM warehouse_stream"):
                 old = found.get((app_id or "", reason))
                 found[app_id or "", reason] = Unplaced(
@@ -406,7 +419,7 @@ class _Reading:
         for _part, first, last, app_ids, *ids in spans:
             queries.append(
                 f"SELECT {to.selected(COLUMNS)} FROM {to.table} WHERE {to.among('app_id', sorted(app_ids))} "  # noqa: S608
-                f"AND ingested_at BETWEEN {to.time(first)} AND {to.time(last)}"
+                f"AND {to.within(first, last)}"
                 # An id that had to be mended is not found by what it was mended to.
                 + "".join(f" AND {to.among('id', some)}" for some in ids if not self._session.any_bytes)
             )

@@ -51,6 +51,15 @@ class Session:
             cursor.execute(query)
             return cursor.fetchall()
 
+    def table(self, query: str) -> pa.Table:
+        """The whole answer of a query."""
+        with self._db.cursor() as cursor:
+            cursor.execute(query)
+            found = cursor.fetch_arrow_table()
+        if self.any_bytes:
+            found = pa.Table.from_batches([_in_utf8(batch) for batch in found.to_batches()], found.schema)
+        return found
+
     def stream(self, queries: Iterable[str], schema: pa.Schema, *, until_heavy: bool = False) -> pa.RecordBatchReader:
         """The answers of queries of the same columns, one after the other; a batch at a time is in memory.
 
@@ -73,7 +82,9 @@ class Session:
                         if until_heavy and batch.nbytes > max(_LIGHT_BYTES, batch.num_rows * _LIGHT_ROW_BYTES):
                             self.is_heavy = True
                             raise _Heavy
-                        yield (_in_utf8(batch) if self.any_bytes else batch).cast(schema)
+                        # By place, since a database may write the names in upper case.
+                        batch = (_in_utf8(batch) if self.any_bytes else batch).rename_columns(schema.names)
+                        yield batch.cast(schema)
         except _Heavy:
             raise
         except Exception as error:

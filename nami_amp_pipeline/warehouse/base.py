@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.errors import WarehouseUnavailable
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow as pa
 
 Kind = Literal["text", "time", "json"]
 
@@ -215,6 +216,22 @@ class Warehouse(Protocol):
 
     def check(self) -> list[Finding]:
         """Checks everything that reading needs; returns findings instead of raising."""
+
+
+@runtime_checkable
+class Answering(Protocol):
+    """A warehouse that enrichments can ask for other tables; whether it is one is left to a warehouse."""
+
+    def query(self, sql: str, seconds: float) -> pa.Table:
+        """The answer of a query; nothing is written.
+
+        Args:
+            sql: a query in the words of this warehouse.
+            seconds: how long it may take.
+
+        Raises:
+            WarehouseUnavailable: it cannot be answered.
+        """
 
 
 def by_position(positions: Mapping[str, int | None]) -> dict[int | None, list[str]]:

@@ -212,6 +212,11 @@ class PostgresWarehouse(AdbcWarehouse):
             if finding.level == "warning"
         ]
 
+    def begin_query(self, session: Session, seconds: float) -> None:
+        """See :class:`AdbcWarehouse`."""
+        self._begin(session)
+        session.execute(f"SET LOCAL statement_timeout TO {max(1, int(seconds * 1_000))}")
+
     def _begin(self, session: Session) -> None:
         session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         session.execute("SET LOCAL client_encoding TO 'UTF8'")

@@ -32,6 +32,38 @@ SELECT
 FROM integrations i ORDER BY i.id
 """
 
+# Counts by hour and type beside those of all time; what backfills deliver is not counted by hour.
+_BY_HOUR = """
+WITH hours AS (
+    SELECT integration_id, sum(captured) AS captured, sum(delivered) AS delivered, sum(skipped) AS skipped,
+        sum(dead) AS dead, min(captured - delivered - skipped - dead) AS least_left,
+        min(captured) AS least, min(min(delivered, skipped, dead)) AS least_ended
+    FROM hourly_counts GROUP BY integration_id
+), counted AS (
+    SELECT i.id, i.app_id || '/' || i.name AS name, i.backfill_of,
+        sum(CASE c.state WHEN 'captured' THEN c.events END) AS captured,
+        sum(CASE c.state WHEN 'delivered' THEN c.events END) AS delivered,
+        sum(CASE c.state WHEN 'skipped' THEN c.events END) AS skipped,
+        sum(CASE c.state WHEN 'dead' THEN c.events END) AS dead
+    FROM integrations i LEFT JOIN integration_counts c ON c.integration_id = i.id GROUP BY i.id
+)
+SELECT name, c.captured, h.captured, c.delivered, h.delivered, c.skipped, h.skipped, c.dead, h.dead, least_left, least,
+    least_ended
+FROM counted c LEFT JOIN hours h ON h.integration_id = c.id
+WHERE CASE WHEN c.backfill_of IS NOT NULL THEN h.captured IS NOT NULL ELSE
+    coalesce(c.captured, 0) <> coalesce(h.captured, 0) OR coalesce(c.delivered, 0) <> coalesce(h.delivered, 0)
+    OR coalesce(c.skipped, 0) <> coalesce(h.skipped, 0) OR coalesce(c.dead, 0) <> coalesce(h.dead, 0)
+    OR least_left < 0 OR least < 0 OR least_ended < 0 END
+"""
+
+_NAMED = """
+SELECT file FROM segments
+UNION SELECT file FROM captured_ids
+UNION SELECT snapshot_file FROM segment_apps WHERE snapshot_file IS NOT NULL
+UNION SELECT file FROM outboxes WHERE done_at IS NULL
+UNION SELECT receipts_file FROM outboxes WHERE receipts_file IS NOT NULL
+"""
+
 
 class Ledger:
     """Reads a SQLite store.
@@ -66,7 +98,12 @@ class Ledger:
                 found.append(
                     f"{name}: {dead} dead letters, {dead_counted} counted; {past_the_end} lanes past their end"
                 )
+        found += [f"by hour (all time, hours, …): {row}" for row in self._connection.execute(_BY_HOUR)]
         return found
+
+    def named_files(self) -> set[str]:
+        """The files that a row names and somebody may read."""
+        return {name for (name,) in self._connection.execute(_NAMED)}
 
     def prepared(self) -> dict[int, int]:
         """By integration, the segment up to which it has outboxes."""
@@ -95,6 +132,11 @@ class Ledger:
         """Events that left their lane, by what became of them."""
         rows = self._connection.execute("SELECT state || ' ' || reason, count(*) FROM exceptions GROUP BY 1").fetchall()
         return Counter(dict(rows))
+
+    def held_for(self, reason: str) -> set[str]:
+        """The ids of events that wait to be sent again for a reason."""
+        wanted = "SELECT event_id FROM exceptions WHERE state = 'held' AND reason = ?"
+        return {event_id for (event_id,) in self._connection.execute(wanted, (reason,))}
 
     def close(self) -> None:
         """Lets the file go."""

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS
 from nami_amp_pipeline.stages.outbox_writer import OUTBOX_SCHEMA
-from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state import hourly_counts, tables
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ def write_outbox(
                 for start in range(0, len(lane), LANE_BATCH_ROWS):
                     writer.write_batch(_batch(lane[start : start + LANE_BATCH_ROWS]))
                     number += 1
+    hour = hourly_counts.hour_of(context.now())
+    context.folder.publish([name])
     with context.store.begin() as tx:
         for integration_id in integration_ids:
             key = tx.execute(
@@ -77,6 +79,7 @@ def write_outbox(
                     rows=len(events),
                     prepared_at=context.now(),
                     run_id="simulation",
+                    hour=hour,
                 )
             ).inserted_primary_key
             assert key is not None
@@ -87,6 +90,7 @@ def write_outbox(
             if rows:
                 tx.execute(sa.insert(tables.lanes), rows)
             context.store.count(tx, integration_id, "captured", len(events))
+            hourly_counts.add(context.store, tx, integration_id, {(hour, "e", "captured"): len(events)})
 
 
 def _batch(events: Sequence[Event]) -> pa.RecordBatch:

@@ -35,6 +35,7 @@ class Perils:
         crash_at: the step, counted from its start, at which it ends; None for never.
         crash_in: the kind of step at which it ends, the first time that it comes to it.
         store_fails: probability that a transaction does not come about, or only seems not to.
+        files_fail: the same of a request to the object storage, where there is one.
         at_step: called at each step, for others to come in between.
         crashed_at: the step at which it ended.
     """
@@ -42,6 +43,7 @@ class Perils:
     crash_at: int | None = None
     crash_in: str = ""
     store_fails: float = 0.0
+    files_fail: float = 0.0
     at_step: Callable[[str], None] = lambda _step: None
     steps: int = field(default=0, init=False)
     crashed_at: str = field(default="", init=False)

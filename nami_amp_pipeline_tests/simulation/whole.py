@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,12 +26,12 @@ from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.warehouse import Finding, Lookup, Places, Source
 from nami_amp_pipeline_tests.simulation.delivery import BASE
+from nami_amp_pipeline_tests.simulation.history import run_history
 from nami_amp_pipeline_tests.simulation.network import START, SimulatedWire
 from nami_amp_pipeline_tests.simulation.process import Perils
 from nami_amp_pipeline_tests.simulation.world import Facts, World
 from nami_amp_pipeline_tests.support import reference
 from nami_amp_pipeline_tests.support.current_snapshots import current_snapshots
-from nami_amp_pipeline_tests.support.fast_start import shared_engine, work_folder
 from nami_amp_pipeline_tests.support.histories import to_batch
 from nami_amp_pipeline_tests.support.odd_values import odd_row
 
@@ -89,16 +88,7 @@ def simulate(seed: int) -> Facts:
     Raises:
         WrongError: something that must hold does not.
     """
-    folder = work_folder()
-    try:
-        with shared_engine():
-            simulation = _Simulation(seed, folder)
-            try:
-                return simulation.run()
-            finally:
-                simulation.world.close()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return run_history(_Simulation, seed)
 
 
 class _Simulation:
@@ -239,15 +229,14 @@ class _Simulation:
 
     def _captured(self) -> set[str]:
         found: list[str] = []
-        for path in (self.world.settings.data_dir / "segments").glob("*.parquet"):
-            if path.name in self._counting():
-                found += pq.read_table(path, columns=["id"])["id"].to_pylist()
+        for path in self.world.outside.folder.fetch_all(sorted(self._counting())):
+            found += pq.read_table(path, columns=["id"])["id"].to_pylist()
         self.world.check(len(found) == len(set(found)), "captured twice")
         return set(found)
 
     def _counting(self) -> set[str]:
         with self.world.outside.store.begin() as tx:
-            return {Path(name).name for name in tx.execute(sa.select(tables.segments.c.file)).scalars()}
+            return set(tx.execute(sa.select(tables.segments.c.file)).scalars())
 
     def _check(self) -> None:
         world = self.world
@@ -276,7 +265,7 @@ class _Simulation:
 
     def _rows_of(self, file: str) -> list[dict[str, Any]]:
         """A segment as the rows that were captured."""
-        rows: list[dict[str, Any]] = pq.read_table(self.world.settings.data_dir / file).to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(self.world.outside.folder.fetch(file)).to_pylist()
         originals = {row["id"]: row for row in self.warehouse.rows}
         for row in rows:
             original = originals[row["id"]]

@@ -19,6 +19,7 @@ from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.stages import pipeline
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state.integrations import Integration, NewIntegration
+from nami_amp_pipeline.storage.cached_folder import CachedFolder
 from nami_amp_pipeline.storage.data_folder import DataFolder
 from nami_amp_pipeline.warehouse import Warehouse
 from nami_amp_pipeline_tests.simulation.late_events import Late
@@ -26,6 +27,7 @@ from nami_amp_pipeline_tests.simulation.ledger import Ledger
 from nami_amp_pipeline_tests.simulation.network import KINDS, Crash, Network, SimulatedWire, Time, Weather
 from nami_amp_pipeline_tests.simulation.process import STEPS, MortalStore, Perils
 from nami_amp_pipeline_tests.support.fast_start import fresh_store
+from nami_amp_pipeline_tests.support.objects_in_memory import Objects
 
 ENCRYPTION_KEY = "bmFtaS1hbXAtc2ltdWxhdGlvbi1rZXktMDEyMzQ1Njc="
 MOST_WAITS = 30_000
@@ -71,11 +73,15 @@ class World:
         self.sandbox = Sandbox(lambda: self.time.true, options=self.options, rng=random.Random(self.rng.random()))
         self.network = Network(self.time, self.sandbox, random.Random(self.rng.random()))
         self.facts = Facts()
+        self.wrong: WrongError | None = None
         self._processes = 0
         self._names: dict[bytes, str] = {}
         self._wires: list[SimulatedWire] = []
         self._key = Cipher(ENCRYPTION_KEY, self.folder / "unused")
-        self._files = DataFolder(self.settings.data_dir)
+        # Of its own, so that what else is drawn stays what it was.
+        self._is_fair = False
+        self._machines_rng = random.Random(f"machines {self.rng.getstate()[1][:4]}")
+        self.objects = Objects(lambda: int(self.time.true * 1e6)) if self._machines_rng.random() < 0.4 else None
         path = Path(self.settings.state_url.removeprefix("sqlite:///"))
         fresh_store(path)
         self.ledger = Ledger(path)
@@ -97,7 +103,7 @@ class World:
         context = Context(
             settings=self.settings,
             store=store,
-            folder=self._files,
+            folder=self._files(perils),
             warehouse=self.warehouse,
             cipher=self._key,
             clock=self.time.clock,
@@ -108,6 +114,19 @@ class World:
         )
         store.committed = lambda: self._committed(context.run_id)
         return context
+
+    def _files(self, perils: Perils) -> DataFolder:
+        """The files as a process sees them: on one disk for all, or with a bucket, and often on a new machine."""
+        if self.objects is None:
+            return DataFolder(self.settings.data_dir)
+        rng, outside = self._machines_rng, self._processes == 1
+        if not outside and not self._is_fair and rng.random() < 0.3:
+            perils.files_fail = rng.choice((0.1, 0.3))
+        is_new = outside or rng.random() < 0.5
+        root = self.folder / f"machine {self._processes}" if is_new else self.settings.data_dir
+        self.facts.met["machine, new" if is_new else "machine, as before"] += 1
+        storage = self.objects.seen_from(random.Random(rng.random()), perils.files_fail)
+        return CachedFolder(root, storage, most_bytes=10**9, unused_seconds=10**9)
 
     def add(self, name: str, endpoint: str, **more: object) -> Integration:
         """Adds an integration of app ``app``, with an API key of its own."""
@@ -137,12 +156,17 @@ class World:
     def check(self, truth: bool, message: str) -> None:
         """Raises where something does not hold."""
         if not truth:
-            raise WrongError(message)
+            # What it is raised into may take it for a bug of the pipeline, and go on.
+            self.wrong = self.wrong or WrongError(message)
+            raise self.wrong
 
     def _committed(self, run_id: str) -> None:
         self.facts.commits += 1
         wrong = self.ledger.wrong()
         self.check(not wrong, f"not conserved: {wrong}")
+        if self.objects is not None:
+            nowhere = self.ledger.named_files() - self.objects.stored.keys()
+            self.check(not nowhere, f"a row names what no other machine can read: {nowhere}")
         self.after_commit(run_id)
 
     def check_status(self, context: Context) -> None:
@@ -247,13 +271,14 @@ class World:
             weather.size_limit = rng.choice((1_500, 4_000))
         self.network.weather = weather
 
-    def step_clock(self) -> None:
-        """The clock that the pipeline reads is set."""
-        self.time.error = self.rng.choice((0.0, -5.0, -3_600.0, 3_600.0, 90.0))
+    def step_clock(self, *far: float) -> None:
+        """The clock that the pipeline reads is set: by little, or by some seconds that are given."""
+        self.time.error = self.rng.choice((0.0, -5.0, -3_600.0, 3_600.0, 90.0, *far))
 
     def fair_weather(self) -> None:
         """From now on nothing goes wrong."""
         self.network.weather = Weather(slowest=0.1)
+        self._is_fair = True
         self.time.error = 0.0
 
     def keep_only(self, kept: Sequence[Fault]) -> None:
@@ -280,6 +305,8 @@ class World:
         met.update({f"event {what}": events for what, events in self.ledger.exceptions().items()})
         met.update({f"network {kind}": times for kind, times in self.network.met.items()})
         met["event sent again"] += self.sandbox.audit.duplicates
+        if self.objects is not None:
+            met.update({f"objects {what}": times for what, times in self.objects.asked.items()})
 
     def close(self) -> None:
         """OutcomeRecorder the world."""

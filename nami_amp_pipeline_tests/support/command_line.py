@@ -55,12 +55,14 @@ def working_in(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def invoke(folder: Path, *arguments: str, settings: Mapping[str, str] | None = None) -> Result:
-    """Runs the command in this process, with ``folder`` as working directory."""
+def invoke(
+    folder: Path, *arguments: str, settings: Mapping[str, str] | None = None, typed: str | None = None
+) -> Result:
+    """Runs the command in this process, with ``folder`` as working directory, and a text on its standard input."""
     wanted: dict[str, str | None] = {name: None for name in os.environ if name.startswith(("NAMI_AMP_", "DAGSTER_"))}
     wanted |= {"KEY": API_KEY, **(settings or {})}
     with working_in(folder):
-        return CliRunner(env=wanted).invoke(cli, list(arguments))
+        return CliRunner(env=wanted).invoke(cli, list(arguments), input=typed)
 
 
 def one_line(text: str) -> str:

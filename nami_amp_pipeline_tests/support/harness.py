@@ -68,6 +68,22 @@ class Agreeing:
         return [event for body in self.bodies for event in json.loads(body)["events"]]
 
 
+class Answering(Agreeing):
+    """A wire whose other end says these first, and then the last again and again, or yes."""
+
+    def __init__(self, answers: Sequence[HttpAnswer | NoAnswer], *, for_ever: bool = False) -> None:
+        super().__init__()
+        self._first, self._for_ever = list(answers), for_ever
+
+    def wait(self, seconds: float) -> list[tuple[int, HttpAnswer | NoAnswer]]:
+        return [(number, self._say(answer)) for number, answer in super().wait(seconds)]
+
+    def _say(self, otherwise: HttpAnswer | NoAnswer) -> HttpAnswer | NoAnswer:
+        if not self._first:
+            return otherwise
+        return self._first[0] if self._for_ever and len(self._first) == 1 else self._first.pop(0)
+
+
 class Pipeline:
     """The stages over a folder.
 
@@ -137,8 +153,12 @@ class Pipeline:
         integrations = state.all_integrations(self.context.store)
         pipeline.prepare_integrations(self.context, integrations)
         for one in state.all_integrations(self.context.store):
-            wire = self.wires.setdefault(one.id, Agreeing())
-            pipeline.deliver_integrations(self.context, [one], wire=wire)
+            self.deliver(one)
+
+    def deliver(self, one: Integration) -> None:
+        """Delivers what is prepared for one integration."""
+        wire = self.wires.setdefault(one.id, Agreeing())
+        pipeline.deliver_integrations(self.context, [one], wire=wire)
 
     def sent(self, one: Integration) -> list[dict[str, Any]]:
         """The events that an integration was sent, as they came."""

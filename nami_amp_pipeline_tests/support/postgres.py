@@ -7,6 +7,8 @@ import os
 import tempfile
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ class Postgres:
         self.url = os.environ.get("NAMI_AMP_TEST_POSTGRES_URL", "")
         self._server: Any = None
         self._lock = threading.Lock()
+        self._databases: list[str] = []
         if not self.url:
             with _starting, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # it would like a runtime directory of the user's
@@ -38,20 +41,53 @@ class Postgres:
                 self._folder = Path(tempfile.mkdtemp(prefix="postgres-", dir=parent))
                 self._server = get_server(self._folder, cleanup_mode="delete")
             self.url = self._server.get_uri()
+            self._be_light()
+
+    def _be_light(self) -> None:
+        """Writes less: what only a loss of power would need, and log files for a gigabyte."""
+        self._execute(
+            "ALTER SYSTEM SET fsync = off",
+            "ALTER SYSTEM SET full_page_writes = off",
+            "ALTER SYSTEM SET max_wal_size = '128MB'",
+            "SELECT pg_reload_conf()",
+        )
 
     def fresh_database(self) -> str:
         """Makes an empty database; returns its address."""
+        return self._create("template1")
+
+    def copy_of(self, url: str) -> str:
+        """Makes a copy of a database that nobody is connected to; returns its address."""
+        return self._create(url.partition("?")[0].rpartition("/")[2])
+
+    def _create(self, template: str) -> str:
         name = f"test_{os.getpid()}_{next(_numbers)}"
+        self._execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        self._databases.append(name)
+        head, _, query = self.url.partition("?")
+        address = f"{head.rpartition('/')[0]}/{name}"
+        return f"{address}?{query}" if query else address
+
+    @contextmanager
+    def databases_for_a_while(self) -> Iterator[None]:
+        """Drops afterwards the databases made meanwhile: thousands of tests would fill the memory with theirs."""
+        before = len(self._databases)
+        try:
+            yield
+        finally:
+            made, self._databases[before:] = self._databases[before:], []
+            if made:
+                self._execute(*(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)" for name in made))
+
+    def _execute(self, *statements: str) -> None:
         connection = psycopg2.connect(self.url)
         try:
             connection.autocommit = True
             with connection.cursor() as cursor:
-                cursor.execute(f"CREATE DATABASE {name}")
+                for statement in statements:
+                    cursor.execute(statement)
         finally:
             connection.close()
-        head, _, query = self.url.partition("?")
-        address = f"{head.rpartition('/')[0]}/{name}"
-        return f"{address}?{query}" if query else address
 
     @property
     def hba_file(self) -> Path | None:

@@ -6,6 +6,8 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import orjson
+
 from nami_amp_pipeline_tests.support.reference import Row
 
 NOON = datetime(2026, 9, 1, 12, tzinfo=UTC)
@@ -24,3 +26,13 @@ def row(ident: str, minute: float, event_type: str = "user.subscription.renewed"
         "ingested_at": created + timedelta(seconds=1),
         "payload": json.dumps(payload),
     }
+
+
+def renewal(number: int, at: datetime, external: str | None = None) -> dict[str, Any]:
+    """A row of the events table: created and loaded at once, of a user of that External ID, or of none."""
+    ids = [] if external is None else [{"key": "external_id", "type": "string", "value": external}]
+    return {
+        "id": f"e{number}", "app_id": "radio", "event_type": "user.subscription.renewed",
+        "user_id": f"user-{external}", "created_date": at, "ingested_at": at,
+        "payload": orjson.dumps({"external_ids": ids}).decode(),
+    }  # fmt: skip

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import duckdb
 import pyarrow as pa
 
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.defs.jobs import micro_batch
+from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.sample import generate
 from nami_amp_pipeline.sandbox import Options, Sandbox, SandboxServer
@@ -58,6 +62,21 @@ class Scene:
         more = {"user_id_kind": "nami_user_id", "endpoint": self.endpoint, "allow_shared_key": True, **more}
         new = NewIntegration(app_id, name, api_key=Secret(key), allow_custom_endpoint=True, **more)
         return add(self.context.store, self.context.cipher, new)
+
+    def run(
+        self, instance: dg.DagsterInstance, *integrations: str, run_id: str = "", raise_on_error: bool = False
+    ) -> dg.ExecuteInProcessResult:
+        """A run of ``micro_batch`` in this process, for all integrations or some."""
+        pipeline = PipelineSession(self.settings, run_id=run_id or str(uuid.uuid4()))
+        try:
+            return micro_batch.execute_in_process(
+                run_config={"integrations": list(integrations), "console_log_level": "CRITICAL"},
+                instance=instance,
+                resources={"pipeline": pipeline},
+                raise_on_error=raise_on_error,
+            )
+        finally:
+            pipeline.close()
 
     def status(self, *integrations: Integration) -> dict[str, IntegrationStatus]:
         """The numbers of integrations by key."""

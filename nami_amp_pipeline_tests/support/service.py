@@ -65,9 +65,9 @@ class Service:
     def prepare(folder: Path, postgres: Postgres, **settings: str) -> Service:
         """Lays the files of ``deploy/`` out as the image does, with empty databases."""
         deploy = folder / "deploy"
-        deploy.mkdir(parents=True)
-        for name in ("dagster.yaml", "workspace.yaml"):
-            shutil.copy(ROOT / "deploy" / name, deploy)
+        (deploy / "celery").mkdir(parents=True)
+        for name in ("dagster.yaml", "workspace.yaml", "celery/dagster.yaml", "celery/worker.yaml"):
+            shutil.copy(ROOT / "deploy" / name, deploy / name)
         code_port, port = free_port(), free_port()
         url = f"http://127.0.0.1:{port}"
         environ = {
@@ -115,11 +115,11 @@ class Service:
         done = self.run(self.compose["migrate"]["command"])
         assert done.returncode == 0, done.stderr
 
-    def start(self, name: str) -> None:
-        """Starts a service."""
+    def start(self, name: str, command: Sequence[str] | None = None) -> None:
+        """Starts a service, by its command in the compose file or by another."""
         with self.log_file(name).open("ab") as log:
             self._running[name] = subprocess.Popen(
-                self._command(self.compose[name]["command"]),
+                self._command(command or self.compose[name]["command"]),
                 cwd=self.folder,
                 env=self.environ,
                 stdout=log,

@@ -1,4 +1,4 @@
-"""Peak memory of stages 1 to 3 for rows of odd sizes, in a DuckDB warehouse: Linux, default settings.
+"""Peak memory of the four stages for rows of odd sizes, in a DuckDB warehouse: Linux, default settings.
 
 ``python -m nami_amp_pipeline_tests.tools.memory devices:400 text:400 sixty:20000 one_user:1000000``
 """
@@ -14,6 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer, Request
 from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.stages import pipeline as stages
 from nami_amp_pipeline.state.integrations import all_integrations
@@ -45,6 +46,30 @@ def _row(number: int, shape: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+class _Takes:
+    """A wire whose other end takes everything at once; where nothing is under way, time passes.
+
+    Args:
+        pass_time: is given how many seconds pass.
+    """
+
+    def __init__(self, pass_time: Callable[[float], None]) -> None:
+        self._pass_time = pass_time
+        self._under_way: list[int] = []
+
+    def start(self, number: int, request: Request) -> None:
+        self._under_way.append(number)
+
+    def wait(self, seconds: float) -> list[tuple[int, HttpAnswer | NoAnswer]]:
+        answered, self._under_way = self._under_way, []
+        if not answered:
+            self._pass_time(seconds)
+        return [(number, HttpAnswer(200, b'{"code":200}')) for number in answered]
+
+    def close(self) -> None:
+        assert not self._under_way
+
+
 def _measure(home: Path) -> None:
     pipeline = Pipeline(home)
     integrations = all_integrations(pipeline.context.store)
@@ -52,6 +77,9 @@ def _measure(home: Path) -> None:
         "stage 1": lambda: stages.capture_apps(pipeline.context),
         "stage 2": lambda: stages.snapshot_apps(pipeline.context),
         "stage 3": lambda: stages.prepare_integrations(pipeline.context, integrations),
+        "stage 4": lambda: stages.deliver_integrations(
+            pipeline.context, integrations, wire=_Takes(pipeline.clock.sleep)
+        ),
     }
     for name, act in acts.items():
         Path("/proc/self/clear_refs").write_text("5", "ascii")  # the peak begins anew

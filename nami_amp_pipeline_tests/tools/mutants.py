@@ -44,6 +44,12 @@ _LANE_SOURCE = "nami_amp_pipeline/delivery/lane_source.py"
 _RECORDER = "nami_amp_pipeline/delivery/recorder.py"
 _ENDS = "nami_amp_pipeline/delivery/outcomes.py"
 _HISTORY = "nami_amp_pipeline/stages/history.py"
+_TURNS = "nami_amp_pipeline/backfill/turns.py"
+_PREPARE = "nami_amp_pipeline/backfill/prepare.py"
+_PROFILES = "nami_amp_pipeline/backfill/profiles.py"
+_REPAIR = "nami_amp_pipeline/reconciliation/repair.py"
+_DAY = "nami_amp_pipeline/reconciliation/day.py"
+_SUPERSEDED = "nami_amp_pipeline/backfill/superseded.py"
 
 MUTANTS = (
     Mutant(
@@ -135,19 +141,140 @@ MUTANTS = (
         "    ledger.forget_known(connection, \"fresh\")\n", "",
     ),
     Mutant(
-        "a user without an External ID gets Nami's id", "whole", "sql/prepare_2_decide.sql",
-        "WHEN c.anonymous = 'nami_user_id' THEN stripped(c.user_id)",
-        "ELSE stripped(c.user_id)",
+        "a user without an External ID gets Nami's id", "whole", "sql/prepare_0_macros.sql",
+        "WHEN anonymous = 'nami_user_id' THEN stripped(user_id)",
+        "ELSE stripped(user_id)",
+    ),
+    Mutant(
+        "a backfill does not look at the state that live delivery sent since", "backfill", _PROFILES,
+        "    if backfill.compared_through == integration.prepared_through:\n", "    if True:\n",
+    ),
+    Mutant(
+        "an event of a backfill that may be stored is sent once more without the flag", "backfill", _PROFILES,
+        "rows_from(rows, lambda lane: lane.next_row)",
+        "rows_from(rows, lambda lane: max(lane.next_row, lane.attempt_end))",
+    ),
+    Mutant(
+        "a backfill is not told what users were sent", "backfill", "nami_amp_pipeline/state/integration_rows.py",
+        "return self.backfill_of if self.backfill_of is not None else self.id", "return self.id",
+    ),
+    Mutant(
+        "a backfill does not remember what it sent of a user's state", "backfill", _PREPARE,
+        "            move_sent(context.store, tx, _of_profiles(segment.sent, integration))\n", "",
+    ),
+    Mutant(
+        "a backfill sends what live delivery has in hand", "backfill", "sql/backfill_1_choose.sql",
+        "        WHEN k.outcome = 'pending' THEN 'left_to_live'\n", "",
+    ),
+    Mutant(
+        "a backfill sends what live delivery is about to read", "backfill", "sql/backfill_1_choose.sql",
+        "AND (b.frontier IS NULL OR epoch_us(w.ingested_at) >= b.frontier)", "AND false",
+    ),
+    Mutant(
+        "a file of a backfill is passed over", "backfill", _TURNS,
+        "next((file for file in files if not file.is_prepared), None)",
+        "next((file for file in files[1:] if not file.is_prepared), None)",
+    ),
+    Mutant(
+        "live delivery has to wait for a backfill", "backfill", _TURNS,
+        "wanted = live_first.is_wanted(self._context.store, self._backfill.integration_id)", "wanted = False",
+    ),
+    Mutant(
+        "a backfill that was cancelled goes on", "backfill", _TURNS,
+        'self._ends_turn = wanted or self._refresh().state != "running"', "self._ends_turn = wanted",
+    ),
+    Mutant(
+        "an identify does not look at the state that live delivery sent since", "identify", _SUPERSEDED,
+        "    if backfill.compared_through == integration.prepared_through:\n", "    if True:\n",
+    ),
+    Mutant(
+        "an identify that may be stored is sent once more after newer state", "identify", _SUPERSEDED,
+        "rows_from([lane], lambda lane: lane.next_row)",
+        "rows_from([lane], lambda lane: max(lane.next_row, lane.attempt_end))",
+    ),
+    Mutant(
+        "a held identify is sent after newer state", "identify", _SUPERSEDED,
+        "        skipped += _skip_held(context, tx, backfill.channel_id, integration.id)\n", "",
+    ),
+    Mutant(
+        "an identify does not remember what it sent of a user's state", "identify", _PREPARE,
+        "            move_sent(context.store, tx, _of_profiles(segment.sent, integration))\n", "",
+    ),
+    Mutant(
+        "an identify of the state of an event that was sent is not remembered", "identify",
+        "nami_amp_pipeline/state/users.py", " OR {again}\"", "\"",
+    ),
+    Mutant(
+        "whoever has pending events is sent an identify too", "identify", "sql/identify_3_choose.sql",
+        "WHEN r.waits OR r.identity IN (SELECT identity FROM pending_identities) THEN 'left_to_events'",
+        "WHEN false THEN 'left_to_events'",
+    ),
+    Mutant(
+        "an unchanged snapshot is sent again", "identify", "sql/identify_3_choose.sql",
+        "THEN 'unchanged'", "THEN 'new'",
+    ),
+    Mutant(
+        "a state that comes back has the insert id of the first time", "identify", "sql/identify_3_choose.sql",
+        "person, moment::VARCHAR, source, properties]", "person, properties]",
+    ),
+    Mutant(
+        "what a cancelled identify did not send counts as sent", "identify", "nami_amp_pipeline/backfill/close.py",
+        "                _forget(tx, backfill, _identifies(context, box.file, rows))\n", "                pass\n",
+    ),
+    Mutant(
+        "an identify that was cancelled goes on", "identify", _TURNS,
+        'self._ends_turn = wanted or self._refresh().state != "running"', "self._ends_turn = wanted",
+    ),
+    Mutant(
+        "live delivery has to wait for an identify", "identify", _TURNS,
+        "wanted = live_first.is_wanted(self._context.store, self._backfill.integration_id)", "wanted = False",
+    ),
+    Mutant(
+        "what was sent again since the comparison is sent once more", "repair", _REPAIR,
+        'before.state == "delivered" and _delivered_at(tx, before) == compared.delivered_at:',
+        'before.state == "delivered":',
+    ),
+    Mutant(
+        "what waits to be sent again counts as delivered", "repair", _REPAIR,
+        '    context.store.count(tx, integration.id, "delivered", -held)\n', "",
+    ),
+    Mutant(
+        "what is missing is given up for its age", "repair", _REPAIR,
+        '"unknown_since": None,  # the export', '"unknown_since": compared.delivered_at,  # the export',
+    ),
+    Mutant(
+        "an event that is sent again overwrites a newer profile", "repair", "nami_amp_pipeline/stages/rebuild.py",
+        "register_sent(context, connection, segment.integrations)", "register_sent(context, connection, [])",
+    ),
+    Mutant(
+        "what is sent again does not wait in the order of its user", "repair", _REPAIR,
+        '"created_date": from_datetime(row["created_date"]),', '"created_date": context.now(),',
+    ),
+    Mutant(
+        "an hour that is not whole in exports yet counts", "repair", _DAY,
+        "is_whole = hour + HOUR + COMPLETE_AFTER <= now", "is_whole = hour + HOUR <= now",
+    ),
+    Mutant(
+        "the hours beside a day are not read", "repair", _DAY,
+        "first, end = found.hours[0] - HOUR, found.hours[-1] + 2 * HOUR",
+        "first, end = found.hours[0], found.hours[-1] + HOUR",
+    ),
+    Mutant(
+        "what a killed process posted is looked for in the hour of the answer only", "repair", _DAY,
+        "    for first, last in spans:\n", "    for first, last in ():\n",
     ),
 )  # fmt: skip
 
 
 def hunt(kind: str, most: int) -> int | None:
     """How many histories it takes until one fails; None if none of so many does."""
-    from nami_amp_pipeline_tests.simulation import delivery, whole
+    from nami_amp_pipeline_tests.simulation import backfills, delivery, identifies, repairs, whole
 
     logging.disable(logging.CRITICAL)
-    simulate = {"delivery": delivery.simulate, "whole": whole.simulate}[kind]
+    simulate = {
+        "delivery": delivery.simulate, "whole": whole.simulate, "backfill": backfills.simulate,
+        "identify": identifies.simulate, "repair": repairs.simulate,
+    }[kind]  # fmt: skip
     rng = random.Random(7)
     for number in range(1, most + 1):
         try:
@@ -188,7 +315,11 @@ def main() -> int:
     """The command line; the exit status is 1 if a mutant lived."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--most", type=int, default=400, help="histories for each")
-    parser.add_argument("--hunt", choices=("delivery", "whole"), help="run histories of the code that is here")
+    parser.add_argument(
+        "--hunt",
+        choices=("delivery", "whole", "backfill", "identify", "repair"),
+        help="run histories of the code that is here",
+    )
     parser.add_argument("--only", default="", help="those that break what has this text in it")
     given = parser.parse_args()
     if given.hunt:

@@ -20,12 +20,19 @@ import time
 import traceback
 from collections import Counter
 
-from nami_amp_pipeline_tests.simulation import delivery, payloads, whole
+from nami_amp_pipeline_tests.simulation import backfills, delivery, identifies, payloads, repairs, whole
 from nami_amp_pipeline_tests.simulation.killing import Killing
 from nami_amp_pipeline_tests.support.fast_start import work_folder
 from nami_amp_pipeline_tests.support.postgres import Postgres
 
-_KINDS = {"delivery": delivery.simulate, "payloads": payloads.simulate, "whole": whole.simulate}
+_KINDS = {
+    "delivery": delivery.simulate,
+    "payloads": payloads.simulate,
+    "whole": whole.simulate,
+    "backfill": backfills.simulate,
+    "identify": identifies.simulate,
+    "repair": repairs.simulate,
+}
 _COUNTED = ("ticks", "crashes", "takeovers", "requests", "commits", "store_failures", "events")
 
 
@@ -50,7 +57,11 @@ def simulate(minutes: float, first: int, kind: str | None) -> int:
     rng = random.Random(first)
 
     def jobs() -> list[tuple[str, int]]:
-        kinds = [kind] * 64 if kind else ["delivery"] * 52 + ["payloads"] * 4 + ["whole"] * 8
+        kinds = (
+            [kind] * 64
+            if kind
+            else ["delivery"] * 46 + ["payloads"] * 4 + ["whole"] * 6 + ["backfill"] * 4 + ["identify"] * 4
+        )
         return [(one, rng.randrange(2**40)) for one in kinds]
 
     with multiprocessing.get_context("spawn").Pool(os.cpu_count(), gc.freeze) as pool:

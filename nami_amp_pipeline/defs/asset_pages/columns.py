@@ -9,6 +9,7 @@ import dagster as dg
 import pyarrow as pa
 
 from nami_amp_pipeline import contract
+from nami_amp_pipeline.defs.ours import DEFAULT, Place
 from nami_amp_pipeline.stages.stage import Stage
 
 _MEANINGS: Final[Mapping[str, str]] = {
@@ -40,7 +41,7 @@ def column_schema(schema: pa.Schema) -> dg.TableSchema:
     return dg.TableSchema([dg.TableColumn(field.name, str(field.type), _MEANINGS.get(field.name)) for field in schema])
 
 
-def definition_metadata(stage: Stage) -> dict[str, Any]:
+def definition_metadata(stage: Stage, place: Place = DEFAULT) -> dict[str, Any]:
     """Columns and where they come from, as an asset's definition shows them."""
     found: dict[str, Any] = {}
     if stage.schema is not None:
@@ -48,7 +49,7 @@ def definition_metadata(stage: Stage) -> dict[str, Any]:
     if stage.lineage:
         found["dagster/column_lineage"] = dg.TableColumnLineage(
             {
-                name: [dg.TableColumnDep(dg.AssetKey(asset), column) for asset, column in sources]
+                name: [dg.TableColumnDep(place.key(asset), column) for asset, column in sources]
                 for name, sources in stage.lineage.items()
             }
         )

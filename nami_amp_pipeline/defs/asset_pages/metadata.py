@@ -11,8 +11,9 @@ import dagster as dg
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.defs.asset_pages.standing_page import NAMES, how_to_trace, partition_of
 from nami_amp_pipeline.defs.asset_pages.standing_page import facts as facts_of
-from nami_amp_pipeline.operations.standing import Standing, standings
-from nami_amp_pipeline.stages.facts import ROWS, Counts, Fact, Facts, Moment, Rows, moment
+from nami_amp_pipeline.defs.ours import DEFAULT, Place
+from nami_amp_pipeline.operations.standing import Standing
+from nami_amp_pipeline.stages.facts import FROM, ROWS, TO, Counts, Fact, Facts, Moment, Rows, moment
 from nami_amp_pipeline.stages.stage import Stage
 
 Metadata = dict[str, Any]
@@ -21,30 +22,51 @@ Metadata = dict[str, Any]
 ROW_COUNT: Final = "dagster/partition_row_count"
 
 
+WHAT: Final = "what"
+"""Metadata of a delivery: whether it was of what is new, or a backfill."""
+
+WHAT_IS_NEW: Final = "what is new"
+
+_LOOKED_AT = 20
+"""So many materializations are looked through for the newest that is no backfill's."""
+
+
 def metadata_of(
-    context: Context, stage: Stage, subjects: Sequence[Any], found: Mapping[str, Facts]
+    context: Context,
+    stage: Stage,
+    standings: Sequence[Standing],
+    found: Mapping[str, Facts],
+    place: Place = DEFAULT,
 ) -> dict[str, Metadata]:
     """Metadata by partition key.
 
     Args:
         context: the process at work.
         stage: whose work it was.
-        subjects: what it worked on.
+        standings: how the integrations stand that it worked for, if events end in it.
         found: facts by partition key, of the partitions to show.
+        place: of the pipeline.
     """
     made = {
         key: {ROW_COUNT if name == ROWS else name: _value(fact) for name, fact in facts.items()}
         for key, facts in found.items()
     }
-    if stage.finishes_events:
-        concerned = [standing for standing in subjects if standing.partition_key in made]
-        for standing in standings(context, integrations=concerned) if concerned else ():
-            made[partition_of(standing)] |= standing_facts(standing, context.run_id)
+    for standing in standings:
+        if partition_of(standing) in made:
+            made[partition_of(standing)] |= standing_facts(standing, context.run_id, place)
     return made
 
 
+def _is_of_backfill(made: dg.AssetMaterialization) -> bool:
+    return WHAT in made.metadata and made.metadata[WHAT].value != WHAT_IS_NEW
+
+
 def again(
-    instance: dg.DagsterInstance, stage: Stage, partition: str, fresh: Metadata | None = None
+    instance: dg.DagsterInstance,
+    stage: Stage,
+    partition: str,
+    fresh: Metadata | None = None,
+    place: Place = DEFAULT,
 ) -> dg.AssetMaterialization:
     """A materialization of a partition with nothing new: with the facts of what it was before, so that none is wiped.
 
@@ -53,23 +75,28 @@ def again(
         stage: whose asset.
         partition: which.
         fresh: facts that are of now.
+        place: of the pipeline.
     """
-    filters = dg.AssetRecordsFilter(asset_key=dg.AssetKey(stage.asset), asset_partitions=[partition])
-    records = instance.fetch_materializations(filters, limit=1).records
-    before = records[0].asset_materialization if records else None
+    filters = dg.AssetRecordsFilter(asset_key=place.key(stage.asset), asset_partitions=[partition])
+    records = instance.fetch_materializations(filters, limit=_LOOKED_AT).records
+    known = [made for record in records if (made := record.asset_materialization) is not None]
+    before = next((made for made in known if not _is_of_backfill(made)), None)
     facts: Metadata = dict(before.metadata) if before is not None else {ROW_COUNT: 0}
     for name in (*NAMES, "error") if fresh else ():
         facts.pop(name, None)
+    if TO in facts:  # where the other one ended, and nothing since
+        facts[FROM] = facts[TO]
     now = dg.MetadataValue.timestamp(datetime.now(UTC))
     return dg.AssetMaterialization(
-        stage.asset, partition=partition, metadata={**facts, **(fresh or {}), "nothing_new_at": now}
+        place.key(stage.asset), partition=partition, metadata={**facts, **(fresh or {}), "nothing_new_at": now}
     )
 
 
-def standing_facts(standing: Standing, run_id: str) -> Metadata:
+def standing_facts(standing: Standing, run_id: str, place: Place = DEFAULT) -> Metadata:
     """How an integration stands, what became of its events so far, and where to look further."""
     now = standing.numbers
     return {
+        WHAT: WHAT_IS_NEW,
         **facts_of(standing),
         "watermark": _value(moment(now.watermark)),
         "since_the_beginning": _value(
@@ -84,7 +111,7 @@ def standing_facts(standing: Standing, run_id: str) -> Metadata:
                 },
             )
         ),
-        "did_it_arrive": how_to_trace(standing),
+        "did_it_arrive": how_to_trace(standing, place),
         "run": dg.MetadataValue.md(f"[{run_id[:8]}](/runs/{run_id}): everything that this run did"),
     }
 

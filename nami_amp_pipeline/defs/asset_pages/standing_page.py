@@ -7,14 +7,15 @@ from typing import Any, Final
 
 import dagster as dg
 
+from nami_amp_pipeline.defs.ours import DEFAULT, REPORT, Place
 from nami_amp_pipeline.operations.standing import Standing
 
-DELIVERIES: Final = dg.AssetKey("amplitude_deliveries")
+DELIVERIES: Final = "amplitude_deliveries"
 
 _TROUBLE: Final = ("halted", "unreachable", "throttled", "waiting")
 
 NAMES: Final = (
-    *("state", "pending", "rejected", "lag_seconds", "since", "why"),
+    *("state", "pending", "rejected", "dismissed", "lag_seconds", "since", "why"),
     *("whose_events_wait", "next_try", "what_to_do", "also"),
 )
 """All names of :func:`facts`; an older value of one that is missing now holds no more."""
@@ -27,9 +28,14 @@ def partition_of(standing: Standing) -> str:
     return standing.integration.replace("/", "|")
 
 
+def is_stuck(standing: Standing) -> bool:
+    """Whether events wait that should not; a login or the next micro-batch is no trouble, and a rejection an end."""
+    return standing.state in _TROUBLE
+
+
 def is_in_trouble(standing: Standing) -> bool:
-    """Whether events wait that should not, or a person is needed; a login or the next micro-batch is no trouble."""
-    return standing.state in _TROUBLE or (standing.needs_you and standing.state != "off")
+    """Whether events wait that should not, or a person is needed."""
+    return is_stuck(standing) or (standing.needs_you and standing.state != "off")
 
 
 def in_a_line(standing: Standing) -> str:
@@ -43,6 +49,7 @@ def facts(standing: Standing) -> dict[str, Any]:
         "state": standing.called,
         "pending": standing.pending,
         "rejected": standing.rejected,
+        "dismissed": standing.dismissed,
         "lag_seconds": round(standing.lag_seconds, 3),
     }
     if standing.since is not None:
@@ -60,20 +67,21 @@ def facts(standing: Standing) -> dict[str, Any]:
     return told
 
 
-def how_to_trace(standing: Standing) -> dg.MarkdownMetadataValue:
+def how_to_trace(standing: Standing, place: Place = DEFAULT) -> dg.MarkdownMetadataValue:
     """How to find out whether one event arrived."""
     return dg.MetadataValue.md(
-        f"Did an event arrive? `nami-amp trace EVENT_ID`. What was rejected? `nami-amp dead-letters list --integration "
-        f"{standing.integration}`. How do all stand? [delivery_report](/assets/delivery_report), `nami-amp status`."
+        f"Did an event arrive? [Ask here]({place.ask}), or `nami-amp trace EVENT_ID`. What was rejected? "
+        f"`nami-amp dead-letters list --integration {standing.integration}`. How do all stand? "
+        f"[delivery_report]({place.page(REPORT)}), `nami-amp status`."
     )
 
 
-def observation(standing: Standing) -> dg.AssetObservation:
+def observation(standing: Standing, place: Place = DEFAULT) -> dg.AssetObservation:
     """An event in the history of the partition: how it stands now."""
     return dg.AssetObservation(
-        DELIVERIES,
+        place.key(DELIVERIES),
         description=in_a_line(standing),
-        metadata={**facts(standing), "did_it_arrive": how_to_trace(standing)},
+        metadata={**facts(standing), "did_it_arrive": how_to_trace(standing, place)},
         partition=partition_of(standing),
     )
 

@@ -1,0 +1,44 @@
+"""``nami-amp integrations destinations``: what can receive events, and what each wants to be told."""
+
+from __future__ import annotations
+
+import click
+
+from nami_amp_pipeline.commands.base import Invocation, json_option
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def destinations(invocation: Invocation, as_json: bool) -> int:
+    """Show what can receive events: Amplitude, any HTTP endpoint, and what other packages add.
+
+    With --json also limits, and what an answer means by its status.
+    """
+    from nami_amp_pipeline.commands import output as screen
+    from nami_amp_pipeline.operations.abilities import described_destinations
+
+    found, unusable = described_destinations()
+    if as_json:
+        invocation.answer({"destinations": found})
+    else:
+        screen.table(
+            ("Destination", "Receives", "To give", "Has"),
+            [
+                (
+                    row["destination"],
+                    row["title"],
+                    "\n".join(
+                        f"{field['label']}{'' if field['is_required'] else ' (optional)'}: {field['help']}"
+                        for field in row["fields"]
+                    ),
+                    ", ".join(row["abilities"]),
+                )
+                for row in found
+            ],
+            texts=("To give",),
+            optional=("Has",),
+        )
+    for line in unusable:
+        invocation.complain(line)
+    return 1 if unusable else 0

@@ -1,0 +1,28 @@
+"""``nami-amp metrics``: the figures of all integrations for Prometheus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nami_amp_pipeline.commands.base import Invocation
+
+
+@click.command()
+@click.option(
+    "--textfile",
+    metavar="PATH",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write them to a file, for the node exporter's textfile collector; its name must end with .prom there.",
+)
+@click.pass_obj
+def metrics(invocation: Invocation, textfile: Path | None) -> None:
+    """Show the figures of all integrations as Prometheus reads them.
+
+    State, events captured, delivered, skipped, rejected and pending, and how far behind each integration is.
+    """
+    if textfile is not None:
+        invocation.operations.write_metrics(textfile)
+        return
+    click.echo(invocation.operations.metrics().decode(), nl=False)

@@ -1,0 +1,243 @@
+"""The Amplitude form: adds an integration, and changes one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from starlette.responses import Response
+
+from nami_amp_pipeline import contract, redaction
+from nami_amp_pipeline.control_center.changes import in_words
+from nami_amp_pipeline.control_center.draft import GROUPS, RENAME, Draft, odd_key
+from nami_amp_pipeline.control_center.typed import TYPED
+from nami_amp_pipeline.control_center.visit import NotAllowed, Visit, action
+from nami_amp_pipeline.errors import Busy, Conflict, Misconfigured, SharedKey
+from nami_amp_pipeline.operations.connection import KeyTrial
+from nami_amp_pipeline.operations.everything import Everything
+from nami_amp_pipeline.operations.integrations import ChangeRecord, Integration, described, keys_of
+
+_NAMES: Final = {"us": "Standard", "eu": "EU Residency"}
+_REFUSED: Final = 422
+_CONFLICT: Final = 409
+
+
+def new(visit: Visit) -> Response:
+    """The form of an integration that is to be added."""
+    if not visit.is_post:
+        return _form(visit, _with_quota(visit, Draft(name=_free_name(visit))))
+    if visit.app.plan == "free":
+        raise NotAllowed("Amplitude is part of paid plans, and this app is on the free plan")
+    return _submit(visit, None)
+
+
+def edit(visit: Visit) -> Response:
+    """The form of an integration that there is."""
+    integration = visit.integration
+    if integration.destination != "amplitude":
+        return _other(visit, integration)
+    if visit.is_post:
+        return _submit(visit, integration)
+    return _form(visit, _with_quota(visit, Draft.of(integration)), integration)
+
+
+def _with_quota(visit: Visit, draft: Draft) -> Draft:
+    """The form with the quota that is kept of the app."""
+    quota = "" if visit.app.quota is None else f"{visit.app.quota:,}"
+    return replace(draft, quota=quota, quota_was=quota)
+
+
+def _keep_quota(visit: Visit, draft: Draft) -> Draft:
+    """Keeps the quota if the person changed it: somebody else may have changed it meanwhile."""
+    if draft.quota == draft.quota_was or draft.quota_errors():
+        return draft
+    visit.operations.set_quota(visit.app.app_id, draft.quota_number)
+    quota = "" if draft.quota_number is None else f"{draft.quota_number:,}"
+    return replace(draft, quota=quota, quota_was=quota)
+
+
+def _other(visit: Visit, integration: Integration) -> Response:
+    """An integration of another destination: there is no form for it, so its settings are shown."""
+    if visit.is_post:
+        raise NotAllowed("An integration of another destination than Amplitude is changed on the command line")
+    settings = described(integration)
+    hidden = ("integration", "state", "error", "version", "api_key", "secret_key", "events", "created_at")
+    shown = {name: value for name, value in settings.items() if name not in hidden and value}
+    return visit.render("other_integration.html", integration=integration, shown=shown, keys=keys_of(integration))
+
+
+def _free_name(visit: Visit) -> str:
+    taken = {integration.name for integration in visit.of_app}
+    return next(name for number in range(1, len(taken) + 2) if (name := _numbered(number)) not in taken)
+
+
+def _numbered(number: int) -> str:
+    return "main" if number == 1 else f"main-{number}"
+
+
+def _submit(visit: Visit, integration: Integration | None) -> Response:
+    """What a button of the form does: only one of them saves."""
+    draft = Draft.typed(visit)
+    redaction.add_passing(draft.api_key, draft.secret_key)
+    if integration is not None:
+        draft.name = integration.name
+    act, _, about = visit.text("act").partition(":")
+    if act in ("all", "none"):
+        return _form(visit, _with_group(draft, about, chosen=act == "all"), integration)
+    if act == "use" and about in contract.ENDPOINTS:
+        return _form(visit, replace(draft, endpoint=about), integration)
+    if act == TYPED:
+        return _form(visit, draft, integration)
+    if act == "count":
+        return _form(visit, draft, integration, everything=visit.operations.everything(visit.app_id))
+    if act == "forecast":
+        wrong = draft.quota_errors()
+        return _form(visit, _keep_quota(visit, draft), integration, errors=wrong, status=_REFUSED if wrong else 200)
+    errors = draft.errors(
+        endpoints=_endpoints(visit, integration),
+        taken=tuple(other.name for other in visit.of_app),
+        is_new=integration is None,
+        now=visit.now,
+    )
+    if act == "test":
+        wrong = {name: said for name, said in errors.items() if name in ("api_key", "endpoint")}
+        trial = None if wrong else _trial(visit, draft, integration)
+        status = _REFUSED if wrong else 200
+        return _form(visit, draft, integration, errors=wrong, trial=trial, is_test=True, status=status)
+    return _save(visit, draft, integration, errors)
+
+
+def _with_group(draft: Draft, prefix: str, *, chosen: bool) -> Draft:
+    names = {kind.name for group in GROUPS if prefix in (group.prefix, "every") for kind in group.types}
+    kept = set(draft.events) | names if chosen else set(draft.events) - names
+    return replace(draft, events=tuple(name for name in contract.event_type_names() if name in kept))
+
+
+def _endpoints(visit: Visit, integration: Integration | None) -> tuple[str, ...]:
+    """URLs besides Amplitude's that may be chosen: what the operator allowed, here or on the command line."""
+    own = integration.endpoint if integration is not None else ""
+    others = (own, *visit.site.options.endpoints)
+    return tuple(dict.fromkeys(url for url in others if url and url not in contract.ENDPOINTS.values()))
+
+
+def _trial(visit: Visit, draft: Draft, integration: Integration | None) -> KeyTrial:
+    """Asks the endpoint about the key that was typed, or else the stored one."""
+    if draft.api_key is None and integration is not None:
+        return visit.operations.try_stored_key(integration.key, draft.url)
+    assert draft.api_key is not None
+    return visit.operations.try_key(draft.url, draft.api_key)
+
+
+def _save(visit: Visit, draft: Draft, integration: Integration | None, errors: dict[str, str]) -> Response:
+    if errors:
+        return _form(visit, draft, integration, errors=errors, status=_REFUSED)
+    trial = None
+    if draft.api_key is not None or (integration is not None and draft.url != integration.endpoint):
+        trial = _trial(visit, draft, integration)
+        if said := _against(trial, draft):
+            return _form(visit, draft, integration, errors={"api_key": said}, trial=trial, status=_REFUSED)
+    allow_custom = draft.url in _endpoints(visit, integration)
+    try:
+        if integration is None:
+            visit.operations.add(draft.new(visit.app.app_id, visit.now, allow_custom=allow_custom))
+            _keep_quota(visit, draft)
+            return visit.redirect("integrations", app=visit.app_id, done="added" if draft.enabled else "added-off")
+        saved = visit.operations.change(
+            integration.key, draft.change(integration, visit.now, allow_custom=allow_custom), if_version=draft.version
+        )
+    except SharedKey as error:
+        said = str(error).partition(". ")[0]
+        return _form(visit, draft, integration, errors={"api_key": said}, is_shared=True, status=_REFUSED)
+    except Conflict:
+        return _conflict(visit, draft)
+    except Busy as error:
+        return _form(
+            visit, draft, integration, errors={"form": f"Not saved, nothing changed: {error}"}, status=_CONFLICT
+        )
+    except Misconfigured as error:
+        return _form(visit, draft, integration, errors={"form": f"Not saved: {error}"}, status=_REFUSED)
+    is_same_quota = _keep_quota(visit, draft) == draft
+    done = "unchanged" if is_same_quota and saved.version == integration.version else "saved"
+    return visit.redirect("integration", app=visit.app_id, integration=integration.name, done=done)
+
+
+def _against(trial: KeyTrial, draft: Draft) -> str:
+    """Why a key is not saved after it was tried; empty if it is."""
+    if trial.kind == "unknown_key":
+        where = _NAMES.get(draft.endpoint, draft.endpoint)
+        said = f"Amplitude does not know this key at the endpoint {where}"
+        return said + (f", but does at {_NAMES[trial.elsewhere]}" if trial.elsewhere else "")
+    if trial.kind and not draft.untested:
+        return "The key could not be tested: tick “Save without the test” to save it all the same"
+    return ""
+
+
+def _conflict(visit: Visit, draft: Draft) -> Response:
+    """Both people's values side by side; saving once more then counts."""
+    integration = next(found for found in visit.operations.integrations_of(visit.app_id) if found.key == visit.key)
+    changes = [record for record in visit.operations.history(integration.key) if record.version > draft.version]
+    return _form(
+        visit,
+        replace(draft, version=integration.version),
+        integration,
+        errors={"form": "Not saved: somebody else has changed this integration since you opened it"},
+        changes=changes,
+        differences=draft.differences(Draft.of(integration)),
+        status=_CONFLICT,
+    )
+
+
+def _form(
+    visit: Visit,
+    draft: Draft,
+    integration: Integration | None = None,
+    *,
+    errors: dict[str, str] | None = None,
+    trial: KeyTrial | None = None,
+    everything: Everything | None = None,
+    is_shared: bool = False,
+    is_test: bool = False,
+    changes: list[ChangeRecord] | None = None,
+    differences: list[tuple[str, str, str]] | None = None,
+    status: int = 200,
+) -> Response:
+    numbers = visit.operations.app_numbers(visit.app_id)
+    month = numbers.a_month(draft.events)
+    quota = draft.quota_number
+    others = [each for each in visit.of_app if each.enabled and each != integration]
+    month_of_all = month + sum(numbers.a_month(each.events) for each in others)
+    return visit.render(
+        "amplitude_form.html",
+        status=status,
+        draft=draft,
+        integration=integration,
+        errors=errors or {},
+        trial=trial,
+        everything=everything,
+        is_shared=is_shared,
+        is_test=is_test,
+        changes=[(record, in_words(record)) for record in changes or ()],
+        differences=differences or [],
+        groups=GROUPS,
+        rename=RENAME,
+        endpoints=_endpoints(visit, integration),
+        endpoint_urls=contract.ENDPOINTS,
+        endpoint_names=_NAMES,
+        numbers=numbers,
+        month=month,
+        others_on=len(others),
+        month_of_all=month_of_all,
+        quota_share=month / quota if quota else None,
+        share_of_all=month_of_all / quota if quota else None,
+        odd_key="" if "api_key" in (errors or {}) else odd_key(draft.api_key),
+        ends=None if integration is None else visit.operations.key_ends(integration.key),
+        is_locked=not visit.may_change
+        or (visit.app.plan == "free" if integration is None else integration.managed_by is not None),
+    )
+
+
+_PATH: Final = "/apps/{app}/integrations"
+routes: Final = [
+    action(f"{_PATH}/amplitude/new", new, name="new", keeps=True),
+    action(f"{_PATH}/{{integration}}", edit, name="integration", keeps=True),
+]

@@ -1,0 +1,1 @@
+"""Any endpoint over HTTP as a destination: signed batches of JSON."""

@@ -1,0 +1,118 @@
+"""What histories of backfills and of identifies share: both kinds of work, and who comes in between."""
+
+from __future__ import annotations
+
+import random
+
+from nami_amp_pipeline.backfill.turns import Work, run_backfill
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.errors import Busy, Misconfigured
+from nami_amp_pipeline.operations.status import status
+from nami_amp_pipeline.stages import pipeline
+from nami_amp_pipeline.state import integrations as registry
+from nami_amp_pipeline_tests.simulation.late_events import Late
+from nami_amp_pipeline_tests.simulation.network import SimulatedWire
+from nami_amp_pipeline_tests.simulation.person import Person
+from nami_amp_pipeline_tests.simulation.process import Perils
+from nami_amp_pipeline_tests.simulation.world import World
+
+BACKFILL_STEPS = tuple(
+    f"backfill.{step}" for step in ("spool", "spooled", "computed", "prepare", "prepared", "flag", "flagged", "move")
+)
+
+
+class BesideLive:
+    """A world with live delivery, and the backfill or identify ``number``.
+
+    Args:
+        world: around both.
+    """
+
+    number: int
+    integration_id: int
+    person: Person
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.rng = world.rng
+        self.current: SimulatedWire | None = None
+        self._worker = ""
+        world.before_step = self.note_step
+
+    def live(self, context: Context, wire: SimulatedWire) -> None:
+        """A micro-batch."""
+        pipeline.capture_apps(context)
+        pipeline.snapshot_apps(context)
+        pipeline.prepare_integrations(context, registry.all_integrations(context.store))
+        self.world.deliver(context, wire)
+
+    def work(self, context: Context, _wire: SimulatedWire) -> None:
+        """A process that works on the backfill or identify."""
+        rng = random.Random(self.rng.random())
+        stop_at = context.monotonic() + 3_000
+        self._worker = context.run_id
+        world = self.world
+
+        def posts(body: bytes) -> None:
+            world._check_right(context.store.owner, body)
+            self.person.sees_a_request()
+
+        def fresh() -> SimulatedWire:
+            """Each turn has a wire of its own; what an earlier one did not record comes again."""
+            if self.current is not None:
+                self.current.forgets()
+            self.current = SimulatedWire(world.network, posts)
+            return self.current
+
+        try:
+            stop = Work(stop=lambda: context.monotonic() > stop_at).stop
+            done = run_backfill(context, self.number, Work(stop=stop, wire=fresh, background=Late(rng), rng=rng))
+            if world.wrong is not None:
+                raise world.wrong
+            world.check(done.state != "failed", f"it failed: {done.error}")
+        except Busy:
+            world.facts.met["busy"] += 1
+        except Misconfigured:
+            world.facts.met["ended before"] += 1
+        finally:
+            if self.current is not None:
+                self.current.alive = False
+                self.current.forgets()
+
+    def come_between(self, perils: Perils, mine: object) -> None:
+        """Draws where a process ends, and who else comes in between."""
+        if mine != self.work:
+            return
+        if perils.crash_in:
+            perils.crash_in = self.rng.choice((*BACKFILL_STEPS, perils.crash_in))
+        drawn = self.rng.random()
+        act = self.person.wishes if drawn < 0.3 else self._cancel if drawn < 0.5 else lambda: None
+        left, at_step = self.rng.randrange(1, 12), perils.at_step
+
+        def step(name: str) -> None:
+            nonlocal left
+            left -= name.startswith(("deliver.", "backfill."))
+            if left == 0:
+                left = -1
+                act()
+            before = self.world.time.true
+            at_step(name)
+            if self.current is not None and self.world.time.true > before + self.world.settings.lease_seconds / 2:
+                self.current.forgets()  # the lease may be lost: what was not recorded comes again
+
+        perils.at_step = step
+
+    def _cancel(self) -> None:
+        try:
+            self.person.cancels(self.number)
+        except Misconfigured:  # it has ended
+            self.world.facts.met["cancelled too late"] += 1
+
+    def note_step(self, run_id: str, step: str) -> None:
+        """Called before each step of each process."""
+        if step == "deliver.committed" and self.current is not None and run_id == self._worker:
+            self.current.recorded()
+
+    def pending(self) -> int:
+        """Events of live delivery without an end."""
+        return sum(one.pending for one in status(self.world.outside, self.world.integrations()))

@@ -1,0 +1,102 @@
+"""Live delivery goes first: it waits for no file that is computed, and has the rate of the project to itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from nami_amp_pipeline.backfill.ahead import Ahead
+from nami_amp_pipeline.backfill.turns import Work, run_backfill
+from nami_amp_pipeline.clock import from_datetime
+from nami_amp_pipeline.operations import backfills
+from nami_amp_pipeline.operations.backfill_status import show
+from nami_amp_pipeline.operations.backfills import NewBackfill
+from nami_amp_pipeline.stages.window import Window
+from nami_amp_pipeline.state import live_first, tables
+from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline_tests.support.harness import START, Agreeing, Pipeline
+
+DAY = timedelta(days=1)
+
+
+def row(ident: str, at: Any) -> dict[str, Any]:
+    payload = '{"active_entitlements": [{"entitlement_ref_id": "pro"}]}'
+    return {
+        "id": ident, "app_id": "app", "event_type": "user.subscription.purchased", "user_id": "ana",
+        "created_date": at, "ingested_at": at, "payload": payload,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Iterator[Pipeline]:
+    made = Pipeline(tmp_path)
+    made.insert([row("old", START - DAY)])
+    yield made
+    made.close()
+
+
+def planned(pipeline: Pipeline) -> tuple[Integration, int]:
+    integration = pipeline.add("app", user_id_kind="nami_user_id", start_from=START)
+    new = NewBackfill(integration.key, Window(0, from_datetime(START)))
+    return integration, backfills.create(pipeline.context, new).id
+
+
+@pytest.mark.contract("7.1.9")
+@pytest.mark.parametrize("comes", [False, True])
+def test_a_file_is_computed_without_the_lease_and_again_if_live_delivery_came_in_between(
+    pipeline: Pipeline, comes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    integration, number = planned(pipeline)
+    seen: list[str] = []
+    counted: list[bool] = []
+    take = Ahead.take
+
+    def taken(self: Ahead, *arguments: Any) -> Any:
+        found = take(self, *arguments)
+        counted.append(found is not None)
+        return found
+
+    monkeypatch.setattr(Ahead, "take", taken)
+
+    def step(name: str) -> None:
+        if name != "backfill.computed" or seen:
+            return
+        seen.append(name)
+        assert live_first.fence_if_free(pipeline.context.store, integration.id) is not None
+        if comes:  # and sends newer state of the user
+            pipeline.clock.set(START + DAY)
+            pipeline.insert([row("new", START + DAY / 2)])
+            pipeline.tick()
+
+    pipeline.context.step = step
+    wire = Agreeing()
+    assert run_backfill(pipeline.context, number, Work(wire=lambda: wire)).state == "done"
+    (sent,) = wire.events
+    assert seen
+    assert counted == [not comes]
+    assert sent["insert_id"] == "old"
+    assert ("$skip_user_properties_sync" in sent) is comes
+
+
+@pytest.mark.contract("7.1.9")
+def test_a_project_that_amplitude_throttles_is_left_to_live_delivery(pipeline: Pipeline) -> None:
+    integration, number = planned(pipeline)
+    until = pipeline.context.now() + 60_000_000
+    pause = {"integration_id": integration.id, "identity": "", "reason": "project_throttled", "until": until}
+    with pipeline.context.store.begin() as tx:
+        tx.execute(sa.insert(tables.pauses).values(pause))
+    posted_at: list[int] = []
+
+    class Noting(Agreeing):
+        def start(self, number: int, request: Any) -> None:
+            posted_at.append(pipeline.context.now())
+            super().start(number, request)
+
+    assert run_backfill(pipeline.context, number, Work(wire=Noting)).state == "done"
+    assert posted_at[0] >= until
+    assert show(pipeline.context, number).delivered == 1

@@ -1,0 +1,95 @@
+"""Runs on Celery's workers: shards go to different ones, and one that dies is replaced by the other. Real processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import redis
+
+from nami_amp_pipeline.contract import event_type_names
+from nami_amp_pipeline.operations.shards import Shard
+from nami_amp_pipeline.sandbox import Options, Sandbox, SandboxServer
+from nami_amp_pipeline.storage.duckdb_engine import literal
+from nami_amp_pipeline_tests.support.everything import Everything
+from nami_amp_pipeline_tests.support.postgres import Postgres
+from nami_amp_pipeline_tests.support.scene import GOOD_KEY, WARNINGS
+from nami_amp_pipeline_tests.support.service import Service, free_port, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(WARNINGS)]
+
+APPS = ("app-0", "app-1", "app-2", "app-3")
+WORKERS = ("worker-1", "worker-2")
+
+
+@pytest.mark.contract("5.1.1", "5.1.2")
+def test_a_worker_that_dies_is_replaced_by_another(tmp_path: Path, postgres: Postgres) -> None:
+    assert {Shard(1, 2).has(app) for app in APPS} == {True, False}
+    sandbox = Sandbox(options=Options(throttle=False, latency_ms=400))
+    port = free_port()
+    broker = f"redis://127.0.0.1:{port}/0"
+    with SandboxServer(sandbox) as server:
+        running = Service.prepare(
+            tmp_path, postgres, NAMI_AMP_SHARDS="2", NAMI_AMP_TICK_MINUTES="1", NAMI_AMP_SENSOR_SECONDS="5",
+            NAMI_AMP_EARLY_TICK_SECONDS="5", NAMI_AMP_BATCH_EVENTS="5", NAMI_AMP_MAX_LANES="2",
+            NAMI_AMP_HTTP_TIMEOUT_SECONDS="5", NAMI_AMP_LEASE_SECONDS="12", CELERY_BROKER_URL=broker,
+        )  # fmt: skip
+        running.environ["DAGSTER_HOME"] = str(running.folder / "deploy" / "celery")
+        try:
+            running.start("redis", ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""])
+            running.migrate()
+            for name, at in (("code-server", running.code_port), ("webserver", int(running.url.rpartition(":")[2]))):
+                running.start(name)
+                wait_for(lambda at=at: running.answers(at), lambda of=name: running.log(of))  # type: ignore[misc]
+            for name in WORKERS:
+                running.start(name, [*_worker(), "--hostname", f"{name}@here"])
+            every = Everything(running, sandbox, server.endpoint)
+            for number, app in enumerate(APPS):
+                every.load(app, 40, seed=number)
+                every.add(app, GOOD_KEY[:-1] + str(number))
+            running.start("daemon")
+            _one_dies(every)
+            both = {"1/2", "2/2"}
+            wait_for(lambda: {run["tags"].get("nami/shard") for run in every.runs("SUCCESS")} == both, every.logs)
+            wait_for(lambda: not every.pending(), every.logs)
+            known = ", ".join(map(literal, event_type_names()))  # the sample has others too
+            ((loaded,),) = every.events.run(f"SELECT count(DISTINCT id) FROM nami_events WHERE event_type IN ({known})")
+            assert sandbox.audit.accepted == loaded
+            assert GOOD_KEY[:-1].encode() not in b"".join(_everything_in(broker))
+            assert GOOD_KEY[:-1] not in "".join(running.log(name) for name in WORKERS)
+            every.context.store.close()
+        finally:
+            running.close()
+    assert sandbox.audit.accepted_more_than_once.count == 0
+    assert sandbox.audit.order_violations.count == 0
+    assert sandbox.audit.concurrent_same_user.count == 0
+
+
+def _worker() -> list[str]:
+    return [
+        "dagster-celery", "worker", "start", "--config-yaml", "deploy/celery/worker.yaml", "--app",
+        "dagster_celery.app", "--queue", "dagster", "--", "--concurrency", "1",
+    ]  # fmt: skip
+
+
+def _one_dies(every: Everything) -> None:
+    """Kills a worker, with the run that it carries out, once requests of both shards have arrived."""
+    wait_for(lambda: len(every.runs("STARTED")) == 2 and every.sandbox.audit.accepted > 20, every.logs)
+    every.service.kill(WORKERS[0])
+    # Celery goes on calling it alive; the pipeline's own sensor knows better.
+    wait_for(lambda: every.runs("FAILURE"), every.logs)
+
+
+def _everything_in(broker: str) -> list[bytes]:
+    """Each value that the broker holds."""
+    with redis.Redis.from_url(broker) as asked:
+        found: list[bytes] = []
+        for key in asked.scan_iter():
+            kind = asked.type(key)
+            if kind == b"string":
+                found.append(asked.get(key) or b"")
+            elif kind == b"list":
+                found += asked.lrange(key, 0, -1)
+            elif kind == b"hash":
+                found += asked.hvals(key)
+        return found
