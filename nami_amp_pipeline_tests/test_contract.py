@@ -61,7 +61,7 @@ def test_fixed_cases_come_out_exactly(name: str, tmp_path: Path, state_url: str,
 
 
 @settings(
-    max_examples=40,
+    max_examples=25,
     derandomize=True,
     deadline=None,
     suppress_health_check=list(HealthCheck),
@@ -77,7 +77,7 @@ def test_any_history_comes_out_as_the_plain_reading_says(
 
 
 @settings(
-    max_examples=8,
+    max_examples=6,
     derandomize=True,
     deadline=None,
     suppress_health_check=list(HealthCheck),

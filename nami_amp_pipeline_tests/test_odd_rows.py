@@ -42,6 +42,15 @@ def row(event_id: str | None, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
+def state_url(warehouse_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """A store of the warehouse's kind: what a row does depends on each alone."""
+    if warehouse_url.startswith("duckdb"):
+        return f"sqlite:///{tmp_path / 'state.db'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.fresh_database()
+
+
+@pytest.fixture
 def make(tmp_path: Path, warehouse_url: str, state_url: str, request: pytest.FixtureRequest) -> Make:
     """Makes a pipeline over a table whose columns may be null, on each kind of warehouse and store."""
 

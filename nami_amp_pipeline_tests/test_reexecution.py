@@ -78,8 +78,8 @@ def test_after_a_warehouse_that_could_not_be_read(stage: Scene, job: Callable[[]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", EXECUTORS)
-def test_after_an_integration_that_was_halted(stage: Scene, job: Callable[[], dg.JobDefinition]) -> None:
+def test_after_an_integration_that_was_halted(stage: Scene) -> None:
+    job = in_one_process
     good, bad = stage.add("fit"), stage.add("radio", key=BAD_KEY)
     with dg.instance_for_test() as instance:
         failed = run(job, instance)

@@ -69,6 +69,8 @@ class Workers:
                 scene.wait(process)
             return 0
         scene.facts[f"stopped: {stop[0] if stop else 'at a moment'}"] += 1
+        if place is not None:
+            time.sleep(LEASE_SECONDS)  # until then others could do nothing
         self._others_go_on(beside, sleeper)
         woken = scene.wait(sleeper)
         scene.facts["sleepers that noticed"] += "another process" in woken.err
