@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, Final
 from nami_amp_pipeline.errors import Misconfigured
 
 if TYPE_CHECKING:
-    from nami_amp_pipeline.delivery.destination import Destination
+    from nami_amp_pipeline.delivery.destination import Destination, Field
 
 ENTRY_POINTS: Final = "nami_amp_pipeline.destinations"
 """The group of entry points by which packages add others: the name is the destination's, the object is one."""
 
 DEFAULT: Final = "amplitude"
+
+SHARED_FIELDS: Final = ("endpoint", "api_key", "secret_key")
+"""The fields that are settings of each integration; a destination's other fields are its own."""
 
 OURS: Final[Mapping[str, tuple[str, str]]] = {
     "amplitude": ("nami_amp_pipeline.amplitude.target", "AMPLITUDE"),
@@ -75,6 +78,11 @@ def destination_of(name: str) -> Destination:
     return found
 
 
+def own_fields(destination: Destination) -> dict[str, Field]:
+    """The fields of a destination that are its own, by name."""
+    return {field.name: field for field in destination.fields if field.name not in SHARED_FIELDS}
+
+
 def title_of(name: str) -> str:
     """What people call a destination; its name, if it cannot be used any more."""
     try:
@@ -114,6 +122,8 @@ def _usable(point: EntryPoint) -> Destination:
     ]
     if missing:
         raise Misconfigured(f"{point.value} is no destination: it has no {', '.join(missing)}")
+    if own_fields(destination) and not hasattr(destination, "with_fields"):
+        raise Misconfigured(f"{point.value} has fields of its own, but no with_fields that takes their values")
     if destination.name != point.name:
         raise Misconfigured(f"{point.value} calls itself {destination.name}, but its entry point {point.name}")
     return destination

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.clock import to_text
-from nami_amp_pipeline.destinations import destination_of
+from nami_amp_pipeline.destinations import destination_of, own_fields
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.secrets import Cipher, Secret
 from nami_amp_pipeline.state import integration_history
@@ -17,6 +17,7 @@ from nami_amp_pipeline.state import integration_rules as rules
 from nami_amp_pipeline.state.integration_changes import UNCHANGED, IntegrationChange, Unchanged
 from nami_amp_pipeline.state.integration_history import ChangeRecord
 from nami_amp_pipeline.state.integrations import Integration, NewIntegration, get
+from nami_amp_pipeline.state.own_fields import with_defaults
 from nami_amp_pipeline.state.store import Store
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "described",
     "key_ends",
     "keys_of",
+    "own_fields_of",
     "recorded",
     "region",
     "rules",
@@ -94,7 +96,9 @@ def settled(
         Misconfigured: the destination is unknown, or needs what was not given.
     """
     given: dict[str, object] = {"endpoint": endpoint, "api_key": api_key, "secret_key": secret_key}
-    for field in destination_of(destination).fields:
+    target = destination_of(destination)
+    own = own_fields(target)
+    for field in (field for field in target.fields if field.name not in own):
         if given[field.name] is None and field.default is not None:
             given[field.name] = Secret(field.default) if field.is_secret else field.default
         if given[field.name] is None and field.is_required:
@@ -121,8 +125,38 @@ def keys_of(integration: Integration) -> dict[str, str]:
     }
 
 
+def own_fields_of(integration: Integration) -> dict[str, str]:
+    """The fields that its destination has of its own, by what they are called there; secrets as set or not set."""
+    try:
+        target = destination_of(integration.destination)
+    except Misconfigured:
+        return dict(integration.fields) | dict.fromkeys(integration.secret_fields, "set")
+    values = with_defaults(target, integration.fields)
+    return {
+        field.label[:1].upper() + field.label[1:]: ("set" if name in integration.secret_fields else "not set")
+        if field.is_secret
+        else values.get(name, "not set")
+        for name, field in own_fields(target).items()
+    }
+
+
+def _own(integration: Integration) -> tuple[dict[str, str], dict[str, str]]:
+    """The values of the fields, and of the secrets only which are set."""
+    fields, secrets = dict(integration.fields), dict.fromkeys(integration.secret_fields, "set")
+    with suppress(Misconfigured):
+        target = destination_of(integration.destination)
+        fields = with_defaults(target, integration.fields)
+        secrets = {
+            name: "set" if name in integration.secret_fields else "not set"
+            for name, field in own_fields(target).items()
+            if field.is_secret
+        }
+    return fields, secrets
+
+
 def described(integration: Integration) -> dict[str, Any]:
-    """All settings of an integration as a JSON object; keys only as set or not set."""
+    """All settings of an integration as a JSON object; keys and secrets only as set or not set."""
+    fields, secret_fields = _own(integration)
     return {
         "integration": integration.key,
         "state": state(integration),
@@ -132,6 +166,8 @@ def described(integration: Integration) -> dict[str, Any]:
         "endpoint": integration.endpoint,
         "api_key": "set",
         "secret_key": "set" if integration.secret_key else "not set",
+        "fields": fields,
+        "secret_fields": secret_fields,
         "user_id": integration.user_id_kind,
         "anonymous": integration.anonymous,
         "selection": list(integration.patterns),
