@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,7 +18,7 @@ from nami_amp_pipeline.state import integration_rules as rules
 from nami_amp_pipeline.state.integration_changes import UNCHANGED, IntegrationChange, Unchanged
 from nami_amp_pipeline.state.integration_history import ChangeRecord
 from nami_amp_pipeline.state.integrations import Integration, NewIntegration, get
-from nami_amp_pipeline.state.own_fields import with_defaults
+from nami_amp_pipeline.state.own_fields import mistakes, with_defaults
 from nami_amp_pipeline.state.store import Store
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "described",
     "key_ends",
     "keys_of",
+    "mistakes_of_fields",
     "own_fields_of",
     "recorded",
     "region",
@@ -123,6 +125,13 @@ def keys_of(integration: Integration) -> dict[str, str]:
         for name, label in labels.items()
         if name in stored
     }
+
+
+def mistakes_of_fields(
+    destination: str, fields: Mapping[str, str], secret_fields: Mapping[str, Secret | None]
+) -> dict[str, str]:
+    """What is wrong with the values of a destination's own fields; see ``state.own_fields.mistakes``."""
+    return mistakes(destination_of(destination), fields, secret_fields)
 
 
 def own_fields_of(integration: Integration) -> dict[str, str]:

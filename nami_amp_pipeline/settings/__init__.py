@@ -189,7 +189,8 @@ class Settings(BaseSettings):
     )
     control_center_endpoints: str = setting(
         "",
-        "endpoints besides Amplitude's that people may choose in the Control Center, separated by commas",
+        "endpoints besides Amplitude's that people may choose in the Control Center, separated by commas; of other "
+        "destinations also `https://host/*` for all that begin so",
         shown="none",
     )
     control_center_contact: Annotated[str, checked(contact)] = setting(

@@ -30,7 +30,7 @@ def encoders_of(integrations: Iterable[Integration]) -> dict[int, Encoder]:
         try:
             encoder = as_set(integration, None).bodies
         except Misconfigured as error:
-            raise Blocked(f"{integration.key}: {error}") from None
+            raise Blocked(str(error)) from None
         if encoder is not None:
             found[integration.id] = encoder
     return found

@@ -187,8 +187,8 @@ def as_set(integration: Integration, cipher: Cipher | None, destination: Destina
     Raises:
         Misconfigured: it is unknown, lacks a value that it needs, or a secret cannot be decrypted.
     """
-    destination = destination_of(integration.destination) if destination is None else destination
     try:
+        destination = destination_of(integration.destination) if destination is None else destination
         check(destination, integration.fields, dict.fromkeys(integration.secret_fields))
     except Misconfigured as error:
         raise Misconfigured(f"{integration.key}: {error}") from None
