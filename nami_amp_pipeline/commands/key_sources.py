@@ -119,12 +119,11 @@ class KeySources:
         Raises:
             Misconfigured: one is not ``NAME=VALUE``, is unknown, or is a secret, whose value no message repeats.
         """
-        from nami_amp_pipeline.destinations import destination_of
-        from nami_amp_pipeline.state.own_fields import check_given
+        from nami_amp_pipeline.operations.integrations import check_fields_in_clear
 
         pairs = dict(_pair(text, "--field", "NAME=VALUE") for text in self._given.get("fields", ()))
         try:
-            check_given(destination_of(destination), pairs, ())
+            check_fields_in_clear(destination, pairs)
         except Misconfigured:
             self._invocation.secrets.add(*pairs.values())
             raise

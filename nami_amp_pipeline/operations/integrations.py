@@ -18,7 +18,7 @@ from nami_amp_pipeline.state import integration_rules as rules
 from nami_amp_pipeline.state.integration_changes import UNCHANGED, IntegrationChange, Unchanged
 from nami_amp_pipeline.state.integration_history import ChangeRecord
 from nami_amp_pipeline.state.integrations import Integration, NewIntegration, get
-from nami_amp_pipeline.state.own_fields import mistakes, with_defaults
+from nami_amp_pipeline.state.own_fields import check_given, mistakes, with_defaults
 from nami_amp_pipeline.state.store import Store
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "KeyEnds",
     "NewIntegration",
     "Unchanged",
+    "check_fields_in_clear",
     "described",
     "key_ends",
     "keys_of",
@@ -132,6 +133,15 @@ def mistakes_of_fields(
 ) -> dict[str, str]:
     """What is wrong with the values of a destination's own fields; see ``state.own_fields.mistakes``."""
     return mistakes(destination_of(destination), fields, secret_fields)
+
+
+def check_fields_in_clear(destination: str, fields: Mapping[str, str]) -> None:
+    """Checks the names of fields that everybody sees.
+
+    Raises:
+        Misconfigured: the destination has no such field of its own, or it is a secret.
+    """
+    check_given(destination_of(destination), fields, ())
 
 
 def own_fields_of(integration: Integration) -> dict[str, str]:
