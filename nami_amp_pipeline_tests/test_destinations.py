@@ -109,7 +109,7 @@ def test_a_command_shows_those_that_there_are(site: Path, tmp_path: Path) -> Non
     assert found["amplitude"]["abilities"] == ["identify", "reconcile"]
     assert found["http"]["answers"]["429"] == "again"
     assert found["http"]["limits"]["events"] == 2_000
-    assert [field["name"] for field in found["http"]["fields"] if field["is_secret"]] == ["api_key"]
+    assert [field["name"] for field in found["http"]["fields"] if field["is_secret"]] == ["api_key", "auth_value"]
     assert "the destination broken cannot be loaded" in one_line(done.stderr)
 
 

@@ -117,6 +117,7 @@ def test_a_gateway_sees_its_header_and_nobody_else_does(tmp_path: Path, gate: Ga
     assert "Authorization header\tAuthorization" in invoke(tmp_path, "integrations", "show", "radio/shop").stdout
 
 
+@pytest.mark.contract("2.26")
 def test_an_update_changes_what_it_names_and_says_so(tmp_path: Path, gate: Gate) -> None:
     assert added(tmp_path, gate.url).exit_code == 0
     assert shown(tmp_path)["secret_fields"] == {"auth_value": "not set"}
@@ -138,6 +139,9 @@ def test_an_update_changes_what_it_names_and_says_so(tmp_path: Path, gate: Gate)
         {"fields": [{"auth_header": "X-Api-Key"}, {}]},
         {"secret_fields": [{"auth_value": "set"}, {"auth_value": "not set"}]},
     ]
+    nothing = updated(tmp_path, "--no-field", "auth_value")
+    assert "nothing changed" in nothing.stdout
+    assert "the HTTP endpoint has no field colour" in one_line(updated(tmp_path, "--no-field", "colour").stderr)
     file = tmp_path / "token"
     file.write_text(f"{TOKEN}\n")
     assert updated(tmp_path, "--secret-field-file", f"auth_value={file}").exit_code == 0

@@ -83,7 +83,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, d
     with night(tmp_path_factory.mktemp("night")) as scene, Webhook() as webhook:
         settings = {
             **SETTINGS, "NAMI_AMP_ALERT_WEBHOOK_URL": webhook.url, "AMPLITUDE_KEY": API_KEY,
-            "AMPLITUDE_API_KEY": API_KEY, "SHOP_SECRET": API_KEY,
+            "AMPLITUDE_API_KEY": API_KEY, "SHOP_SECRET": API_KEY, "SHOP_TOKEN": API_KEY,
         }  # fmt: skip
         scene.fall()
         shown = scene.run("integrations", "show", "radio/fussy").stdout

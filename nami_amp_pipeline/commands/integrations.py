@@ -213,15 +213,15 @@ def _own_fields(
     invocation: Invocation, key: str, sources: KeySources, away: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """What changes of the fields that the destination has of its own."""
+    from nami_amp_pipeline.operations.integrations import is_secret_field
+
     (integration,) = invocation.operations.integrations([key])
     fields: dict[str, Any] = dict(sources.fields(integration.destination))
     secrets: dict[str, Any] = dict(sources.secret_fields())
     for name in away:
         if name in fields or name in secrets:
             raise Misconfigured(f"give either --no-field {name} or its value, not both")
-        if name not in integration.fields and name not in integration.secret_fields:
-            raise Misconfigured(f"{key} has no field {name} that was set")
-        (secrets if name in integration.secret_fields else fields)[name] = None
+        (secrets if is_secret_field(integration, name) else fields)[name] = None
     return {name: found for name, found in (("fields", fields), ("secret_fields", secrets)) if found}
 
 

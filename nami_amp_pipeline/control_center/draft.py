@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.clock import from_datetime, to_datetime
-from nami_amp_pipeline.control_center.receiver import OWN, OWN_SECRET, REMOVE, Receiver
+from nami_amp_pipeline.control_center.receiver import OWN, OWN_SECRET, REMOVE, Receiver, wrong_key
 from nami_amp_pipeline.destinations import DEFAULT
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.operations.integrations import (
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 RENAME: Final = "rename."
 """Before an event type: the field with its name in Amplitude."""
 
-_LONGEST_KEY: Final = 1_000
 _LONGEST_NAME: Final = 100
 _LONGEST_QUOTA: Final = 14
 _FUTURE: Final = timedelta(days=1)
@@ -249,7 +248,7 @@ class Draft:
             found["endpoint"] = address
         if is_new and self.api_key is None:
             found["api_key"] = f"Enter the {'API key' if receiver.is_amplitude else receiver.key_label.lower()}"
-        found |= {name: said for name in ("api_key", "secret_key") if (said := _of_key(getattr(self, name)))}
+        found |= {name: said for name in ("api_key", "secret_key") if (said := wrong_key(getattr(self, name)))}
         if self.secret_key is not None and self.remove_secret_key:
             found["secret_key"] = "Either enter a secret key, or remove the one that is there"  # noqa: S105 - no secret
         kept: dict[str, Secret | None] = dict.fromkeys(name for name in stored if name not in self.removed)
@@ -410,23 +409,6 @@ def _of_name(name: str, taken: tuple[str, ...]) -> str:
         odd = next(character for character in name if not contract.INTEGRATION_NAME.fullmatch(character))
         return f"Use letters, digits, - and _: “{name}” has {'a space' if odd.isspace() else f'“{odd}”'}"
     return f"There is an integration “{name}” already in this app" if name in taken else ""
-
-
-def _of_key(key: Secret | None) -> str:
-    if key is None:
-        return ""
-    text = key.reveal()
-    if len(text.split()) != 1 or not text.isprintable():
-        return "A key is one word, without spaces or line ends"
-    return f"A key has at most {_LONGEST_KEY:,} characters" if len(text) > _LONGEST_KEY else ""
-
-
-def odd_key(key: Secret | None) -> str:
-    """What is unusual about a key of Amplitude's; it can be saved all the same."""
-    text = key.reveal() if key is not None else ""
-    if not text or (len(text) == 32 and all(character in "0123456789abcdef" for character in text)):
-        return ""
-    return f"Amplitude's keys have 32 characters of 0-9 and a-f; this one has {len(text)}"
 
 
 def _lines(text: str) -> list[str]:

@@ -26,6 +26,9 @@ REMOVE: Final = "remove."
 """Before the name of a secret that goes."""
 
 
+_LONGEST_KEY: Final = 1_000
+
+
 @dataclass(frozen=True)
 class Receiver:
     """What receives the events.
@@ -119,3 +122,21 @@ class Receiver:
             for field in self.own
             if field.name in wrong
         }
+
+
+def wrong_key(key: Secret | None) -> str:
+    """What is wrong with a key that was typed; empty if nothing is."""
+    if key is None:
+        return ""
+    text = key.reveal()
+    if len(text.split()) != 1 or not text.isprintable():
+        return "A key is one word, without spaces or line ends"
+    return f"A key has at most {_LONGEST_KEY:,} characters" if len(text) > _LONGEST_KEY else ""
+
+
+def odd_key(key: Secret | None) -> str:
+    """What is unusual about a key of Amplitude's; it can be saved all the same."""
+    text = key.reveal() if key is not None else ""
+    if not text or (len(text) == 32 and all(character in "0123456789abcdef" for character in text)):
+        return ""
+    return f"Amplitude's keys have 32 characters of 0-9 and a-f; this one has {len(text)}"

@@ -31,6 +31,7 @@ __all__ = [
     "Unchanged",
     "check_fields_in_clear",
     "described",
+    "is_secret_field",
     "key_ends",
     "keys_of",
     "mistakes_of_fields",
@@ -142,6 +143,20 @@ def check_fields_in_clear(destination: str, fields: Mapping[str, str]) -> None:
         Misconfigured: the destination has no such field of its own, or it is a secret.
     """
     check_given(destination_of(destination), fields, ())
+
+
+def is_secret_field(integration: Integration, name: str) -> bool:
+    """Whether a field of the destination's own is a secret.
+
+    Raises:
+        Misconfigured: there is no such field, and none is stored.
+    """
+    if name in integration.fields or name in integration.secret_fields:
+        return name in integration.secret_fields
+    declared = own_fields(destination_of(integration.destination)).get(name)
+    if declared is None:
+        check_fields_in_clear(integration.destination, {name: ""})
+    return declared is not None and declared.is_secret
 
 
 def own_fields_of(integration: Integration) -> dict[str, str]:

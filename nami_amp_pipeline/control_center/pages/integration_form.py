@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from nami_amp_pipeline import contract, redaction
 from nami_amp_pipeline.control_center.changes import in_words
-from nami_amp_pipeline.control_center.draft import GROUPS, RENAME, Draft, odd_key
-from nami_amp_pipeline.control_center.receiver import OWN, OWN_SECRET, REMOVE, Receiver
+from nami_amp_pipeline.control_center.draft import GROUPS, RENAME, Draft
+from nami_amp_pipeline.control_center.receiver import OWN, OWN_SECRET, REMOVE, Receiver, odd_key
 from nami_amp_pipeline.control_center.typed import TYPED
 from nami_amp_pipeline.control_center.visit import NotAllowed, NotFound, Visit, action
 from nami_amp_pipeline.errors import Busy, Conflict, Misconfigured, SharedKey
