@@ -98,8 +98,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, d
             ("radio", "prod"),
             ("radio", "main"),
         ):
+            where = ("--destination", "http") if name == "shop" else ("--allow-custom-endpoint",)
             done = invoke(
-                scene.folder, "integrations", "add", app, name, "--endpoint", endpoint[0], "--allow-custom-endpoint",
+                scene.folder, "integrations", "add", app, name, "--endpoint", endpoint[0], *where,
                 "--api-key-env", "OWN_KEY", settings={**settings, "OWN_KEY": f"key-of-{app}-{name}-0123456789"},
             )  # fmt: skip
             assert done.exit_code == 0, done.output

@@ -194,13 +194,14 @@ def update(invocation: Invocation, /, names: tuple[str, ...], if_version: int | 
         raise Misconfigured("give either --no-secret-key or a secret key, not both")
     if secret_key is not None or given["no_secret_key"]:
         changes["secret_key"] = secret_key
-    changes |= _own_fields(invocation, key, sources, given["no_fields"])
+    (known,) = invocation.operations.integrations([key])
+    changes |= _own_fields(known, sources, given["no_fields"])
     if not changes:
         raise Misconfigured("nothing to change: give an option, such as --events or --api-key-env")
     allowed = {name: given[name] for name in ("allow_custom_endpoint", "allow_shared_key")}
     updated = invocation.operations.change(key, IntegrationChange(**changes, **allowed), if_version=if_version)
     last = invocation.operations.history(key)[-1:]
-    fields = [name for record in last for name in record.what if record.version == updated.version]
+    fields = [name for record in last for name in record.what if updated.version > known.version]
     said = ", ".join(_FIELDS.get(name, name.replace("_", " ")) for name in fields)
     click.echo(f"{key}: {said or 'nothing'} changed, version {updated.version}.")
     if updated.halted_reason:
@@ -209,13 +210,10 @@ def update(invocation: Invocation, /, names: tuple[str, ...], if_version: int | 
         )
 
 
-def _own_fields(
-    invocation: Invocation, key: str, sources: KeySources, away: Sequence[str]
-) -> dict[str, dict[str, Any]]:
+def _own_fields(integration: Integration, sources: KeySources, away: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What changes of the fields that the destination has of its own."""
     from nami_amp_pipeline.operations.integrations import is_secret_field
 
-    (integration,) = invocation.operations.integrations([key])
     fields: dict[str, Any] = dict(sources.fields(integration.destination))
     secrets: dict[str, Any] = dict(sources.secret_fields())
     for name in away:
