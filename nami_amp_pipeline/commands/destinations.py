@@ -32,6 +32,7 @@ def destinations(invocation: Invocation, as_json: bool) -> int:
     from nami_amp_pipeline.commands import output as screen
     from nami_amp_pipeline.operations.abilities import described_destinations
 
+    _ = invocation.settings  # which may name modules with some
     found, unusable = described_destinations()
     if as_json:
         invocation.answer({"destinations": found})

@@ -121,6 +121,7 @@ class KeySources:
         """
         from nami_amp_pipeline.operations.integrations import check_fields_in_clear
 
+        _ = self._invocation.settings  # which may name the destination's module
         pairs = dict(_pair(text, "--field", "NAME=VALUE") for text in self._given.get("fields", ()))
         try:
             check_fields_in_clear(destination, pairs)
