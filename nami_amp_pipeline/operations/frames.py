@@ -102,6 +102,29 @@ _AT_ONCE: Final = 500
 _WORDS: Final = {"dead": "dead_letter", "waiting": "waiting_for_login", "send": "pending"}
 
 
+_EVENTS: Final = """
+SELECT
+    k.integration, k.event_id, k.event_type, k.user_id, coalesce(nullif(e.identity, ''), k.identity),
+    k.created_date,
+    -- Who waited and is in the store no more was given up.
+    CASE WHEN e.state IS NOT NULL THEN e.state WHEN k.state = 'waiting_for_login' THEN 'skipped'
+        ELSE k.state END AS state,
+    CASE WHEN e.state = 'delivered' THEN NULL WHEN e.state IS NOT NULL THEN e.reason
+        WHEN k.state = 'waiting_for_login' THEN 'no_external_id' ELSE k.reason END,
+    coalesce(e.request_id, k.request_id), k.prepared_at, k.run_id
+FROM known k
+LEFT JOIN excepted e ON e.integration_id = k.integration_id AND e.event_id = k.event_id
+WHERE k.created_date >= coalesce($since, '-infinity'::TIMESTAMPTZ)
+    AND k.created_date < coalesce($until, 'infinity'::TIMESTAMPTZ)
+    AND ($after IS NULL OR coalesce(e.request_id, k.request_id) > $after)
+    AND ($upto IS NULL OR coalesce(e.request_id, k.request_id) <= $upto)
+-- An event that waited for a login stands in two outboxes: the later one says how it ended.
+QUALIFY row_number() OVER (PARTITION BY k.integration_id, k.event_id ORDER BY k.outbox_id DESC) = 1
+    AND ($last_box IS NULL OR k.outbox_id <= $last_box)
+ORDER BY k.integration, k.created_date, k.event_id
+"""
+
+
 @dataclass(frozen=True)
 class Frame:
     """A table, in the requested form.
@@ -214,27 +237,7 @@ class Frames:
             connection.register("known", _events(self._context, chosen, after or 0, prepared_after))
             connection.register("excepted", self._excepted(chosen))
             found = connection.sql(
-                """
-                SELECT
-                    k.integration, k.event_id, k.event_type, k.user_id, coalesce(nullif(e.identity, ''), k.identity),
-                    k.created_date,
-                    -- Who waited and is in the store no more was given up.
-                    CASE WHEN e.state IS NOT NULL THEN e.state WHEN k.state = 'waiting_for_login' THEN 'skipped'
-                        ELSE k.state END AS state,
-                    CASE WHEN e.state = 'delivered' THEN NULL WHEN e.state IS NOT NULL THEN e.reason
-                        WHEN k.state = 'waiting_for_login' THEN 'no_external_id' ELSE k.reason END,
-                    coalesce(e.request_id, k.request_id), k.prepared_at, k.run_id
-                FROM known k
-                LEFT JOIN excepted e ON e.integration_id = k.integration_id AND e.event_id = k.event_id
-                WHERE k.created_date >= coalesce($since, '-infinity'::TIMESTAMPTZ)
-                    AND k.created_date < coalesce($until, 'infinity'::TIMESTAMPTZ)
-                    AND ($after IS NULL OR coalesce(e.request_id, k.request_id) > $after)
-                    AND ($upto IS NULL OR coalesce(e.request_id, k.request_id) <= $upto)
-                -- An event that waited for a login stands in two outboxes: the later one says how it ended.
-                QUALIFY row_number() OVER (PARTITION BY k.integration_id, k.event_id ORDER BY k.outbox_id DESC) = 1
-                    AND ($last_box IS NULL OR k.outbox_id <= $last_box)
-                ORDER BY k.integration, k.created_date, k.event_id
-                """,
+                _EVENTS,
                 params={
                     "since": _checked(since),
                     "until": _checked(until),
