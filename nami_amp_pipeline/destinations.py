@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any, Final
 from nami_amp_pipeline.errors import Misconfigured
 
 if TYPE_CHECKING:
-    from nami_amp_pipeline.delivery.destination import Destination
+    from nami_amp_pipeline.delivery.destination import Destination, Field
 
 ENTRY_POINTS: Final = "nami_amp_pipeline.destinations"
 """The group of entry points by which packages add others: the name is the destination's, the object is one."""
 
 DEFAULT: Final = "amplitude"
+
+_NEEDED: Final = ("name", "title", "fields", "limits", "judge", "frame")
+
+SHARED_FIELDS: Final = ("endpoint", "api_key", "secret_key")
+"""The fields that are settings of each integration; a destination's other fields are its own."""
 
 OURS: Final[Mapping[str, tuple[str, str]]] = {
     "amplitude": ("nami_amp_pipeline.amplitude.target", "AMPLITUDE"),
@@ -70,9 +75,14 @@ def destination_of(name: str) -> Destination:
     if found is None:
         raise Misconfigured(
             f"unknown destination {name!r}: there {'is' if len(DESTINATIONS) == 1 else 'are'} "
-            f"{', '.join(DESTINATIONS)}; another one needs the package that adds it"
+            f"{', '.join(DESTINATIONS)}; another one needs the package that adds it, or NAMI_AMP_EXTENSIONS"
         )
     return found
+
+
+def own_fields(destination: Destination) -> dict[str, Field]:
+    """The fields of a destination that are its own, by name."""
+    return {field.name: field for field in destination.fields if field.name not in SHARED_FIELDS}
 
 
 def title_of(name: str) -> str:
@@ -102,18 +112,37 @@ def _added(name: str) -> EntryPoint | None:
     return found[0] if found else None
 
 
+def is_destination(found: Any) -> bool:
+    """Whether something is meant to be a destination, or a class of one."""
+    return hasattr(found, "judge") and hasattr(found, "name")
+
+
+def usable(found: Any, where: str) -> Destination:
+    """A destination of somebody else, given as itself or its class.
+
+    Args:
+        found: the destination.
+        where: it comes from, for messages.
+
+    Raises:
+        Misconfigured: it lacks something.
+    """
+    destination: Destination = found() if isinstance(found, type) else found
+    missing = [what for what in _NEEDED if not hasattr(destination, what)]
+    if missing:
+        raise Misconfigured(f"{where} is no destination: it has no {', '.join(missing)}")
+    if own_fields(destination) and not hasattr(destination, "with_fields"):
+        raise Misconfigured(f"{where} has fields of its own, but no with_fields that takes their values")
+    return destination
+
+
 def _usable(point: EntryPoint) -> Destination:
     try:
         found: Any = point.load()
     except Exception as error:  # noqa: BLE001 - whatever another package runs into
         why = f"{type(error).__name__}: {error}"
         raise Misconfigured(f"the destination {point.name} cannot be loaded from {point.value}: {why}") from None
-    destination: Destination = found() if isinstance(found, type) else found
-    missing = [
-        what for what in ("name", "title", "fields", "limits", "judge", "frame") if not hasattr(destination, what)
-    ]
-    if missing:
-        raise Misconfigured(f"{point.value} is no destination: it has no {', '.join(missing)}")
+    destination = usable(found, point.value)
     if destination.name != point.name:
         raise Misconfigured(f"{point.value} calls itself {destination.name}, but its entry point {point.name}")
     return destination

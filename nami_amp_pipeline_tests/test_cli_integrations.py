@@ -44,6 +44,8 @@ def test_add_list_show_switch_remove(tmp_path: Path) -> None:
         "endpoint": "https://api2.amplitude.com/2/httpapi",
         "api_key": "set",
         "secret_key": "set",
+        "fields": {},
+        "secret_fields": {},
         "user_id": "nami_user_id",
         "anonymous": "device_id",
         "version": 1,
@@ -317,7 +319,7 @@ class TestUpdate:
         assert shown | {"created_at": ""} == {
             "integration": "radio/prod", "state": "disabled", "error": None, "version": 2, "created_at": "",
             "destination": "amplitude", "endpoint": "https://api.eu.amplitude.com/2/httpapi", "api_key": "set",
-            "secret_key": "not set",
+            "secret_key": "not set", "fields": {}, "secret_fields": {},
             "user_id": "nami_user_id", "anonymous": "device_id", "selection": ["device.*"],
             "events": ["device.impression", "device.transaction"], "rename": {"device.impression": "Seen"},
             "sandbox": "skip", "exclude": ["a", "b,c"], "hash": ["d"], "revenue": "net",

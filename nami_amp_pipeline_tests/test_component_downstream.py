@@ -203,3 +203,47 @@ def test_materializations_say_what_is_new_and_leave_nothing_out(stage: Scene, in
         events = frames.events(integration="fit/main").to_arrow().to_pylist()
     assert sorted(seen) == sorted(event["event_id"] for event in events if event["request_id"] is not None)
     assert len(seen) == len(set(seen)) > 3
+
+
+@pytest.mark.slow
+def test_each_asset_says_what_is_new_and_frames_read_just_that(stage: Scene, instance: dg.DagsterInstance) -> None:
+    job = NamiAmplitude().definitions().resolve_job_def("micro_batch")
+
+    def new(asset: str, partition: str) -> tuple[int, int]:
+        filters = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition])
+        made = instance.fetch_materializations(filters, limit=1).records[0].asset_materialization
+        assert made is not None
+        first, last = (made.metadata[name].value for name in ("nami/from", "nami/to"))
+        assert isinstance(first, int)
+        assert isinstance(last, int)
+        return first, last
+
+    wanted = {"nami_events": "fit", "user_property_snapshots": "fit", "amplitude_events": "fit|main"}
+    before: dict[str, tuple[int, int]] = {}
+    for name in ("second", "third"):
+        load_one(stage, "fit", name)
+        if before:
+            with dg.DagsterInstance.ephemeral() as lost:  # its history never reaches ours
+                job.execute_in_process(run_config={"console_log_level": "CRITICAL"}, instance=lost)
+        load_one(stage, "fit", f"{name}-more")
+        job.execute_in_process(run_config={"console_log_level": "CRITICAL"}, instance=instance)
+        now = {asset: new(asset, partition) for asset, partition in wanted.items()}
+        for asset, (first, last) in now.items():
+            assert first < last
+            assert not before or first == before[asset][1], f"{asset} leaves something out"
+        before = now
+    assert before["nami_events"] == before["user_property_snapshots"], "both are segments"
+    with Frames(stage.settings) as frames:
+        first, last = before["amplitude_events"]
+        found = frames.events(integration="fit/main", prepared_after=first, prepared_upto=last).to_arrow()
+        assert {ident.partition("-third")[2] for ident in found["event_id"].to_pylist()} == {"", "-more"}
+        assert all("-third" in ident for ident in found["event_id"].to_pylist())
+        everybody = frames.current_snapshots("fit").to_arrow()
+        first, last = before["user_property_snapshots"]
+        moved = frames.current_snapshots("fit", after=first, upto=last).to_arrow()
+        assert 0 < moved.num_rows < everybody.num_rows
+        assert moved.schema == everybody.schema
+        assert frames.current_snapshots("fit", after=last, upto=last).to_arrow().num_rows == 0
+        for path in (stage.home / "data" / "snapshots").rglob("*.parquet"):
+            path.unlink()
+        assert frames.current_snapshots("fit", after=first, upto=last).to_arrow() == everybody

@@ -300,7 +300,7 @@ def test_after_the_sign_in_what_was_asked_for_is_still_asked_for(pages: TestClie
 
 def changing() -> list[str]:
     """An address of each route of the site that takes a form, without those of signing in and out."""
-    values = {"app": "radio", "integration": "main", "number": "1", "act": "run"}
+    values = {"app": "radio", "integration": "main", "number": "1", "act": "run", "destination": "amplitude"}
     routes = [route for module in PAGES for route in module.routes if "POST" in (route.methods or ())]
     paths = [re.sub(r"{(\w+)(?::\w+)?}", lambda match: values[match[1]], route.path) for route in routes]
     return [path for path in paths if path not in ("/sign-in", "/sign-out")]

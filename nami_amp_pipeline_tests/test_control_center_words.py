@@ -82,7 +82,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 
 PLACES = {
     "app": ("radio",), "integration": ("main", "other", "quiet"), "number": ("1",), "day": (DAY,),
-    "act": ("run", "pause", "cancel"),
+    "act": ("run", "pause", "cancel"), "destination": ("amplitude", "http"),
 }  # fmt: skip
 QUERIES = {
     "delivery-events": [f"outcome={name}" for name in ("captured", "delivered", "skipped", "dead_letters", "waiting")],

@@ -43,6 +43,7 @@ def test_every_import_is_a_declared_dependency() -> None:
     extras = {
         "nami_amp_pipeline/control_center/oidc.py": extra["oidc"],
         "nami_amp_pipeline/operations/frames.py": extra["notebooks"],
+        "nami_amp_pipeline/operations/telemetry.py": extra["otel"] | {"opentelemetry-api"},
         "nami_amp_pipeline/storage/bucket.py": extra["object-storage"],
         "nami_amp_pipeline/warehouse/bucket_files.py": extra["object-storage"],
         "nami_amp_pipeline/warehouse/parquet_folder.py": extra["object-storage"],

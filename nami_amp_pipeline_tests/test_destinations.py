@@ -16,6 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from nami_amp_pipeline import destinations
+from nami_amp_pipeline.defs.component import NamiAmplitude
 from nami_amp_pipeline.destinations import DESTINATIONS, destination_of
 from nami_amp_pipeline.errors import Misconfigured, NamiAmpError
 from nami_amp_pipeline.http_endpoint.target import HttpEndpoint
@@ -109,13 +110,55 @@ def test_a_command_shows_those_that_there_are(site: Path, tmp_path: Path) -> Non
     assert found["amplitude"]["abilities"] == ["identify", "reconcile"]
     assert found["http"]["answers"]["429"] == "again"
     assert found["http"]["limits"]["events"] == 2_000
-    assert [field["name"] for field in found["http"]["fields"] if field["is_secret"]] == ["api_key"]
+    assert [field["name"] for field in found["http"]["fields"] if field["is_secret"]] == ["api_key", "auth_value"]
     assert "the destination broken cannot be loaded" in one_line(done.stderr)
 
 
 def test_an_unknown_one_is_told_with_those_that_there_are() -> None:
     with pytest.raises(Misconfigured, match="unknown destination 'pigeon': there are amplitude, http; another one"):
         destination_of("pigeon")
+
+
+@pytest.mark.contract("2.24")
+def test_a_setting_and_the_component_name_what_no_package_adds(site: Path, tmp_path: Path) -> None:
+    (site / "my_place.py").write_text(MINE)
+    add_it = (
+        "integrations", "add", "radio", "shop", "--destination", "mine", "--endpoint", "https://mine.test/",
+        "--api-key-env", "KEY",
+    )  # fmt: skip
+    unknown = one_line(invoke(tmp_path, *add_it).stderr)
+    assert "another one needs the package that adds it, or NAMI_AMP_EXTENSIONS" in unknown
+    done = invoke(tmp_path, *add_it, settings={"NAMI_AMP_EXTENSIONS": "my_place:Mine, my_place:MINE"})
+    assert done.exit_code == 0, done.output
+    del DESTINATIONS["mine"]
+    listed = invoke(tmp_path, "integrations", "destinations", settings={"NAMI_AMP_EXTENSIONS": "my_place:Mine"})
+    assert "mine" in listed.stdout
+    del DESTINATIONS["mine"]
+    NamiAmplitude(destinations=["my_place:MINE"]).definitions()
+    assert destination_of("mine").title == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("my_place:NONE", "the destination my_place:NONE cannot be loaded: AttributeError"),
+        ("my_place:THREE", "my_place:THREE is no destination"),
+        ("my_place:HALF", "my_place:HALF is no destination: it has no title, fields, limits, frame"),
+        ("my_place:OTHER", "my_place:OTHER calls itself http, as a destination that ships does"),
+        ("my_place:STIFF", "has fields of its own, but no with_fields"),
+    ],
+)
+def test_what_a_component_names_wrongly_is_told_in_one_line(site: Path, name: str, said: str) -> None:
+    (site / "my_place.py").write_text(
+        f"{MINE}THREE = 3\nclass HALF:\n    name = 'half'\n    judge = frame = None\ndel HALF.frame\n"
+        "class OTHER(JsonDestination):\n    name = title = 'http'\n"
+        "class Own:\n    name = 'x'\nclass STIFF(HALF):\n    name = title = 'stiff'\n"
+        "    limits = frame = None\n    fields = (Own(),)\n"
+    )
+    sys.modules.pop("my_place", None)
+    with pytest.raises(Misconfigured) as error:
+        NamiAmplitude(destinations=[name]).definitions()
+    assert said in one_line(f"nami-amp: {error.value}\n")
 
 
 def test_the_registry_is_light_to_import() -> None:

@@ -19,9 +19,9 @@ import pytest
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.contract import Enrichment, extended
 from nami_amp_pipeline.defs.component import NamiAmplitude
-from nami_amp_pipeline.defs.declared import declare as declare_named
 from nami_amp_pipeline.errors import Misconfigured, WarehouseUnavailable
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.settings.extensions import declare as declare_named
 from nami_amp_pipeline.stages import pipeline as stages
 from nami_amp_pipeline.stages.enrich_values import NotUnderstood, columns_of
 from nami_amp_pipeline.testing import EnrichmentSuite
@@ -288,7 +288,7 @@ def test_a_component_names_enrichments(shop: ModuleType) -> None:
         ("shop_of_this_test:NONE", "cannot be loaded: AttributeError"),
         ("no_such_module_x:LTV", "cannot be loaded: ModuleNotFoundError"),
         ("shop_of_this_test", "cannot be loaded"),
-        ("shop_of_this_test:NOTHING", "is no Enrichment"),
+        ("shop_of_this_test:NOTHING", "is no enrichment, and no destination"),
         ("shop_of_this_test:OURS", "cannot be used: it declares namiml_active_skus, which there is"),
     ],
 )

@@ -33,6 +33,7 @@ ELSEWHERE = {
     "nami-amp demo": "test_demo.py runs it to its end, which takes most of a minute",
     "nami-amp reconcile radio/prod --from 2026-09-01 --source s3://": "there is no such bucket",
     "nami-amp backfills pause": "only a backfill under way can be paused, as test_backfill.py does",
+    "nami-amp metrics --otlp": "test_telemetry.py has somebody who takes them",
     "nami-amp control-center users": "test_control_center_people.py does, with passwords from standard input",
     "nami-amp control-center": "it serves until it is ended; test_control_center_browser.py asks it for pages",
     "nami-amp dev": "test_dev.py starts and ends it with all its processes; --open would open somebody's browser",
@@ -83,7 +84,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, d
     with night(tmp_path_factory.mktemp("night")) as scene, Webhook() as webhook:
         settings = {
             **SETTINGS, "NAMI_AMP_ALERT_WEBHOOK_URL": webhook.url, "AMPLITUDE_KEY": API_KEY,
-            "AMPLITUDE_API_KEY": API_KEY, "SHOP_SECRET": API_KEY,
+            "AMPLITUDE_API_KEY": API_KEY, "SHOP_SECRET": API_KEY, "SHOP_TOKEN": API_KEY,
         }  # fmt: skip
         scene.fall()
         shown = scene.run("integrations", "show", "radio/fussy").stdout
@@ -98,8 +99,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, d
             ("radio", "prod"),
             ("radio", "main"),
         ):
+            where = ("--destination", "http") if name == "shop" else ("--allow-custom-endpoint",)
             done = invoke(
-                scene.folder, "integrations", "add", app, name, "--endpoint", endpoint[0], "--allow-custom-endpoint",
+                scene.folder, "integrations", "add", app, name, "--endpoint", endpoint[0], *where,
                 "--api-key-env", "OWN_KEY", settings={**settings, "OWN_KEY": f"key-of-{app}-{name}-0123456789"},
             )  # fmt: skip
             assert done.exit_code == 0, done.output

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import orjson
 
@@ -73,6 +73,11 @@ class Amplitude:
     takes_gzip: bool = True
     abilities: Collection[str] = ("identify", "reconcile")
     bodies: Encoder | None = None
+
+    def with_fields(self, values: Mapping[str, str], secrets: Mapping[str, Secret]) -> Self:
+        """It has no fields of its own."""
+        del values, secrets
+        return self
 
     def limits(self, endpoint: str) -> EndpointLimits:
         """The Batch Event Upload API accepts more than the HTTP V2 API."""

@@ -46,7 +46,9 @@ def renames(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> li
 def destination_names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The destinations."""
     from nami_amp_pipeline.destinations import DESTINATIONS
+    from nami_amp_pipeline.settings import Settings
 
+    Settings.load()  # which may name modules with some
     return _matching(DESTINATIONS, incomplete)
 
 

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from nami_amp_pipeline.commands.base import Invocation, json_option
+from nami_amp_pipeline.destinations import SHARED_FIELDS
+
+
+def _how(field: Mapping[str, Any]) -> str:
+    """What it may be, and by which option a field of the destination's own is given."""
+    choices = f" One of {', '.join(field['choices'])}." if field["choices"] else ""
+    if field["name"] in SHARED_FIELDS:
+        return choices
+    return choices + (
+        f" By --secret-field-env {field['name']}=VAR." if field["is_secret"] else f" By --field {field['name']}=VALUE."
+    )
 
 
 @click.command()
@@ -18,6 +32,7 @@ def destinations(invocation: Invocation, as_json: bool) -> int:
     from nami_amp_pipeline.commands import output as screen
     from nami_amp_pipeline.operations.abilities import described_destinations
 
+    _ = invocation.settings  # which may name modules with some
     found, unusable = described_destinations()
     if as_json:
         invocation.answer({"destinations": found})
@@ -29,7 +44,7 @@ def destinations(invocation: Invocation, as_json: bool) -> int:
                     row["destination"],
                     row["title"],
                     "\n".join(
-                        f"{field['label']}{'' if field['is_required'] else ' (optional)'}: {field['help']}"
+                        f"{field['label']}{'' if field['is_required'] else ' (optional)'}: {field['help']}{_how(field)}"
                         for field in row["fields"]
                     ),
                     ", ".join(row["abilities"]),

@@ -10,7 +10,7 @@ import click
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.commands.completion import destination_names, event_types
 from nami_amp_pipeline.commands.completion import renames as renames_of
-from nami_amp_pipeline.commands.key_sources import key_options
+from nami_amp_pipeline.commands.key_sources import field_options, key_options
 from nami_amp_pipeline.destinations import DEFAULT
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.operations.times import parse_time
@@ -64,6 +64,7 @@ def _addresses(*, is_new: bool, default: Default) -> list[Decorator]:
         ),
         key_options("api", "the API key" if is_new else "the new API key"),
         key_options("secret", f"the {'' if is_new else 'new '}secret key (only reconciliation needs it)"),
+        field_options,
         click.option(
             "--allow-shared-key",
             is_flag=True,
@@ -136,6 +137,9 @@ def _contents(default: Default) -> list[Decorator]:
 
 def clearing_options(command: Any) -> Any:
     """What takes settings away that an integration has."""
+    command = click.option(
+        "--no-field", "no_fields", multiple=True, metavar="NAME", help="Take a field of the destination away."
+    )(command)
     for name, what in (
         ("--no-secret-key", "Remove the secret key."),
         ("--no-store-fees", "Use the default fee for every store."),

@@ -48,6 +48,7 @@ def add(invocation: Invocation, /, app: str, name: str, disabled: bool, **given:
     from nami_amp_pipeline.operations.integrations import NewIntegration, settled
 
     sources = KeySources(invocation, given)
+    fields = sources.fields(given["destination"])
     found = {"endpoint": given["endpoint"], "api_key": sources.read("api"), "secret_key": sources.read("secret")}
     endpoint, api_key, secret_key = settled(given["destination"], **found)
     added = invocation.operations.add(
@@ -71,6 +72,8 @@ def add(invocation: Invocation, /, app: str, name: str, disabled: bool, **given:
             store_fees=options.fees(given["store_fees"]),
             allow_custom_endpoint=given["allow_custom_endpoint"],
             allow_shared_key=given["allow_shared_key"],
+            fields=fields,
+            secret_fields=sources.secret_fields(),
         )
     )
     click.echo(
@@ -124,7 +127,7 @@ def show(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
     """Show all settings of an integration; keys only as set or not set."""
     from nami_amp_pipeline.clock import to_text
     from nami_amp_pipeline.commands import output as screen
-    from nami_amp_pipeline.operations.integrations import described, keys_of, state
+    from nami_amp_pipeline.operations.integrations import described, keys_of, own_fields_of, state
 
     found = invocation.operations.integrations(integration_keys(names, in_two_words=True))
     if as_json:
@@ -140,6 +143,7 @@ def show(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> None:
                 "Destination": integration.destination,
                 "Endpoint": integration.endpoint,
                 **keys_of(integration),
+                **own_fields_of(integration),
                 "User id": integration.user_id_kind,
                 "No External ID": integration.anonymous,
                 "Events": "\n".join(
@@ -190,18 +194,33 @@ def update(invocation: Invocation, /, names: tuple[str, ...], if_version: int | 
         raise Misconfigured("give either --no-secret-key or a secret key, not both")
     if secret_key is not None or given["no_secret_key"]:
         changes["secret_key"] = secret_key
+    (known,) = invocation.operations.integrations([key])
+    changes |= _own_fields(known, sources, given["no_fields"])
     if not changes:
         raise Misconfigured("nothing to change: give an option, such as --events or --api-key-env")
     allowed = {name: given[name] for name in ("allow_custom_endpoint", "allow_shared_key")}
     updated = invocation.operations.change(key, IntegrationChange(**changes, **allowed), if_version=if_version)
     last = invocation.operations.history(key)[-1:]
-    fields = [name for record in last for name in record.what if record.version == updated.version]
+    fields = [name for record in last for name in record.what if updated.version > known.version]
     said = ", ".join(_FIELDS.get(name, name.replace("_", " ")) for name in fields)
     click.echo(f"{key}: {said or 'nothing'} changed, version {updated.version}.")
     if updated.halted_reason:
         click.echo(
             f"It is still halted: run 'nami-amp integrations test {key}', then 'nami-amp integrations enable {key}'."
         )
+
+
+def _own_fields(integration: Integration, sources: KeySources, away: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What changes of the fields that the destination has of its own."""
+    from nami_amp_pipeline.operations.integrations import is_secret_field
+
+    fields: dict[str, Any] = dict(sources.fields(integration.destination))
+    secrets: dict[str, Any] = dict(sources.secret_fields())
+    for name in away:
+        if name in fields or name in secrets:
+            raise Misconfigured(f"give either --no-field {name} or its value, not both")
+        (secrets if is_secret_field(integration, name) else fields)[name] = None
+    return {name: found for name, found in (("fields", fields), ("secret_fields", secrets)) if found}
 
 
 @integrations.command()

@@ -42,6 +42,35 @@ def key_options(kind: str, what: str) -> Callable[[Any], Any]:
     return add
 
 
+def field_options(command: Any) -> Any:
+    """The options for the fields that a destination has of its own."""
+    for option in (
+        click.option(
+            "--secret-field-file",
+            "secret_field_files",
+            multiple=True,
+            metavar="NAME=PATH",
+            help="The file that holds a secret field of the destination.",
+        ),
+        click.option(
+            "--secret-field-env",
+            "secret_field_envs",
+            multiple=True,
+            metavar="NAME=VAR",
+            help="The environment variable that holds a secret field of the destination.",
+        ),
+        click.option(
+            "--field",
+            "fields",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="A field that the destination has of its own; 'integrations destinations' shows them.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 class KeySources:
     """Reads the keys that a command was given.
 
@@ -81,12 +110,62 @@ class KeySources:
         self._invocation.secrets.add(text.strip())
         return key_values.checked(text, kind)
 
+    def fields(self, destination: str) -> dict[str, str]:
+        """The fields of the destination's own that are no secrets, by name.
+
+        Args:
+            destination: its name.
+
+        Raises:
+            Misconfigured: one is not ``NAME=VALUE``, is unknown, or is a secret, whose value no message repeats.
+        """
+        from nami_amp_pipeline.operations.integrations import check_fields_in_clear
+
+        _ = self._invocation.settings  # which may name the destination's module
+        pairs = dict(_pair(text, "--field", "NAME=VALUE") for text in self._given.get("fields", ()))
+        try:
+            check_fields_in_clear(destination, pairs)
+        except Misconfigured:
+            self._invocation.secrets.add(*pairs.values())
+            raise
+        return pairs
+
+    def secret_fields(self) -> dict[str, Secret]:
+        """The secrets among them, by name.
+
+        Raises:
+            Misconfigured: one was given twice, or is not there.
+        """
+        from nami_amp_pipeline.operations import key_values
+
+        found: dict[str, Secret] = {}
+        for option, form, read in (
+            ("env", "NAME=VAR", key_values.from_environment),
+            ("file", "NAME=PATH", lambda path: key_values.from_file(Path(path))),
+        ):
+            for pair in self._given.get(f"secret_field_{option}s", ()):
+                name, place = _pair(pair, f"--secret-field-{option}", form)
+                if name in found:
+                    raise Misconfigured(f"the secret field {name} is given twice")
+                self._hide_misplaced(place if option == "env" else None, Path(place) if option == "file" else None)
+                text = read(place)
+                self._invocation.secrets.add(text.strip())
+                found[name] = key_values.checked_line(text, name)
+        return found
+
     def _hide_misplaced(self, variable: str | None, file: Path | None) -> None:
         """Keeps out of all messages what is a key in place of a name, most likely."""
         if variable is not None and shown_name(variable) == HIDDEN:
             self._invocation.secrets.add(variable)
         if file is not None and HIDDEN in shown_path(file):
             self._invocation.secrets.add(file.name)
+
+
+def _pair(text: str, option: str, form: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not value.strip():
+        raise Misconfigured(f"{option} must be {form}")
+    return name.strip(), value.strip()
 
 
 def _from_stdin(kind: str, longest: int) -> str:

@@ -9,9 +9,10 @@ from typing import Any, Final
 from nami_amp_pipeline.operations.integrations import ChangeRecord
 
 _LABELS: Final[Mapping[str, str]] = {
-    "endpoint": "Amplitude Endpoint",
+    "endpoint": "Endpoint",
     "api_key": "API Key",
     "secret_key": "Secret Key",
+    "fields": "Fields of the destination",
     "user_id": "User ID",
     "anonymous": "Before login",
     "events": "Events",
@@ -49,6 +50,9 @@ def in_words(record: ChangeRecord) -> list[Said]:
             found.append(Said("Integration added" if field == "added" else "Integration removed"))
         elif field in ("api_key", "secret_key"):
             found.append(Said(f"{_LABELS[field]} {'replaced' if after == 'changed' else after}"))
+        elif field == "secret_fields":
+            words = {"changed": "replaced"}
+            found += [Said(f"Secret field {name} {words.get(word, word)}") for name, word in after.items()]
         else:
             found.append(Said(_LABELS.get(field, field.replace("_", " ")), _text(before), _text(after)))
     return found

@@ -1,14 +1,16 @@
-"""The fields of the Amplitude form: as an integration has them, as a person typed them, and as operations take them."""
+"""The form of an integration: its fields as it has them, as a person typed them, and as operations take them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.clock import from_datetime, to_datetime
+from nami_amp_pipeline.control_center.receiver import OWN, OWN_SECRET, REMOVE, Receiver, wrong_key
+from nami_amp_pipeline.destinations import DEFAULT
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.operations.integrations import (
     Integration,
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 RENAME: Final = "rename."
 """Before an event type: the field with its name in Amplitude."""
 
-_LONGEST_KEY: Final = 1_000
 _LONGEST_NAME: Final = 100
 _LONGEST_QUOTA: Final = 14
 _FUTURE: Final = timedelta(days=1)
@@ -69,6 +70,7 @@ class Draft:
     Attributes:
         enabled: whether it is switched on.
         name: of the integration.
+        destination: what receives its events.
         endpoint: ``us``, ``eu``, or a URL that the operator allowed.
         user_id: which id becomes Amplitude's user id.
         anonymous: what happens before login.
@@ -90,10 +92,14 @@ class Draft:
         api_key: typed now; None for nothing.
         secret_key: typed now; None for nothing.
         remove_secret_key: whether the stored one goes.
+        fields: those that the destination has of its own, but for the secrets; empty texts are left out.
+        secret_fields: the secrets among them that were typed now.
+        removed: names of those that are stored and go.
     """
 
     enabled: bool = True
     name: str = "main"
+    destination: str = DEFAULT
     endpoint: str = "us"
     user_id: str = "external_id"
     anonymous: str = "skip"
@@ -115,11 +121,14 @@ class Draft:
     api_key: Secret | None = None
     secret_key: Secret | None = None
     remove_secret_key: bool = False
+    fields: Mapping[str, str] = field(default_factory=dict)
+    secret_fields: Mapping[str, Secret] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
         """The endpoint as a URL."""
-        return contract.ENDPOINTS.get(self.endpoint, self.endpoint)
+        return contract.ENDPOINTS.get(self.endpoint, self.endpoint) if self.destination == DEFAULT else self.endpoint
 
     @property
     def quota_number(self) -> int | None:
@@ -163,10 +172,12 @@ class Draft:
             start="keep",
             start_day="" if start is None else f"{to_datetime(start):%Y-%m-%d}",
             version=integration.version,
+            destination=integration.destination,
+            fields=dict(integration.fields),
         )
 
     @staticmethod
-    def typed(visit: Visit) -> Draft:
+    def typed(visit: Visit, receiver: Receiver) -> Draft:
         """The form as a person sent it; a choice that the form does not offer stays, and is refused by the checks."""
         renames = {
             kind.name: visit.text(RENAME + kind.name).strip()
@@ -175,10 +186,12 @@ class Draft:
         }
         chosen = set(visit.texts("event"))
         version = visit.text("version")
+        secrets = [field.name for field in receiver.own if field.is_secret]
         return Draft(
             enabled=visit.text("enabled") == "on",
             name=visit.text("name").strip(),
-            endpoint=visit.text("endpoint"),
+            destination=receiver.name,
+            endpoint=visit.text("endpoint").strip(),
             user_id=visit.text("user_id"),
             anonymous=visit.text("anonymous"),
             events=tuple(name for name in contract.event_type_names() if name in chosen),
@@ -199,13 +212,31 @@ class Draft:
             api_key=_key(visit.text("api_key")),
             secret_key=_key(visit.text("secret_key")),
             remove_secret_key=visit.text("remove_secret_key") == "on",
+            fields={
+                each.name: text
+                for each in receiver.own
+                if not each.is_secret and (text := visit.text(OWN + each.name).strip()) and text != each.default
+            },
+            secret_fields={name: Secret(text) for name in secrets if (text := visit.text(OWN_SECRET + name).strip())},
+            removed=tuple(name for name in secrets if visit.text(REMOVE + name) == "on"),
         )
 
-    def errors(self, *, endpoints: tuple[str, ...], taken: tuple[str, ...], is_new: bool, now: int) -> dict[str, str]:
+    def errors(
+        self,
+        receiver: Receiver,
+        *,
+        address: str,
+        stored: Collection[str],
+        taken: tuple[str, ...],
+        is_new: bool,
+        now: int,
+    ) -> dict[str, str]:
         """What is wrong, by field, in the order of the form.
 
         Args:
-            endpoints: URLs besides Amplitude's that may be chosen.
+            receiver: what receives the events.
+            address: what is wrong with the endpoint, which the form knows; empty if nothing is.
+            stored: names of the secrets of the destination's own that are stored.
             taken: names of the app's other integrations.
             is_new: whether it is to be added, so that it needs a key.
             now: in µs since the epoch.
@@ -213,13 +244,18 @@ class Draft:
         found: dict[str, str] = {}
         if is_new and (said := _of_name(self.name, taken)):
             found["name"] = said
-        if self.endpoint not in contract.ENDPOINTS and self.endpoint not in endpoints:
-            found["endpoint"] = "Choose Standard or EU Residency"
+        if address:
+            found["endpoint"] = address
         if is_new and self.api_key is None:
-            found["api_key"] = "Enter the API key"
-        found |= {name: said for name in ("api_key", "secret_key") if (said := _of_key(getattr(self, name)))}
+            found["api_key"] = f"Enter the {'API key' if receiver.is_amplitude else receiver.key_label.lower()}"
+        found |= {name: said for name in ("api_key", "secret_key") if (said := wrong_key(getattr(self, name)))}
         if self.secret_key is not None and self.remove_secret_key:
             found["secret_key"] = "Either enter a secret key, or remove the one that is there"  # noqa: S105 - no secret
+        kept: dict[str, Secret | None] = dict.fromkeys(name for name in stored if name not in self.removed)
+        found |= receiver.wrong_fields(self.fields, kept | dict(self.secret_fields))
+        for name in self.removed:
+            if name in self.secret_fields:
+                found[OWN_SECRET + name] = "Either enter another one, or remove the one that is there"
         found |= {name: said for name, choices, said in _CHOICES if getattr(self, name) not in choices}
         if not self.events:
             found["events"] = "Choose at least one event"
@@ -277,10 +313,15 @@ class Draft:
             allow_custom_endpoint=allow_custom,
             allow_shared_key=self.allow_shared,
             events=self.patterns,
+            destination=self.destination,
+            fields=self.fields,
+            secret_fields=self.secret_fields,
             **self._plain(),
         )
 
-    def change(self, integration: Integration, now: int, *, allow_custom: bool) -> IntegrationChange:
+    def change(
+        self, integration: Integration, receiver: Receiver, now: int, *, allow_custom: bool
+    ) -> IntegrationChange:
         """What to change; :meth:`errors` has found nothing."""
         before = Draft.of(integration)
         same_events = self.events == before.events and self.later == before.later
@@ -295,7 +336,14 @@ class Draft:
             values["api_key"] = self.api_key
         if self.secret_key is not None or self.remove_secret_key:
             values["secret_key"] = self.secret_key
+        values["fields"] = {field.name: self.fields.get(field.name) for field in receiver.own if not field.is_secret}
+        values["secret_fields"] = self.moved_secrets
         return IntegrationChange(**values, allow_custom_endpoint=allow_custom, allow_shared_key=self.allow_shared)
+
+    @property
+    def moved_secrets(self) -> dict[str, Secret | None]:
+        """The secrets of the destination's own fields that change; None of those that go."""
+        return dict.fromkeys(self.removed) | dict(self.secret_fields)
 
     def _plain(self) -> dict[str, Any]:
         return {
@@ -329,7 +377,11 @@ _CHOICES: Final = (
 
 _COMPARED: Final[tuple[tuple[str, Callable[[Draft], str]], ...]] = (
     ("Enable Integration", lambda draft: "on" if draft.enabled else "off"),
-    ("Amplitude Endpoint", lambda draft: draft.url),
+    ("Endpoint", lambda draft: draft.url),
+    (
+        "Fields of the destination",
+        lambda draft: ", ".join(f"{of}: {text}" for of, text in sorted(draft.fields.items())),
+    ),
     ("User ID", lambda draft: draft.user_id),
     ("Before login", lambda draft: draft.anonymous),
     ("Events", lambda draft: ", ".join(draft.events)),
@@ -357,23 +409,6 @@ def _of_name(name: str, taken: tuple[str, ...]) -> str:
         odd = next(character for character in name if not contract.INTEGRATION_NAME.fullmatch(character))
         return f"Use letters, digits, - and _: “{name}” has {'a space' if odd.isspace() else f'“{odd}”'}"
     return f"There is an integration “{name}” already in this app" if name in taken else ""
-
-
-def _of_key(key: Secret | None) -> str:
-    if key is None:
-        return ""
-    text = key.reveal()
-    if len(text.split()) != 1 or not text.isprintable():
-        return "A key is one word, without spaces or line ends"
-    return f"A key has at most {_LONGEST_KEY:,} characters" if len(text) > _LONGEST_KEY else ""
-
-
-def odd_key(key: Secret | None) -> str:
-    """What is unusual about a key of Amplitude's; it can be saved all the same."""
-    text = key.reveal() if key is not None else ""
-    if not text or (len(text) == 32 and all(character in "0123456789abcdef" for character in text)):
-        return ""
-    return f"Amplitude's keys have 32 characters of 0-9 and a-f; this one has {len(text)}"
 
 
 def _lines(text: str) -> list[str]:

@@ -31,7 +31,8 @@ class Options:
         proxy_header: in which they say it.
         editors: who may change something then.
         issuer, client_id, client_secret: of the OpenID Connect provider.
-        endpoints: addresses besides Amplitude's that the operator lets people choose.
+        endpoints: addresses besides Amplitude's that the operator lets people choose; what ends with ``/*`` stands for
+            all that begin so, which can be typed for other destinations.
         contact: where people on the free plan are led to; empty for nowhere.
         metrics_token: whoever shows it may read the figures from elsewhere; empty for nobody.
     """
@@ -69,6 +70,30 @@ class Options:
     def is_secure(self) -> bool:
         """Whether browsers come by https."""
         return urlsplit(self.url).scheme == "https"
+
+    @property
+    def addresses(self) -> list[str]:
+        """The endpoints that can be chosen as they are, without patterns."""
+        return [address for address in self.endpoints if not address.endswith("*")]
+
+    def allows(self, url: str) -> bool:
+        """Whether people may send events to an address that they typed.
+
+        Without a sign-in, whoever comes is at this machine, and could use the command line as well.
+        """
+        if self.sign_in == "none" or url in self.endpoints:
+            return True
+        folders = [pattern.removesuffix("*") for pattern in self.endpoints if pattern.endswith("/*")]
+        return any(url.startswith(folder) for folder in folders)
+
+    @property
+    def allowed_addresses(self) -> str:
+        """What people may type, as a sentence without its full stop."""
+        if self.sign_in == "none":
+            return "Any address can be given"
+        if self.endpoints:
+            return f"The operator allows {', '.join(self.endpoints)}"
+        return f"The operator allows addresses by {PREFIX}CONTROL_CENTER_ENDPOINTS, and has allowed none"
 
     def desk(self, operations: Operations) -> Desk:
         """What finds out who visits."""

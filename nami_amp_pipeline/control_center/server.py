@@ -45,7 +45,9 @@ def serve(settings: Settings, host: str, port: int, on_ready: Callable[[str], No
         config = uvicorn.Config(
             app, log_level=logging.WARNING, access_log=False, proxy_headers=False, server_header=False, lifespan="off"
         )
+        end = app.state.site.operations.keep_sending_metrics()
         uvicorn.Server(config).run(sockets=[listening])
+    end()
     app.state.site.operations.close()
 
 

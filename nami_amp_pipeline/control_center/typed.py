@@ -19,11 +19,13 @@ LONGEST_FIELD: Final = 64 * 1024
 
 _MOST_FIELDS: Final = 400
 _LEFT_OUT: Final = frozenset({"api_key", "secret_key", "password", "act"})
+_SECRETS: Final = "secret."
+"""Begins the names of the secrets that a destination has of its own."""
 
 
 def pack(form: FormData) -> str:
     """The fields of a form as one text; empty if there are none, or it is too long to be kept."""
-    fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str) and name not in _LEFT_OUT]
+    fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str) and _may_come_back(name)]
     packed = orjson.dumps(fields)
     return packed.decode() if fields and len(packed) <= LONGEST_FIELD - 64 else ""
 
@@ -33,5 +35,9 @@ def unpack(text: str) -> list[tuple[str, str]]:
     with suppress(ValueError, TypeError):
         fields = [(name, value) for name, value in orjson.loads(text)]
         if len(fields) <= _MOST_FIELDS and all(isinstance(part, str) for field in fields for part in field):
-            return [(name, value) for name, value in fields if name not in _LEFT_OUT]
+            return [(name, value) for name, value in fields if _may_come_back(name)]
     return []
+
+
+def _may_come_back(name: str) -> bool:
+    return name not in _LEFT_OUT and not name.startswith(_SECRETS)

@@ -108,8 +108,7 @@ def _materialize(
             some = [subject for subject in subjects if isinstance(subject, Integration)]
             stands = standings(opened, integrations=some) if stage.finishes_events else []
             found = metadata_of(opened, stage, stands, stage.describe(opened, subjects, done), place)
-            if stage.finishes_events:
-                found = with_cursors(context.instance, place.key(stage.asset), found)
+            found = with_cursors(context.instance, place.key(stage.asset), found)
             for subject in subjects:
                 error = getattr(done.get(partition_key(subject)), "error", None)
                 if error:

@@ -104,9 +104,17 @@ class NamiAmplitude(dg.Component, dg.Model, dg.Resolvable):
     enrichments: Annotated[
         Sequence[str],
         Field(
-            description="Enrichments that no installed package declares, as module:name. The command line knows "
-            "nothing of them.",
+            description="Enrichments that no installed package declares, as module:name. Give the command line the "
+            "same in NAMI_AMP_EXTENSIONS.",
             examples=[["shop.enrichments:LIFETIME_VALUE"]],
+        ),
+    ] = ()
+    destinations: Annotated[
+        Sequence[str],
+        Field(
+            description="Destinations that no installed package adds, as module:name. Give the command line the same "
+            "in NAMI_AMP_EXTENSIONS.",
+            examples=[["shop.collector:Collector"]],
         ),
     ] = ()
     resource_key: Annotated[
@@ -185,10 +193,11 @@ class NamiAmplitude(dg.Component, dg.Model, dg.Resolvable):
 
     def definitions(self) -> dg.Definitions:
         """The same without a context: the assets, and what drives them. No executor is among them."""
-        if self.enrichments:
-            from nami_amp_pipeline.defs.declared import declare
+        if self.enrichments or self.destinations:
+            from nami_amp_pipeline.settings.extensions import declare
 
-            declare(self.enrichments)
+            declare(self.enrichments, "enrichment")
+            declare(self.destinations, "destination")
         from nami_amp_pipeline.defs.build import build_definitions
 
         return build_definitions(self.place, self.execute, self.get_asset_spec)

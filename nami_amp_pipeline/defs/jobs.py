@@ -152,8 +152,7 @@ def _do(
         done = tick.run(stage, stop)
         found = _standings(tick) if stage.finishes_events else None
         facts = metadata_of(tick.context, stage, found or (), tick.describe(stage, done), place)
-        if stage.finishes_events:
-            facts = with_cursors(context.instance, place.key(stage.asset), facts)
+        facts = with_cursors(context.instance, place.key(stage.asset), facts)
         _materialized(context, place.key(stage.asset), facts, stop)
         if not stop():
             _materialized_again(context, tick, stage, set(facts), found, place)

@@ -188,7 +188,7 @@ class Channel:
             if not may_be_a_rows(error):
                 raise
             why = f"the answer to an event cannot be computed: {words_of(error)}"
-            self.last_trouble = self.target.destination.redact(why, self.target.api_key)
+            self.last_trouble = self.target.clean(why)
             self.done.warnings[self.last_trouble] += 1
             return Verdict(Outcome.REFUSED_ONE_OF, ODD_ROW, maybe_stored=True, said={0: why})
 

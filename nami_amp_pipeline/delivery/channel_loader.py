@@ -17,7 +17,7 @@ from nami_amp_pipeline.delivery.held_queue import HeldEvent
 from nami_amp_pipeline.delivery.lane import Lane
 from nami_amp_pipeline.delivery.outbox import OutboxCache
 from nami_amp_pipeline.errors import Blocked, Misconfigured
-from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state import own_fields, tables
 from nami_amp_pipeline.state.integrations import Integration
 from nami_amp_pipeline.state.rows_aside import rows_aside
 from nami_amp_pipeline.state.store import Transaction
@@ -55,15 +55,17 @@ class ChannelLoader:
         """The channel of an integration, with its held events.
 
         Raises:
-            Misconfigured: its API key cannot be decrypted, or its destination is unknown.
+            Misconfigured: its API key cannot be decrypted, its destination is unknown, or lacks a field.
         """
         context = self._context
         destination = self._destinations.get(integration.destination)
         if destination is None:
             raise Misconfigured(f"{integration.key}: unknown destination {integration.destination!r}")
+        secrets = tuple(own_fields.secrets_of(destination, integration, context.cipher).values())
+        destination = own_fields.as_set(integration, context.cipher, destination)
         channel = Channel(
             integration.id,
-            Target(destination, integration.endpoint, context.cipher.decrypt(integration.api_key)),
+            Target(destination, integration.endpoint, context.cipher.decrypt(integration.api_key), secrets),
             self.shelf,
             lambda identity, most: self._held(integration.id, identity, most),
             limits=Limits(context.settings.batch_events, context.settings.batch_bytes, context.settings.max_lanes),

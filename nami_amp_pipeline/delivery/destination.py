@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer, Request
+from nami_amp_pipeline.redaction import Redactor
 from nami_amp_pipeline.secrets import Secret
 
 if TYPE_CHECKING:
@@ -134,20 +135,24 @@ class Field:
     """What people give to set an integration up.
 
     Attributes:
-        name: where it is kept: ``endpoint``, ``api_key``, or ``secret_key``.
+        name: ``endpoint``, ``api_key``, ``secret_key``, or a name of the destination's own: small letters, digits, _.
         label: what it is called, in a few words.
-        help: what it is for, as a sentence.
+        help: what it is for, and what it looks like, as a sentence.
         is_secret: whether it is encrypted, and shown to nobody.
         is_required: whether an integration cannot do without it.
-        default: what it is if it is not given.
+        default: what it is if it is not given; a secret of the destination's own has none.
+        choices: what it may be; empty where it may be any text of one line. Of a field of its own that is no secret.
+        pattern: a regular expression that all of it has to match; empty where any text will do. Of a field of its own.
     """
 
-    name: Literal["endpoint", "api_key", "secret_key"]
+    name: str
     label: str
     help: str
     is_secret: bool
     is_required: bool = True
     default: str | None = None
+    choices: Sequence[str] = ()
+    pattern: str = ""
 
 
 class Destination(Protocol):
@@ -156,7 +161,7 @@ class Destination(Protocol):
     Attributes:
         name: in the store.
         title: for people, as in "the answer of ...".
-        fields: what people give to set it up.
+        fields: what people give to set it up: address, keys, and fields of its own.
         endpoints: addresses by short name; without any, each address is as good as another.
         reserved_ids: ids that it refuses, in lower case.
         answers: what an answer means, in a word, by status (``429``) or kind of status (``4xx``), for people.
@@ -173,6 +178,14 @@ class Destination(Protocol):
     answers: Mapping[str, str]
     takes_gzip: bool
     abilities: Collection[str]
+
+    def with_fields(self, values: Mapping[str, str], secrets: Mapping[str, Secret]) -> Self:
+        """Itself, as one integration has set its own fields; called only where it declares some.
+
+        Args:
+            values: of the fields that are no secrets, by name; what was not given has its default, or is left out.
+            secrets: of the others. There are none for ``bodies``, whose result is kept in files.
+        """
 
     @property
     def bodies(self) -> Encoder | None:
@@ -237,11 +250,13 @@ class Target:
         destination: the destination.
         endpoint: the URL.
         api_key: the integration's.
+        secrets: those of the destination's own fields.
     """
 
     destination: Destination
     endpoint: str
     api_key: Secret
+    secrets: Sequence[Secret] = ()
 
     @cached_property
     def frame(self) -> Frame:
@@ -271,15 +286,20 @@ class Target:
             return answer.kind
         if answer.status == 200:
             return None
-        return self.destination.redact(answer.body.decode(errors="replace"), self.api_key)[:_SHOWN_CHARACTERS]
+        return self.clean(answer.body.decode(errors="replace"))[:_SHOWN_CHARACTERS]
 
     def said(self, verdict: Verdict) -> dict[int, str]:
         """What an answer says of single events, as :meth:`shown` has it."""
-        return {
-            index: self.destination.redact(text, self.api_key)[:_SHOWN_CHARACTERS]
-            for index, text in verdict.said.items()
-        }
+        return {index: self.clean(text)[:_SHOWN_CHARACTERS] for index, text in verdict.said.items()}
 
     def reason(self, verdict: Verdict) -> str:
         """A verdict's reason for the records and for people."""
-        return self.destination.redact(verdict.reason, self.api_key)[:_REASON_CHARACTERS]
+        return self.clean(verdict.reason)[:_REASON_CHARACTERS]
+
+    def clean(self, text: str) -> str:
+        """A text without the key, and without the secrets of the destination's own fields."""
+        return self._redactor.clean(self.destination.redact(text, self.api_key))
+
+    @cached_property
+    def _redactor(self) -> Redactor:
+        return Redactor(self.secrets)

@@ -6,10 +6,11 @@ an answer means what the table ``answers`` says of its status.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import pyarrow as pa
 
@@ -28,6 +29,7 @@ from nami_amp_pipeline.delivery.destination import (
 from nami_amp_pipeline.delivery.probing import ask, reach
 from nami_amp_pipeline.delivery.retry_after import retry_after
 from nami_amp_pipeline.delivery.transport import JSON_HEADERS, HttpAnswer, NoAnswer, Request
+from nami_amp_pipeline.destinations import own_fields
 from nami_amp_pipeline.redaction import Redactor
 from nami_amp_pipeline.secrets import Secret
 
@@ -72,6 +74,8 @@ class JsonDestination:
 
     Attributes:
         most: what a request may have at most.
+        values: of its own fields, as the integration has set them.
+        secrets: of its own fields that are secrets. ``bodies`` sees none: what it makes is kept in files.
     """
 
     name: str
@@ -84,6 +88,14 @@ class JsonDestination:
     abilities: Collection[str] = ()
     bodies: Encoder | None = None
     most: EndpointLimits = EndpointLimits(2_000, 1_000_000, 1_000, timedelta(days=7))
+    values: Mapping[str, str] = {}
+    secrets: Mapping[str, Secret] = {}
+
+    def with_fields(self, values: Mapping[str, str], secrets: Mapping[str, Secret]) -> Self:
+        """A copy that has them as ``values`` and ``secrets``."""
+        mine = copy.copy(self)
+        mine.values, mine.secrets = values, secrets
+        return mine
 
     def limits(self, endpoint: str) -> EndpointLimits:
         """The same for each endpoint."""
@@ -177,9 +189,14 @@ class JsonDestination:
         return pa.table({"_": pa.nulls(len(bodies))}).select([])
 
     def repair(self, reason: str) -> str:
-        """Key or address."""
+        """Key, address, or a secret of its own."""
         del reason
-        return f"Give it another key with {_UPDATE} --api-key-env VAR', or another address with --endpoint"
+        own = "".join(
+            f", another {field.label} with --secret-field-env {field.name}=VAR"
+            for field in own_fields(self).values()
+            if field.is_secret
+        )
+        return f"Give it another key with {_UPDATE} --api-key-env VAR'{own}, or another address with --endpoint"
 
 
 @lru_cache(64)

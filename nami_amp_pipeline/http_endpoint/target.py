@@ -17,6 +17,11 @@ from nami_amp_pipeline.secrets import Secret
 
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 
+_HEADER_NAME: Final = (
+    r"(?i)(?!(?:content-.*|webhook-.*|accept.*|proxy-.*|idempotency-key|user-agent|host|connection|transfer-encoding|te|trailer"
+    r"|upgrade|expect|date|via)$)[a-z0-9!#$%&'*+.^_`|~-]{1,100}"
+)
+
 
 class HttpEndpoint(JsonDestination):
     """See :class:`~nami_amp_pipeline.delivery.destination.Destination`."""
@@ -31,13 +36,32 @@ class HttpEndpoint(JsonDestination):
             "Batches are signed with it (HMAC-SHA256); the receiver has it too.",
             is_secret=True,
         ),
+        Field(
+            "auth_value",
+            "authorization",
+            "The value of a header that the endpoint, or a gateway before it, wants, such as Bearer and a token.",
+            is_secret=True,
+            is_required=False,
+            pattern=r"[ -~]+",
+        ),
+        Field(
+            "auth_header",
+            "authorization header",
+            "The name of that header, such as X-Api-Key; not one that is set already.",
+            is_secret=False,
+            is_required=False,
+            default="Authorization",
+            pattern=_HEADER_NAME,
+        ),
     )
     most = EndpointLimits(contract.MAX_REQUEST_EVENTS, contract.MAX_REQUEST_BYTES, 100_000, timedelta(days=7))
 
     def headers(self, api_key: Secret, body: bytes, now: float) -> Mapping[str, str]:
-        """Those of JSON, with the batch's id and signature."""
+        """Those of JSON, with the batch's id and signature, and the authorization if there is one."""
         own = signed(api_key, body, now)
-        return {**JSON_HEADERS, **own, IDEMPOTENCY_KEY: own[ID]}
+        value = self.secrets.get("auth_value")
+        more = {} if value is None else {self.values["auth_header"]: value.reveal()}
+        return {**JSON_HEADERS, **own, IDEMPOTENCY_KEY: own[ID], **more}
 
     def judge(self, answer: HttpAnswer | NoAnswer, identities: Sequence[tuple[str, ...]], *, now: float) -> Verdict:
         """By what it says of single events, if it does; otherwise by its status."""

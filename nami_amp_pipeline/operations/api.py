@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from nami_amp_pipeline.operations.reading_operations import ReadingOperations
@@ -79,6 +79,19 @@ class Operations(ReadingOperations):
         from nami_amp_pipeline.operations import metrics
 
         return metrics.exposition(self._whole())
+
+    def send_metrics(self) -> None:
+        """Sends the same to the endpoint of OpenTelemetry that the environment names."""
+        from nami_amp_pipeline.operations import telemetry
+
+        telemetry.send(self._whole())
+
+    def keep_sending_metrics(self) -> Callable[[], None]:
+        """Does so again and again, if the environment names an endpoint; gives what ends it."""
+        from nami_amp_pipeline.operations import telemetry
+        from nami_amp_pipeline.operations.metrics import families
+
+        return telemetry.keep_sending(lambda: families(self._whole()))
 
     def write_metrics(self, path: Path) -> None:
         """Writes the same to a file; raises Blocked if it cannot be written."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from nami_amp_pipeline.delivery.transport import HttpTransport
-from nami_amp_pipeline.destinations import DEFAULT, destination_of
+from nami_amp_pipeline.redaction import Redactor
 
 if TYPE_CHECKING:
-    from nami_amp_pipeline.delivery.destination import Probe
+    from nami_amp_pipeline.delivery.destination import Destination, Probe
     from nami_amp_pipeline.secrets import Secret
     from nami_amp_pipeline.settings import Settings
 
@@ -51,44 +52,48 @@ class KeyTrial:
 
 
 def check_connection(
-    endpoint: str, api_key: Secret, settings: Settings, destination: str = DEFAULT
+    endpoint: str, api_key: Secret, settings: Settings, destination: Destination, own: Collection[Secret] = ()
 ) -> tuple[bool, str]:
-    """Whether an endpoint accepts a key, and its answer in a few words."""
-    found = _probe(endpoint, api_key, settings.http_timeout_seconds, destination)
+    """Whether an endpoint accepts a key, and its answer in a few words; see :func:`try_key`."""
+    found = _probe(endpoint, api_key, settings.http_timeout_seconds, destination, own)
     return found.ok, found.message
 
 
-def try_key(endpoint: str, api_key: Secret, settings: Settings, destination: str = DEFAULT) -> KeyTrial:
+def try_key(
+    endpoint: str, api_key: Secret, settings: Settings, destination: Destination, own: Collection[Secret] = ()
+) -> KeyTrial:
     """Whether an endpoint accepts a key; if it does not know the key, the destination's other endpoints are asked.
 
     Args:
         endpoint: the URL, which the caller has checked.
         api_key: the key.
         settings: of this process.
-        destination: whose endpoint it is.
+        destination: whose endpoint it is, with the values of its own fields.
+        own: the secrets among these, which no message may hold.
     """
     started = time.monotonic()
     seconds = min(ASK_SECONDS, settings.http_timeout_seconds)
-    found = _probe(endpoint, api_key, seconds, destination)
+    found = _probe(endpoint, api_key, seconds, destination, own)
     took = int((time.monotonic() - started) * 1_000)
     elsewhere = None
     if found.kind == "unknown_key":
-        others = destination_of(destination).endpoints
+        others = destination.endpoints
         known = endpoint in others.values()  # a key that was meant for another server is none of Amplitude's business
         elsewhere = next(
             (
                 name
                 for name, url in others.items()
-                if known and url != endpoint and _probe(url, api_key, seconds, destination).ok
+                if known and url != endpoint and _probe(url, api_key, seconds, destination, own).ok
             ),
             None,
         )
     return KeyTrial(found.kind, found.message, took, elsewhere)
 
 
-def _probe(endpoint: str, api_key: Secret, seconds: float, destination: str) -> Probe:
+def _probe(endpoint: str, api_key: Secret, seconds: float, destination: Destination, own: Collection[Secret]) -> Probe:
     transport = HttpTransport(seconds)
     try:
-        return destination_of(destination).probe(endpoint, api_key, transport)
+        found = destination.probe(endpoint, api_key, transport)
     finally:
         transport.close()
+    return replace(found, message=Redactor(own).clean(found.message)) if own else found

@@ -102,6 +102,29 @@ _AT_ONCE: Final = 500
 _WORDS: Final = {"dead": "dead_letter", "waiting": "waiting_for_login", "send": "pending"}
 
 
+_EVENTS: Final = """
+SELECT
+    k.integration, k.event_id, k.event_type, k.user_id, coalesce(nullif(e.identity, ''), k.identity),
+    k.created_date,
+    -- Who waited and is in the store no more was given up.
+    CASE WHEN e.state IS NOT NULL THEN e.state WHEN k.state = 'waiting_for_login' THEN 'skipped'
+        ELSE k.state END AS state,
+    CASE WHEN e.state = 'delivered' THEN NULL WHEN e.state IS NOT NULL THEN e.reason
+        WHEN k.state = 'waiting_for_login' THEN 'no_external_id' ELSE k.reason END,
+    coalesce(e.request_id, k.request_id), k.prepared_at, k.run_id
+FROM known k
+LEFT JOIN excepted e ON e.integration_id = k.integration_id AND e.event_id = k.event_id
+WHERE k.created_date >= coalesce($since, '-infinity'::TIMESTAMPTZ)
+    AND k.created_date < coalesce($until, 'infinity'::TIMESTAMPTZ)
+    AND ($after IS NULL OR coalesce(e.request_id, k.request_id) > $after)
+    AND ($upto IS NULL OR coalesce(e.request_id, k.request_id) <= $upto)
+-- An event that waited for a login stands in two outboxes: the later one says how it ended.
+QUALIFY row_number() OVER (PARTITION BY k.integration_id, k.event_id ORDER BY k.outbox_id DESC) = 1
+    AND ($last_box IS NULL OR k.outbox_id <= $last_box)
+ORDER BY k.integration, k.created_date, k.event_id
+"""
+
+
 @dataclass(frozen=True)
 class Frame:
     """A table, in the requested form.
@@ -151,9 +174,34 @@ class Frames:
         """Closes the state store."""
         self._context.store.close()
 
-    def current_snapshots(self, app_id: str) -> Frame:
-        """One row per user of an app: the newest state, with the External ID."""
-        return Frame(current_snapshots(self._context.settings, app_id))
+    def current_snapshots(self, app_id: str, *, after: int | None = None, upto: int | None = None) -> Frame:
+        """One row per user of an app: the newest state, with the External ID.
+
+        Args:
+            app_id: the app.
+            after: only users with a snapshot of a segment after this one: ``nami/from`` of a materialization of
+                ``user_property_snapshots``. Where a file of these is past its retention, all users.
+            upto: and of none after this one: its ``nami/to``.
+        """
+        found = current_snapshots(self._context.settings, app_id)
+        if after is None and upto is None:
+            return Frame(found)
+        table = tables.segment_apps
+        query = sa.select(table.c.snapshot_file).where(
+            table.c.app_id == app_id, table.c.snapshot_file.is_not(None), *_within(table.c.segment_id, after, upto)
+        )
+        with self._context.store.reading() as tx:
+            names = list(tx.execute(query.order_by(table.c.segment_id)).scalars())
+        paths = [self._context.folder.fetch(name) for name in dict.fromkeys(names)]
+        if not all(path.exists() for path in paths):
+            return Frame(found)
+        if not paths:
+            return Frame(found.slice(0, 0))
+        with compute(self._context.settings) as connection:
+            connection.register("found", found)
+            connection.execute(f"CREATE TEMP VIEW moved AS FROM read_parquet({files(paths)})")
+            ask = "FROM found SEMI JOIN (FROM moved WHERE app_id = $app) USING (user_id) ORDER BY user_id"
+            return Frame(connection.sql(ask, params={"app": app_id}).to_arrow_table().cast(found.schema))
 
     def events(
         self,
@@ -164,6 +212,8 @@ class Frames:
         until: datetime | None = None,
         after: int | None = None,
         upto: int | None = None,
+        prepared_after: int | None = None,
+        prepared_upto: int | None = None,
     ) -> Frame:
         """One row per event and integration with its outcome, as far back as receipts are kept; see :data:`EVENTS`.
 
@@ -175,36 +225,26 @@ class Frames:
             after: only events that a request after this one brought to their end: ``nami/from`` of a materialization
                 of ``amplitude_deliveries``.
             upto: and none after this one: its ``nami/to``.
+            prepared_after: only events of outboxes after this one: ``nami/from`` of a materialization of
+                ``amplitude_events``.
+            prepared_upto: and of none after this one: its ``nami/to``.
 
         Raises:
             Misconfigured: there is no such integration, or a time has no zone.
         """
         chosen = self._chosen(integration, app_id)
         with compute(self._context.settings) as connection:
-            connection.register("known", _events(self._context, chosen, after or 0))
+            connection.register("known", _events(self._context, chosen, after or 0, prepared_after))
             connection.register("excepted", self._excepted(chosen))
             found = connection.sql(
-                """
-                SELECT
-                    k.integration, k.event_id, k.event_type, k.user_id, coalesce(nullif(e.identity, ''), k.identity),
-                    k.created_date,
-                    -- Who waited and is in the store no more was given up.
-                    CASE WHEN e.state IS NOT NULL THEN e.state WHEN k.state = 'waiting_for_login' THEN 'skipped'
-                        ELSE k.state END AS state,
-                    CASE WHEN e.state = 'delivered' THEN NULL WHEN e.state IS NOT NULL THEN e.reason
-                        WHEN k.state = 'waiting_for_login' THEN 'no_external_id' ELSE k.reason END,
-                    coalesce(e.request_id, k.request_id), k.prepared_at, k.run_id
-                FROM known k
-                LEFT JOIN excepted e ON e.integration_id = k.integration_id AND e.event_id = k.event_id
-                WHERE k.created_date >= coalesce($since, '-infinity'::TIMESTAMPTZ)
-                    AND k.created_date < coalesce($until, 'infinity'::TIMESTAMPTZ)
-                    AND ($after IS NULL OR coalesce(e.request_id, k.request_id) > $after)
-                    AND ($upto IS NULL OR coalesce(e.request_id, k.request_id) <= $upto)
-                -- An event that waited for a login stands in two outboxes: the later one says how it ended.
-                QUALIFY row_number() OVER (PARTITION BY k.integration_id, k.event_id ORDER BY k.outbox_id DESC) = 1
-                ORDER BY k.integration, k.created_date, k.event_id
-                """,
-                params={"since": _checked(since), "until": _checked(until), "after": after, "upto": upto},
+                _EVENTS,
+                params={
+                    "since": _checked(since),
+                    "until": _checked(until),
+                    "after": after,
+                    "upto": upto,
+                    "last_box": prepared_upto,
+                },
             ).to_arrow_table()
         return Frame(found.rename_columns(EVENTS.names).cast(EVENTS))
 
@@ -296,7 +336,12 @@ class Frames:
 _KNOWN: Final = pa.schema([("integration_id", pa.int64()), ("outbox_id", pa.int64()), *EVENTS])
 
 
-def _events(context: Context, chosen: Sequence[Integration], after: int) -> pa.Table:
+def _within(number: sa.ColumnElement[int], after: int | None, upto: int | None) -> list[sa.ColumnElement[bool]]:
+    first = [] if after is None else [number > after]
+    return first if upto is None else [*first, number <= upto]
+
+
+def _events(context: Context, chosen: Sequence[Integration], after: int, prepared_after: int | None) -> pa.Table:
     """The events of all outboxes of some integrations, from receipts or, where an outbox is not done, from itself.
 
     Outboxes that were done before the request ``after`` are left out, unless an event was sent again since: it may be
@@ -306,7 +351,7 @@ def _events(context: Context, chosen: Sequence[Integration], after: int) -> pa.T
     keys = {integration.id: integration.key for integration in chosen}
     with context.store.reading() as tx:
         query = sa.select(boxes).where(boxes.c.integration_id.in_(keys)).order_by(boxes.c.id)
-        rows = tx.execute(query.where(*_done_since(tx, keys, after))).all()
+        rows = tx.execute(query.where(*_within(boxes.c.id, prepared_after, None), *_done_since(tx, keys, after))).all()
         lanes = tx.execute(sa.select(tables.lanes).order_by(tables.lanes.c.id)).all()
         posted = _posted(tx, [lane.id for lane in lanes])
     parts = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -9,7 +10,7 @@ from urllib.parse import urlsplit
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.clock import to_text
-from nami_amp_pipeline.destinations import destination_of
+from nami_amp_pipeline.destinations import destination_of, own_fields
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.secrets import Cipher, Secret
 from nami_amp_pipeline.state import integration_history
@@ -17,6 +18,7 @@ from nami_amp_pipeline.state import integration_rules as rules
 from nami_amp_pipeline.state.integration_changes import UNCHANGED, IntegrationChange, Unchanged
 from nami_amp_pipeline.state.integration_history import ChangeRecord
 from nami_amp_pipeline.state.integrations import Integration, NewIntegration, get
+from nami_amp_pipeline.state.own_fields import check_given, mistakes, with_defaults
 from nami_amp_pipeline.state.store import Store
 
 __all__ = [
@@ -27,9 +29,13 @@ __all__ = [
     "KeyEnds",
     "NewIntegration",
     "Unchanged",
+    "check_fields_in_clear",
     "described",
+    "is_secret_field",
     "key_ends",
     "keys_of",
+    "mistakes_of_fields",
+    "own_fields_of",
     "recorded",
     "region",
     "rules",
@@ -94,7 +100,9 @@ def settled(
         Misconfigured: the destination is unknown, or needs what was not given.
     """
     given: dict[str, object] = {"endpoint": endpoint, "api_key": api_key, "secret_key": secret_key}
-    for field in destination_of(destination).fields:
+    target = destination_of(destination)
+    own = own_fields(target)
+    for field in (field for field in target.fields if field.name not in own):
         if given[field.name] is None and field.default is not None:
             given[field.name] = Secret(field.default) if field.is_secret else field.default
         if given[field.name] is None and field.is_required:
@@ -121,8 +129,68 @@ def keys_of(integration: Integration) -> dict[str, str]:
     }
 
 
+def mistakes_of_fields(
+    destination: str, fields: Mapping[str, str], secret_fields: Mapping[str, Secret | None]
+) -> dict[str, str]:
+    """What is wrong with the values of a destination's own fields; see ``state.own_fields.mistakes``."""
+    return mistakes(destination_of(destination), fields, secret_fields)
+
+
+def check_fields_in_clear(destination: str, fields: Mapping[str, str]) -> None:
+    """Checks the names of fields that everybody sees.
+
+    Raises:
+        Misconfigured: the destination has no such field of its own, or it is a secret.
+    """
+    check_given(destination_of(destination), fields, ())
+
+
+def is_secret_field(integration: Integration, name: str) -> bool:
+    """Whether a field of the destination's own is a secret.
+
+    Raises:
+        Misconfigured: there is no such field, and none is stored.
+    """
+    if name in integration.fields or name in integration.secret_fields:
+        return name in integration.secret_fields
+    declared = own_fields(destination_of(integration.destination)).get(name)
+    if declared is None:
+        check_fields_in_clear(integration.destination, {name: ""})
+    return declared is not None and declared.is_secret
+
+
+def own_fields_of(integration: Integration) -> dict[str, str]:
+    """The fields that its destination has of its own, by what they are called there; secrets as set or not set."""
+    try:
+        target = destination_of(integration.destination)
+    except Misconfigured:
+        return dict(integration.fields) | dict.fromkeys(integration.secret_fields, "set")
+    values = with_defaults(target, integration.fields)
+    return {
+        field.label[:1].upper() + field.label[1:]: ("set" if name in integration.secret_fields else "not set")
+        if field.is_secret
+        else values.get(name, "not set")
+        for name, field in own_fields(target).items()
+    }
+
+
+def _own(integration: Integration) -> tuple[dict[str, str], dict[str, str]]:
+    """The values of the fields, and of the secrets only which are set."""
+    fields, secrets = dict(integration.fields), dict.fromkeys(integration.secret_fields, "set")
+    with suppress(Misconfigured):
+        target = destination_of(integration.destination)
+        fields = with_defaults(target, integration.fields)
+        secrets = {
+            name: "set" if name in integration.secret_fields else "not set"
+            for name, field in own_fields(target).items()
+            if field.is_secret
+        }
+    return fields, secrets
+
+
 def described(integration: Integration) -> dict[str, Any]:
-    """All settings of an integration as a JSON object; keys only as set or not set."""
+    """All settings of an integration as a JSON object; keys and secrets only as set or not set."""
+    fields, secret_fields = _own(integration)
     return {
         "integration": integration.key,
         "state": state(integration),
@@ -132,6 +200,8 @@ def described(integration: Integration) -> dict[str, Any]:
         "endpoint": integration.endpoint,
         "api_key": "set",
         "secret_key": "set" if integration.secret_key else "not set",
+        "fields": fields,
+        "secret_fields": secret_fields,
         "user_id": integration.user_id_kind,
         "anonymous": integration.anonymous,
         "selection": list(integration.patterns),

@@ -61,6 +61,18 @@ def from_file(file: Path) -> str:
     return text
 
 
+def checked_line(text: str, name: str) -> Secret:
+    """The secret of a destination's own field, which may be several words, without surrounding space.
+
+    Raises:
+        Misconfigured: it is more than one line, or very long.
+    """
+    text = text.strip()
+    if len(text) > LONGEST or not text.isprintable():
+        raise Misconfigured(f"the secret field {name} must be one line of at most {LONGEST:,} characters")
+    return Secret(text)
+
+
 def checked(text: str, kind: str) -> Secret:
     """A key without surrounding space.
 

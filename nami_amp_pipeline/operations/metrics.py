@@ -1,4 +1,4 @@
-"""The figures of all integrations for Prometheus: of a page's ``/metrics``, or a file for the node exporter."""
+"""The figures of all integrations, for Prometheus: of a page's ``/metrics``, or a file for the node exporter."""
 
 from __future__ import annotations
 
@@ -49,6 +49,16 @@ def write(context: Context, path: Path) -> None:
         write_to_textfile(str(path), registry)
     except OSError as error:
         raise Blocked(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def families(context: Context | None = None) -> list[Metric]:
+    """The figures as Prometheus' own classes have them, always the same families; without a context, they are empty.
+
+    Raises:
+        StoreUnavailable: the state store cannot be read.
+    """
+    figures = _Standings([], 0.0) if context is None else _Standings(standings(context), context.now() / 1e6)
+    return list(figures.collect())
 
 
 def _registry(context: Context) -> CollectorRegistry:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nami_amp_pipeline.contract import event_type_names
+from nami_amp_pipeline.destinations import DEFAULT, destination_of
 from nami_amp_pipeline.errors import Busy
 from nami_amp_pipeline.operations.opened import Opened
 
@@ -121,34 +122,67 @@ class SetupOperations(Opened):
     def test(self, keys: Sequence[str] | None = None) -> list[Tested]:
         """Asks the endpoints of integrations whether they take their keys; no event is stored."""
         from nami_amp_pipeline.operations.connection import Tested, check_connection
+        from nami_amp_pipeline.state.own_fields import as_set, secrets_of
 
         cipher = self._cipher()
-        return [
-            Tested(
-                integration.key,
-                *check_connection(
-                    integration.endpoint,
-                    cipher.decrypt(integration.api_key),
-                    self._settings,
-                    integration.destination,
-                ),
-            )
-            for integration in self.integrations(keys)
-        ]
+        found = []
+        for integration in self.integrations(keys):
+            destination = as_set(integration, cipher)
+            asked = integration.endpoint, cipher.decrypt(integration.api_key), self._settings, destination
+            own = secrets_of(destination, integration, cipher).values()
+            found.append(Tested(integration.key, *check_connection(*asked, own)))
+        return found
 
-    def try_key(self, endpoint: str, api_key: Secret) -> KeyTrial:
-        """Asks an endpoint whether it accepts a key that no integration has yet; nothing is stored."""
+    def try_key(
+        self,
+        endpoint: str,
+        api_key: Secret,
+        destination: str = DEFAULT,
+        fields: Mapping[str, str] | None = None,
+        secret_fields: Mapping[str, Secret] | None = None,
+    ) -> KeyTrial:
+        """Asks an endpoint whether it accepts a key that no integration has yet; nothing is stored.
+
+        Args:
+            endpoint: the URL.
+            api_key: the key.
+            destination: whose endpoint it is.
+            fields: of its own, that are no secrets.
+            secret_fields: that are.
+        """
         from nami_amp_pipeline.operations.connection import try_key
+        from nami_amp_pipeline.state.own_fields import given_to
 
-        return try_key(endpoint, api_key, self._settings)
+        own = secret_fields or {}
+        target = given_to(destination_of(destination), fields or {}, own)
+        return try_key(endpoint, api_key, self._settings, target, own.values())
 
-    def try_stored_key(self, key: str, endpoint: str | None = None) -> KeyTrial:
-        """The same with the key of an integration, at its endpoint or another."""
-        from nami_amp_pipeline.operations.connection import try_key
+    def try_stored_key(
+        self,
+        key: str,
+        endpoint: str | None = None,
+        api_key: Secret | None = None,
+        fields: Mapping[str, str] | None = None,
+        secret_fields: Mapping[str, Secret | None] | None = None,
+    ) -> KeyTrial:
+        """The same with what an integration has, where nothing else is given; a secret field that is None is left out.
+
+        Raises:
+            Misconfigured: there is none of that name, or a stored key cannot be decrypted.
+        """
+        from nami_amp_pipeline.state.own_fields import secrets_of
 
         (integration,) = self.integrations([key])
-        stored = self._cipher().decrypt(integration.api_key)
-        return try_key(endpoint or integration.endpoint, stored, self._settings, integration.destination)
+        cipher, given = self._cipher(), secret_fields or {}
+        destination = destination_of(integration.destination)
+        stored = secrets_of(destination, integration, cipher, but=given)
+        return self.try_key(
+            endpoint or integration.endpoint,
+            cipher.decrypt(integration.api_key) if api_key is None else api_key,
+            integration.destination,
+            integration.fields if fields is None else fields,
+            stored | {name: secret for name, secret in given.items() if secret is not None},
+        )
 
     def send_trial_event(self, key: str, event_type: str) -> TrialEvent:
         """Posts one made-up event as an integration would.

@@ -14,10 +14,10 @@ from nami_amp_pipeline import contract
 from nami_amp_pipeline.clock import micros
 from nami_amp_pipeline.delivery.destination import Outcome, Target
 from nami_amp_pipeline.delivery.transport import HttpAnswer, HttpTransport, NoAnswer
-from nami_amp_pipeline.destinations import destination_of
 from nami_amp_pipeline.operations.connection import ASK_SECONDS
 from nami_amp_pipeline.operations.reasons import means
 from nami_amp_pipeline.stages.encoding import encoded_alone
+from nami_amp_pipeline.state.own_fields import as_set, secrets_of
 
 if TYPE_CHECKING:
     from nami_amp_pipeline.context import Context
@@ -78,14 +78,14 @@ def send_trial_event(context: Context, integration: Integration, event_type: str
     """
     user = f"{PREFIX}{secrets.token_hex(4)}"
     event = _event(integration, event_type, user, micros(context.clock))
-    destination = destination_of(integration.destination)
-    key = context.cipher.decrypt(integration.api_key)
-    target = Target(destination, integration.endpoint, key)
+    destination = as_set(integration, context.cipher)
+    own = tuple(secrets_of(destination, integration, context.cipher).values())
+    target = Target(destination, integration.endpoint, context.cipher.decrypt(integration.api_key), own)
     fields = {
         "id": orjson.loads(event)["insert_id"], "event_type": event_type, "user_id": user, "identity": f"u:{user}",
         "created_date": micros(context.clock),
     }  # fmt: skip
-    event = encoded_alone(destination, fields, event)
+    event = encoded_alone(as_set(integration, None), fields, event)
     frame = target.frame
     transport = HttpTransport(min(ASK_SECONDS, context.settings.http_timeout_seconds))
     started = time.monotonic()
@@ -106,7 +106,7 @@ def send_trial_event(context: Context, integration: Integration, event_type: str
         user,
         event.decode(),
         status,
-        destination.redact(said[:_MOST_SHOWN], key),
+        target.clean(said)[:_MOST_SHOWN],
         took,
     )
 

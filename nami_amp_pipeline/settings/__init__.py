@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.clock import Timetable, cron_fields, quiet_minutes, zone_of
 from nami_amp_pipeline.errors import Misconfigured
+from nami_amp_pipeline.settings.extensions import declare, mistakes_of_properties
 from nami_amp_pipeline.settings.field_words import expected, extra
 from nami_amp_pipeline.settings.kinds import (
     DataUrl,
@@ -115,6 +116,12 @@ class Settings(BaseSettings):
         shown="a key file in `<home>`, made on first use",
         secret=True,
     )
+    extensions: str = setting(
+        "",
+        "[enrichments](extend.md#walk-an-enrichment) and [destinations](extend.md#walk-a-destination) of modules that "
+        "declare them by no entry point, as `module:name`, separated by commas",
+        shown="none",
+    )
     tick_minutes: Annotated[int, Field(ge=1, le=59)] = setting(
         5, "how often the schedule starts a micro-batch", unit="minutes"
     )
@@ -189,7 +196,8 @@ class Settings(BaseSettings):
     )
     control_center_endpoints: str = setting(
         "",
-        "endpoints besides Amplitude's that people may choose in the Control Center, separated by commas",
+        "endpoints besides Amplitude's that people may choose in the Control Center, separated by commas; of other "
+        "destinations also `https://host/*` for all that begin so",
         shown="none",
     )
     control_center_contact: Annotated[str, checked(contact)] = setting(
@@ -311,7 +319,7 @@ class Settings(BaseSettings):
         Raises:
             Misconfigured: a value, or what another package declares, cannot be used; no message repeats a value.
         """
-        if unusable := (*contract.UNUSABLE, *_mistakes()):
+        if unusable := (*contract.UNUSABLE, *mistakes_of_properties()):
             raise Misconfigured(f"another package declares what cannot be used: {'; '.join(unusable)}")
         values = {name: text.strip() for name, text in _given(environ, dotenv).items() if name.startswith(PREFIX)}
         _warn_of_unknown(values)
@@ -320,9 +328,12 @@ class Settings(BaseSettings):
         source = EnvSettingsSource(cls)
         source.env_vars = {name.lower(): text for name, text in values.items() if text}
         try:
-            return cls(**source())
+            settings = cls(**source())
         except ValidationError as error:
             raise Misconfigured(_in_one_line(error)) from None
+        if settings.extensions:
+            declare(settings.extensions.split(","))
+        return settings
 
     @property
     def timetable(self) -> Timetable:
@@ -354,15 +365,6 @@ def contradictions(environ: Mapping[str, str] | None = None, dotenv: Path = Path
         for name, text in _in_file(dotenv).items()
         if name.startswith((PREFIX, "DAGSTER_")) and given.get(name, text) != text
     )
-
-
-def _mistakes() -> Sequence[str]:
-    """Of user properties that are declared by SQL; nothing is imported where there are none."""
-    if not any(prop.sql for prop in contract.PROPERTIES):
-        return ()
-    from nami_amp_pipeline.storage.property_sql import mistakes
-
-    return mistakes(contract.PROPERTIES)
 
 
 def _given(environ: Mapping[str, str] | None, dotenv: Path) -> dict[str, str]:

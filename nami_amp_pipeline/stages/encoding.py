@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nami_amp_pipeline.delivery.destination import Destination, Encoder
-from nami_amp_pipeline.destinations import destination_of
 from nami_amp_pipeline.errors import Blocked, Misconfigured
 from nami_amp_pipeline.state.integration_rows import Integration
+from nami_amp_pipeline.state.own_fields import as_set
 from nami_amp_pipeline.storage.row_faults import MOST_ODD, find_odd, may_be_a_rows, words_of
 
 COLUMNS: Final = ("id", "event_type", "user_id", "identity", "created_date", "body")
@@ -23,14 +23,14 @@ def encoders_of(integrations: Iterable[Integration]) -> dict[int, Encoder]:
     """The encoders, by integration id, of those whose destination has one.
 
     Raises:
-        Blocked: a destination is unknown; in the form of another one, its events would be wrong for ever.
+        Blocked: a destination is unknown, or lacks a field; in another form its events would be wrong for ever.
     """
     found = {}
     for integration in integrations:
         try:
-            encoder = destination_of(integration.destination).bodies
+            encoder = as_set(integration, None).bodies
         except Misconfigured as error:
-            raise Blocked(f"{integration.key}: {error}") from None
+            raise Blocked(str(error)) from None
         if encoder is not None:
             found[integration.id] = encoder
     return found

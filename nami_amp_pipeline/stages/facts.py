@@ -31,7 +31,8 @@ ROWS: Final = "rows"
 
 FROM: Final = "nami/from"
 TO: Final = "nami/to"
-"""Of deliveries: numbers of requests, the last one before what is new, and the last one of it."""
+"""Numbers, the last one before what is new, and the last one of it: of deliveries they are those of requests, of
+prepared events those of outboxes, of captured events and of snapshots those of segments."""
 
 PREVIEWED_PARTITIONS = 20
 """A run that moves more partitions than this shows no rows of them: each preview opens a file."""
@@ -88,6 +89,8 @@ def describe_captured(context: Context, _apps: Sequence[str], moved: Mapping[str
             "first_loaded": moment(moved_rows.min_ingested_at),
             "last_loaded": moment(moved_rows.max_ingested_at),
             "segments": len(moved_rows.segments),
+            FROM: min(moved_rows.segments) - 1,
+            TO: max(moved_rows.segments),
             "segment_bytes": sum(context.folder.sizes(names[number] for number in moved_rows.segments)),
         }
         if len(moved) <= PREVIEWED_PARTITIONS:
@@ -106,6 +109,8 @@ def describe_snapshotted(context: Context, _apps: Sequence[str], moved: Mapping[
             ROWS: computed.events,
             "users": computed.users,
             "truncated_arrays": computed.truncated_arrays,
+            FROM: min(computed.segments) - 1,
+            TO: max(computed.segments),
         }
         if computed.without:
             facts["events_without"] = Counts("property", computed.without)
@@ -121,10 +126,11 @@ def describe_snapshotted(context: Context, _apps: Sequence[str], moved: Mapping[
 
 
 def describe_prepared(
-    _context: Context, integrations: Sequence[Integration], moved: Mapping[str, Prepared]
+    context: Context, integrations: Sequence[Integration], moved: Mapping[str, Prepared]
 ) -> dict[str, Facts]:
     """Facts of ``amplitude_events`` by partition key, of the integrations that have new events."""
     found = {}
+    spans = _spans(context, tables.outboxes) if any(done.captured or done.sendable for done in moved.values()) else {}
     for integration in integrations:
         done = moved.get(integration.partition_key)
         if done is None or not (done.captured or done.sendable):
@@ -147,6 +153,9 @@ def describe_prepared(
             ),
             "bytes": done.bytes,
         }
+        if integration.id in spans:
+            first, last = spans[integration.id]
+            facts |= {FROM: first - 1, TO: last}
         if done.preview and len(moved) <= PREVIEWED_PARTITIONS:
             facts["preview"] = Rows([_event_row(body) for body in done.preview[:PREVIEW_ROWS]])
         found[integration.partition_key] = facts
@@ -166,7 +175,7 @@ def describe_delivered(
     if not concerned:
         return {}
     requests = _requests(context)
-    spans = _spans(context)
+    spans = _spans(context, tables.requests)
     receipts = _receipt_files(context)
     found = {}
     for integration, done in concerned:
@@ -223,9 +232,8 @@ def _requests(context: Context) -> dict[int, dict[str, int]]:
     return found
 
 
-def _spans(context: Context) -> dict[int, tuple[int, int]]:
-    """The first and last number of this run's requests, by integration id."""
-    table = tables.requests
+def _spans(context: Context, table: sa.Table) -> dict[int, tuple[int, int]]:
+    """The first and last number of this run's requests or outboxes, by integration id."""
     query = (
         sa.select(table.c.integration_id, sa.func.min(table.c.id), sa.func.max(table.c.id))
         .where(table.c.run_id == context.run_id)

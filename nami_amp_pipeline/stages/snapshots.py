@@ -46,6 +46,7 @@ class Snapshotted:
         truncated_arrays: arrays that were cut to the length that Amplitude keeps.
         files: the snapshot files, relative to the data folder.
         without: by property, events that go without it because its SQL or its enrichment failed.
+        segments: ids of the segments that they are of.
     """
 
     events: int
@@ -53,6 +54,7 @@ class Snapshotted:
     truncated_arrays: int
     files: list[str]
     without: Counter[str] = field(default_factory=Counter)
+    segments: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ def _snapshot_all(
                 total.users += part.users
                 total.truncated_arrays += part.truncated_arrays
                 total.files += part.files
+                total.segments.append(segment.id)
                 total.without.update(part.without)
 
     if not (pending := _pending(context, leases)):

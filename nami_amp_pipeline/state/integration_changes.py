@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, TypeVar
 
@@ -12,9 +12,10 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.clock import to_text
 from nami_amp_pipeline.contract import AnonymousPolicy, RevenueKind, SandboxPolicy, UserIdKind
+from nami_amp_pipeline.destinations import destination_of
 from nami_amp_pipeline.errors import Busy, Conflict, Misconfigured
 from nami_amp_pipeline.secrets import Cipher, Secret
-from nami_amp_pipeline.state import backfills, live_first, tables
+from nami_amp_pipeline.state import backfills, live_first, own_fields, tables
 from nami_amp_pipeline.state import integration_rules as rules
 from nami_amp_pipeline.state.integration_history import note, records_of
 from nami_amp_pipeline.state.integration_keys import hold_keys, new_salt, place_of, refuse_shared
@@ -35,7 +36,7 @@ T = TypeVar("T")
 _CALLED: Final = {"user_id_kind": "user_id"}
 """The names that people use for columns."""
 
-_JSON: Final = ("events", "rename", "exclude", "hash", "store_fees")
+_JSON: Final = ("events", "rename", "exclude", "hash", "store_fees", "fields")
 
 
 class Unchanged(Enum):
@@ -53,7 +54,8 @@ class IntegrationChange:
     """The changes that a person makes to an integration; :data:`UNCHANGED` values stay.
 
     ``secret_key=None`` removes the secret key; ``start_from=None`` is the beginning; ``managed_by=None`` ends the
-    management by a file. See :class:`Integration`.
+    management by a file. Of ``fields`` and ``secret_fields`` those that are named change; None takes one away. See
+    :class:`Integration`.
     """
 
     endpoint: str | Unchanged = UNCHANGED
@@ -71,6 +73,8 @@ class IntegrationChange:
     revenue: RevenueKind | Unchanged = UNCHANGED
     store_fees: Mapping[str, float] | Unchanged = UNCHANGED
     managed_by: str | Unchanged | None = UNCHANGED
+    fields: Mapping[str, str | None] = field(default_factory=dict)
+    secret_fields: Mapping[str, Secret | None] = field(default_factory=dict)
     allow_custom_endpoint: bool = False
     allow_shared_key: bool = False
 
@@ -173,6 +177,8 @@ def alter(
             f"{integration.key}'), then change them"
         )
     refuse_managed(integration, file)
+    if wanted.fields or wanted.secret_fields:
+        _check_own_fields(integration, wanted)
     values, what = differences(cipher, integration, wanted)
     if not what:
         return what
@@ -216,6 +222,7 @@ def differences(
         store_fees=integration.store_fees,
         allow_custom_endpoint=True,
         destination=integration.destination,
+        fields=integration.fields,
     )
     after = NewIntegration(
         integration.app_id,
@@ -234,6 +241,8 @@ def differences(
         allow_custom_endpoint=wanted.allow_custom_endpoint or isinstance(wanted.endpoint, Unchanged),
         destination=integration.destination,
         secret_key=wanted.secret_key if isinstance(wanted.secret_key, Secret) else None,
+        fields=_merged(integration.fields, wanted.fields),
+        secret_fields=_secret_fields(integration, wanted),
     )
     old, new = checked(before, known=True), checked(after)
     values = {name: value for name, value in new.items() if value != old[name]}
@@ -266,7 +275,34 @@ def _keys(
     elif wanted.secret_key is None and integration.secret_key is not None:
         values["secret_key"] = None
         what["secret_key"] = ("set", "not set")
+    stored = integration.secret_fields
+    if given := {name: secret for name, secret in wanted.secret_fields.items() if secret is not None or name in stored}:
+        values["secret_fields"] = own_fields.encrypted(stored, given, cipher)
+        what["secret_fields"] = own_fields.recorded(stored, given)
     return values
+
+
+def _check_own_fields(integration: Integration, wanted: IntegrationChange) -> None:
+    """Checks the names of what is given; what is taken away need not be declared any more.
+
+    Raises:
+        Misconfigured: one is unknown, or a secret is given in clear.
+    """
+    own_fields.check_given(
+        destination_of(integration.destination),
+        [name for name, value in wanted.fields.items() if value is not None],
+        [name for name, secret in wanted.secret_fields.items() if secret is not None],
+    )
+
+
+def _merged(before: Mapping[str, str], wanted: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in (dict(before) | dict(wanted)).items() if value is not None}
+
+
+def _secret_fields(integration: Integration, wanted: IntegrationChange) -> dict[str, Secret | None]:
+    """The secrets that there will be; None of those that are stored already."""
+    stored: dict[str, Secret | None] = dict.fromkeys(integration.secret_fields.keys() - wanted.secret_fields.keys())
+    return stored | {name: secret for name, secret in wanted.secret_fields.items() if secret is not None}
 
 
 def _plain(name: str, value: Any) -> Any:

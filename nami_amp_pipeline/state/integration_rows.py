@@ -55,6 +55,8 @@ class Integration:
         destination: what receives the events.
         backfill_of: the id of the integration that it delivers a backfill for; None of what people set up.
         managed_by: the name of the file that its settings come from; None where people change them one by one.
+        fields: those that its destination has of its own and that were given, by name; without secrets.
+        secret_fields: the secrets among them, encrypted.
         rereads: (segment, ``ingested_at`` in µs) for each time that the app was read again from an earlier point: in
             segments after that segment, earlier events had already been read for this integration.
     """
@@ -87,6 +89,8 @@ class Integration:
     destination: str = "amplitude"
     backfill_of: int | None = None
     managed_by: str | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
+    secret_fields: Mapping[str, str] = field(default_factory=dict, repr=False)
     rereads: tuple[tuple[int, int], ...] = ()
 
     def start_in(self, segment_id: int) -> int | None:
@@ -262,6 +266,8 @@ def _from_row(row: Any, rereads: Sequence[Any]) -> Integration:
         destination=row.destination,
         backfill_of=row.backfill_of,
         managed_by=row.managed_by,
+        fields=orjson.loads(row.fields),
+        secret_fields=orjson.loads(row.secret_fields),
         rereads=tuple(
             (reread.after_segment, reread.frontier)
             for reread in rereads

@@ -12,11 +12,11 @@ import sqlalchemy as sa
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.clock import micros
 from nami_amp_pipeline.contract import AnonymousPolicy, RevenueKind, SandboxPolicy, UserIdKind
-from nami_amp_pipeline.destinations import DEFAULT
+from nami_amp_pipeline.destinations import DEFAULT, destination_of
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.secrets import Cipher, Secret
 from nami_amp_pipeline.state import integration_rules as rules
-from nami_amp_pipeline.state import journal, tables
+from nami_amp_pipeline.state import journal, own_fields, tables
 from nami_amp_pipeline.state.integration_history import note
 from nami_amp_pipeline.state.integration_keys import hold_keys, new_salt, place_of, refuse_shared
 from nami_amp_pipeline.state.integration_rows import (
@@ -63,7 +63,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class NewIntegration:
-    """What a person gives to add an integration; see :class:`Integration`."""
+    """What a person gives to add an integration; see :class:`Integration`.
+
+    A secret field that is None stands for a stored one, which need not be checked again.
+    """
 
     app_id: str
     name: str
@@ -84,6 +87,8 @@ class NewIntegration:
     allow_custom_endpoint: bool = False
     allow_shared_key: bool = False
     destination: str = DEFAULT
+    fields: Mapping[str, str] = field(default_factory=dict)
+    secret_fields: Mapping[str, Secret | None] = field(default_factory=dict)
 
 
 def add(store: Store, cipher: Cipher, new: NewIntegration, *, by: str = "") -> Integration:
@@ -125,6 +130,7 @@ def insert(
         Misconfigured: as for :func:`add`; nothing was written then.
     """
     key = f"{rules.check_app_id(new.app_id)}/{rules.check_name(new.name)}"
+    own_fields.check_given(destination_of(new.destination), new.fields, new.secret_fields)
     values = checked(new)
     api_key = rules.check_key(new.api_key, "API key")
     secret_key = rules.check_key(new.secret_key, "secret key") if new.secret_key is not None else None
@@ -145,6 +151,7 @@ def insert(
             name=new.name,
             api_key=cipher.encrypt(api_key),
             secret_key=cipher.encrypt(secret_key) if secret_key is not None else None,
+            secret_fields=own_fields.encrypted({}, new.secret_fields, cipher),
             hash_salt=new_salt(cipher) if new.hashed else None,
             start_from=new.start_from,
             enabled=new.enabled,
@@ -185,6 +192,7 @@ def checked(given: NewIntegration, *, known: bool = False) -> dict[str, Any]:
         "exclude": tuple(given.exclude),
         "hash": tuple(given.hashed),
         "store_fees": dict(given.store_fees),
+        "fields": dict(sorted(given.fields.items())),
     }
     if not known:
         rules.check_choice(given.user_id_kind, contract.USER_ID_KINDS, "the user id")
@@ -202,7 +210,9 @@ def checked(given: NewIntegration, *, known: bool = False) -> dict[str, Any]:
             "exclude": exclude,
             "hash": hashed,
             "store_fees": rules.check_fees(given.store_fees),
+            "fields": structured["fields"],
         }
+        own_fields.check(destination_of(given.destination), given.fields, given.secret_fields)
         if given.user_id_kind == "external_id" and "external_ids" in (*exclude, *hashed):
             raise Misconfigured("'external_ids' cannot be excluded or hashed while the External ID is the user id")
     return values | {name: orjson.dumps(value).decode() for name, value in structured.items()}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import orjson
 import sqlalchemy as sa
 
 from nami_amp_pipeline.errors import Misconfigured
@@ -15,6 +17,7 @@ from nami_amp_pipeline.state.integration_keys import hold_keys
 from nami_amp_pipeline.state.store import Store, Transaction
 
 _COLUMNS = ("api_key", "secret_key", "hash_salt")
+_FIELDS = "secret_fields"
 _NAMED = 5
 
 
@@ -54,19 +57,21 @@ def rotate(store: Store, cipher: Cipher, step: Callable[[str], None] = lambda _s
         hold_keys(store, tx, alone=True)
         _check(tx, cipher)
         tokens = _tokens(tx)
-        begun_before = cipher.uses_file and cipher.older_keys() and not any(map(cipher.is_current, tokens.values()))
+        begun_before = cipher.uses_file and cipher.older_keys() and not any(map(cipher.is_current, _all_of(tokens)))
         if cipher.uses_file and not begun_before:
             step("rotate.key")
             cipher.add_key_to_file()
         step("rotate.encrypt")
         table = tables.integrations
-        for (integration_id, column), token in tokens.items():
-            if cipher.is_current(token):
-                current += 1
+        for (integration_id, column), found in tokens.items():
+            older = {name: token for name, token in found.items() if not cipher.is_current(token)}
+            current += len(found) - len(older)
+            if not older:
                 continue
-            again = cipher.encrypt(cipher.decrypt(token))
-            tx.execute(sa.update(table).where(table.c.id == integration_id).values({column: again}))
-            encrypted += 1
+            again = found | {name: cipher.encrypt(cipher.decrypt(token)) for name, token in older.items()}
+            value = orjson.dumps(again).decode() if column == _FIELDS else again[column]
+            tx.execute(sa.update(table).where(table.c.id == integration_id).values({column: value}))
+            encrypted += len(older)
         step("rotate.commit")
     step("rotate.committed")
     return Rotated(encrypted, current, cipher.older_keys(), cipher.key_file if cipher.uses_file else None)
@@ -83,7 +88,7 @@ def forget(store: Store, cipher: Cipher) -> int:
     with store.begin() as tx:
         hold_keys(store, tx, alone=True)
         older = cipher.older_keys()
-        if not all(map(cipher.is_current, _tokens(tx).values())):
+        if not all(map(cipher.is_current, _all_of(_tokens(tx)))):
             raise Misconfigured(
                 "stored API keys are still encrypted with an older key: run 'nami-amp keys rotate' first"
             )
@@ -98,9 +103,9 @@ def unreadable(tx: Transaction, cipher: Cipher) -> list[str]:
     found = []
     for row in tx.execute(sa.select(table).where(table.c.backfill_of.is_(None)).order_by(table.c.id)).mappings():
         try:
-            for column in _COLUMNS:
-                if row[column] is not None:
-                    cipher.decrypt(row[column])
+            for tokens in _of_row(row).values():
+                for token in tokens.values():
+                    cipher.decrypt(token)
         except Misconfigured:
             found.append(f"{row['app_id']}/{row['name']}")
     return found
@@ -115,9 +120,19 @@ def _check(tx: Transaction, cipher: Cipher) -> None:
         )
 
 
-def _tokens(tx: Transaction) -> dict[tuple[int, str], str]:
+def _tokens(tx: Transaction) -> dict[tuple[int, str], dict[str, str]]:
+    """What is encrypted, by integration and column; a column holds some by name, or one by the column's name."""
     table = tables.integrations
-    columns = sa.select(table.c.id, *(table.c[column] for column in _COLUMNS))
+    columns = sa.select(table.c.id, *(table.c[column] for column in (*_COLUMNS, _FIELDS)))
     # The row of a backfill has no keys.
     rows = tx.execute(columns.where(table.c.backfill_of.is_(None)).order_by(table.c.id)).mappings()
-    return {(row["id"], column): row[column] for row in rows for column in _COLUMNS if row[column] is not None}
+    return {(row["id"], column): found for row in rows for column, found in _of_row(row).items()}
+
+
+def _of_row(row: Any) -> dict[str, dict[str, str]]:
+    found = {column: {column: row[column]} for column in _COLUMNS if row[column] is not None}
+    return found | {_FIELDS: orjson.loads(row[_FIELDS])}
+
+
+def _all_of(tokens: Mapping[tuple[int, str], Mapping[str, str]]) -> list[str]:
+    return [token for found in tokens.values() for token in found.values()]

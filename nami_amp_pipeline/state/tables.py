@@ -33,7 +33,7 @@ from nami_amp_pipeline.state.reconciliation_tables import reconciled_samples as 
 from nami_amp_pipeline.state.table_metadata import KEY
 from nami_amp_pipeline.state.table_metadata import metadata as metadata
 
-SCHEMA_VERSION = 13
+SCHEMA_VERSION = 14
 """Of all tables; each has its revision in ``migrations/versions``, which brings older stores to it."""
 
 _FAILED = text("outcome <> 'delivered'")
@@ -99,6 +99,9 @@ integrations = Table(
     # Since when its events are counted by hour, of those that are older than such counts.
     Column("counted_since", BigInteger),
     Column("managed_by", Text),  # the name of the file that its settings come from
+    # The fields that its destination has of its own, as JSON by name; secrets are encrypted like the keys.
+    Column("fields", Text, nullable=False, server_default="{}"),
+    Column("secret_fields", Text, nullable=False, server_default="{}"),
     UniqueConstraint("app_id", "name"),
     sqlite_autoincrement=True,
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -22,18 +23,22 @@ import sqlalchemy as sa
 from nami_amp_pipeline.delivery.destination import Destination
 from nami_amp_pipeline.delivery.request_threads import ThreadedWire
 from nami_amp_pipeline.delivery.transport import HttpAnswer, HttpTransport, NoAnswer
-from nami_amp_pipeline.destinations import DESTINATIONS
+from nami_amp_pipeline.destinations import DESTINATIONS, SHARED_FIELDS, own_fields
 from nami_amp_pipeline.operations.connection import check_connection
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.stages.pipeline import deliver_integrations
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import NewIntegration, all_integrations, set_enabled
+from nami_amp_pipeline.state.own_fields import check, given_to, with_defaults
 from nami_amp_pipeline.testing.receiver import CUT, Answer, Fault, Memory, Posted, Receiver
 from nami_amp_pipeline.testing.workbench import NOON, Workbench
 
 KEY: Final = "whsec_c3VpdGUta2V5LW9mLXRoZS1yZWNlaXZlcg=="
 """The key of the suite's integration, which nothing that is stored or logged may hold."""
+
+LONG_TEXT: Final = "c2VjcmV0LW9mLWEtZmllbGQtb2YtaXRzLW93bg"
+"""Ends the secrets of its own fields, which nothing may hold either."""
 
 MOST_RUNS: Final = 20
 EVENTS: Final = 120
@@ -66,9 +71,11 @@ class DestinationSuite:
 
     Attributes:
         destination: what is tested.
+        values: of its own fields, by name, where neither a default nor the first choice will do, or a secret any text.
     """
 
     destination: ClassVar[Destination]
+    values: ClassVar[Mapping[str, str]] = {}
 
     # -- the receiver ------------------------------------------------------------------------------------------------
 
@@ -135,9 +142,25 @@ class DestinationSuite:
             user_id_kind="nami_user_id",
             allow_custom_endpoint=True,
             destination=self.destination.name,
+            fields=self._own()[0],
+            secret_fields=self._own()[1],
         )
         settings = {"batch_events": 20, "max_lanes": 3, "http_timeout_seconds": _PATIENCE}
         return Workbench(integration=new, settings=settings)
+
+    def _own(self) -> tuple[dict[str, str], dict[str, Secret]]:
+        """Values of the fields that it has of its own, and of the secrets among them: each has one."""
+        clear, secrets = dict[str, str](), dict[str, Secret]()
+        for number, (name, field) in enumerate(own_fields(self.destination).items()):
+            if field.is_secret:
+                secrets[name] = Secret(self.values.get(name, f"{number}-{LONG_TEXT}"))
+            elif (value := self.values.get(name, next(iter(field.choices), field.default))) is not None:
+                clear[name] = value
+        return clear, secrets
+
+    def _bound(self) -> Destination:
+        """It, with the values of its own fields."""
+        return given_to(self.destination, *self._own())
 
     def _answer(self, posted: Posted) -> Answer:
         if self.instead is not None:
@@ -268,14 +291,23 @@ class DestinationSuite:
         assert it.name.isidentifier()
         assert it.title
         fields = {field.name: field for field in it.fields}
-        assert {"endpoint", "api_key"} <= fields.keys() <= {"endpoint", "api_key", "secret_key"}
+        assert len(fields) == len(it.fields), "each name once"
+        assert {"endpoint", "api_key"} <= fields.keys()
         for field in fields.values():
             assert field.label
             assert field.help.endswith(".")
-            assert field.is_secret == (field.name != "endpoint")
+            assert re.fullmatch(r"[a-z][a-z0-9_]{0,40}", field.name)
+            is_own = field.name not in SHARED_FIELDS
+            assert is_own or field.is_secret == (field.name != "endpoint")
+            assert is_own or not (field.choices or field.pattern)
+            assert not (is_own and field.is_secret and (field.choices or field.default is not None))
+        clear, secrets = self._own()
+        check(it, clear, dict(secrets))
+        check(it, with_defaults(it, {}) | clear, dict(secrets))  # a default can be used
         limits = it.limits(self.receiver.url)
         assert limits.events > 0
-        assert limits.size > len(it.frame(Secret(KEY)).head) + len(it.frame(Secret(KEY)).tail)
+        frame = self._bound().frame(Secret(KEY))
+        assert limits.size > len(frame.head) + len(frame.tail)
         assert limits.events_per_second > 0
         assert limits.recognises_repeats >= timedelta(hours=12), "a repeat after a night must be recognised"
         assert it.answers
@@ -283,7 +315,8 @@ class DestinationSuite:
 
     def test_a_probe_tells_a_key_from_none(self) -> None:
         """And stores nothing."""
-        ask = (self.receiver.url, Secret(KEY), self.bench.settings, self.destination.name)
+        own = self._own()[1].values()
+        ask = (self.receiver.url, Secret(KEY), self.bench.settings, self._bound(), own)
         self.instead = self.accepting([])
         assert check_connection(*ask)[0]
         self.instead = self.rejecting_key()
@@ -375,21 +408,22 @@ class DestinationSuite:
         listener = logging.Handler(logging.DEBUG)
         listener.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
         logging.getLogger().addHandler(listener)
-        echo = f"no: {KEY} {KEY[6:]} {orjson.dumps(KEY).decode()}".encode()
+        secrets = [KEY, KEY[6:], *(secret.reveal() for secret in self._own()[1].values())]
+        echo = " ".join(["no:", *secrets, *(orjson.dumps(secret).decode() for secret in secrets)]).encode()
         try:
             self.load(6)
             rng = random.Random(3)  # noqa: S311 - a schedule
             answers = [Answer(500, echo), Answer(400, echo), Answer(413, echo), self.rejecting_key()]
             for _ in range(6):
                 picked = rng.choice(answers)
-                self.instead = Answer(picked.status, picked.body + echo, {"X-Key": KEY})
+                self.instead = Answer(picked.status, picked.body + echo, {"X-Key": secrets[-1]})
                 self.deliver_once()
                 self.bench.now += timedelta(minutes=10)
                 set_enabled(self.bench.context.store, "app/main", enabled=True)
         finally:
             logging.getLogger().removeHandler(listener)
         kept = b"".join(path.read_bytes() for path in self.bench.settings.home.rglob("*") if path.is_file())
-        for form in (KEY, KEY[6:]):
+        for form in secrets:
             assert form.encode() not in kept
             assert form not in "\n".join(heard)
 

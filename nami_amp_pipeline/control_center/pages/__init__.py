@@ -6,11 +6,11 @@ from types import ModuleType
 from typing import Final
 
 from nami_amp_pipeline.control_center.pages import (
-    amplitude,
     apps,
     backfills,
     deliveries,
     history,
+    integration_form,
     integrations,
     metrics,
     preview,
@@ -23,7 +23,7 @@ from nami_amp_pipeline.control_center.pages import (
 PAGES: Final[tuple[ModuleType, ...]] = (
     apps,
     integrations,
-    amplitude,
+    integration_form,
     preview,
     deliveries,
     refused,

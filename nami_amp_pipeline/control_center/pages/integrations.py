@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -10,6 +11,7 @@ from starlette.responses import Response
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.control_center.chart import Rect, small
+from nami_amp_pipeline.control_center.receiver import Receiver
 from nami_amp_pipeline.control_center.visit import Visit, action, page
 from nami_amp_pipeline.operations.integrations import Integration, region
 from nami_amp_pipeline.operations.standing import Standing
@@ -22,22 +24,32 @@ class Service:
     Attributes:
         name: of it.
         does: a sentence.
-        is_there: whether it can be set up.
+        destination: its name in the store; empty of one that cannot be set up.
     """
 
     name: str
     does: str
-    is_there: bool
+    destination: str = ""
 
 
-SERVICES: Final = (
-    Service("Amplitude", "Sends subscription events and user properties.", True),
-    Service("Adjust", "Mobile measurement.", False),
-    Service("AppsFlyer", "Mobile measurement.", False),
-    Service("Braze", "Customer engagement.", False),
-    Service("Mixpanel", "Product analytics.", False),
-    Service("mParticle", "Customer data platform.", False),
+_ABSENT: Final = (
+    Service("Adjust", "Mobile measurement."),
+    Service("AppsFlyer", "Mobile measurement."),
+    Service("Braze", "Customer engagement."),
+    Service("Mixpanel", "Product analytics."),
+    Service("mParticle", "Customer data platform."),
 )
+
+
+def services() -> list[Service]:
+    """All services: first those that can be set up."""
+    there = [
+        Service(receiver.called, "Sends subscription events and user properties.", receiver.name)
+        for receiver in Receiver.all()
+    ]
+    names = {service.name.lower() for service in there}
+    return [*there, *(service for service in _ABSENT if service.name.lower() not in names)]
+
 
 _STATES: Final = {
     "delivering": ("On", "good"),
@@ -95,13 +107,14 @@ class Row:
 def show(visit: Visit) -> Response:
     """The integrations of an app, and the services to choose from."""
     asked = visit.query.get("service", "").strip()
-    services = [service for service in SERVICES if asked.lower() in service.name.lower()]
+    found = [service for service in services() if asked.lower() in service.name.lower()]
+    set_up = Counter(integration.destination for integration in visit.of_app)
     sent = {
         key: [tally.delivered for tally in tallies]
         for key, tallies in visit.operations.by_hour(visit.of_app, "24h").items()
     }
     rows = _rows(visit.of_app, visit.standings, sent)
-    return visit.render("integrations.html", app=visit.app, rows=rows, services=services, asked=asked)
+    return visit.render("integrations.html", app=visit.app, rows=rows, services=found, set_up=set_up, asked=asked)
 
 
 def _rows(

@@ -1,4 +1,4 @@
-"""What is new in a materialization of deliveries: two numbers of requests, which the frames take."""
+"""What is new in a materialization: two numbers, of requests, outboxes or segments, which the frames take."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def with_cursors(instance: dg.DagsterInstance, asset: dg.AssetKey, made: Mapping
     Args:
         instance: of Dagster.
         asset: whose partitions.
-        made: metadata by partition key; without numbers where no request was made.
+        made: metadata by partition key; without numbers where there is nothing to count by.
     """
     known = last_cursors(instance, asset, made)
     found = {}

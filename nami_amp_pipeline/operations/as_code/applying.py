@@ -162,8 +162,7 @@ class _Pass:
         self.fingerprints = {
             f"{key} {kind}": self._fingerprint(secret)
             for key, keys in self.keys.items()
-            for kind, secret in (("api_key", keys.api_key), ("secret_key", keys.secret_key))
-            if secret is not None
+            for kind, secret in keys.by_name.items()
         }
 
     def run(self) -> Plan:
@@ -237,9 +236,13 @@ class _Pass:
         if entry.secret_key is not None and keys.secret_key is None:
             self._mistake(key, "there is no stored key to keep: say where the secret key is", "secret_key")
             return
+        for field_name, secret in keys.secret_fields.items():
+            if secret is None:
+                self._mistake(key, "there is no stored secret to keep: say where it is", "secret_fields", field_name)
+                return
         app_id, _, name = key.partition("/")
         start = entry.start if entry.moves_start else self.now
-        new = entry.new(app_id, name, keys.api_key, keys.secret_key, start)
+        new = entry.new(app_id, name, keys.api_key, keys.secret_key, keys.secret_fields, start)
         insert(self.store, self.tx, self.cipher, new, by=self.by, file=self.given.name)
         self.fresh.add(key)
         shown = entry.to_json()
@@ -313,10 +316,24 @@ class _Pass:
             hashed=entry.hashed,
             revenue=entry.revenue,
             store_fees=entry.store_fees,
+            fields=dict.fromkeys(integration.fields) | entry.fields,
+            secret_fields=self._secret_fields(integration, keys),
             managed_by=self.given.name,
             allow_custom_endpoint=entry.allow_custom_endpoint,
             allow_shared_key=True,
         )
+
+    def _secret_fields(self, integration: Integration, keys: Keys) -> dict[str, Secret | None]:
+        """Those that change; None of those that the file does not have any more."""
+        found: dict[str, Secret | None] = dict.fromkeys(integration.secret_fields.keys() - keys.secret_fields.keys())
+        for name, given in keys.secret_fields.items():
+            stored = integration.secret_fields.get(name)
+            if given is None and stored is None:
+                raise Misconfigured(f"secret_fields.{name}: there is no stored secret to keep: say where it is")
+            new = self._new_key(given, stored)
+            if isinstance(new, Secret):
+                found[name] = new
+        return found
 
     def _new_key(self, given: Secret | None, stored: str | None) -> Secret | Unchanged:
         """A key that is not the stored one; what is not given, or the same, does not change."""
@@ -366,6 +383,8 @@ class _Pass:
 
 def _shown(entry: IntegrationEntry, name: str, after: Any) -> Any:
     """A value for people: of a key where it is found, or that there is none."""
+    if name == "secret_fields":
+        return {field: str(entry.secret_fields.get(field, said)) for field, said in after.items()}
     reference = getattr(entry, name) if name in ("api_key", "secret_key") else None
     return str(reference) if isinstance(reference, KeyReference) else after
 

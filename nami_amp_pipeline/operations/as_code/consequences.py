@@ -18,6 +18,8 @@ _FOLLOWS: Final[Mapping[str, str]] = {
     "api_key": f"a key of another Amplitude project: {_OTHER_PROJECT}",
     "endpoint": f"another endpoint is another Amplitude project: {_OTHER_PROJECT}",
     "user_id": "users are split: Amplitude takes the other ids for new users, and the old ones keep what they have",
+    "fields": "holds for what is not prepared yet; in headers, for all that is pending",
+    "secret_fields": "holds for all that is pending, too",
     "anonymous": "holds for events that are not prepared yet; events that wait for a login go on waiting for it",
     "rename": "to Amplitude another name is another event: charts and cohorts of the old name get no more of it",
     "exclude": "what was sent before stays in Amplitude as it is",

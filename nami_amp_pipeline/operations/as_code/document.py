@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -15,6 +15,7 @@ from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.operations.times import parse_time
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.state import integration_rules as rules
+from nami_amp_pipeline.state import own_fields
 from nami_amp_pipeline.state.integrations import NewIntegration, checked
 
 T = TypeVar("T")
@@ -112,6 +113,10 @@ class IntegrationEntry(Part):
     secret_key: KeyReference | None = Field(
         None, description="Where the secret key is found; only reconciliation needs it."
     )
+    fields: dict[str, str] = Field({}, description="The fields that the destination has of its own, by name.")
+    secret_fields: dict[str, KeyReference] = Field(
+        {}, description="Where the secrets among these fields are found, by name."
+    )
     user_id: UserIdKind = Field("external_id", description="What becomes the user id in Amplitude.")
     anonymous: AnonymousPolicy = Field(
         "skip", description="What happens to events of users who have no External ID yet."
@@ -170,7 +175,13 @@ class IntegrationEntry(Part):
     @model_validator(mode="after")
     def _together(self) -> IntegrationEntry:
         secret_key = Secret("key") if self.secret_key is not None else None
-        _held_to(lambda entry: checked(entry.new("app", "name", Secret("key"), secret_key, None)), self)
+        target = destination_of(self.destination)
+        _held_to(
+            lambda entry: own_fields.check_given(target, entry.fields, entry.secret_fields, as_options=False), self
+        )
+        own = dict.fromkeys(self.secret_fields)  # what they are is looked at when they were read
+        _held_to(lambda entry: own_fields.check(target, entry.fields, own, as_options=False), self)
+        _held_to(lambda entry: checked(entry.new("app", "name", Secret("key"), secret_key, own, None)), self)
         return self
 
     @property
@@ -184,7 +195,13 @@ class IntegrationEntry(Part):
         return None if self.start_from == "beginning" else parse_time(self.start_from, "start_from")
 
     def new(
-        self, app_id: str, name: str, api_key: Secret, secret_key: Secret | None, start_from: int | None
+        self,
+        app_id: str,
+        name: str,
+        api_key: Secret,
+        secret_key: Secret | None,
+        secret_fields: Mapping[str, Secret | None],
+        start_from: int | None,
     ) -> NewIntegration:
         """What it is as an integration that is added."""
         return NewIntegration(
@@ -206,6 +223,8 @@ class IntegrationEntry(Part):
             store_fees=self.store_fees,
             allow_custom_endpoint=self.allow_custom_endpoint,
             destination=self.destination,
+            fields=self.fields,
+            secret_fields=secret_fields,
             allow_shared_key=True,  # looked at when all of the file is in place
         )
 

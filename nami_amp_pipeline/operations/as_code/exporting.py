@@ -56,6 +56,10 @@ def _entry(integration: Integration, taken: set[str], is_shared: bool) -> dict[s
         "endpoint": regions.get(integration.endpoint, integration.endpoint),
         "api_key": {"env": _variable(integration, "API_KEY", taken)},
         "secret_key": {"env": _variable(integration, "SECRET_KEY", taken)} if integration.secret_key else None,
+        "fields": dict(integration.fields),
+        "secret_fields": {
+            name: {"env": _variable(integration, name.upper(), taken)} for name in integration.secret_fields
+        },
         "user_id": integration.user_id_kind,
         "anonymous": integration.anonymous,
         "events": list(integration.patterns),

@@ -45,10 +45,18 @@ _IS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of one integration; None where the stored key stays, or where there is none."""
+    """The keys of one integration, and its secret fields; None where what is stored stays, or where there is none."""
 
     api_key: Secret | None
     secret_key: Secret | None
+    secret_fields: Mapping[str, Secret | None] = field(default_factory=dict)
+
+    @property
+    def by_name(self) -> dict[str, Secret]:
+        """All that were read; secret fields by ``secret_fields.NAME``."""
+        found = {"api_key": self.api_key, "secret_key": self.secret_key}
+        found |= {f"secret_fields.{name}": secret for name, secret in self.secret_fields.items()}
+        return {name: secret for name, secret in found.items() if secret is not None}
 
 
 @dataclass(frozen=True)
@@ -85,16 +93,19 @@ class Given:
         dotenv = key_values.in_dotenv()
         for app_id, name, entry in self.document.entries():
             place: Place = ("apps", app_id, "integrations", name)
-            read_keys: dict[str, Secret | None] = dict.fromkeys(_KEYS)
-            for kind, reference in (("api_key", entry.api_key), ("secret_key", entry.secret_key)):
+            secrets: dict[Place, Secret | None] = {}
+            for inside, reference in _references(entry):
                 try:
-                    read_keys[kind] = _key(reference, kind.removesuffix("_key"), dotenv)
+                    secrets[inside] = _secret(reference, inside, dotenv)
                 except Misconfigured as error:
-                    if reference is not None:
-                        redaction.add(*_pasted_keys([reference.env, reference.file]))
-                    mistakes.append(Mistake((*place, kind), None, str(error)))
-            found[f"{app_id}/{name}"] = Keys(read_keys["api_key"], read_keys["secret_key"])
-        redaction.add(*(key for keys in found.values() for key in (keys.api_key, keys.secret_key)))
+                    redaction.add(*_pasted_keys([reference.env, reference.file]))
+                    mistakes.append(Mistake((*place, *inside), None, str(error)))
+            found[f"{app_id}/{name}"] = Keys(
+                secrets.get(("api_key",)),
+                secrets.get(("secret_key",)),
+                {str(inside[1]): secret for inside, secret in secrets.items() if len(inside) > 1},
+            )
+        redaction.add(*(secret for keys in found.values() for secret in keys.by_name.values()))
         if mistakes:
             raise self.mistakes(mistakes)
         return found
@@ -158,12 +169,26 @@ def read_text(text: str, path: str, name: str) -> Given:
     return Given(document, document.name or name, path, found)
 
 
-def _key(reference: KeyReference | None, kind: str, dotenv: Mapping[str, str | None]) -> Secret | None:
-    if reference is None or reference.keep:
+def _references(entry: IntegrationEntry) -> Iterator[tuple[Place, KeyReference]]:
+    """Where keys and secret fields are found, each with its place in the entry."""
+    yield ("api_key",), entry.api_key
+    if entry.secret_key is not None:
+        yield ("secret_key",), entry.secret_key
+    for name, reference in entry.secret_fields.items():
+        yield ("secret_fields", name), reference
+
+
+def _secret(reference: KeyReference, inside: Place, dotenv: Mapping[str, str | None]) -> Secret | None:
+    if reference.keep:
         return None
     if reference.env is not None:
-        return key_values.checked(key_values.from_environment(reference.env, dotenv), kind)
-    return key_values.checked(key_values.from_file(Path(reference.file or "")), kind)
+        text = key_values.from_environment(reference.env, dotenv)
+    else:
+        text = key_values.from_file(Path(reference.file or ""))
+    name = str(inside[-1])
+    return (
+        key_values.checked_line(text, name) if len(inside) > 1 else key_values.checked(text, name.removesuffix("_key"))
+    )
 
 
 def _mistakes(path: str, mistakes: Sequence[Mistake]) -> Mistakes:
@@ -196,7 +221,7 @@ def _in_words(error: ValidationError, found: Read) -> Iterator[Mistake]:
 
 
 def _message(kind: str, place: Place, problem: Any) -> str:
-    if place and place[-1] in _KEYS and kind in ("model_type", "string_type"):
+    if place and (place[-1] in _KEYS or place[-2:-1] == ("secret_fields",)) and kind in ("model_type", "string_type"):
         return "must say where the key is, such as {env: AMPLITUDE_KEY} or {file: key.txt}; the key itself stays out"
     if kind == "value_error":
         return str(problem["ctx"]["error"])
@@ -227,6 +252,8 @@ def _pasted_keys(value: Any, depth: int = 0) -> Iterator[str]:
         for name, item in value.items():
             if name in _KEYS and isinstance(item, str):
                 yield item
+            if name == "secret_fields" and isinstance(item, Mapping):
+                yield from (text for text in item.values() if isinstance(text, str))
             if depth not in _NAMED_BY_PEOPLE:
                 yield from _pasted_keys(name)
             yield from _pasted_keys(item, depth + 1)
