@@ -70,8 +70,8 @@ def _user(user: Mapping[str, Any]) -> str:
         for key, value in user["user_properties"].items()
     )
     return (
-        f'<li><strong class="wrap">{escape(name)}</strong><span class="sub">{_project(user)} · {events}{identifies} · devices: '
-        f"{escape(devices) or 'none'}</span>"
+        f'<li><strong class="wrap">{escape(name)}</strong><span class="sub">{_project(user)} · {events}{identifies} · '
+        f"devices: {escape(devices) or 'none'}</span>"
         + (f'<div class="chips">{chips}</div></li>' if chips else '<span class="none">none</span></li>')
     )
 
