@@ -54,6 +54,10 @@ def test_second_time_sends_nothing_twice(home: Path) -> None:
     second = nami_amp(home, "demo", "--users", "150", "--port", "0")
     assert second.returncode == 0, second.stderr
     assert "Events sent to Amplitude twice in this run: 0." in second.stdout
+    lines = second.stdout.splitlines()  # in a pipe, nothing is drawn, folded or cut
+    assert "Integration\tCaptured\tDelivered\tSkipped\tDead letters\tPending" in lines
+    assert [line for line in lines if line.startswith("Captured counts") and line.endswith(" are not selected.")]
+    assert not set("┃│━─") & set(second.stdout)
 
 
 @pytest.mark.slow

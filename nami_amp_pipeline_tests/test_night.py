@@ -93,6 +93,7 @@ def test_a_rejected_event_shows_the_field_that_amplitude_named(bad_night: Night)
     shown = bad_night.run("dead-letters", "show", number)
     assert "event-7" in shown.stdout
     assert "Field\tevent_properties is invalid" in shown.stdout
+    assert f"Do\tRepair its cause, then send it again with 'nami-amp dead-letters retry {number}'" in shown.stdout
     letter = orjson.loads(bad_night.run("dead-letters", "show", number, "--json").stdout)
     assert [field["field"] for field in letter["fields"]] == ["event_properties"]
     assert orjson.loads(letter["answer"])["events_with_invalid_fields"] == ["event_properties"]

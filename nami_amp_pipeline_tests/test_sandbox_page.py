@@ -140,6 +140,25 @@ def test_a_search_can_be_linked_to_and_hostile_ids_are_text(browser: webdriver.C
 
 
 @pytest.mark.slow
+def test_a_browser_without_scripts_searches_too(browser: webdriver.Chrome, server: SandboxServer) -> None:
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.get(server.url)
+        assert "Without JavaScript this page can search." in text(browser, "noscript")
+        shown = [card.text for card in browser.find_elements(By.CSS_SELECTOR, "main > *") if card.is_displayed()]
+        assert shown == ["Find an event, user or device\nFind"], "what only scripts would fill is not there"
+        browser.find_element(By.ID, "search-id").send_keys("id-ada-2\n")
+        until(browser, lambda: browser.current_url.endswith("/?q=id-ada-2"))
+        assert "Events (1)" in text(browser, "#found")
+        browser.find_element(By.CSS_SELECTOR, "#found summary").click()
+        assert "premium_monthly" in text(browser, "#found pre")
+        browser.find_element(By.ID, "search-clear").click()
+        until(browser, lambda: not browser.find_element(By.ID, "found").is_displayed())
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+@pytest.mark.slow
 def test_what_was_lost_is_found_and_said_to_be(browser: webdriver.Chrome, server: SandboxServer) -> None:
     server.sandbox.faults.add(Fault("lost_after_200", user_id="eve"))
     assert post(server, "eve") == 200

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from html.parser import HTMLParser
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urljoin
 
 import orjson
 import pytest
+import requests
 
-from nami_amp_pipeline.sandbox import Answer, Fault, Options, Project, Sandbox
+from nami_amp_pipeline.sandbox import Answer, Fault, Options, Project, Sandbox, SandboxServer
 
 KEY = "0123456789abcdef0123456789abcdef"
 JSON = {"Content-Type": "application/json"}
@@ -149,3 +151,90 @@ def test_old_events_are_gone_and_new_ones_are_found() -> None:
     post(sandbox, event("a"))
     post(sandbox, event("b"))
     assert ids(search(sandbox, q="user-1")) == ["b"]
+
+
+class Page(HTMLParser):
+    """A page without its scripts: the text that it shows, its forms, and the elements by id."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.text = ""
+        self.tags: list[str] = []
+        self.by_id: dict[str, dict[str, str | None]] = {}
+        self.feed(content)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        given = dict(attrs)
+        self.by_id[given.get("id") or ""] = given
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def searched(server: SandboxServer, wanted: str) -> Page:
+    """What a browser without JavaScript shows once the form is sent."""
+    form = Page(requests.get(server.url, timeout=10).text).by_id
+    assert form["search-form"]["method"] == "get"
+    where = urljoin(server.url, form["search-form"]["action"] or "")
+    answer = requests.get(where, params={form["search-id"]["name"] or "": wanted}, timeout=10)
+    assert answer.status_code == 200
+    assert "form-action 'self'" in answer.headers["Content-Security-Policy"]
+    assert KEY not in answer.text
+    return Page(answer.text)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "counts", "texts"),
+    [
+        ("a", (1, 1, 1), ["radio/main", "user-1", '"insert_id": "a"', "events_ingested", "event 1 of 2", "x 2"]),
+        (" user-1 ", (2, 1, 1), ["2 of 2 events", "2 events", "devices: device-1"]),
+        ("device-1", (1, 1, 1), ['"device_id": "device-1"']),
+        ("nobody", (0, 0, 0), ["No stored event has this id.", "No user or device has this id."]),
+    ],
+)
+def test_a_search_needs_no_script(sandbox: Sandbox, wanted: str, counts: tuple[int, ...], texts: list[str]) -> None:
+    with SandboxServer(sandbox) as server:
+        page = searched(server, wanted)
+    titles = ("Events", "Users, as Amplitude would hold them now", "Requests that carried it")
+    for title, count in zip(titles, counts, strict=True):
+        assert f"{title} ({count})" in page.text
+    assert [text for text in texts if text not in page.text] == []
+    assert page.by_id["search-id"]["value"] == wanted.strip()
+    assert "hidden" not in page.by_id["found"]
+    assert page.by_id["search-clear"] == {"id": "search-clear", "class": "button", "href": "/"}
+
+
+def test_without_a_script_what_was_lost_and_rejected_is_said(sandbox: Sandbox) -> None:
+    sandbox.faults.add(
+        Fault("lost_after_200", insert_id="l"),
+        Fault("stored_twice", insert_id="t"),
+        Fault("cut_property", insert_id="t", property_name="x", characters=1),
+        Fault("poison", insert_id="p"),
+    )
+    post(sandbox, event("l"), event("t", user_properties={"x": "text"}))
+    post(sandbox, event("p"))
+    with SandboxServer(sandbox) as server:
+        assert "lost after its 200" in searched(server, "l").text
+        assert "stored 2 times, x cut after 1 characters" in searched(server, "t").text
+        assert "400" in (rejected := searched(server, "p").text)
+        assert "named in events_with_invalid_fields" in rejected
+
+
+def test_hostile_ids_are_text_without_a_script_too() -> None:
+    hostile = '<script>alert(1)</script>"\'&<div id="found" class="found-parts" hidden></div>'
+    sandbox = Sandbox()
+    post(sandbox, event(hostile, user_id=hostile, event_type=hostile, user_properties={hostile: hostile}))
+    with SandboxServer(sandbox) as server:
+        plain = Page(requests.get(server.url, timeout=10).text)
+        page = searched(server, hostile)
+    assert "Events (1)" in page.text
+    assert "Users, as Amplitude would hold them now (1)" in page.text
+    assert page.tags.count("script") == plain.tags.count("script")
+    assert page.by_id["search-id"]["value"] == hostile
+    assert page.text.count(hostile) >= 4
+
+
+def test_a_blank_search_is_the_page_as_it_is(sandbox: Sandbox) -> None:
+    pages = {sandbox.handle("GET", "/", {}, b"", query).body for query in ("", "q=", "q=%20", "other=a")}
+    assert len(pages) == 1

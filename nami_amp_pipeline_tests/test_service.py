@@ -1,4 +1,7 @@
-"""End to end with real processes: PostgreSQL, code server, daemon, webserver, and an Amplitude that looks closely."""
+"""End to end with real processes: PostgreSQL, code server, daemon, webserver, and an Amplitude that looks closely.
+
+The daemon, and then the code server, die under a run that is posting: the rest is delivered, each event once.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(WARNINGS)]
 _KEYS = """
 query { assetNodes { assetKey { path } partitionKeys } }
 """
-_TERMINATE = """
-mutation ($runId: String!) { terminateRun(runId: $runId) { __typename } }
-"""
 
 
-def test_the_service_runs_by_itself(tmp_path: Path, postgres: Postgres) -> None:
+def test_the_service_runs_by_itself_and_survives_its_processes(tmp_path: Path, postgres: Postgres) -> None:
     sandbox = Sandbox(refused_keys=[BAD_KEY], options=Options(throttle=False))
     with (
         Webhook() as webhook,
@@ -37,10 +37,10 @@ def test_the_service_runs_by_itself(tmp_path: Path, postgres: Postgres) -> None:
             tmp_path,
             postgres,
             NAMI_AMP_TICK_MINUTES="1",
-            NAMI_AMP_SENSOR_SECONDS="5",
+            NAMI_AMP_SENSOR_SECONDS="10",
             NAMI_AMP_EARLY_TICK_SECONDS="10",
             NAMI_AMP_RUN_RETRY_SECONDS="30",
-            NAMI_AMP_BATCH_EVENTS="50",
+            NAMI_AMP_BATCH_EVENTS="20",
             NAMI_AMP_MAX_LANES="2",
             NAMI_AMP_ALERT_WEBHOOK_URL=webhook.url,
         ) as running,
@@ -59,12 +59,15 @@ def test_the_service_runs_by_itself(tmp_path: Path, postgres: Postgres) -> None:
         _partitions_come_without_a_reload(every)
         _micro_batch_comes_by_itself(every)
         _alerts_come(every, webhook)
-        every.load("radio", 120, seed=3)
-        _termination_is_graceful(every, sandbox)
+        _the_daemon_dies_under_a_run(every, sandbox)
         set_enabled(every.context.store, "fit/main", enabled=False)
         _rest_is_delivered_once(every, sandbox)
+        assert sandbox.audit.duplicates == 0
+        _sensors_are_well(every)
         wait_for(lambda: sum(message[0] == "✅" for message in webhook.messages) == 1, every.logs)
         assert len(webhook.messages) == 2
+        _the_code_server_dies_under_a_run(every, sandbox)
+        _rest_is_delivered_once(every, sandbox)
         assert running.healthy("daemon")
         secrets = (GOOD_KEY, BAD_KEY, SECRET, running.environ["NAMI_AMP_ENCRYPTION_KEY"])
         assert not [secret for secret in secrets if secret in every.logs()]
@@ -103,18 +106,43 @@ def _alerts_come(every: Everything, webhook: Webhook) -> None:
     assert "Integration halted: fit/main" in every.service.log("code-server")
 
 
-def _termination_is_graceful(every: Everything, sandbox: Sandbox) -> None:
-    accepted = sandbox.audit.accepted
+def _run_that_posts(every: Everything, sandbox: Sandbox, seed: int) -> str:
+    """Loads events, and waits for a run that has been answered something, and is under way for long; returns its id."""
     sandbox.options = dataclasses.replace(sandbox.options, latency_ms=1_500)
+    every.load("radio", 60, seed=seed)
+    accepted = sandbox.audit.accepted
     wait_for(lambda: sandbox.audit.accepted > accepted, every.logs)
     (run,) = wait_for(lambda: every.runs("STARTED"), every.logs)
-    answer = every.service.ask(_TERMINATE, runId=run["runId"])
-    assert answer["terminateRun"]["__typename"] == "TerminateRunSuccess"
-    wait_for(lambda: run["runId"] in [one["runId"] for one in every.runs("CANCELED")], every.logs)
-    assert every.pending()
-    delivered = sum(one.delivered for one in status(every.context, all_integrations(every.context.store)))
-    assert delivered == sandbox.audit.accepted
+    return str(run["runId"])
+
+
+def _ended(every: Everything, run_id: str) -> str:
+    """Waits for the end of a run; returns its status."""
+
+    def of_run() -> list[str]:
+        ended = every.runs("CANCELED", "FAILURE", "SUCCESS")
+        return [str(run["status"]) for run in ended if run["runId"] == run_id]
+
+    return wait_for(of_run, every.logs)[0]
+
+
+def _the_daemon_dies_under_a_run(every: Everything, sandbox: Sandbox) -> None:
+    run_id = _run_that_posts(every, sandbox, seed=3)
+    every.service.kill("daemon")
+    every.service.start("daemon")
     sandbox.options = dataclasses.replace(sandbox.options, latency_ms=0)
+    assert _ended(every, run_id) == "SUCCESS"  # it is a child of the code server
+    delivered = sum(row.delivered for row in status(every.context, all_integrations(every.context.store)))
+    assert delivered == sandbox.audit.accepted
+    assert sandbox.audit.duplicates == 0
+
+
+def _the_code_server_dies_under_a_run(every: Everything, sandbox: Sandbox) -> None:
+    run_id = _run_that_posts(every, sandbox, seed=4)
+    every.service.kill("code-server")
+    every.service.start("code-server")
+    sandbox.options = dataclasses.replace(sandbox.options, latency_ms=0)
+    assert _ended(every, run_id) == "FAILURE"  # the sensor `lost_runs` says so
 
 
 def _rest_is_delivered_once(every: Everything, sandbox: Sandbox) -> None:
@@ -127,9 +155,12 @@ def _rest_is_delivered_once(every: Everything, sandbox: Sandbox) -> None:
     wait_for(done, every.logs)
     (now,) = status(every.context, radio)
     assert now.delivered == now.captured == sandbox.audit.accepted
-    assert sandbox.audit.duplicates == 0
+    assert sandbox.audit.accepted_more_than_once.count == 0  # what was under way was sent again, and recognised
     assert sandbox.audit.order_violations.count == 0
     assert not every.runs("STARTED", "QUEUED", "CANCELING")
+
+
+def _sensors_are_well(every: Everything) -> None:
     for name, sensor in every.sensors().items():
         assert sensor["status"] == "RUNNING"
         assert not [tick["error"] for tick in sensor["ticks"] if tick["error"]], name

@@ -15,6 +15,7 @@ from nami_amp_pipeline.clock import to_datetime
 from nami_amp_pipeline.contract import did_you_mean, nearest
 from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer
 from nami_amp_pipeline.operations import dead_letters, reasons
+from nami_amp_pipeline.operations.overview import overview
 from nami_amp_pipeline.operations.standing import Standing, State, next_run, standings
 from nami_amp_pipeline.operations.verdicts import Word
 from nami_amp_pipeline.settings import Settings
@@ -147,6 +148,17 @@ def test_a_throttled_user_is_named(pipe: Pipeline, answer: HttpAnswer, code: str
     assert "1 event of 1 user waits; all other events are delivered" in found.why
     assert found.next_try is not None
     assert found.next_try > START
+
+
+@pytest.mark.slow
+def test_users_that_wait_behind_a_halt_are_named_beside_those_that_are_held(pipe: Pipeline) -> None:
+    one = after(pipe, THROTTLED)
+    assert overview(pipe.context).verdict == "Nobody is needed: 1 of 1 waits and goes on by itself."
+    pipe.insert([row(3, START, "c"), row(4, START, "d")])
+    pipe.wires[one.id] = Answering([WRONG_KEY])
+    pipe.tick()
+    found = of(pipe, one)
+    assert (found.state, found.pending, found.whose) == ("halted", 3, ("a", "c", "d"))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from nami_amp_pipeline.destinations import DEFAULT
 from nami_amp_pipeline.operations.times import parse_time
 
 if TYPE_CHECKING:
-    from nami_amp_pipeline.operations.dead_letters import Filter
+    from nami_amp_pipeline.operations.dead_letters import DeadLetter, Filter
 
 
 @click.group(name="dead-letters")
@@ -203,7 +203,7 @@ def show(invocation: Invocation, id: str, as_json: bool) -> None:  # noqa: A002 
                 "Reason": letter.reason,
                 "Why": letter.why,
                 "Field": "\n".join(map(str, letter.fields)) or None,
-                "Do": letter.what_to_do,
+                "Do": _beside_what_is_shown(letter),
                 "Event": letter.event_id,
                 "Type": letter.event_type,
                 "Nami user": letter.user_id,
@@ -306,3 +306,10 @@ def _counted(found: Mapping[tuple[str, str], int]) -> str:
     parts = [f"{events:,} {reason} of {integration}" for (integration, reason), events in sorted(found.items())]
     shown = ", ".join(parts[:5]) + (", …" if len(parts) > 5 else "")
     return f"{count:,} dead letter{'s' if count != 1 else ''} ({shown})"
+
+
+def _beside_what_is_shown(letter: DeadLetter) -> str | None:
+    """What to do, without the advice to look at what is on the screen already."""
+    seen = f"See the field with 'nami-amp dead-letters show {letter.id}', r"
+    text = letter.what_to_do
+    return f"R{text.removeprefix(seen)}" if text and text.startswith(seen) else text

@@ -35,21 +35,35 @@ def dev(invocation: Invocation, port: int | None, opens: bool) -> int:
     from nami_amp_pipeline.commands import output as screen
     from nami_amp_pipeline.dagster_support import dev as library
     from nami_amp_pipeline.dagster_support.children import ChildDied, Ended, listening
+    from nami_amp_pipeline.dagster_support.ports import local_ports
+    from nami_amp_pipeline.destinations import DEFAULT
 
     settings = invocation.settings
     library.check_environment()
     known = library.under_way(settings)
     if known is not None and opens and known.url:
         webbrowser.open(known.url)
-    with library.alone(settings):
-        endpoints = [integration.endpoint for integration in invocation.operations.integrations()]
+    with library.alone(settings) as lock:
+        integrations = invocation.operations.integrations()
+        endpoints = [row.endpoint for row in integrations if row.destination == DEFAULT]
         invocation.close()
         session = library.Dev(settings, endpoints, _sandbox, _control_center, port)
-        with listening() as children, library.short_folder() as sockets:
+        with library.short_folder() as sockets, listening(keeps=[lock]) as children:
             try:
                 with screen.spinner("Starting Dagster …"):
                     running = session.start(children, sockets)
-                _show(running, settings.home.absolute(), endpoints, invocation.operations.nothing_here)
+                sandboxes = [number for number in local_ports(endpoints) if number not in session.strangers]
+                _show(running, settings.home.absolute(), sandboxes)
+                if not integrations:
+                    nothing_here = screen.sentence(invocation.operations.nothing_here)
+                    screen.say(f"{nothing_here} 'nami-amp demo' shows it all.")
+                screen.say("Ctrl-C ends it.")
+                sys.stdout.flush()
+                for number in session.strangers:
+                    invocation.complain(
+                        f"integrations send to port {number} of this machine, where a program listens that is no local "
+                        "Amplitude: end that program and start this again"
+                    )
                 if opens and not webbrowser.open(running.url):
                     invocation.complain(f"there is no browser that could open {running.url}")
                 children.wait_until(lambda: False)
@@ -76,22 +90,16 @@ def _control_center(port: int) -> list[str]:
     return [sys.executable, "-m", "nami_amp_pipeline.cli", "control-center", "--port", str(port)]
 
 
-def _show(session: Session, home: Path, endpoints: Sequence[str], nothing_here: str) -> None:
+def _show(session: Session, home: Path, sandboxes: Sequence[int]) -> None:
     from nami_amp_pipeline.commands import output as screen
-    from nami_amp_pipeline.dagster_support.dev import local_ports
 
-    sandboxes = [f"http://127.0.0.1:{port}" for port in local_ports(endpoints)]
     screen.facts(
         {
             "Dagster": session.url,
             "Control Center": session.control_center,
             "Report": f"{session.url}/assets/delivery_report",
-            "Sandbox": ", ".join(sandboxes) or None,
+            "Sandbox": ", ".join(f"http://127.0.0.1:{port}" for port in sandboxes) or None,
             "Home": home,
             "Logs": home / "dev",
         }
     )
-    if not endpoints:
-        screen.say(f"{screen.sentence(nothing_here)} 'nami-amp demo' shows it all.")
-    screen.say("Ctrl-C ends it.")
-    sys.stdout.flush()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from nami_amp_pipeline.dagster_support import orphans
+from nami_amp_pipeline.dagster_support.orphans import tell
+
 STOP_SECONDS: Final = 15.0
 """How long a process may take to end: a run records the answers under way within 10 seconds."""
 
@@ -22,9 +23,6 @@ ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, a request to end, and a terminal that was closed."""
 
 _LOOK_SECONDS: Final = 0.1
-_PDEATHSIG: Final = 1
-_PRCTL: Final = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-"""Linux's system call with which a process asks for a signal when its parent ends."""
 
 
 class Ended(Exception):
@@ -82,11 +80,13 @@ class Children:
         running: those that were started and not stopped yet.
         asked: the first signal that asked this process to end; None if none did.
         pressed: how many such signals came.
+        heir: who ends them if this process is killed.
     """
 
     running: list[Child] = field(default_factory=list)
     asked: int | None = None
     pressed: int = 0
+    heir: Heir | None = None
 
     def start(self, name: str, command: Sequence[str], log: Path, environ: Mapping[str, str]) -> Child:
         """Starts a process whose output goes to a log file; what that held before is kept beside it as ``.1``.
@@ -104,8 +104,9 @@ class Children:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches this process only, which stops them in order
-                preexec_fn=_end_with_parent if _PRCTL is not None else None,
             )
+        if self.heir is not None:
+            self.heir.hears(f"+{process.pid}")
         child = Child(name, log, process)
         self.running.append(child)
         return child
@@ -146,22 +147,60 @@ class Children:
         pressed = self.pressed
         for stage in [*stages, [child for child in self.running if child not in named]]:
             for child in stage:
-                _signal_group(child, signal.SIGTERM)
+                tell(child.process.pid, signal.SIGTERM)
             until = time.monotonic() + STOP_SECONDS
             while any(_group_lives(child) for child in stage) and time.monotonic() < until:
                 if self.pressed > pressed:
                     break
                 time.sleep(_LOOK_SECONDS)
             for child in stage:
-                _signal_group(child, signal.SIGKILL)
+                tell(child.process.pid, signal.SIGKILL)
                 child.process.wait()
                 self.running.remove(child)
+                if self.heir is not None:
+                    self.heir.hears(f"-{child.process.pid}")
+
+
+class Heir:
+    """A small process that ends the children if this one is killed; see :mod:`orphans`.
+
+    Args:
+        keeps: file descriptors that it holds open until it has done so, such as that of a lock.
+    """
+
+    def __init__(self, keeps: Sequence[int] = ()) -> None:
+        self._process = subprocess.Popen(  # noqa: S603 - a program of this package
+            [sys.executable, "-I", "-S", orphans.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # it outlives Ctrl-C and a terminal that is closed
+            pass_fds=keeps,
+        )
+
+    def hears(self, line: str) -> None:
+        """Tells it of a process group."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # somebody ended it: without it, this process does what it can
+            self._process.stdin.write(f"{line}\n".encode())
+            self._process.stdin.flush()
+
+    def leaves(self) -> None:
+        """Lets it go, as all children have ended; what it still knows of, it ends."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
 
 
 @contextmanager
-def listening() -> Iterator[Children]:
-    """Turns signals that ask this process to end into :class:`Ended`; whatever still runs afterwards is stopped."""
-    children = Children()
+def listening(keeps: Sequence[int] = ()) -> Iterator[Children]:
+    """Turns signals that ask this process to end into :class:`Ended`; whatever still runs afterwards is stopped.
+
+    Args:
+        keeps: file descriptors that stay open until that is so, even if this process is killed.
+    """
+    children = Children(heir=Heir(keeps))
 
     def asked(number: int, _frame: FrameType | None) -> None:
         children.asked = children.asked or number
@@ -172,26 +211,13 @@ def listening() -> Iterator[Children]:
         yield children
     finally:
         children.stop()
+        if children.heir is not None:
+            children.heir.leaves()
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _end_with_parent() -> None:
-    """Lets the kernel end the process that is being started when this one is killed, so that none is left alone."""
-    if _PRCTL is not None:
-        _PRCTL(_PDEATHSIG, signal.SIGTERM)
-
-
-def _signal_group(child: Child, number: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
-        os.killpg(child.process.pid, number)
 
 
 def _group_lives(child: Child) -> bool:
     """Whether the process, or any that it started, is still there."""
     child.process.poll()
-    try:
-        os.killpg(child.process.pid, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
+    return tell(child.process.pid, 0)

@@ -13,18 +13,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from itertools import count
 from pathlib import Path
-from typing import Final
-from urllib.parse import urlsplit
+from typing import Any, Final
 
 import requests
 import yaml
 
-from nami_amp_pipeline.dagster_support.children import Child, Children
+from nami_amp_pipeline.dagster_support.children import Child, ChildDied, Children
 from nami_amp_pipeline.dagster_support.instance import CODE_LOCATION, dagster_home, dagster_instance
+from nami_amp_pipeline.dagster_support.ports import HOST, HeldPort, hold_port, is_free, local_ports, taken, was_lost
 from nami_amp_pipeline.errors import Blocked, Busy, Misconfigured
 from nami_amp_pipeline.settings import Settings, contradictions
 
@@ -34,17 +34,17 @@ PORT: Final = 3000
 CONTROL_CENTER_PORT: Final = 8770
 """The same for the Control Center."""
 
-HOST: Final = "127.0.0.1"
 START_SECONDS: Final = 180.0
 """How long the processes may take until they answer: a slow machine loads Dagster for a minute."""
 
-_HERE: Final = (HOST, "localhost")
-_PORTS_TRIED: Final = 20
+_MOST_STARTS: Final = 4
 _LEFT_OVER_SECONDS: Final = 15.0
 _ASK_SECONDS: Final = 5.0
 
 CODE_SERVER, DAEMON, WEBSERVER, SANDBOX = "code server", "daemon", "webserver", "sandbox"
 CONTROL_CENTER: Final = "control center"
+
+_LOCATIONS: Final = "{ workspaceOrError { ... on Workspace { locationEntries { displayMetadata { key value } } } } }"
 
 _STOP_ORDER: Final = ((DAEMON, WEBSERVER, CONTROL_CENTER), (CODE_SERVER,))
 """First what starts runs, then the runs; sandboxes last, as they answer the requests of runs."""
@@ -91,13 +91,17 @@ def under_way(settings: Settings) -> Session | None:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return session_of(settings)
+            session = session_of(settings)
+            return session if _lives(session.pid) else None  # what a killed session left behind is being ended
     return None
 
 
 @contextmanager
-def alone(settings: Settings) -> Iterator[None]:
+def alone(settings: Settings) -> Iterator[int]:
     """Holds the lock of a home, so that no second session begins.
+
+    Yields:
+        The lock's file descriptor: for as long as any process has it open, the lock is held.
 
     Raises:
         Busy: one is under way; the message says where.
@@ -120,7 +124,7 @@ def alone(settings: Settings) -> Iterator[None]:
                 if _lives(session_of(settings).pid) or time.monotonic() >= until:
                     raise Busy(_said_of(settings)) from None
                 time.sleep(0.2)
-        yield
+        yield file.fileno()
 
 
 def _said_of(settings: Settings) -> str:
@@ -153,45 +157,26 @@ def check_environment() -> None:
         )
 
 
-def is_free(port: int) -> bool:
-    """Whether nothing listens on a port of this machine."""
-    with socket.socket() as asking:
-        asking.settimeout(_ASK_SECONDS)
-        if asking.connect_ex((HOST, port)) == 0:
-            return False
-    with socket.socket() as found:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            found.bind((HOST, port))
-        except OSError:
-            return False
-    return True
+def code_server_command(place: Path) -> list[str]:
+    """The command that serves our code on a socket.
 
-
-def choose_port(wanted: int | None, last: int | None, first: int = PORT) -> int:
-    """A port for pages: the one that is wanted, that of the last session, or the first that is free.
-
-    Raises:
-        Blocked: it is taken, or none is free.
+    Not that of ``dagster code-server``: its inner process, which holds the code, ends when a laptop sleeps, and nothing
+    notices that.
     """
-    if wanted is not None:
-        if not is_free(wanted):
-            raise Blocked(f"port {wanted} is taken: give --port another one, or leave it out")
-        return wanted
-    usual = range(first, first + _PORTS_TRIED)
-    for port in [last, *usual] if last else usual:
-        if is_free(port):
-            return port
-    with socket.socket() as found:
-        found.bind((HOST, 0))
-        free: int = found.getsockname()[1]
-        return free
+    code = ["--module-name", "nami_amp_pipeline.definitions", "--location-name", CODE_LOCATION]
+    how = ["--use-python-environment-entry-point", "--log-level", "warning"]
+    return [sys.executable, "-m", "dagster", "api", "grpc", "--socket", str(place), *code, *how]
 
 
-def local_ports(endpoints: Sequence[str]) -> list[int]:
-    """The ports of endpoints where a local Amplitude of this machine can be, each once, in their order."""
-    here = [parts for parts in map(urlsplit, endpoints) if parts.scheme == "http" and parts.hostname in _HERE]
-    return list(dict.fromkeys(parts.port for parts in here if parts.port))
+def daemon_command(workspace: Path) -> list[str]:
+    """The command that starts Dagster's daemon."""
+    return [sys.executable, "-m", "dagster._daemon", "run", "--workspace", str(workspace)]
+
+
+def webserver_command(port: int, workspace: Path) -> list[str]:
+    """The command that starts Dagster's pages."""
+    where = ["--host", HOST, "--port", str(port)]
+    return [sys.executable, "-m", "dagster_webserver", *where, "--workspace", str(workspace)]
 
 
 @dataclass
@@ -200,10 +185,13 @@ class Dev:
 
     Args:
         settings: of the home.
-        endpoints: of the integrations that are on.
+        endpoints: of Amplitude, of the integrations.
         sandbox: the command that starts a local Amplitude, for a port and a file of its events.
         control_center: the command that starts the Control Center, for a port.
         wanted_port: for Dagster's UI; None for that of the last session, or one that is free.
+
+    Attributes:
+        strangers: ports of endpoints of this machine where something listens that is no local Amplitude.
     """
 
     settings: Settings
@@ -211,37 +199,67 @@ class Dev:
     sandbox: Callable[[int, Path], Sequence[str]]
     control_center: Callable[[int], Sequence[str]]
     wanted_port: int | None = None
+    strangers: list[int] = field(default_factory=list, init=False)
+    _ports: dict[str, int] = field(default_factory=dict, init=False)
+    _lost: set[int] = field(default_factory=set, init=False)
 
     def start(self, children: Children, sockets: Path) -> Session:
         """Starts everything, and waits until all of it answers.
+
+        A process that finds its port taken, although it was free just before, ends; then all are started once more on
+        other ports, as each is told the addresses of the others.
 
         Args:
             children: that will hold the processes.
             sockets: a folder with a short path.
 
         Raises:
-            Blocked: a port is taken, or a process does not answer in time.
+            Blocked: a port that was chosen is taken, or a process does not answer in time.
             Misconfigured: Dagster's settings cannot be used.
             ChildDied: a process ended.
             Ended: a signal came.
         """
-        last = session_of(self.settings)
         with dagster_instance(self.settings):  # makes it where it is missing, and says what is wrong with it
             pass
-        port = choose_port(self.wanted_port, _port_of(last.url))
-        beside = choose_port(None, _port_of(last.control_center), CONTROL_CENTER_PORT)
-        session = Session(f"http://{HOST}:{port}", self._journals(last), os.getpid(), f"http://{HOST}:{beside}")
-        self._write(session)
-        environ = self._environ(session)
-        for number, name in session.sandboxes.items():
-            if int(number) in self._silent:
-                self._start_sandbox(children, int(number), name, environ)
-        pages = self._start_control_center(children, beside, environ)
-        self._start_dagster(children, sockets, session, port, environ)
-        self._await(children, pages, lambda: answers(f"{session.control_center}/static/icon.svg"))
+        for number in count(1):
+            try:
+                return self._start(children, sockets / str(number))
+            except ChildDied as died:
+                port = self._ports.get(died.child.name)
+                if port is None or number == _MOST_STARTS or not was_lost(port, died.child.log):
+                    raise
+                if died.child.name == WEBSERVER and self.wanted_port is not None:
+                    raise taken(port) from None
+                self._lost.add(port)
+                stop(children)
+        raise AssertionError("unreachable")
+
+    def _start(self, children: Children, sockets: Path) -> Session:
+        last = session_of(self.settings)
+        sockets.mkdir()
+        with ExitStack() as held:
+            silent = self._silent()
+            avoid = {*self._lost, *local_ports(self.endpoints)}
+            pages = held.enter_context(closing(hold_port(self.wanted_port, _port_of(last.url), PORT, avoid)))
+            beside = held.enter_context(
+                closing(hold_port(None, _port_of(last.control_center), CONTROL_CENTER_PORT, avoid))
+            )
+            session = Session(
+                f"http://{HOST}:{pages.port}",
+                _journals(silent, last),
+                os.getpid(),
+                f"http://{HOST}:{beside.port}",
+            )
+            self._write(session)
+            environ = self._environ(session)
+            for port in silent:
+                self._start_sandbox(children, port, session.sandboxes[str(port)], environ)
+            center = self._start_control_center(children, beside, environ)
+            self._start_dagster(children, sockets, session, pages, environ)
+            self._await(children, center, lambda: _says(center, session.control_center))
         return session
 
-    def _start_control_center(self, children: Children, port: int, environ: Mapping[str, str]) -> Child:
+    def _start_control_center(self, children: Children, held: HeldPort, environ: Mapping[str, str]) -> Child:
         local = [endpoint for endpoint in self.endpoints if local_ports([endpoint])]
         # Without a sign-in, as it is on this machine only; a local Amplitude of the home may be chosen there.
         allowed = ",".join(dict.fromkeys(filter(None, (self.settings.control_center_endpoints, *local))))
@@ -250,61 +268,45 @@ class Dev:
             "NAMI_AMP_CONTROL_CENTER_SIGN_IN": "none",
             "NAMI_AMP_CONTROL_CENTER_URL": "",
         }
-        command = self.control_center(port)
-        return children.start(CONTROL_CENTER, command, self.log(CONTROL_CENTER), {**environ, **own})
+        return self._start_on(children, CONTROL_CENTER, held, self.control_center(held.port), {**environ, **own})
+
+    def _start_on(
+        self, children: Children, name: str, held: HeldPort, command: Sequence[str], environ: Mapping[str, str]
+    ) -> Child:
+        """Starts a process on a port that was held for it."""
+        self._ports[name] = held.port
+        held.close()
+        return children.start(name, command, self.log(name), environ)
 
     def _start_dagster(
-        self, children: Children, sockets: Path, session: Session, port: int, environ: Mapping[str, str]
+        self, children: Children, sockets: Path, session: Session, held: HeldPort, environ: Mapping[str, str]
     ) -> None:
         place = sockets / "code-server"
-        dagster = [sys.executable, "-m", "dagster"]
-        code = children.start(
-            CODE_SERVER,
-            [*dagster, "code-server", "start", "--socket", str(place), "--module-name", "nami_amp_pipeline.definitions",
-             "--location-name", CODE_LOCATION, "--use-python-environment-entry-point", "--log-level", "warning"],
-            self.log(CODE_SERVER),
-            environ,
-        )  # fmt: skip
+        code = children.start(CODE_SERVER, code_server_command(place), self.log(CODE_SERVER), environ)
         workspace = sockets / "workspace.yaml"
         server = {"socket": str(place), "location_name": CODE_LOCATION}
         workspace.write_text(yaml.safe_dump({"load_from": [{"grpc_server": server}]}))
         self._await(children, code, lambda: _serves(place))
-        children.start(
-            DAEMON,
-            [sys.executable, "-m", "dagster._daemon", "run", "--workspace", str(workspace)],
-            self.log(DAEMON),
-            environ,
-        )
-        pages = children.start(
-            WEBSERVER,
-            [sys.executable, "-m", "dagster_webserver", "--host", HOST, "--port", str(port), "--workspace",
-             str(workspace)],
-            self.log(WEBSERVER),
-            environ,
-        )  # fmt: skip
-        self._await(children, pages, lambda: answers(f"{session.url}/server_info"))
+        children.start(DAEMON, daemon_command(workspace), self.log(DAEMON), environ)
+        pages = self._start_on(children, WEBSERVER, held, webserver_command(held.port, workspace), environ)
+        self._await(children, pages, lambda: _shows(session.url, place))
 
     def log(self, name: str) -> Path:
         """The log file of a process."""
         return _folder(self.settings) / f"{name.replace(' ', '-')}.log"
 
-    @cached_property
     def _silent(self) -> list[int]:
-        return [port for port in local_ports(self.endpoints) if is_free(port)]
-
-    def _journals(self, last: Session) -> dict[str, str]:
-        """The file of events for each port: the one that it had; the first gets that of the demo."""
-        known = dict(last.sandboxes)
-        for port in self._silent:
-            taken = set(known.values())
-            known.setdefault(str(port), "sandbox.ndjson" if "sandbox.ndjson" not in taken else f"sandbox-{port}.ndjson")
-        return known
+        """Ports of endpoints of this machine where nothing listens; notes where something else than a sandbox does."""
+        ports = local_ports(self.endpoints)
+        silent = [port for port in ports if is_free(port)]
+        self.strangers = [port for port in ports if port not in silent and not _is_sandbox(port)]
+        return silent
 
     def _start_sandbox(self, children: Children, port: int, name: str, environ: Mapping[str, str]) -> None:
         called = SANDBOX if name == "sandbox.ndjson" else f"{SANDBOX} {port}"
-        command = self.sandbox(port, self.settings.home / name)
-        child = children.start(called, command, self.log(called), environ)
-        self._await(children, child, lambda: answers(f"http://{HOST}:{port}/sandbox/summary"))
+        self._ports[called] = port
+        child = children.start(called, self.sandbox(port, self.settings.home / name), self.log(called), environ)
+        self._await(children, child, lambda: _says(child, f"http://{HOST}:{port}"))
 
     def _await(self, children: Children, child: Child, ready: Callable[[], bool]) -> None:
         if not children.wait_until(ready, START_SECONDS):
@@ -323,6 +325,16 @@ class Dev:
         aside.replace(file)
 
 
+def _journals(silent: Sequence[int], last: Session) -> dict[str, str]:
+    """The file of events for each port: the one that it had; the first gets that of the demo."""
+    known = dict(last.sandboxes)
+    for port in silent:
+        taken_names = set(known.values())
+        demo = "sandbox.ndjson"
+        known.setdefault(str(port), demo if demo not in taken_names else f"sandbox-{port}.ndjson")
+    return known
+
+
 def stop(children: Children) -> None:
     """Stops everything in order, so that a run that is under way can record what it did."""
     children.stop(_STOP_ORDER)
@@ -337,21 +349,35 @@ def short_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def answers(url: str) -> bool:
-    """Whether a page of this machine answers."""
+def _is_sandbox(port: int) -> bool:
+    """Whether what listens on a port of this machine is a local Amplitude."""
+    return "projects" in (_asked(f"http://{HOST}:{port}/sandbox/summary") or ())
+
+
+def _says(child: Child, url: str) -> bool:
+    """Whether a process of this program has said that it listens; another one may answer at the same address."""
+    return f" at {url}" in child.log.read_text("utf-8", "replace")
+
+
+def _shows(url: str, place: Path) -> bool:
+    """Whether Dagster's pages are there, with the code of this session; those of another may answer instead."""
+    answer = _asked(f"{url}/graphql", {"query": _LOCATIONS})
+    return answer is not None and str(place) in json.dumps(answer, ensure_ascii=False)
+
+
+def _asked(url: str, body: Mapping[str, str] | None = None) -> dict[str, Any] | None:
+    """What a server of this machine answers, if it is a JSON object."""
     with requests.Session() as asking:
         asking.trust_env = False  # no proxy leads to this machine
         try:
-            return asking.get(url, timeout=_ASK_SECONDS).ok
-        except requests.RequestException:
-            return False
+            found = asking.request("GET" if body is None else "POST", url, json=body, timeout=_ASK_SECONDS).json()
+        except (requests.RequestException, ValueError):
+            return None
+    return found if isinstance(found, dict) else None
 
 
 def _serves(place: Path) -> bool:
-    """Whether the code server listens, which it does once it has loaded the code.
-
-    A client of gRPC would start threads, with which the next process cannot be forked safely: it aborts now and then.
-    """
+    """Whether the code server listens, which it does once it has loaded the code."""
     with socket.socket(socket.AF_UNIX) as asking:
         asking.settimeout(_ASK_SECONDS)
         return place.exists() and asking.connect_ex(str(place)) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from typing import Final, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -21,8 +21,6 @@ from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.runner import RunReport, run_micro_batch
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state.integrations import Integration
-
-_PIPE_COLUMNS: Final = 110
 
 
 def run_demo(
@@ -51,9 +49,7 @@ def run_demo(
         Misconfigured: the settings name a warehouse that is not the demo's.
         Blocked: something outside keeps the demo from running.
     """
-    console = Console(
-        file=out, markup=False, highlight=False, emoji=False, width=None if out.isatty() else _PIPE_COLUMNS
-    )
+    console = Console(file=out, markup=False, highlight=False, emoji=False, soft_wrap=not out.isatty())
     started = time.monotonic()
     sample = load_sample(settings, users, clock())
     console.print(
@@ -119,7 +115,7 @@ def _show_events(
             table.add_row(integration.app_id, event_type, *(f"{count:,}" for count in counts))
         table.add_row(integration.app_id, "all", f"{sum(sent.values()):,}", f"{sum(arrived.values()):,}", style="bold")
         table.add_section()
-    console.print(table)
+    _print(console, table)
     console.print(
         "Every event that was sent arrived exactly once.\n"
         if everything
@@ -142,7 +138,7 @@ def _show_people(console: Console, persons: Sequence[Person]) -> None:
         table.add_row("events", str(person.profile["events"]))
         for name, value in sorted(person.profile["user_properties"].items()):
             table.add_row(name, _value(value))
-        console.print(table)
+        _print(console, table)
 
 
 def _value(value: object) -> str:
@@ -164,7 +160,7 @@ def _show_numbers(console: Console, found: Sequence[IntegrationStatus]) -> bool:
             *(f"{count:,}" for count in (numbers.captured, numbers.delivered, skipped, dead, numbers.pending)),
         )
     console.print()
-    console.print(table)
+    _print(console, table)
     for numbers in found:
         for code, events in numbers.skipped.items():
             console.print(f"{numbers.integration} skipped {events:,}: {reasons.means(code)}.", soft_wrap=True)
@@ -187,6 +183,20 @@ def _table(title: str, *left: str, right: Sequence[str]) -> Table:
     for name in right:
         table.add_column(name, justify="right", no_wrap=True)
     return table
+
+
+def _print(console: Console, table: Table) -> None:
+    """Prints a table; in a pipe its rows, separated by tabs, with nothing cut or folded."""
+    if not console.soft_wrap:
+        console.print(table)
+        return
+    rows = list(zip(*(column.cells for column in table.columns), strict=True))
+    if table.show_header:
+        rows.insert(0, tuple(column.header for column in table.columns))
+    if table.title:
+        console.print(table.title)
+    for row in rows:
+        console.file.write("\t".join(map(str, row)) + "\n")
 
 
 def _wait_for_the_end() -> None:

@@ -168,7 +168,8 @@ class Overview:
         on = sum(standing.state != "off" for standing in self.standings)
         alone = [standing for standing in self.standings if standing.state in ("unreachable", "throttled", "waiting")]
         if alone:
-            return f"Nobody is needed: {len(alone)} of {many} wait{'s' * (len(alone) == 1)} and go on by themselves."
+            go_on = "waits and goes on by itself" if len(alone) == 1 else "wait and go on by themselves"
+            return f"Nobody is needed: {len(alone)} of {many} {go_on}."
         return f"Nobody is needed: {on} of {many} {'is' if on == 1 else 'are'} at work."
 
     def to_json(self) -> dict[str, Any]:

@@ -136,18 +136,19 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
 
 
 def _lacks_users(facts: Facts, now: int) -> bool:
-    """Whether events are queued and do not go, and nobody knows yet whose they are."""
+    """Whether events are queued and do not go, and it is not known yet whose they are, but for a few that are held."""
     integration, count = facts.integration, facts.numbers
     stands = integration.halted_reason or not integration.enabled or facts.unanswered or facts.trouble
     late = count.lag_seconds > _LATE_SECONDS or (facts.project_until or 0) > now
-    return bool(not facts.whose and count.pending_by.get("queued") and (stands or late))
+    return bool(len(facts.whose) < _SHOWN_USERS and count.pending_by.get("queued") and (stands or late))
 
 
 def _with_users(context: Context, facts: Facts) -> Facts:
     """Names some users, which takes the reading of a file."""
     from nami_amp_pipeline.operations.queued_users import some_users  # here: it brings Arrow
 
-    return replace(facts, whose=some_users(context, facts.integration, _SHOWN_USERS))
+    queued = some_users(context, facts.integration, _SHOWN_USERS)
+    return replace(facts, whose=tuple(dict.fromkeys((*facts.whose, *queued)))[:_SHOWN_USERS])
 
 
 def last_sign(tx: Transaction) -> int | None:

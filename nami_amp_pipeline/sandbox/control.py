@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import orjson
 
-from . import scenes
+from . import found_page, scenes
 from .answers import Answer, json_answer
 from .batches import Batch, Damage
 from .fault_kinds import KINDS, FaultError
@@ -37,7 +37,7 @@ _PAGE_HEADERS: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -69,15 +69,17 @@ class Control:
             body: as it came.
             query: without the question mark.
         """
+        given = {name: values[0] for name, values in parse_qs(query).items()}
         if path in _ASSETS and method == "GET":
             name, content_type = _ASSETS[path]
-            return Answer(200, {**_PAGE_HEADERS, "Content-Type": content_type}, _asset(name))
+            wanted = given.get("q", "").strip() if path == "/" else ""
+            body = self._page_with(wanted) if wanted else _asset(name)
+            return Answer(200, {**_PAGE_HEADERS, "Content-Type": content_type}, body)
         if not path.startswith("/sandbox/"):
             return None
         if not _is_own_page(headers):
             # A page of another site that a developer has open could otherwise read and clear the sandbox.
             return json_answer(403, {"error": "a browser may send this from the sandbox's own page only"})
-        given = {name: values[0] for name, values in parse_qs(query).items()}
         try:
             return self._route(method, path.removeprefix("/sandbox/"), body, given)
         except FaultError as error:
@@ -152,6 +154,12 @@ class Control:
             stores = self._chosen(given)
         everywhere = not {"project", "api_key"} & given.keys()
         return search(self._sandbox, stores, wanted, _limit(given, 20), everywhere=everywhere)
+
+    def _page_with(self, wanted: str) -> bytes:
+        """The page with what a search found, for browsers without JavaScript."""
+        self._sandbox.learn_names()
+        found = orjson.loads(orjson.dumps(self._search({"q": wanted, "limit": str(found_page.LIMIT)})))
+        return found_page.page_with(_asset("page.html").decode(), wanted, found).encode()
 
     def _users(self, given: Mapping[str, str]) -> dict[str, Any]:
         limit = _limit(given, 100)

@@ -1,4 +1,5 @@
-// Finds an event, a user or a device by its id, also from the address: /?q=ID.
+// Finds an event, a user or a device by its id, also from the address: /?q=ID. Without this, the server paints the same:
+// found_page.py.
 import { ask, byId, dateTime, jsonBlock, make, numbers, projectName, propertyChips, showIfChanged } from "./dom.js";
 
 const LIMIT = 20;
@@ -25,7 +26,7 @@ function foundEvent(row) {
 
 function foundUser(user) {
   return make("li", "", make("strong", "wrap", user.user_id ?? `Device ${user.device_ids[0] ?? ""}`),
-    make("span", "sub", `${projectName(user)} · ${numbers.format(user.events)} events${identifies(user)} · devices: ${user.device_ids.join(", ") || "none"}`),
+    make("span", "sub", `${projectName(user)} · ${numbers.format(user.events)} ${user.events === 1 ? "event" : "events"}${identifies(user)} · devices: ${user.device_ids.join(", ") || "none"}`),
     propertyChips(user.user_properties));
 }
 
@@ -74,5 +75,8 @@ byId("search-form").addEventListener("submit", (submitted) => {
   submitted.preventDefault();
   look(byId("search-id").value);
 });
-byId("search-clear").addEventListener("click", () => look(""));
+byId("search-clear").addEventListener("click", (clicked) => {
+  clicked.preventDefault();
+  look("");
+});
 byId("search-id").value = wanted;

@@ -1,8 +1,13 @@
-"""*Terminate* on Dagster's pages while a run is at each step, in a real service with two code locations more."""
+"""Runs that are terminated on Dagster's pages, or killed, at each step; in a real service with two code locations more.
+
+All of it is one test, as a service takes most of its time to start.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,12 +15,14 @@ import pytest
 import yaml
 
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.contract import event_type_names
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.sample import generate
 from nami_amp_pipeline.sandbox import Options, Sandbox, SandboxServer
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state.integrations import NewIntegration, add, all_integrations
+from nami_amp_pipeline.storage.duckdb_engine import literal
 from nami_amp_pipeline_tests.support.everything import Everything
 from nami_amp_pipeline_tests.support.pages import Pages
 from nami_amp_pipeline_tests.support.postgres import Postgres
@@ -28,6 +35,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(WARNINGS)]
 MODULE = "nami_amp_pipeline_tests.support.stopping_definitions"
 
 GRACEFUL, FORCED = "SAFE_TERMINATE", "MARK_AS_CANCELED_IMMEDIATELY"
+TERMINATED = (("snapshot.commit", GRACEFUL), ("prepare.commit", FORCED), ("deliver", GRACEFUL), ("deliver", FORCED))
+"""Steps that only compute, each like the other, and the one that posts."""
+
+KILLED = ("capture.committed", "snapshot.commit", "prepare.committed", "deliver.answered")
+"""Just before or after what each step takes effect by; ``test_kill.py`` kills at every instruction."""
+
 SOMEBODY = """
 import dagster as dg
 
@@ -68,18 +81,20 @@ def three_locations(running: Service, tmp_path: Path, postgres: Postgres) -> Set
     return Settings.load({**running.environ, **other}, Path("no.env"))
 
 
-def test_terminate_at_each_step_and_three_code_locations(tmp_path: Path, postgres: Postgres) -> None:
+@pytest.mark.contract("5.1.2")
+def test_runs_that_are_terminated_or_killed_and_three_code_locations(tmp_path: Path, postgres: Postgres) -> None:
     sandbox = Sandbox(options=Options(throttle=False))
     order = tmp_path / "stop"
     with SandboxServer(sandbox) as server:
         running = Service.prepare(
-            tmp_path, postgres, NAMI_AMP_TICK_MINUTES="59", NAMI_AMP_SENSOR_SECONDS="5", NAMI_AMP_BATCH_EVENTS="20",
+            tmp_path, postgres, NAMI_AMP_TICK_MINUTES="59", NAMI_AMP_SENSOR_SECONDS="60", NAMI_AMP_BATCH_EVENTS="20",
             NAMI_AMP_MAX_LANES="2", NAMI_AMP_EARLY_TICK_SECONDS="0", NAMI_AMP_DAGSTER_RETENTION_DAYS="0.000001",
             STOP_FILE=str(order),
         )  # fmt: skip
         try:
             command = running.compose["code-server"]["command"]
             running.compose["code-server"]["command"] = [*command[:-1], MODULE]
+            _without_retries(running)
             running.migrate()
             running.start("code-server")
             wait_for(lambda: running.answers(running.code_port), lambda: running.log("code-server"))
@@ -90,11 +105,23 @@ def test_terminate_at_each_step_and_three_code_locations(tmp_path: Path, postgre
             every.add("radio", GOOD_KEY)
             running.start("daemon")
             _terminated_at_each_step(every, sandbox, order)
+            _killed_in_each_step(every, order)
             _locations_leave_each_other_alone(every, other)
             other.store.close()
             every.context.store.close()
         finally:
             running.close()
+    assert sandbox.audit.accepted_more_than_once.count == 0
+    assert sandbox.audit.order_violations.count == 0
+    assert sandbox.audit.concurrent_same_user.count == 0
+
+
+def _without_retries(running: Service) -> None:
+    """Keeps Dagster from running a killed run again by itself, which would take the next order in its place."""
+    dagster = running.folder / "deploy" / "dagster.yaml"
+    retries = "run_retries:\n  enabled: true"
+    assert retries in dagster.read_text()
+    dagster.write_text(dagster.read_text().replace(retries, "run_retries:\n  enabled: false"))
 
 
 def _now(context: Context) -> IntegrationStatus:
@@ -104,16 +131,7 @@ def _now(context: Context) -> IntegrationStatus:
 def _terminated_at_each_step(every: Everything, sandbox: Sandbox, order: Path) -> None:
     pages = Pages(every)
     reached = order.with_suffix(".reached")
-    for number, (step, policy) in enumerate(
-        (
-            ("capture.commit", GRACEFUL),
-            ("snapshot.commit", GRACEFUL),
-            ("prepare.commit", GRACEFUL),
-            ("prepare.commit", FORCED),
-            ("deliver", GRACEFUL),
-            ("deliver", FORCED),
-        )
-    ):
+    for number, (step, policy) in enumerate(TERMINATED):
         every.load("radio", 15, seed=number)
         accepted = sandbox.audit.accepted
         if step == "deliver":
@@ -132,14 +150,31 @@ def _terminated_at_each_step(every: Everything, sandbox: Sandbox, order: Path) -
         sandbox.options = dataclasses.replace(sandbox.options, latency_ms=0)
         found = _now(every.context)
         assert found.captured == found.delivered + found.pending, step
-    for _ in range(3):  # a run that was marked as canceled may still be at work when the next one begins
-        assert pages.ends(pages.launch()) == "SUCCESS"
+
+
+def _killed_in_each_step(every: Everything, order: Path) -> None:
+    """Each run but the first is the one before, re-executed from failure, and the last one is let live."""
+    pages = Pages(every)
+    reached = order.with_suffix(".reached")
+    every.load("radio", 12, seed=len(TERMINATED))
+    run_id = ""
+    for moment in KILLED:
+        order.write_text(moment)
+        run_id = pages.again(run_id) if run_id else pages.launch()
+        wait_for(lambda: reached.exists() and reached.read_text(), every.logs)
+        os.kill(int(reached.read_text()), signal.SIGKILL)
+        order.unlink()
+        reached.unlink()
+        assert pages.ends(run_id) == "FAILURE", moment
+        found = _now(every.context)
+        assert found.captured == found.delivered + found.pending, moment
+        assert found.pending > 0, moment
+    assert pages.ends(pages.again(run_id)) == "SUCCESS"
+    known = ", ".join(map(literal, event_type_names()))  # the sample has others too
+    ((loaded,),) = every.events.run(f"SELECT count(DISTINCT id) FROM nami_events WHERE event_type IN ({known})")
     found = _now(every.context)
-    assert found.pending == 0
-    assert found.delivered == found.captured == sandbox.audit.accepted > 0
-    assert sandbox.audit.accepted_more_than_once.count == 0
-    assert sandbox.audit.order_violations.count == 0
-    assert sandbox.audit.concurrent_same_user.count == 0
+    assert (found.captured, found.pending) == (loaded, 0)
+    assert found.delivered == every.sandbox.audit.accepted == loaded
 
 
 def _locations_leave_each_other_alone(every: Everything, other: Context) -> None:
