@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from nami_amp_pipeline.operations.overview import overview
 from nami_amp_pipeline.operations.preview import preview
 from nami_amp_pipeline.operations.trace import trace
 from nami_amp_pipeline.retention import retain
+from nami_amp_pipeline.sandbox import Sandbox
 from nami_amp_pipeline.stages import pipeline as stages
 from nami_amp_pipeline.stages.window import Window
 from nami_amp_pipeline.state import integrations as state
@@ -155,6 +157,52 @@ def test_each_event_of_a_window_is_sent_once_if_live_delivery_sent_a_part_of_it(
     assert by_id(pipeline.sent(integration)).keys() & by_backfill.keys() == repeated
     sent = by_id(pipeline.sent(integration)) | by_backfill
     assert sent.keys() == {row["id"] for row in old + new if row["event_type"] != "user.odd"}
+
+
+@pytest.mark.contract("7.1.3")
+@pytest.mark.parametrize("anonymous", ["nami_user_id", "device_id"])
+def test_a_repeat_has_the_user_and_device_that_it_was_sent_with(pipeline: Pipeline, anonymous: str) -> None:
+    """By these Amplitude recognises it, whatever login was read since; the local one does so too."""
+
+    def load(number: int, event_type: str, external_id: str | None) -> None:
+        payload: dict[str, Any] = {"n": number, "device_id": "phone"}
+        payload["active_entitlements"] = [{"entitlement_ref_id": f"pro{number}"}]
+        if external_id:
+            payload["external_ids"] = [{"key": "external_id", "type": "x", "value": external_id}]
+        at = START + number * HOUR
+        pipeline.insert(
+            [{"id": f"e{number}", "app_id": "app", "event_type": event_type, "user_id": "nami-user",
+              "created_date": at, "ingested_at": at, "payload": json.dumps(payload)}]
+        )  # fmt: skip
+        pipeline.clock.set(at + HOUR / 2)
+        pipeline.tick()
+
+    integration = pipeline.add("app", anonymous=anonymous)
+    user, device = "user.subscription.purchased", "device.impression"
+    for number, event in enumerate([(device, None), (user, None), (user, "ana"), (device, None), (user, "ana@home")]):
+        load(number, *event)
+    sent = by_id(pipeline.sent(integration))
+    assert len({event.get("user_id") for event in sent.values()}) >= 3
+    status, wire = backfill(pipeline, integration, window(START, START + DAY))
+    assert status.found["repeat"] == len(sent)
+    repeats = by_id([event for event in wire.events if event["insert_id"] in sent])
+    assert {name: without_flag(event) for name, event in repeats.items()} == sent
+    amplitude = Sandbox(pipeline.clock)
+    held = []
+    for bodies in (pipeline.wires[integration.id].bodies, wire.bodies):
+        for body in bodies:
+            assert amplitude.handle("POST", "/batch", {"Content-Type": "application/json"}, body).status == 200
+        (project,) = amplitude.stores()
+        while not project.catch_up():
+            pass
+        profiles = [project.profiles.get(user) for user in ("nami-user", "ana", "ana@home")]
+        states = [deepcopy(profile.user_properties) for profile in profiles if profile]
+        held.append((amplitude.audit.accepted, states))
+    (accepted, before), (accepted_in_all, after) = held
+    assert accepted_in_all == accepted + status.found.get("new", 0)
+    assert any(before)
+    assert after == before
+    assert amplitude.audit.accepted_more_than_once.count == 0
 
 
 @pytest.mark.contract("7.1.3")

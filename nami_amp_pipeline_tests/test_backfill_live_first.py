@@ -16,9 +16,11 @@ from nami_amp_pipeline.clock import from_datetime
 from nami_amp_pipeline.operations import backfills
 from nami_amp_pipeline.operations.backfill_status import show
 from nami_amp_pipeline.operations.backfills import NewBackfill
+from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.stages.window import Window
 from nami_amp_pipeline.state import live_first, tables
 from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline.state.store import Lease, Store
 from nami_amp_pipeline_tests.support.harness import START, Agreeing, Pipeline
 
 DAY = timedelta(days=1)
@@ -84,10 +86,13 @@ def test_a_file_is_computed_without_the_lease_and_again_if_live_delivery_came_in
 
 
 @pytest.mark.contract("7.1.9")
-def test_a_project_that_amplitude_throttles_is_left_to_live_delivery(pipeline: Pipeline) -> None:
+@pytest.mark.parametrize("who", ["itself", "another one of the project", "a stranger"])
+def test_a_project_that_amplitude_throttles_is_left_to_live_delivery(pipeline: Pipeline, who: str) -> None:
     integration, number = planned(pipeline)
+    key = Secret("0" * 32 if who == "another one of the project" else "1" * 32)
+    told = integration if who == "itself" else pipeline.add("tv", api_key=key, start_from=START)
     until = pipeline.context.now() + 60_000_000
-    pause = {"integration_id": integration.id, "identity": "", "reason": "project_throttled", "until": until}
+    pause = {"integration_id": told.id, "identity": "", "reason": "project_throttled", "until": until}
     with pipeline.context.store.begin() as tx:
         tx.execute(sa.insert(tables.pauses).values(pause))
     posted_at: list[int] = []
@@ -98,5 +103,45 @@ def test_a_project_that_amplitude_throttles_is_left_to_live_delivery(pipeline: P
             super().start(number, request)
 
     assert run_backfill(pipeline.context, number, Work(wire=Noting)).state == "done"
-    assert posted_at[0] >= until
+    assert (posted_at[0] >= until) is (who != "a stranger")
     assert show(pipeline.context, number).delivered == 1
+
+
+@pytest.mark.contract("7.1.9")
+def test_a_backfill_gives_way_to_live_events_of_another_integration_of_the_project(pipeline: Pipeline) -> None:
+    """Another process delivers for it: nothing more is posted until it is done."""
+    pipeline.insert([row(f"old{number}", START - DAY / 2 + number * DAY / 100) for number in range(9)])
+    pipeline.context.settings = pipeline.settings.replace(batch_events=1)
+    pipeline.context.monotonic = pipeline.clock
+    _, number = planned(pipeline)
+    other = pipeline.add("tv", start_from=START)
+    backfiller = pipeline.add("radio", start_from=START)
+    stranger = pipeline.add("car", start_from=START, api_key=Secret("1" * 32))
+    live = Store(pipeline.settings.state_url, pipeline.clock, owner="another machine")
+    # Somebody who delivers to another project, and another backfill of the project, are nobody to wait for.
+    live.acquire([f"integration:{stranger.id}", f"integration:{backfiller.id}", f"backfill-turn:{backfiller.id}"])
+    held: list[Lease] = []
+    posted_meanwhile: list[bool] = []
+    waits = 0
+
+    class Meeting(Agreeing):
+        def start(self, number: int, request: Any) -> None:
+            super().start(number, request)
+            pipeline.clock.sleep(live_first.LOOK_SECONDS)
+            posted_meanwhile.append(bool(held))
+            if len(posted_meanwhile) == 2:
+                held.extend(live.acquire([f"integration:{other.id}"]).values())
+
+    def sleep(seconds: float) -> None:
+        nonlocal waits
+        pipeline.clock.sleep(seconds)
+        waits += bool(held)
+        if waits == 5:
+            live.release(held)
+            held.clear()
+
+    pipeline.context.sleep = sleep
+    assert run_backfill(pipeline.context, number, Work(wire=Meeting)).state == "done"
+    assert posted_meanwhile == [False] * 10
+    assert waits == 5
+    live.close()

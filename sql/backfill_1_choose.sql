@@ -1,10 +1,10 @@
 -- What a backfill does with each event of its window in one file.
 -- Views given: window_rows (row, id, event_type, user_id, created_date, ingested_at); known (id, outcome: pending, dead,
--- repeat, stored or skipped); bounds (start_from, start_of_new, frontier, horizon: in µs or NULL); earlier (since, until,
+-- repeat, stored or skipped, identity that it was sent with); bounds (start_from, start_of_new, frontier, horizon: in µs or NULL); earlier (since, until,
 -- is_by_created: windows of backfills whose receipts are gone).
 CREATE TEMP TABLE choice AS
 SELECT
-    w.row, w.id, w.event_type, w.user_id,
+    w.row, w.id, w.event_type, w.user_id, k.identity,
     CASE
         WHEN k.outcome = 'pending' THEN 'left_to_live'
         WHEN k.outcome = 'dead' THEN 'dead_letter'

@@ -50,12 +50,15 @@ class Choice:
         events: by class and event type.
         users: how many Nami users have chosen events.
         digest: of the ids of what is sent, in any order; 0 where the counts say enough.
+        sent_to: of the rows that are sent once more and are to be recognised, the ``identity`` that each was sent with;
+            None where there are none.
     """
 
     rows: pa.Table
     events: dict[tuple[str, str], int]
     users: int
     digest: int = 0
+    sent_to: pa.Table | None = None
 
     @property
     def found(self) -> dict[str, int]:
@@ -116,8 +119,12 @@ def choose(
         ((users,),) = connection.execute(
             f"SELECT count(DISTINCT user_id) FROM choice WHERE class IN ({wanted})"  # noqa: S608
         ).fetchall()
+        sent_to = connection.sql(
+            f"SELECT row, identity FROM choice WHERE class = '{REPEAT}' AND identity IS NOT NULL"  # noqa: S608
+        ).to_arrow_table()
         counted = connection.execute("SELECT class, event_type, count(*) FROM choice GROUP BY ALL").fetchall()
-    return Choice(rows, {(name, event_type): events for name, event_type, events in counted}, users)
+    events = {(name, event_type): events for name, event_type, events in counted}
+    return Choice(rows, events, users, sent_to=sent_to if sent_to.num_rows else None)
 
 
 def _horizon(context: Context) -> int:

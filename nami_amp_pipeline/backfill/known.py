@@ -26,7 +26,7 @@ MARGIN: Final = _DAY
 
 PENDING, DEAD, REPEAT, STORED, SKIPPED = "pending", "dead", "repeat", "stored", "skipped"
 
-_COLUMNS: Final = pa.schema([("id", pa.string()), ("outcome", pa.string())])
+_COLUMNS: Final = pa.schema([("id", pa.string()), ("outcome", pa.string()), ("identity", pa.string())])
 
 _AT_ONCE = 20_000
 
@@ -38,10 +38,11 @@ def register_known(
     integration: Integration,
     channels: Sequence[int],
 ) -> None:
-    """Makes the table ``known`` (``id``, ``outcome``) of the events in the view ``window_rows``.
+    """Makes the table ``known`` (``id``, ``outcome``, ``identity``) of the events in the view ``window_rows``.
 
     The outcomes are ``pending``, ``dead``, ``repeat`` (delivered, and a repeat is recognised), ``stored`` (delivered,
-    and a repeat would be stored again) and ``skipped``.
+    and a repeat would be stored again) and ``skipped``. The identity is that of the user or device whose event it was
+    when it was sent.
 
     Args:
         context: for the files and the time.
@@ -61,15 +62,18 @@ def register_known(
     connection.register("recent_requests", pa.table({"request_id": pa.array(recent.scalars(), pa.int64())}))
     ends = connection.execute("SELECT epoch_us(min(created_date)), epoch_us(max(created_date)) FROM wanted_ids")
     ((first, last),) = ends.fetchall()
-    connection.execute("CREATE TEMP TABLE told (id VARCHAR, outcome VARCHAR, place BIGINT)")
+    connection.execute("CREATE TEMP TABLE told (id VARCHAR, outcome VARCHAR, identity VARCHAR, place BIGINT)")
     if first is None:
-        connection.execute("CREATE TEMP VIEW known AS SELECT id, outcome FROM told")
+        connection.execute("CREATE TEMP VIEW known AS SELECT id, outcome, identity FROM told")
         return
     _add_receipts(context, connection, tx, ids, integration.app_id, first, last)
     _add_open_outboxes(context, connection, tx, ids)
     _add_unprepared(context, connection, tx, integration)
     _add_exceptions(context, connection, tx, ids, still)
-    connection.execute("CREATE TEMP TABLE known AS SELECT id, arg_max(outcome, place) AS outcome FROM told GROUP BY id")
+    connection.execute(
+        "CREATE TEMP TABLE known AS SELECT id, arg_max(outcome, place) AS outcome, "
+        "arg_max(identity, place) AS identity FROM told GROUP BY id"
+    )
 
 
 def _add_receipts(
@@ -116,7 +120,8 @@ def _add_receipts(
         f"WHEN 'skipped' THEN '{SKIPPED}' WHEN 'dead' THEN '{DEAD}' "
         # What was held or waiting then is among the exceptions or in a later outbox, which count for more, unless its
         # backfill was cancelled or nobody logged in.
-        f"ELSE CASE WHEN f.is_cancelled OR r.state = 'waiting' THEN '{SKIPPED}' ELSE '{PENDING}' END END, f.place "
+        f"ELSE CASE WHEN f.is_cancelled OR r.state = 'waiting' THEN '{SKIPPED}' ELSE '{PENDING}' END END, "
+        "r.identity, f.place "
         f"FROM {read_files(paths, RECEIPT_SCHEMA, 'filename')} r SEMI JOIN wanted_ids w ON w.id = r.id "
         "JOIN receipt_files f USING (filename) LEFT JOIN recent_requests q ON q.request_id = r.request_id"
     )
@@ -146,7 +151,7 @@ def _add_open_outboxes(
             connection.register("open_rows", receipts.select(["id", "state"]))
             connection.execute(
                 "INSERT INTO told SELECT id, CASE state "  # noqa: S608
-                f"WHEN 'skipped' THEN '{SKIPPED}' WHEN 'dead' THEN '{DEAD}' ELSE '{PENDING}' END, {box_id} "
+                f"WHEN 'skipped' THEN '{SKIPPED}' WHEN 'dead' THEN '{DEAD}' ELSE '{PENDING}' END, NULL, {box_id} "
                 "FROM open_rows SEMI JOIN wanted_ids USING (id)"
             )
 
@@ -157,7 +162,8 @@ def _add_unprepared(
     """What was captured and is in no outbox yet is still to be decided on by live delivery."""
     for rows, values in unprepared(context, tx, integration):
         connection.execute(
-            f"INSERT INTO told SELECT id, '{PENDING}', {2**61} FROM ({rows}) SEMI JOIN wanted_ids USING (id)",  # noqa: S608
+            f"INSERT INTO told SELECT id, '{PENDING}', NULL, {2**61} "  # noqa: S608
+            f"FROM ({rows}) SEMI JOIN wanted_ids USING (id)",
             values,
         )
 
@@ -196,15 +202,15 @@ def _add_exceptions(
     wanted = [event_id for (event_id,) in connection.execute("SELECT id FROM wanted_ids").fetchall()]
     for start in range(0, len(wanted), _AT_ONCE):
         rows = tx.execute(
-            sa.select(table.c.event_id, table.c.state, table.c.at).where(
+            sa.select(table.c.event_id, table.c.state, table.c.at, table.c.identity).where(
                 table.c.integration_id.in_(ids),
                 among(context.store, table.c.event_id, wanted[start : start + _AT_ONCE]),
             )
         ).all()
-        told = [(row.event_id, _outcome(row.state, row.at, still)) for row in rows]
-        found = pa.table([pa.array([row[n] for row in told], pa.string()) for n in range(2)], schema=_COLUMNS)
+        told = [(row.event_id, _outcome(row.state, row.at, still), row.identity or None) for row in rows]
+        found = pa.table([pa.array([row[n] for row in told], pa.string()) for n in range(3)], schema=_COLUMNS)
         connection.register("excepted", found)
-        connection.execute(f"INSERT INTO told SELECT id, outcome, {2**60} FROM excepted")  # noqa: S608
+        connection.execute(f"INSERT INTO told SELECT id, outcome, identity, {2**60} FROM excepted")  # noqa: S608
 
 
 def _outcome(state: str, at: int, still: int) -> str:

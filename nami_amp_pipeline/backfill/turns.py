@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +18,7 @@ from nami_amp_pipeline.backfill.prepare import prepare_file
 from nami_amp_pipeline.backfill.spool import spool
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.delivery.outbox_finisher import Background
+from nami_amp_pipeline.delivery.rate_limit import ProjectRates
 from nami_amp_pipeline.delivery.request_threads import Wire
 from nami_amp_pipeline.errors import Busy, LostFile, LostLease, NamiAmpError, Unexpected, in_words
 from nami_amp_pipeline.stages.deliver import Means, deliver
@@ -26,6 +27,7 @@ from nami_amp_pipeline.state.backfills import Backfill, BackfillFile
 from nami_amp_pipeline.state.heartbeat import kept
 from nami_amp_pipeline.state.integration_rows import Integration, refreshed
 from nami_amp_pipeline.state.integrations import all_integrations
+from nami_amp_pipeline.state.projects import Projects
 from nami_amp_pipeline.state.store import Lease
 
 TURN_SECONDS: Final = 20.0
@@ -33,6 +35,9 @@ TURN_SECONDS: Final = 20.0
 
 WAIT_SECONDS: Final = 0.2
 _LONGEST_WAIT_SECONDS: Final = 5.0
+
+_OTHERS_SECONDS: Final = 20.0
+"""How often a backfill looks for other integrations of its project."""
 
 
 def _never() -> bool:
@@ -190,6 +195,10 @@ class _Turns:
         self._trouble: str | None = None
         self._closed: set[int] = set()
         self._ahead = Ahead(context, backfill)
+        self._projects = Projects(context.cipher)
+        self._rates = ProjectRates()
+        self._others: Sequence[int] = ()
+        self._others_at: float | None = None
 
     def run(self) -> Backfill:
         """See :func:`run_backfill`."""
@@ -210,7 +219,8 @@ class _Turns:
             if self._work.stop():
                 return backfill
             self._compute_ahead()
-            leases = live_first.take_turn(context.store, backfill.integration_id)
+            self._look_for_others()
+            leases = live_first.take_turn(context.store, backfill.integration_id, self._others)
             if leases is None:
                 context.sleep(WAIT_SECONDS)
                 continue
@@ -229,6 +239,15 @@ class _Turns:
                 return self._note(error=self._trouble or "it got no further")
             context.sleep(wait)
             wait = min(wait * 2, _LONGEST_WAIT_SECONDS)
+
+    def _look_for_others(self) -> None:
+        """Looks now and then for the integrations that post to the same project: their live events go first too."""
+        now = self._context.monotonic()
+        if self._others_at is not None and now < self._others_at + _OTHERS_SECONDS:
+            return
+        with self._context.store.reading() as tx:
+            self._others = self._projects.others(tx, self._integration)
+        self._others_at = now
 
     def _left(self, backfill: Backfill) -> Backfill:
         if backfill.state == "cancelled":
@@ -268,7 +287,9 @@ class _Turns:
     def _is_throttled(self, integration_id: int) -> bool:
         """Whether Amplitude told live delivery to slow down: what the project may be sent next is for that."""
         table = tables.pauses
-        query = sa.select(table.c.until).where(table.c.integration_id == integration_id, table.c.identity == "")
+        query = sa.select(sa.func.max(table.c.until)).where(
+            table.c.integration_id.in_((integration_id, *self._others)), table.c.identity == ""
+        )
         with self._context.store.reading() as tx:
             until = tx.execute(query).scalar()
         if until is None or until <= self._context.now():
@@ -300,7 +321,7 @@ class _Turns:
 
     def _deliver(self, channel: Integration, lease: Lease) -> bool:
         work = self._work
-        means = Means(work.wire() if work.wire else None, work.background, work.rng, self._stop)
+        means = Means(work.wire() if work.wire else None, work.background, work.rng, self._rates, self._stop)
         if channel.id == self._backfill.channel_id:
             self._refuse_lost_outbox()
         done = deliver(self._context, [channel], {channel.id: lease}, means)[channel.id]
@@ -322,7 +343,9 @@ class _Turns:
         elif now >= self._looked_at + live_first.LOOK_SECONDS:
             self._looked_at = now
             self._work.progress()
-            wanted = live_first.is_wanted(self._context.store, self._backfill.integration_id)
+            store = self._context.store
+            wanted = live_first.is_wanted(store, self._backfill.integration_id)
+            wanted = wanted or live_first.is_delivering(store, self._others)
             self._ends_turn = wanted or self._refresh().state != "running"
         return self._ends_turn
 

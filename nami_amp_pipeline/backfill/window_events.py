@@ -28,6 +28,7 @@ def compute_window(context: Context, backfill: Backfill, file: BackfillFile, int
             [channel_of(backfill, integration)],
             chosen=choice.rows,
             logins=current,
+            sent_to=choice.sent_to,
         )
         with engine(context.settings) as own:
             return ComputedFile(choice, list(compute_carefully(context, segment, own)))

@@ -20,7 +20,7 @@ from nami_amp_pipeline.delivery.lane import Lane
 from nami_amp_pipeline.delivery.lane_source import LaneSource
 from nami_amp_pipeline.delivery.outbox import OutboxCache
 from nami_amp_pipeline.delivery.outcomes import OutcomeRecorder
-from nami_amp_pipeline.delivery.rate_limit import RateLimiter
+from nami_amp_pipeline.delivery.rate_limit import ProjectRate
 from nami_amp_pipeline.delivery.request_record import RequestRecord
 from nami_amp_pipeline.delivery.source import Desk, Refusal, Source
 from nami_amp_pipeline.delivery.store_changes import StoreChanges
@@ -50,6 +50,7 @@ class Channel:
         limits: of its requests.
         run_id: goes into each record.
         rng: for jitter.
+        rate: of the project, shared with the other channels that post to it; one of its own by default.
 
     Attributes:
         send_until: the monotonic time until which its lease gives the right to send, in seconds.
@@ -65,13 +66,14 @@ class Channel:
         limits: Limits,
         run_id: str,
         rng: random.Random,
+        rate: ProjectRate | None = None,
     ) -> None:
         self.id = integration_id
         self.target = target
         self.ends = OutcomeRecorder(integration_id, run_id)
         self.outbox_id: int | None = None
         self.halted = False
-        self.resume_at = 0
+        self.rate = rate or ProjectRate(target.limits.events_per_second)
         self.in_flight = 0
         self.last_trouble = ""
         self.progress_at: int | None = None
@@ -82,10 +84,9 @@ class Channel:
         self._limit = min(_FIRST_LIMIT, float(limits.lanes))
         frame = len(target.frame.head) + len(target.frame.tail)
         size = RequestSize(min(limits.size, target.limits.size) - frame, target.limits.size - frame)
-        pacer = RateLimiter(target.limits.events_per_second)
         limits = replace(limits, events=min(limits.events, target.limits.events))
-        self.held = HeldQueue(read_held, pacer, limits.events)
-        self._desk = Desk(target, limits, size, shelf, pacer, self.held, self.ends)
+        self.held = HeldQueue(read_held, self.rate.pacer, limits.events)
+        self._desk = Desk(target, limits, size, shelf, self.rate.pacer, self.held, self.ends)
         self._held_source = HeldSource(self._desk)
         self._lanes: list[LaneSource] = []
 
@@ -137,11 +138,11 @@ class Channel:
         if self.halted or self.in_flight >= int(self._limit):
             return None
         times = [at for source in self._sources() if (at := source.next_at()) is not None]
-        return max(min(times), self.resume_at, now) if times else None
+        return max(min(times), self.rate.resume_at, now) if times else None
 
     def start(self, now: int) -> Attempt | None:
         """The next request, to post after the changes are written; None if no request can start now."""
-        if self.halted or now < self.resume_at or self.in_flight >= int(self._limit):
+        if self.halted or now < self.rate.resume_at or self.in_flight >= int(self._limit):
             return None
         for source in self._sources():
             at = source.next_at()
@@ -166,9 +167,9 @@ class Channel:
         self._adapt(verdict, now)
         if source.is_progress(verdict.outcome):
             self.progress_at = now
-        if verdict.outcome is Outcome.DELIVERED or verdict.maybe_stored:
-            source.note_pace(attempt, now)
-        else:
+        maybe_stored = verdict.outcome is Outcome.DELIVERED or verdict.maybe_stored
+        source.settle(attempt, now, maybe_stored=maybe_stored)
+        if not maybe_stored:
             source.not_stored(attempt)
         if verdict.outcome is Outcome.DELIVERED:
             state.failures = state.doubts = 0
@@ -215,13 +216,18 @@ class Channel:
             self._limit = max(1.0, self._limit / 2)
             self.last_trouble = verdict.reason
             if verdict.whole_project and verdict.delay:
-                self.resume_at = max(self.resume_at, now + _us(verdict.delay))
-                self.changes.pause("", verdict.reason, self.resume_at)
+                self.rate.pause(now + _us(verdict.delay))
+                self.pause_with_project(verdict.reason)
         elif verdict.outcome is Outcome.HALT:
             self._halt(self.target.reason(verdict), now)
         for identity, (reason, seconds) in verdict.pauses.items():
             until = now + _us(max(seconds, _SHORTEST_PAUSE_SECONDS))
             self.changes.pause(identity, reason, self.held.wait(identity, until))
+
+    def pause_with_project(self, reason: str) -> None:
+        """The project is throttled, as this channel was told, or another one of the project."""
+        self.last_trouble = reason
+        self.changes.pause("", reason, self.rate.resume_at)
 
     def _again(self, attempt: Attempt, verdict: Verdict, now: int) -> None:
         state = attempt.source.state

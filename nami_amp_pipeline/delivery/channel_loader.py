@@ -16,9 +16,11 @@ from nami_amp_pipeline.delivery.destination import FORBIDDEN, Destination, Targe
 from nami_amp_pipeline.delivery.held_queue import HeldEvent
 from nami_amp_pipeline.delivery.lane import Lane
 from nami_amp_pipeline.delivery.outbox import OutboxCache
+from nami_amp_pipeline.delivery.rate_limit import ProjectRates
 from nami_amp_pipeline.errors import Blocked, Misconfigured
 from nami_amp_pipeline.state import own_fields, tables
 from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline.state.projects import Projects
 from nami_amp_pipeline.state.rows_aside import rows_aside
 from nami_amp_pipeline.state.store import Transaction
 
@@ -33,10 +35,21 @@ class ChannelLoader:
         context: the process at work.
         rng: for the jitter of the channels.
         destinations: by name.
+        rates: of the projects, for all runs of the process that share them.
     """
 
-    def __init__(self, context: Context, rng: random.Random, destinations: Mapping[str, Destination]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        rng: random.Random,
+        destinations: Mapping[str, Destination],
+        rates: ProjectRates | None = None,
+    ) -> None:
         self._context = context
+        self._rates = rates or ProjectRates()
+        self._rates.begin(context.now())
+        self._projects = Projects(context.cipher)
+        self._paused: dict[tuple[str, str], int] | None = None
         self._destinations = destinations
         self._rng = rng
         self.shelf = OutboxCache(partial(context.folder.open_ipc, mapped=False))
@@ -63,14 +76,17 @@ class ChannelLoader:
             raise Misconfigured(f"{integration.key}: unknown destination {integration.destination!r}")
         secrets = tuple(own_fields.secrets_of(destination, integration, context.cipher).values())
         destination = own_fields.as_set(integration, context.cipher, destination)
+        target = Target(destination, integration.endpoint, context.cipher.decrypt(integration.api_key), secrets)
+        project = integration.endpoint, self._projects.fingerprint(integration.api_key)
         channel = Channel(
             integration.id,
-            Target(destination, integration.endpoint, context.cipher.decrypt(integration.api_key), secrets),
+            target,
             self.shelf,
             lambda identity, most: self._held(integration.id, identity, most),
             limits=Limits(context.settings.batch_events, context.settings.batch_bytes, context.settings.max_lanes),
             run_id=context.run_id,
             rng=self._rng,
+            rate=self._rates.of(*project, target.limits.events_per_second),
         )
         table, pauses = tables.exceptions, tables.pauses
         now = context.now()
@@ -84,10 +100,12 @@ class ChannelLoader:
                 .tuples()
                 .all()
             )
+            if self._paused is None:  # once in a run: there are few, and each run reads them for all its channels
+                self._paused = self._projects.pauses(tx, now)
             channel.refused_alone = _refused_alone(tx, integration.id)
         for identity in identities:
             channel.held.wait(identity, _sane(until.get(identity, now), now))
-        channel.resume_at = _sane(until.get("", 0), now)
+        channel.rate.pause(_sane(max(until.get("", 0), self._paused.get(project, 0)), now))
         return channel
 
     def load_next(self, channel: Channel) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from nami_amp_pipeline.delivery.attempt import Attempt
@@ -49,6 +50,8 @@ class HeldSource:
         fresh = [event.id for event in taken.events if event.unknown_since is None]
         changes.update_exceptions(fresh, {"unknown_since": now})
         self._events = taken.events
+        for identity, events in Counter(event.identity for event in taken.events).items():
+            desk.pacer.take(identity, events)
         frame = desk.target.frame
         body = frame.head + b",".join(event.body for event in taken.events) + frame.tail
         return Attempt(body, len(taken.events), now, self, None)
@@ -65,10 +68,10 @@ class HeldSource:
         """
         return outcome is Outcome.REFUSED_ONE_OF or self.state.search is not None
 
-    def note_pace(self, attempt: Attempt, now: int) -> None:
+    def settle(self, attempt: Attempt, now: int, *, maybe_stored: bool) -> None:
         """See :class:`Source`."""
-        for event in self._events:
-            self._desk.pacer.note(event.identity, 1, now)
+        for identity, events in Counter(event.identity for event in self._events).items():
+            self._desk.pacer.settle(identity, events, now, maybe_stored=maybe_stored)
 
     def delivered(self, attempt: Attempt, request: RequestRecord, now: int, others: Collection[int] = ()) -> None:
         """See :class:`Source`."""

@@ -95,6 +95,8 @@ class LaneSource:
         lane.unknown_since = now if lane.unknown_since is None else lane.unknown_since
         lane.busy = True
         self._note()
+        for identity, events in chosen.hot.items():
+            self._desk.pacer.take(identity, events)
         body = batch.text(frame.head, chosen.spans, frame.tail)
         return Attempt(body, len(chosen.rows), now, self, (lane.id, lane.next_row, end))
 
@@ -109,10 +111,10 @@ class LaneSource:
         """See :class:`Source`; a search comes to its end by itself."""
         return outcome in (Outcome.DELIVERED, Outcome.REFUSED_SOME, Outcome.REFUSED_ONE_OF)
 
-    def note_pace(self, attempt: Attempt, now: int) -> None:
+    def settle(self, attempt: Attempt, now: int, *, maybe_stored: bool) -> None:
         """See :class:`Source`; identities with few events are not watched."""
         for identity, events in self._request()[1].hot.items():
-            self._desk.pacer.note(identity, events, now)
+            self._desk.pacer.settle(identity, events, now, maybe_stored=maybe_stored)
 
     def delivered(self, attempt: Attempt, request: RequestRecord, now: int, others: Collection[int] = ()) -> None:
         """See :class:`Source`."""

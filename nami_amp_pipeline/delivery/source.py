@@ -82,8 +82,8 @@ class Source(Protocol):
     def is_progress(self, outcome: Outcome) -> bool:
         """Whether an answer is a reason for the run to continue."""
 
-    def note_pace(self, attempt: Attempt, now: int) -> None:
-        """The events of a request may be stored: they count for their users' rates."""
+    def settle(self, attempt: Attempt, now: int, *, maybe_stored: bool) -> None:
+        """A request has ended; if its events may be stored, they count for their users' rates."""
 
     def delivered(self, attempt: Attempt, request: RequestRecord, now: int, others: Collection[int] = ()) -> None:
         """All events of a request are stored but for ``others``, by index, which were refused or paused before."""

@@ -17,6 +17,7 @@ from nami_amp_pipeline.delivery.destination import TOO_LARGE, Outcome
 from nami_amp_pipeline.delivery.fair_queue import FairQueue
 from nami_amp_pipeline.delivery.outbox_finisher import TRY_AGAIN_MICROS, AtOnce, Background, InThread, OutboxFinisher
 from nami_amp_pipeline.delivery.outbox_turner import OutboxTurner
+from nami_amp_pipeline.delivery.rate_limit import ProjectRates
 from nami_amp_pipeline.delivery.receipts import finish_outbox
 from nami_amp_pipeline.delivery.recorder import STORE_PATIENCE_SECONDS, Recorder
 from nami_amp_pipeline.delivery.request_threads import MAX_REQUESTS, ThreadedWire, Wire
@@ -48,12 +49,14 @@ class Means:
         wire: where requests go; HTTP in threads by default.
         background: where receipts are written; a thread by default, or at once if a wire is given.
         rng: for jitter.
+        rates: of the projects, where a process delivers several times and wants each to know of the others.
         stop: asked often; once true, no request starts, and answers under way are recorded.
     """
 
     wire: Wire | None = None
     background: Background | None = None
     rng: random.Random | None = None
+    rates: ProjectRates | None = None
     stop: Callable[[], bool] = _never
 
 
@@ -82,7 +85,7 @@ def deliver(
     """
     refuse(window, "amplitude_deliveries")
     means = means or Means()
-    opener = ChannelLoader(context, means.rng or random.Random(), DESTINATIONS)  # noqa: S311 - jitter
+    opener = ChannelLoader(context, means.rng or random.Random(), DESTINATIONS, means.rates)  # noqa: S311 - jitter
     done, channels = _open(
         context,
         opener,
@@ -241,6 +244,7 @@ class _Delivery:
             channel, attempt = self._under_way.pop(number)
             self._bytes -= len(attempt.body)
             if channel.id not in self._channels:  # its lease was lost meanwhile: the new holder sends this again
+                attempt.source.settle(attempt, now, maybe_stored=True)
                 self._endpoints.left(channel.target.endpoint, failed=False)
                 continue
             try:
@@ -249,6 +253,8 @@ class _Delivery:
                 self._endpoints.left(channel.target.endpoint, failed=False)
                 self._drop(channel, error)
                 continue
+            if verdict.whole_project:
+                self._pause_mates(channel, verdict.reason)
             failed = verdict.outcome is Outcome.AGAIN and not verdict.whole_project
             failed = failed and verdict.reason not in ("throttled", TOO_LARGE)
             self._endpoints.left(channel.target.endpoint, failed=failed)
@@ -256,6 +262,13 @@ class _Delivery:
             touched[channel.id] = channel
             self._enqueue(channel)
         return list(touched.values())
+
+    def _pause_mates(self, channel: Channel, reason: str) -> None:
+        """What one channel was told of its project holds for the others that post to it."""
+        for mate in self._channels.values():
+            if mate is not channel and mate.rate is channel.rate:
+                mate.pause_with_project(reason)
+                self._recorder.note(mate)
 
     def _turn(self, channels: Iterable[Channel], *, all_of_them: bool = False) -> None:
         """Turns channels whose outbox is done and recorded to their next outbox."""
@@ -352,6 +365,7 @@ class _Delivery:
             self._wire.start(self._number, request)
 
     def _left_unposted(self, channel: Channel, attempt: Attempt) -> None:
+        attempt.source.settle(attempt, self._now(), maybe_stored=False)
         self._endpoints.left(channel.target.endpoint, failed=False)
         self._bytes -= len(attempt.body)
 

@@ -24,6 +24,7 @@ from nami_amp_pipeline.stages.odd_rows import odd_rows_of
 from nami_amp_pipeline.stages.outbox_writer import OutboxPart, Prepared, add_outbox, exception_rows, write_outbox
 from nami_amp_pipeline.stages.prepare_inputs import (
     PreparedSegment,
+    keep_identities,
     register_identities,
     register_released,
     register_segment,
@@ -312,6 +313,8 @@ def _compute(context: Context, begun: BegunSegment) -> ComputedSegment:
     name = context.folder.new_name("outboxes", "arrow")
     connection, integrations = begun.connection, begun.segment.integrations
     execute(connection, "prepare_2_decide")
+    if begun.segment.sent_to is not None:
+        keep_identities(connection, begun.segment.sent_to)
     if register_released(context, connection, integrations, begun.logged_in):
         execute(connection, "prepare_3_release_logins")
     register_sent(context, connection, integrations)

@@ -55,6 +55,7 @@ class PreparedSegment:
         chosen: the only rows that are sent, in the column ``row``; None for all rows.
         logins: users with the newest External ID in the file, which counts where the store knows no newer one:
             ``user_id``, ``external_id``, ``external_id_date``, ``external_id_event``; None if the store knows them all.
+        sent_to: rows whose events were sent before, with the ``identity`` that each then had, and keeps.
     """
 
     id: int
@@ -66,6 +67,7 @@ class PreparedSegment:
     rows: tuple[int, int] | None = None
     chosen: pa.Table | None = None
     logins: pa.Table | None = None
+    sent_to: pa.Table | None = None
 
 
 def register_segment(
@@ -204,6 +206,23 @@ def _newest_logins(stored: Sequence[tuple[Any, ...]], of_file: pa.Table | None) 
         if external is not None:
             found[user] = max(found.get(user, (0, "", "")), (at, event, external))
     return {user: external for user, (_, _, external) in found.items() if external.strip()}
+
+
+def keep_identities(connection: duckdb.DuckDBPyConnection, sent_to: pa.Table) -> None:
+    """Gives repeats the user, or the device, that they were sent with.
+
+    Amplitude recognises a repeat by ``insert_id`` and device, which it derives from the user where an event has none.
+
+    Args:
+        connection: has the table ``decided``.
+        sent_to: see :class:`PreparedSegment`.
+    """
+    connection.register("sent_to", sent_to)
+    connection.execute(
+        "UPDATE decided SET identity = s.identity, "
+        "amplitude_user_id = CASE WHEN starts_with(s.identity, 'u:') THEN s.identity[3:] END "
+        "FROM sent_to s WHERE decided.row = s.row AND state = 'send' AND decided.identity <> s.identity"
+    )
 
 
 def register_released(

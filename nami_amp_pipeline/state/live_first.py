@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -65,9 +65,15 @@ def acquire(
     return taken
 
 
-def take_turn(store: Store, integration_id: int) -> dict[str, Lease] | None:
-    """Takes the lease of an integration for a backfill; None while live delivery holds or wants it."""
-    if is_wanted(store, integration_id):
+def take_turn(store: Store, integration_id: int, others: Sequence[int] = ()) -> dict[str, Lease] | None:
+    """Takes the lease of an integration for a backfill; None while live delivery holds or wants it.
+
+    Args:
+        store: the state store.
+        integration_id: of the backfill.
+        others: integrations that post to the same project: None too while a live run holds the lease of one.
+    """
+    if is_wanted(store, integration_id) or is_delivering(store, others):
         return None
     names = [f"{INTEGRATION}{integration_id}", f"{TURN}{integration_id}"]
     taken = store.acquire(names)
@@ -92,6 +98,26 @@ def fence_if_free(store: Store, integration_id: int) -> int | None:
 def is_wanted(store: Store, integration_id: int) -> bool:
     """Whether live delivery wants the lease of an integration."""
     return _is_held(store, f"{WISH}{integration_id}")
+
+
+def is_delivering(store: Store, integration_ids: Collection[int]) -> bool:
+    """Whether live delivery of another process holds the lease of one of some integrations."""
+    if not integration_ids:
+        return False
+    table = tables.leases
+    kinds = (INTEGRATION, TURN)
+    names = {f"{kind}{number}": (kind, number) for number in integration_ids for kind in kinds}
+    holders: dict[tuple[str, int], str] = {}
+    with store.reading() as tx:
+        query = sa.select(table.c.name, table.c.owner).where(
+            table.c.name.in_(names), table.c.owner.not_in(("", store.owner)), table.c.expires_at > micros(store.clock)
+        )
+        for row in tx.execute(query):
+            holders[names[row.name]] = row.owner
+    return any(
+        kind == INTEGRATION and holders.get((TURN, number)) != owner and not has_ended(owner)
+        for (kind, number), owner in holders.items()
+    )
 
 
 def _about(kind: str, name: str) -> str:

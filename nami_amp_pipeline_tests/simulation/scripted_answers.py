@@ -63,10 +63,11 @@ class Bench:
     Args:
         folder: for state and files.
         integrations: how many, each to an endpoint of its own.
+        ports: of their endpoints, where some share one, and so a project.
         settings: what differs from the defaults.
     """
 
-    def __init__(self, folder: Path, *, integrations: int = 1, **settings: Any) -> None:
+    def __init__(self, folder: Path, *, integrations: int = 1, ports: Sequence[int] = (), **settings: Any) -> None:
         self.time = Time()
         self.start = self.time.true
         base = Settings.load({"NAMI_AMP_HOME": str(folder), "NAMI_AMP_ENCRYPTION_KEY": ENCRYPTION_KEY}, folder / "none")
@@ -78,12 +79,12 @@ class Bench:
         self.stop = False
         self.context = self.process()
         self.ids = []
-        for number in range(integrations):
+        for number, port in enumerate(ports or range(9000, 9000 + integrations)):
             one = registry.add(
                 self.context.store,
                 self.context.cipher,
                 NewIntegration(
-                    "app", f"i{number}", f"http://127.0.0.1:{9000 + number}/2/httpapi", Secret(API_KEY),
+                    "app", f"i{number}", f"http://127.0.0.1:{port}/2/httpapi", Secret(API_KEY),
                     allow_custom_endpoint=True, allow_shared_key=True,
                 ),
             )  # fmt: skip

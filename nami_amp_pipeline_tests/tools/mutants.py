@@ -177,7 +177,7 @@ MUTANTS = (
     ),
     Mutant(
         "live delivery has to wait for a backfill", "backfill", _TURNS,
-        "wanted = live_first.is_wanted(self._context.store, self._backfill.integration_id)", "wanted = False",
+        "wanted = live_first.is_wanted(store, self._backfill.integration_id)", "wanted = False",
     ),
     Mutant(
         "a backfill that was cancelled goes on", "backfill", _TURNS,
@@ -227,7 +227,7 @@ MUTANTS = (
     ),
     Mutant(
         "live delivery has to wait for an identify", "identify", _TURNS,
-        "wanted = live_first.is_wanted(self._context.store, self._backfill.integration_id)", "wanted = False",
+        "wanted = live_first.is_wanted(store, self._backfill.integration_id)", "wanted = False",
     ),
     Mutant(
         "what was sent again since the comparison is sent once more", "repair", _REPAIR,
