@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -38,21 +37,14 @@ _NEVER = {"NAMI_AMP_TICK_CRON": "0 0 1 1 *", "NAMI_AMP_EARLY_TICK_SECONDS": "0"}
 """No run but those of the tests, behind which theirs would be queued."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
     """A working directory with a blank in its name, in which the demo has run in a home with another one."""
-    folder = tmp_path_factory.mktemp("a folder")
+    folder = tmp_path / "a folder"
+    folder.mkdir()
     done = call(folder, "demo", "--users", "60", "--port", str(free_port()))
     assert done.returncode == 0, done.stderr
     return folder
-
-
-@pytest.fixture(scope="module")
-def running(folder: Path) -> Iterator[Development]:
-    """One session, at a port that was chosen."""
-    few = {"NAMI_AMP_BATCH_EVENTS": "10", "NAMI_AMP_MAX_LANES": "1", **_NEVER}
-    with up(folder, home_of(folder), "--port", str(free_port()), **few) as made:
-        yield made
 
 
 def home_of(folder: Path) -> Path:
@@ -80,7 +72,19 @@ def where_is(name: str, running: Development) -> str:
     return found
 
 
-def test_pages_and_control_center_and_sandbox_answer(folder: Path, running: Development) -> None:
+@pytest.mark.contract("6.10")
+def test_a_session_from_its_start_to_its_end(folder: Path) -> None:
+    few = {"NAMI_AMP_BATCH_EVENTS": "10", "NAMI_AMP_MAX_LANES": "1", **_NEVER}
+    port = free_port()
+    with up(folder, home_of(folder), "--port", str(port), **few) as running:
+        assert running.url == f"http://127.0.0.1:{port}"
+        _pages_and_control_center_and_sandbox_answer(running)
+        _the_process_that_holds_the_code_is_watched_itself(running)
+        _a_second_one_says_where_the_first_is(folder, running)
+        _a_signal_ends_all_and_the_run_under_way_records_what_it_did(folder, running)
+
+
+def _pages_and_control_center_and_sandbox_answer(running: Development) -> None:
     assert where_is("Dagster", running) == running.url
     assert requests.get(f"{running.url}/server_info", timeout=30).ok
     sandbox = where_is("Sandbox", running)
@@ -92,20 +96,19 @@ def test_pages_and_control_center_and_sandbox_answer(folder: Path, running: Deve
     assert [run["status"] for run in runs][-1:] == ["SUCCESS"], "the run of the demo is in its history"
 
 
-def test_the_process_that_holds_the_code_is_watched_itself(running: Development) -> None:
+def _the_process_that_holds_the_code_is_watched_itself(running: Development) -> None:
     code = running.child("definitions")
     assert {pid for pid in running.children() if os.getpgid(pid) == code} == {code}, "none behind it that dies unseen"
     assert len(running.children()) == 6
 
 
-def test_a_second_one_says_where_the_first_is(folder: Path, running: Development) -> None:
+def _a_second_one_says_where_the_first_is(folder: Path, running: Development) -> None:
     second = invoke(folder, "dev", settings={"NAMI_AMP_HOME": str(home_of(folder))})
     assert second.exit_code == 1
     assert f"is under way already on {home_of(folder)} at {running.url}" in one_line(second.stderr)
 
 
-@pytest.mark.contract("6.10")
-def test_a_signal_ends_all_and_the_run_under_way_records_what_it_did(folder: Path, running: Development) -> None:
+def _a_signal_ends_all_and_the_run_under_way_records_what_it_did(folder: Path, running: Development) -> None:
     page = where_is("Sandbox", running)
     added = invoke(
         folder, "integrations", "add", "fit-nami", "later", "--endpoint", f"{page}/2/httpapi",
@@ -132,16 +135,17 @@ def test_a_signal_ends_all_and_the_run_under_way_records_what_it_did(folder: Pat
     assert 0 < later["delivered"] < later["captured"]  # type: ignore[operator]
 
 
-def test_a_command_that_is_killed_leaves_nothing(folder: Path) -> None:
-    with up(folder, home_of(folder), **_NEVER) as running:
-        assert len(running.children()) == 6
+def test_a_command_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with up(tmp_path, home, **_NEVER) as running:
+        assert len(running.children()) == 5
         running.process.kill()
         running.process.wait()
-        wait_for(lambda: not working_on(home_of(folder)), seconds=30)
+        wait_for(lambda: not working_on(home), seconds=30)
 
 
-def test_env_file_that_says_another_home_is_an_error(folder: Path, tmp_path: Path) -> None:
+def test_env_file_that_says_another_home_is_an_error(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("NAMI_AMP_HOME=/somewhere/else\n")
-    done = invoke(tmp_path, "dev", settings={"NAMI_AMP_HOME": str(home_of(folder))})
+    done = invoke(tmp_path, "dev", settings={"NAMI_AMP_HOME": str(tmp_path / "home")})
     assert done.exit_code == 2
     assert "NAMI_AMP_HOME: the environment and .env" in one_line(done.stderr)

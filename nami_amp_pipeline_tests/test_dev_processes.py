@@ -5,6 +5,7 @@ Small programs stand in for the processes; ``test_dev.py`` has the real ones.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ from click.testing import Result
 
 from nami_amp_pipeline.dagster_support import dev as library
 from nami_amp_pipeline.dagster_support import orphans, ports
+from nami_amp_pipeline.dagster_support.children import Children
 from nami_amp_pipeline.errors import Blocked
 from nami_amp_pipeline.sandbox import Sandbox, SandboxServer
 from nami_amp_pipeline.settings import Settings
@@ -31,6 +33,9 @@ from nami_amp_pipeline_tests.support.scene import WARNINGS
 from nami_amp_pipeline_tests.support.service import free_port, wait_for
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)
+
+UP = threading.Event()
+"""Set once a session is up, and all of it was said."""
 
 NAMES = ("code server", "daemon", "webserver", "control center", "sandbox")
 
@@ -57,6 +62,14 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
     monkeypatch.setattr(library, "CONTROL_CENTER_PORT", free_port())
     monkeypatch.setattr(ports, "_ASK_SECONDS", 0.5)
     monkeypatch.setattr(library, "_ASK_SECONDS", 0.5)
+    waits = Children.wait_until
+
+    def wait_until(self: Children, ready: Callable[[], bool], seconds: float = math.inf) -> bool:
+        if seconds == math.inf:  # it waits for its end
+            UP.set()
+        return waits(self, ready, seconds)
+
+    monkeypatch.setattr(Children, "wait_until", wait_until)
     yield
     assert children(folder) == {}
 
@@ -84,31 +97,20 @@ def dev_until(act: Callable[[], object], folder: Path, *arguments: str) -> Resul
 
     def run() -> None:
         try:
-            wait_for(lambda: is_up(folder), seconds=60)
+            assert UP.wait(60)
             act()
         except BaseException as error:  # noqa: BLE001 - the test fails with it, in its own thread
             failed.append(error)
             os.kill(os.getpid(), signal.SIGTERM)
 
+    UP.clear()
     thread = threading.Thread(target=run)
-    for log in home_of(folder).glob("dev/*.log"):
-        log.unlink()
     thread.start()
     try:
         return dev(folder, *arguments)
     finally:
         thread.join()
         assert not failed, failed
-
-
-def is_up(folder: Path) -> bool:
-    session = session_of(folder)
-    said = home_of(folder) / "dev" / "control-center.log"
-    return (
-        "grpc_server" in str(library._asked(f"{session.url}/graphql", {}))
-        and said.exists()
-        and session.control_center in said.read_text()
-    )
 
 
 def process_of(folder: Path, name: str) -> list[int]:
@@ -275,6 +277,7 @@ def test_the_port_of_the_pages_is_none_that_another_of_its_processes_has(folder:
         found.append(session_of(folder))
         end_it()
 
+    (home_of(folder) / "dev" / "session.json").unlink(missing_ok=True)
     dev_until(look, folder, "--port", str(library.CONTROL_CENTER_PORT))
     assert found[0].url == f"http://127.0.0.1:{library.CONTROL_CENTER_PORT}"
     assert found[0].control_center != found[0].url

@@ -310,6 +310,10 @@ def _counted(found: Mapping[tuple[str, str], int]) -> str:
 
 def _beside_what_is_shown(letter: DeadLetter) -> str | None:
     """What to do, without the advice to look at what is on the screen already."""
-    seen = f"See the field with 'nami-amp dead-letters show {letter.id}', r"
-    text = letter.what_to_do
-    return f"R{text.removeprefix(seen)}" if text and text.startswith(seen) else text
+    from nami_amp_pipeline.operations.reasons import SEE_THE_FIELD
+
+    text, seen = letter.what_to_do, SEE_THE_FIELD.replace("ID", str(letter.id))
+    if text is None or not text.startswith(seen):
+        return text
+    rest = text.removeprefix(seen)
+    return f"{rest[:1].upper()}{rest[1:]}"

@@ -35,10 +35,10 @@ class Reason:
     was_posted: bool = False
 
 
-_REPAIR_AND_RETRY: Final = (
-    "See the field with 'nami-amp dead-letters show ID', repair its cause, then send it again with "
-    "'nami-amp dead-letters retry ID'"
-)
+SEE_THE_FIELD: Final = "See the field with 'nami-amp dead-letters show ID', "
+"""How some advice begins, for whoever does not see the dead letter yet."""
+
+_REPAIR_AND_RETRY: Final = f"{SEE_THE_FIELD}repair its cause, then send it again with 'nami-amp dead-letters retry ID'"
 
 _ALL: Final = (
     Reason("no_external_id", "skipped", "the user had no External ID", "'nami-amp integrations update APP/NAME "
