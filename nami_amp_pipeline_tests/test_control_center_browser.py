@@ -144,7 +144,8 @@ def test_a_new_user_goes_from_the_empty_page_to_an_event_in_amplitude(browser: C
 
 PATHS = (
     "/", "/?q=nothing-like-it", "/apps/fit/integrations", "/apps/empty/integrations",
-    "/apps/fit/integrations/amplitude/new", "/apps/fit/integrations/main", "/apps/fit/integrations/main/preview?show=1",
+    "/apps/fit/integrations/amplitude/new", "/apps/fit/integrations/http/new", "/apps/fit/integrations/main",
+    "/apps/fit/integrations/main/preview?show=1",
     "/apps/fit/integrations/main/switch", "/apps/fit/integrations/main/remove",
     "/apps/fit/integrations/main/test-event", "/apps/fit/properties", "/apps/fit/history",
     "/apps/fit/history?kind=people", "/apps/fit/nowhere",

@@ -19,8 +19,6 @@ from nami_amp_pipeline import contract
 from nami_amp_pipeline.backfill.turns import Work, run_backfill
 from nami_amp_pipeline.clock import from_datetime
 from nami_amp_pipeline.contract import Enrichment, Property
-from nami_amp_pipeline.control_center.pages import reconciliation as reconciliation_page
-from nami_amp_pipeline.control_center.pages import trace as trace_page
 from nami_amp_pipeline.errors import Blocked
 from nami_amp_pipeline.micro_batch import MicroBatch
 from nami_amp_pipeline.operations import backfills
@@ -411,8 +409,6 @@ def test_a_warehouse_on_postgresql_answers(tmp_path: Path, postgres: Postgres, m
 def test_the_pages_show_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     by_sql = Property("shop_hour", "devices", kind="number", sql="hour(created_date)", means="the hour")
     declare(monkeypatch, ltv(), by_sql)
-    for page in (trace_page, reconciliation_page):  # as a process has it that begins with them
-        monkeypatch.setattr(page, "PROPERTIES", contract.PROPERTIES)
     place = Place(tmp_path)
     try:
         place.made.add("app", user_id_kind="nami_user_id", start_from=None)

@@ -33,7 +33,6 @@ ELSEWHERE = {
     "nami-amp demo": "test_demo.py runs it to its end, which takes most of a minute",
     "nami-amp reconcile radio/prod --from 2026-09-01 --source s3://": "there is no such bucket",
     "nami-amp backfills pause": "only a backfill under way can be paused, as test_backfill.py does",
-    "nami-amp metrics --otlp": "test_telemetry.py has somebody who takes them",
     "nami-amp control-center users": "test_control_center_people.py does, with passwords from standard input",
     "nami-amp control-center": "it serves until it is ended; test_control_center_browser.py asks it for pages",
     "nami-amp dev": "test_dev.py starts and ends it with all its processes; --open would open somebody's browser",

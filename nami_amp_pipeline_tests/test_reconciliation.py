@@ -19,6 +19,7 @@ from nami_amp_pipeline.amplitude import fingerprints
 from nami_amp_pipeline.amplitude.exported import HOUR
 from nami_amp_pipeline.backfill.turns import run_backfill
 from nami_amp_pipeline.clock import from_datetime
+from nami_amp_pipeline.contract import Enrichment
 from nami_amp_pipeline.delivery.receipts import RECEIPT_SCHEMA
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.operations import backfills
@@ -30,6 +31,7 @@ from nami_amp_pipeline.retention import retain
 from nami_amp_pipeline.sandbox import Fault
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.stages.window import Window
+from nami_amp_pipeline_tests.support.enrichments import declare, event
 from nami_amp_pipeline_tests.support.held_by_amplitude import NOON, Held, held_by_amplitude
 
 
@@ -513,3 +515,57 @@ def test_identifies_are_neither_missing_nor_of_other_writers(tmp_path: Path, exp
         assert (found.delivered, found.held) == (events, events)
         assert found.counts["others"] == 3
         assert not found.differences
+
+
+@pytest.mark.contract("8.4", "8.5")
+def test_what_enrichments_gave_is_compared_and_sent_again_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of the event it comes again as it was kept, whatever the function gives by now; of now it is left out."""
+    given = {"size": 1, "now": 10}
+    as_of = Enrichment(
+        {"shop_size": "number"}, lambda batch, _: {"shop_size": [given["size"]] * batch.num_rows}, timing="as_of"
+    )
+    current = Enrichment({"shop_now": "number"}, lambda batch, _: {"shop_now": [given["now"]] * batch.num_rows})
+    declare(monkeypatch, as_of, current)
+    with held_by_amplitude(tmp_path, environ={"NAMI_AMP_RUN_RETRY_SECONDS": "0.001"}) as world:
+        moments = {"old": NOON - timedelta(minutes=9), "other": NOON - timedelta(minutes=8), "cut": NOON}
+        world.pipe.insert([event(name, name, at, app="radio") for name, at in moments.items()])
+        world.add()
+        world.tick()
+        given |= {"size": 2, "now": 20}
+        world.later(minutes=5)
+        at = NOON + timedelta(minutes=5)
+        world.pipe.insert([event("newer", "old", at, app="radio")])
+        world.tick()
+        world.later(hours=4)
+        whole = world.reconcile()
+        assert (whole.held, whole.counts["altered"], whole.counts["missing"]) == (4, 0, 0)
+        spelled = world.exported(tmp_path / "spelled", _respell)
+        assert world.reconcile(source=spelled).of("altered") == [], "what has become history was sent with it"
+        world.damage("lost_after_200", ["old", "other"])
+        altered = world.exported(tmp_path / "altered", lambda record: _shrink(record, "cut"))
+        (found,) = world.reconcile(source=altered).of("altered")
+        assert (found.event_id, found.columns) == ("cut", ("user_properties",))
+        assert [(field.field, field.sent, field.held) for field in found.fields] == [("shop_size", 1, 0)]
+
+        assert world.repair(world.reconcile()).events == 2
+        given |= {"size": 3, "now": 30}
+        world.tick()
+        held = {record["insert_id"]: record for record in world.held()}
+        properties = {name: record["user_properties"] for name, record in held.items()}
+        assert properties["old"] == {"shop_size": 1}, "newer state was sent meanwhile, so that of now is left out"
+        assert held["old"]["$skip_user_properties_sync"] is True
+        assert properties["other"] == {"shop_now": 10, "shop_size": 1}
+        world.later(hours=4)
+        again = world.reconcile()
+        assert (again.held, again.counts["altered"], again.counts["missing"]) == (4, 0, 0)
+
+
+def _respell(record: dict[str, Any]) -> None:
+    record["user_properties"] = {name: float(value) for name, value in record["user_properties"].items()}
+
+
+def _shrink(record: dict[str, Any], insert_id: str) -> None:
+    if record.get("$insert_id") == insert_id:
+        record["user_properties"]["shop_size"] = 0

@@ -43,7 +43,7 @@ joined AS (
         CASE WHEN e.event_id IS NULL THEN r.request_id ELSE e.request_id END AS request_id,
         r.outbox_id, coalesce(r.segment_id, e.segment_id) AS segment_id, r.is_open, e.at,
         CASE WHEN e.event_id IS NULL THEN r.prepared_at END AS prepared_at,
-        coalesce(e.unknown_since, e.first_sent_at) AS first_sent_at,
+        coalesce(e.unknown_since, e.first_sent_at) AS first_sent_at, e.event_id IS NOT NULL AS was_again,
         {fingerprints}
     FROM receipts r FULL JOIN excepted e ON e.event_id = r.id
 )
@@ -60,8 +60,9 @@ def load_sent(
     """Creates the table ``sent`` of an integration's events that may have been posted in these hours.
 
     ``delivered_at`` is null of what was not delivered, or not then. ``outbox_id`` is null where receipts are past
-    their retention, fingerprints also where they were computed otherwise. ``first_sent_at`` is known of events that
-    were held, and ``prepared_at`` of all others: before that, nobody can have posted them.
+    their retention, fingerprints also where they were computed otherwise; they are of what was sent first, and not of
+    what ``was_again``. ``first_sent_at`` is known of events that were held, and ``prepared_at`` of all others: before
+    that, nobody can have posted them.
 
     Args:
         context: the process at work.

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from nami_amp_pipeline.amplitude import fingerprints
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.stages.history import current_names
 from nami_amp_pipeline.stages.rebuild import events_again
 from nami_amp_pipeline.state.integrations import Integration
 
@@ -80,13 +81,28 @@ def verify(
     Returns:
         Number in ``sent`` to the fields that are held otherwise.
     """
+    found: dict[int, list[Altered]] = {}
+    _verify_as(context, connection, integration, most, found, as_of_now=True)
+    if current_names():  # an event that has become history since was sent with them, and would not be now
+        _verify_as(context, connection, integration, most, found, as_of_now=False)
+    return found
+
+
+def _verify_as(
+    context: Context,
+    connection: duckdb.DuckDBPyConnection,
+    integration: Integration,
+    most: int,
+    found: dict[int, list[Altered]],
+    *,
+    as_of_now: bool,
+) -> None:
     wanted = connection.execute(
         "SELECT DISTINCT s.id, s.segment_id FROM held h JOIN sent s USING (number) WHERE len(h.differs) > 0"
     ).fetchall()
-    found: dict[int, list[Altered]] = {}
     if not wanted:
-        return found
-    for _, events in events_again(context, integration, dict(wanted)):
+        return
+    for _, events in events_again(context, integration, dict(wanted), as_of_now=as_of_now):
         prints = fingerprints.fingerprints(events["body"])
         again = pa.table(
             [events["id"], events["body"], *prints.columns],
@@ -95,15 +111,16 @@ def verify(
         connection.register("again", again)
         rows = connection.execute(_PAIRS).fetchall()
         names = [column[0] for column in connection.description or ()]
-        changes = list(_changes((dict(zip(names, row, strict=True)) for row in rows), found, most))
+        pairs = (dict(zip(names, row, strict=True)) for row in rows)
+        # As it was before, an event counts only if it was sent so.
+        changes = list(_changes((row for row in pairs if as_of_now or row["same_user_properties"]), found, most))
         connection.unregister("again")
         _apply(connection, changes)
-    return found
 
 
 _PAIRS: Final = f"""
 SELECT h.rowid AS place, h.number, h.differs, h.event_type, h.user_id, h.device_id, h.time, h.event_properties,
-    h.user_properties, h.revenue, a.body,
+    h.user_properties, h.revenue, a.body, s.was_again,
     {
     ", ".join(
         f"s.fingerprint_{part} IS NOT DISTINCT FROM a.again_fingerprint_{part} AS same_{part}"
@@ -122,10 +139,13 @@ def _changes(
     for row in rows:
         fields = list(differences(orjson.loads(row["body"].removeprefix(",")), row))
         by_value = {field.column for field in fields}
-        # Where what was made again is not what was sent, only the fingerprint can say.
-        left = [name for name in row["differs"] if name in by_value or not row[f"same_{BY_VALUE[name]}"]]
+        # Where what was made again is not what was sent, only the fingerprint can say; which is of the first time.
+        unknown = [part for part in fingerprints.PARTS if not (row[f"same_{part}"] or row["was_again"])]
+        left = [name for name in row["differs"] if name in by_value or BY_VALUE[name] in unknown]
         if left and (len(found) < most or row["number"] in found):
             found[row["number"]] = [field for field in fields if field.column in left]
+        elif not left:
+            found.pop(row["number"], None)
         if left != row["differs"]:
             yield row["place"], left
 

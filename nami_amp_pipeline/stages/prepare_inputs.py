@@ -262,7 +262,7 @@ def register_sent(context: Context, connection: duckdb.DuckDBPyConnection, integ
     Args:
         context: for the store.
         connection: has the table ``decided``; gets the table ``sent``.
-        integrations: those that the segment is prepared for.
+        integrations: those that the segment is prepared for; of others nothing counts as sent.
     """
     profiles_of = {integration.id: integration.profiles_of for integration in integrations}
     users = connection.execute(
@@ -272,6 +272,8 @@ def register_sent(context: Context, connection: duckdb.DuckDBPyConnection, integ
     sent: list[tuple[int, str, int, str]] = []
     with context.store.reading() as tx:
         for integration_id, user_ids in users:
+            if integration_id not in profiles_of:
+                continue
             known = read_sent(context.store, tx, profiles_of[integration_id], user_ids)
             sent += [(integration_id, *row) for row in known]
     connection.register(

@@ -164,7 +164,7 @@ def _odd(context: Context, file: str, event_ids: list[str]) -> list[int]:
 
 
 def events_again(
-    context: Context, integration: Integration, segment_ids: Mapping[str, int | None]
+    context: Context, integration: Integration, segment_ids: Mapping[str, int | None], *, as_of_now: bool = True
 ) -> Iterator[tuple[int, pa.Table]]:
     """Segment by segment, events as they would be posted now.
 
@@ -172,6 +172,8 @@ def events_again(
         context: for the store and the files.
         integration: whose events.
         segment_ids: by event id, the segment of its outbox, where it is looked for first.
+        as_of_now: whether newer state that their users were sent makes history of them, as it does now. Without that
+            they are what they were before that.
 
     Yields:
         A segment, and of its events id, event_type, user_id, identity, created_date and body. Left out are those whose
@@ -205,7 +207,7 @@ def events_again(
         segment = PreparedSegment(row.id, row.file, [row.snapshot_file], [integration])
         name = context.folder.new_name("outboxes", "arrow")
         try:
-            _write_again(context, segment, name, sorted(here), are_wanted=True)
+            _write_again(context, segment, name, sorted(here), are_wanted=True, as_of_now=as_of_now)
             reader = context.folder.open_ipc(name, mapped=False)
             names = ["id", "event_type", "user_id", "identity", "created_date", "body"]
             yield row.id, reader.read_all().select(names)
@@ -214,7 +216,13 @@ def events_again(
 
 
 def _write_again(
-    context: Context, segment: PreparedSegment, name: str, ids: list[str], *, are_wanted: bool = False
+    context: Context,
+    segment: PreparedSegment,
+    name: str,
+    ids: list[str],
+    *,
+    are_wanted: bool = False,
+    as_of_now: bool = True,
 ) -> OutboxPart:
     """Writes an outbox of the events that are posted: without those of some ids, or of these alone."""
     with engine(context.settings) as alone, begin_segment(context, segment, alone) as begun:
@@ -224,7 +232,7 @@ def _write_again(
         which = "NOT IN" if are_wanted else "IN"
         connection.execute(f"DELETE FROM decided WHERE state <> 'send' OR id {which} (SELECT id FROM ids)")  # noqa: S608
         register_released(context, connection, [], {})
-        register_sent(context, connection, segment.integrations)
+        register_sent(context, connection, segment.integrations if as_of_now else [])
         execute(connection, "prepare_4_lanes")
         encoders = encoders_of(segment.integrations)
         return write_outbox(context, connection, name, encoders).get(segment.integrations[0].id, OutboxPart())

@@ -244,7 +244,7 @@ MUTANTS = (
     ),
     Mutant(
         "an event that is sent again overwrites a newer profile", "repair", "nami_amp_pipeline/stages/rebuild.py",
-        "register_sent(context, connection, segment.integrations)", "register_sent(context, connection, [])",
+        "segment.integrations if as_of_now else []", "[]",
     ),
     Mutant(
         "what is sent again does not wait in the order of its user", "repair", _REPAIR,

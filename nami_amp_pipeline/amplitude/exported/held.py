@@ -8,8 +8,9 @@ from typing import Final
 
 import duckdb
 
+from nami_amp_pipeline import contract
 from nami_amp_pipeline.amplitude import fingerprints
-from nami_amp_pipeline.contract import CATEGORY, GROSS_AMOUNT, PROPERTIES, SUBCATEGORY
+from nami_amp_pipeline.contract import CATEGORY, GROSS_AMOUNT, SUBCATEGORY
 from nami_amp_pipeline.contract.user_properties import as_sent
 from nami_amp_pipeline.storage.duckdb_engine import files, literal
 
@@ -151,7 +152,7 @@ def _macros() -> str:
     """SQL that spells what is held as the texts that :mod:`fingerprints` splits sent events into."""
     ours = ", ".join(
         f"{literal(_name(prop.name))} || json_extract(properties, {literal(f'$.{prop.name}')})::VARCHAR"
-        for prop in as_sent(PROPERTIES)
+        for prop in as_sent(contract.PROPERTIES)
     )
     revenue = ", ".join(
         f'{literal(_name(name)) if name != "price" else literal("")} || coalesce(held."{name}"::VARCHAR, '

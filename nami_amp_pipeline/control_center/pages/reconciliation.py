@@ -8,8 +8,8 @@ from typing import Final
 
 from starlette.responses import Response
 
+from nami_amp_pipeline import contract
 from nami_amp_pipeline.clock import from_datetime
-from nami_amp_pipeline.contract import PROPERTIES
 from nami_amp_pipeline.control_center.payloads import Payload, payload
 from nami_amp_pipeline.control_center.visit import NotFound, Visit, action, page
 from nami_amp_pipeline.operations.audience import PLACES, VALUES
@@ -63,7 +63,7 @@ def show(visit: Visit) -> Response:
         days=days[::-1],
         yesterday=f"{yesterday:%Y-%m-%d}",
         asked=visit.operations.asked_comparison(visit.integration.key),
-        properties=PROPERTIES,
+        properties=contract.PROPERTIES,
         prop="",
         value="",
     )
@@ -108,7 +108,7 @@ def _is_number(text: str) -> bool:
 def show_audience(visit: Visit) -> Response:
     """Users with a value of a property: here, sent, and waiting."""
     name, value = visit.query.get("property", ""), visit.query.get("value", "").strip()[:1_024]
-    known = {prop.name: prop for prop in PROPERTIES}
+    known = {prop.name: prop for prop in contract.PROPERTIES}
     place = visit.query.get("place") or None
     if place is not None and place not in PLACES:
         raise NotFound("There is no such list of users")
@@ -133,7 +133,7 @@ def show_audience(visit: Visit) -> Response:
         found=found,
         place=place,
         errors=errors,
-        properties=PROPERTIES,
+        properties=contract.PROPERTIES,
         prop=name,
         value=value,
         places=PLACE_WORDS,

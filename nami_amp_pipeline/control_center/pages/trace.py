@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 from starlette.responses import Response
 
-from nami_amp_pipeline.contract import PROPERTIES
+from nami_amp_pipeline import contract
 from nami_amp_pipeline.control_center.payloads import download
 from nami_amp_pipeline.control_center.visit import NotFound, Visit, page
 from nami_amp_pipeline.operations.trace import Answer
@@ -37,8 +37,8 @@ def show(visit: Visit) -> Response:
         kinds=_NAMES,
         moment=datetime.fromisoformat,
         as_json=lambda value: orjson.dumps(value).decode(),
-        properties={prop.name: prop.means for prop in PROPERTIES},
-        groups={prop.name: prop.field for prop in PROPERTIES},
+        properties={prop.name: prop.means for prop in contract.PROPERTIES},
+        groups={prop.name: prop.field for prop in contract.PROPERTIES},
     )
 
 
