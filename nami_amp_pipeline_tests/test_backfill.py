@@ -159,6 +159,20 @@ def test_each_event_of_a_window_is_sent_once_if_live_delivery_sent_a_part_of_it(
     assert sent.keys() == {row["id"] for row in old + new if row["event_type"] != "user.odd"}
 
 
+@pytest.mark.contract("7.1.2")
+def test_what_a_run_captured_before_it_was_killed_is_left_to_live_delivery(pipeline: Pipeline) -> None:
+    pipeline.insert(lives(1, START - 9 * DAY, rows=20))
+    integration = pipeline.add("app", user_id_kind="nami_user_id")
+    for _ in range(3):  # so that live delivery reads on from behind these rows
+        stages.capture_apps(pipeline.context)
+        pipeline.clock.sleep(3_600)
+        pipeline.insert([{**lives(2, START, rows=1)[0], "event_type": "user.odd", "ingested_at": START}])
+    status, wire = backfill(pipeline, integration, window(START - 20 * DAY, START))
+    assert (list(status.found), wire.events) == (["left_to_live"], [])
+    pipeline.tick()
+    assert len(by_id(pipeline.sent(integration))) == status.found["left_to_live"]
+
+
 @pytest.mark.contract("7.1.3")
 @pytest.mark.parametrize("anonymous", ["nami_user_id", "device_id"])
 def test_a_repeat_has_the_user_and_device_that_it_was_sent_with(pipeline: Pipeline, anonymous: str) -> None:

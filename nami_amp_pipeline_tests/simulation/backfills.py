@@ -59,7 +59,7 @@ class _Simulation(BesideLive):
 
     def run(self) -> Facts:
         rng, world = self.rng, self.world
-        self._load(rng.choice((5, 12, 30)))
+        self.load(rng.choice((5, 12, 30)))
         self.loaded_from = datetime.fromtimestamp(START + 1, UTC)
         world.network.advance(START + 1.0)
         # The start of the integration is among the rows: live delivery never sends those before it.
@@ -78,7 +78,7 @@ class _Simulation(BesideLive):
         for _ in range(rng.choice((1, 2, 4))):
             world.draw_weather()
             if rng.random() < 0.5:
-                self._load(rng.choice((1, 4, 10)))
+                self.load(rng.choice((1, 4, 10)))
             if rng.random() < 0.15:
                 world.sandbox.faults.add(
                     Fault("throttle_user", user_id=rng.choice(self.users), times=rng.randint(1, 3))
@@ -100,7 +100,8 @@ class _Simulation(BesideLive):
         self.number = backfills.create(self.world.outside, self.new).id
         self.person.begins_anew()
 
-    def _load(self, count: int) -> None:
+    def load(self, count: int) -> None:
+        """Rows of some users, created within ten minutes; those of the beginning are the backfill's."""
         rng = self.rng
         now = max(self.world.time.true, START)
         for _ in range(count):

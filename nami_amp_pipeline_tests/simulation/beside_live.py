@@ -37,7 +37,17 @@ class BesideLive:
         self.rng = world.rng
         self.current: SimulatedWire | None = None
         self._worker = ""
+        self._in_between = random.Random(world.rng.random())  # of its own, so that a draw more moves no other
         world.before_step = self.note_step
+
+    def load(self, count: int) -> None:
+        """Loads new rows."""
+        raise NotImplementedError
+
+    def news(self, context: Context, wire: SimulatedWire) -> None:
+        """A micro-batch that finds rows of the users whose events are about to be sent."""
+        self.load(self.rng.choice((1, 3, 8)))
+        self.live(context, wire)
 
     def live(self, context: Context, wire: SimulatedWire) -> None:
         """A micro-batch."""
@@ -88,10 +98,18 @@ class BesideLive:
         drawn = self.rng.random()
         act = self.person.wishes if drawn < 0.3 else self._cancel if drawn < 0.5 else lambda: None
         left, at_step = self.rng.randrange(1, 12), perils.at_step
+        steps: tuple[str, ...] = ("deliver.", "backfill.")
+        if act == self.person.wishes:  # while there is most to post yet: whoever does not look posts on
+            steps, left = ("deliver.post",), (left + 3) // 4
+        is_overtaken = self._in_between.random() < 0.3
 
         def step(name: str) -> None:
-            nonlocal left
-            left -= name.startswith(("deliver.", "backfill."))
+            nonlocal left, is_overtaken
+            if is_overtaken and name == "backfill.computed":  # what was computed holds no more
+                is_overtaken = False
+                self.world.facts.met["live delivery comes after a file is computed"] += 1
+                self.world.tick(Perils(), self.news)
+            left -= name.startswith(steps)
             if left == 0:
                 left = -1
                 act()

@@ -21,7 +21,7 @@ from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.simulation.beside_live import BesideLive
 from nami_amp_pipeline_tests.simulation.delivery import BASE
 from nami_amp_pipeline_tests.simulation.history import run_history
-from nami_amp_pipeline_tests.simulation.network import START, SimulatedWire
+from nami_amp_pipeline_tests.simulation.network import START
 from nami_amp_pipeline_tests.simulation.person import Person
 from nami_amp_pipeline_tests.simulation.process import Perils
 from nami_amp_pipeline_tests.simulation.whole import ListWarehouse
@@ -74,7 +74,7 @@ class _Simulation(BesideLive):
                 world.sandbox.faults.add(
                     Fault("throttle_user", user_id=rng.choice(self.users), times=rng.choice((1, 3, 8)))
                 )
-            mine, others = (self.work, self._news) if rng.random() < 0.7 else (self.live, self.work)
+            mine, others = (self.work, self.news) if rng.random() < 0.7 else (self.live, self.work)
             perils = world.draw_perils(others, steps=rng.choice((6, 14, 40)))
             self.come_between(perils, mine)
             world.tick(perils, mine)
@@ -84,11 +84,6 @@ class _Simulation(BesideLive):
         self._to_the_end()
         world.facts.events = len(self.warehouse.rows)
         return world.facts
-
-    def _news(self, context: Context, wire: SimulatedWire) -> None:
-        """A micro-batch that finds rows of the users who are about to be sent an identify."""
-        self.load(self.rng.choice((1, 3, 8)))
-        self.live(context, wire)
 
     def _begin(self) -> None:
         """Another identify, once the one before has come to its end."""

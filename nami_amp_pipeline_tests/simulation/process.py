@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -62,6 +63,7 @@ class MortalStore(Store):
         self.engine.update_execution_options(compiled_cache=_COMPILED)
         self.perils = perils
         self.dead = False
+        self._thread = threading.get_ident()
         self.committed: Callable[[], None] = lambda: None
         self._rng = rng
         self._busy = False
@@ -79,6 +81,8 @@ class MortalStore(Store):
     def begin(self, *, under: Iterable[Lease] = ()) -> Iterator[Transaction]:
         if self.dead:
             raise Crash
+        if threading.get_ident() != self._thread:  # who renews leases does so by the time of the machine
+            raise StoreUnavailable("state store: not in simulated time")
         fails = self._rng.random() < self.perils.store_fails
         fate = self._rng.choice(("before", "rolled back", "committed")) if fails else ""
         if fate == "before":

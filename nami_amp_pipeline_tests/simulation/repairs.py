@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -68,7 +69,8 @@ class _Simulation:
         self.users = [f"user{number}" for number in range(rng.choice((1, 3, 8)))]
         (settings.data_dir / "spill").mkdir(parents=True, exist_ok=True)
         self.source = SimulatedExport(self.world.sandbox, _KEY, settings.data_dir / "spill")
-        self.posted: set[str] = set()
+        self.posted: Counter[str] = Counter()
+        self.posted_before: dict[str, int] = {}
         self.held: dict[str, tuple[int, frozenset[str]]] = {}
         self.repaired: list[tuple[str, int, frozenset[str]]] = []
         self.world.after_commit = self._note_held
@@ -198,7 +200,9 @@ class _Simulation:
         """Remembers when an event was held for a repair, and what had been posted by then."""
         held = self.world.ledger.held_for(MISSING)
         for event_id in held - self.held.keys():
-            self.held[event_id] = len(self._arrivals()), frozenset(self.posted)
+            # What waits itself is on its way no more.
+            self.held[event_id] = len(self._arrivals()), frozenset(self.posted.keys() - held)
+            self.posted_before[event_id] = self.posted[event_id]
             self.repaired.append((event_id, *self.held[event_id]))
         for event_id in self.held.keys() - held:
             del self.held[event_id]
@@ -263,6 +267,8 @@ class _Simulation:
         world.check(again <= unheard, f"{again} events came again, {unheard} had no answer")
         world.note_what_was_met()
         dead = self._dead()
+        given_up = {event for event, times in self.posted_before.items() if self.posted[event] == times} & dead
+        world.check(not given_up, f"{sorted(given_up)[:3]} were to be sent again, and were given up")
         gone = {row["id"] for row in self.warehouse.rows} - world.received_with(_KEY).keys() - dead
         world.check(not gone, f"{sorted(gone)[:5]} never came")
         arrivals = self._arrivals()

@@ -49,6 +49,7 @@ _PREPARE = "nami_amp_pipeline/backfill/prepare.py"
 _PROFILES = "nami_amp_pipeline/backfill/profiles.py"
 _REPAIR = "nami_amp_pipeline/reconciliation/repair.py"
 _DAY = "nami_amp_pipeline/reconciliation/day.py"
+_AHEAD = "nami_amp_pipeline/backfill/ahead.py"
 _SUPERSEDED = "nami_amp_pipeline/backfill/superseded.py"
 
 MUTANTS = (
@@ -184,6 +185,10 @@ MUTANTS = (
         'self._ends_turn = wanted or self._refresh().state != "running"', "self._ends_turn = wanted",
     ),
     Mutant(
+        "a file of an identify that was computed before live delivery came counts", "identify", _AHEAD,
+        "if file_id == file.id and was == integration and lease.fence == fence + 1:", "if file_id == file.id:",
+    ),
+    Mutant(
         "an identify does not look at the state that live delivery sent since", "identify", _SUPERSEDED,
         "    if backfill.compared_through == integration.prepared_through:\n", "    if True:\n",
     ),
@@ -244,7 +249,9 @@ MUTANTS = (
     ),
     Mutant(
         "an event that is sent again overwrites a newer profile", "repair", "nami_amp_pipeline/stages/rebuild.py",
-        "segment.integrations if as_of_now else []", "[]",
+        "register_sent(context, connection, segment.integrations if as_of_now else [])",
+        "register_sent(context, connection, segment.integrations if as_of_now else [])\n"
+        "        connection.register('sent', connection.sql('FROM sent LIMIT 0').to_arrow_table())",
     ),
     Mutant(
         "what is sent again does not wait in the order of its user", "repair", _REPAIR,
