@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -234,19 +235,19 @@ def test_the_command_line_says_the_same(made: Pipeline, ana: Operations) -> None
 
 def test_outages_and_results_are_found_by_their_indexes(made: Pipeline, ana: Operations) -> None:
     made.add("radio")
-    seen: list[str] = []
+    seen: list[tuple[str, Any]] = []
     engine = made.context.store.engine
 
-    def before(_connection: object, cursor: object, statement: str, *_more: object) -> None:
-        seen.append(statement)
+    def before(_connection: object, _cursor: object, statement: str, values: Any, *_more: object) -> None:
+        seen.append((statement, values))
 
     sa.event.listen(engine, "before_cursor_execute", before)
     ana.deliveries("radio/main")
     resends.of_app(made.context.store, "radio", 0)
     sa.event.remove(engine, "before_cursor_execute", before)
-    (failed_ones,) = [said for said in seen if "outcome != 'delivered'" in said]
+    ((failed_ones, values),) = [said for said in seen if "outcome != 'delivered'" in said[0]]
     with made.context.store.reading() as tx:
-        (plan, *_) = [row[3] for row in tx.exec_driver_sql(f"EXPLAIN QUERY PLAN {failed_ones}", (1, 0, 9, 0))]
+        (plan, *_) = [row[3] for row in tx.exec_driver_sql(f"EXPLAIN QUERY PLAN {failed_ones}", values)]
         letters = "SELECT count(*) FROM exceptions WHERE resend_id IN (1, 2) AND state = 'dead'"
         (counted, *_) = [row[3] for row in tx.exec_driver_sql(f"EXPLAIN QUERY PLAN {letters}")]
     assert "requests_failed" in plan

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
+from sqlalchemy.util import OrderedSet
 
 from nami_amp_pipeline.clock import micros
 from nami_amp_pipeline.errors import Misconfigured, StoreUnavailable
@@ -107,6 +108,10 @@ def alone(store: Store) -> Iterator[Transaction]:
 
 
 def _create(tx: Transaction) -> None:
+    for table in tables.metadata.tables.values():
+        # By name, and not in the order of a set: of two indexes that would do as well, SQLite takes the one that was
+        # made last, and the one of failed requests must win over the one of all.
+        table.indexes = OrderedSet(sorted(table.indexes, key=lambda index: str(index.name)))
     tables.metadata.create_all(tx)
     tx.execute(sa.insert(tables.schema_version).values(version=tables.SCHEMA_VERSION))
     # As Alembic would, which takes longer to import than all of this takes.
