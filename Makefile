@@ -9,6 +9,9 @@ PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal
 # `make quick` shuffles the tests each time; what decides over a change does the same each time.
 ORDER := -p no:randomly
 
+# The tests start hundreds of processes, and each would compile the project again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo quick test lint types tests torture bench clean
 
 demo: $(VENV)/installed  ## sample events -> DuckDB -> Dagster -> a local Amplitude, and what arrived

@@ -21,5 +21,5 @@ def test_killed_processes_lose_nothing_and_send_nothing_twice(
         server: Postgres = request.getfixturevalue("postgres")
         warehouse_url = server.fresh_database()
     killing = Killing(tmp_path, seed=1, state_url=state_url, warehouse_url=warehouse_url)
-    killing.run(kills=15)
-    assert killing.kills >= 15
+    killing.run(kills=10)
+    assert killing.kills >= 10
