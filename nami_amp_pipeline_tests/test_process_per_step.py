@@ -51,6 +51,7 @@ def failure_of(instance: dg.DagsterInstance, run_id: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sqlite"], indirect=True)
 def test_a_dead_warehouse_ends_in_a_failed_run(stage: Scene) -> None:
     stage.load(apps=("radio",))
     one = stage.add("radio")
@@ -75,6 +76,7 @@ def test_a_dead_warehouse_ends_in_a_failed_run(stage: Scene) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", ["postgresql"], indirect=True)
 def test_a_good_run_is_green_in_as_many_processes(stage: Scene) -> None:
     stage.load(apps=("radio",))
     one = stage.add("radio")

@@ -30,15 +30,15 @@ def main() -> None:
     home, night = Path(sys.argv[1]), datetime.fromisoformat(sys.argv[2])
     made = Pipeline(home, dict(os.environ), open_at=night)
     one = made.add("radio", user_id_kind="nami_user_id", start_from=night - timedelta(minutes=1))
-    for tick in range(16):
+    for tick in range(8):
         rows = []
         for number in range(3):
-            at = night + timedelta(minutes=15 * tick + 4 * number, microseconds=1)
+            at = night + timedelta(minutes=30 * tick + 4 * number, microseconds=1)
             names = {"id": f"{tick}-{number}", "app_id": "radio", "user_id": f"u{number % 2}"}
             times = {"created_date": at, "ingested_at": at}
             rows.append({**names, **times, "event_type": "user.subscription.renewed", "payload": "{}"})
         made.insert(rows)
-        made.clock.set(night + timedelta(minutes=15 * tick + 10))
+        made.clock.set(night + timedelta(minutes=30 * tick + 10))
         made.tick()
     sent = [(event["insert_id"], event["time"]) for event in made.sent(one)]
     sys.stdout.write(json.dumps([sent, made.status(one).to_json()]))
@@ -76,7 +76,7 @@ def test_a_night_on_which_clocks_are_set_back(tmp_path: Path, zone: str, databas
     sent, now = json.loads(done.stdout.splitlines()[-1])
     start = int(night.timestamp() * 1_000)
     expected: list[Any] = [
-        [f"{tick}-{number}", start + (15 * tick + 4 * number) * 60_000] for tick in range(16) for number in range(3)
+        [f"{tick}-{number}", start + (30 * tick + 4 * number) * 60_000] for tick in range(8) for number in range(3)
     ]
     assert sorted(sent) == sorted(expected)
-    assert (now["captured"], now["delivered"], now["pending"], now["lag_seconds"]) == (48, 48, 0, 0.0)
+    assert (now["captured"], now["delivered"], now["pending"], now["lag_seconds"]) == (24, 24, 0, 0.0)
