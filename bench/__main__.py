@@ -22,6 +22,7 @@ from bench.part import say
 PARTS = (
     "micro_batch",
     "postgres",
+    "whole_state",
     "object_storage",
     "history",
     "many_apps",

@@ -3,6 +3,8 @@
 :func:`sample_warehouse` is what :mod:`nami_amp_pipeline.sample` makes, row by row. For millions more,
 :func:`multiplied` lays copies of such a sample one behind the other: in copy *k* four digits of every UUID in every
 column and payload are *k*, so that each copy is of other users with other devices, logins and events.
+
+:func:`whole_state_warehouse` is of another kind, and made by DuckDB alone.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import duckdb
 import pyarrow as pa
 
 from nami_amp_pipeline import contract, sample
+from nami_amp_pipeline.sample import stream
 from nami_amp_pipeline.storage.duckdb_engine import sql
 
 CACHE: Final = Path(__file__).parent / ".cache"
@@ -31,6 +34,55 @@ MARKED: Final = f"""regexp_replace(
     regexp_replace(payload, '{_UUID}', concat('"\\1', chr(1), '\\2'), 'g'), '{_LOGIN}', concat('\\1', chr(1))
 )"""
 """SQL: a payload with a mark, which no JSON has, for each four digits that tell a copy's people from another's."""
+
+_WHOLE_STATE_USERS = """
+    CREATE TEMP TABLE users AS SELECT
+        number,
+        $apps[1 + number % len($apps)] AS app_id,
+        ['apple', 'google'][1 + number // 2 % 2] AS store,
+        md5('user ' || number)::UUID::VARCHAR AS user_id,
+        [{id: md5('device ' || number)::UUID, platform: {id: md5(app_id || store)::UUID, name: 'Phones',
+            platform_type: store, marketplace_app_id: 'com.example.' || app_id}},
+         {id: md5('second ' || number)::UUID, platform: {id: md5(app_id || 'web')::UUID, name: 'Web',
+            platform_type: 'web', marketplace_app_id: 'com.example.' || app_id}}] AS devices,
+        [{key: 'original_transaction_id', type: 'original_transaction_id',
+            value: (1000000000000000 + number)::VARCHAR},
+         {key: 'external_id', type: 'uuid', value: md5('login ' || number)::UUID::VARCHAR}] AS external_ids
+    FROM range($users) AS of_users (number)
+"""
+
+_WHOLE_STATE_EVENTS = """
+    INSERT INTO nami_events
+    WITH drawn AS (
+        SELECT
+            md5('event ' || number)::UUID::VARCHAR AS id,
+            (hash(number, 1) % $users)::BIGINT AS user_number,
+            ['purchased', 'renewed', 'renewed', 'renewed', 'cancelled', 'in_grace_period',
+             'renewal_in_grace_period', 'resumed'][1 + (hash(number, 2) % 8)::BIGINT] AS news,
+            ['weekly', 'monthly', 'yearly'][1 + (hash(number, 3) % 3)::BIGINT] AS term,
+            make_timestamp($start + number * ($span // $rows)) AS ingested,
+            ingested - to_microseconds(1000000 + (hash(number, 4) % 20000000)::BIGINT) AS created,
+            [{entitlement_ref_id: 'premium', name: 'Premium', description: 'Everything, without ads',
+                sku_ref_id: 'premium_' || term, pending_sku_ref_id: NULL::VARCHAR,
+                expiration: strftime(created + INTERVAL 30 DAY, '%Y-%m-%dT%H:%M:%SZ'),
+                last_verified: strftime(created, '%Y-%m-%dT%H:%M:%SZ')}] AS premium,
+            [{entitlement_ref_id: 'sports', name: 'Sports', description: 'Live',
+                sku_ref_id: 'sports_' || term, pending_sku_ref_id: NULL::VARCHAR,
+                expiration: strftime(created + INTERVAL 7 DAY, '%Y-%m-%dT%H:%M:%SZ'),
+                last_verified: strftime(created, '%Y-%m-%dT%H:%M:%SZ')}] AS sports,
+            CASE WHEN hash(number, 5) % 8 = 0 THEN premium || sports ELSE premium END AS entitlements
+        FROM range($rows) AS of_rows (number)
+    )
+    SELECT id, app_id, 'user.subscription.' || news AS type, user_id, created, ingested, to_json({
+        id: id, event_type: type, event_platform: store, created_date: strftime(created, '%Y-%m-%dT%H:%M:%S.%f+00:00'),
+        user_id: user_id, active_entitlements: entitlements,
+        customer_journey_state: {former_subscriber: false, in_account_hold: false,
+            in_grace_period: news = 'in_grace_period', in_trial_period: false, in_intro_offer_period: false,
+            in_pause: false, is_cancelled: news = 'cancelled'},
+        devices: devices, external_ids: external_ids
+    })
+    FROM drawn JOIN users ON users.number = user_number
+"""
 
 _COLUMNS = "id, app_id, event_type, user_id, created_date, ingested_at, payload"
 
@@ -58,6 +110,26 @@ def multiplied(rows: int, *, base_rows: int = BASE_ROWS) -> Path:
             connection.execute(insert_copy("marked", f"{copy:04x}", limit=min(base_rows, rows - first)))
 
     return derived(f"multiplied-{rows}-of-{base_rows}", fill)
+
+
+def whole_state_warehouse(rows: int) -> Path:
+    """A DuckDB file with so many events of the same two apps, each of about 1.2 KB, with the whole state of its user.
+
+    There is a user for every ten rows. Each event has one or two active entitlements, the journey's flags, the user's
+    two devices, and two entries of ``external_ids``, the second of which is the External ID. All event types are ones
+    that integrations select; rows are in the order of ``ingested_at``, and none is there twice.
+    """
+    users = max(1, rows // 10)
+
+    def fill(connection: duckdb.DuckDBPyConnection) -> None:
+        connection.execute("SET preserve_insertion_order = true; SET TimeZone = 'UTC'")
+        connection.execute(_WHOLE_STATE_USERS, {"apps": list(APPS), "users": users})
+        times = {"start": int(stream.START.timestamp() * 1e6), "span": 30 * 86_400_000_000}
+        connection.execute(_WHOLE_STATE_EVENTS, {"rows": rows, "users": users, **times})
+
+    # Another SQL, another file.
+    version = hashlib.sha256((_WHOLE_STATE_USERS + _WHOLE_STATE_EVENTS).encode()).hexdigest()[:8]
+    return derived(f"whole-state-{rows}-{version}", fill)
 
 
 def derived(name: str, fill: Callable[[duckdb.DuckDBPyConnection], None]) -> Path:

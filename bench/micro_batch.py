@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,40 +37,81 @@ def measure(*, rows: int = 1_000_000, repeats: int = 3, peer_rows: int = 50_000)
     """
     events = sample_warehouse(rows)
     ids = expected(events, CHECKSUM)
-    peers = all_peers() if peer_rows else []
-    fewer = sample_warehouse(peer_rows) if peer_rows else events
-    hardly_any = sample_warehouse(PEER_START_ROWS)
-    wanted = expected(fewer, "count(*)")
-    runs: list[dict[str, Any]] = []
-    others: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in peers}
+    neighbours = Neighbours(sample_warehouse, peer_rows)
+    runs = []
     with Receiver() as receiver:
-        for number in range(repeats):
-            with room("micro-batch") as folder:
-                home = Home(folder, f"duckdb:///{events}")
-                home.integrate(receiver.url)
-                tick = delivered_all(home, receiver, ids)
-                runs.append(tick.to_json())
-            say(f"nami-amp run {number + 1}: {runs[-1]['events_per_second']:,.0f} events/s")
-            for peer in peers:
-                start = _peer(peer, hardly_any, receiver)[0]
-                others[peer.name].append(one := _figures(*_peer(peer, fewer, receiver), start.seconds, wanted))
-                say(f"{peer.name}: {one['events_per_second']:,.0f} events/s")
+        for _ in range(repeats):
+            runs.append(run_once(events, ids, receiver))
+            neighbours.take_turn(receiver)
+    return {"rows": rows, "apps": len(APPS), **figures_of(runs), **neighbours.to_json()}
+
+
+def run_once(events: Path, ids: object, receiver: Receiver) -> dict[str, Any]:
+    """The figures of one ``nami-amp run`` over a DuckDB file, in a fresh home with SQLite.
+
+    Args:
+        events: the file.
+        ids: :data:`bench.checks.CHECKSUM` of what must arrive.
+        receiver: where the integrations post.
+
+    Raises:
+        Wrong: that is not what arrived.
+    """
+    with room("micro-batch") as folder:
+        home = Home(folder, f"duckdb:///{events}")
+        home.integrate(receiver.url)
+        run = delivered_all(home, receiver, ids).to_json()
+    say(f"nami-amp run: {run['events_per_second']:,.0f} events/s")
+    return run
+
+
+def figures_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The pipeline's part of a result: its runs, and the summaries of their rates."""
     return {
-        "rows": rows,
-        "apps": len(APPS),
         "runs": runs,
-        "events_per_second": summary([one["events_per_second"] for one in runs]),
-        "events_per_second_of_run": summary([one["events_per_second_of_run"] for one in runs]),
-        "peer_rows": peer_rows,
-        "peers": {
-            peer.name: {
-                "version": peer.version,
-                "runs": others[peer.name],
-                "events_per_second": summary([one["events_per_second"] for one in others[peer.name]]),
-            }
-            for peer in peers
-        },
+        "events_per_second": summary([run["events_per_second"] for run in runs]),
+        "events_per_second_of_run": summary([run["events_per_second_of_run"] for run in runs]),
     }
+
+
+class Neighbours:
+    """The neighbours over events of one kind.
+
+    Args:
+        warehouse: makes a DuckDB file with so many rows of that kind.
+        rows: how many they get; 0: there are no neighbours.
+    """
+
+    def __init__(self, warehouse: Callable[[int], Path], rows: int) -> None:
+        self._rows = rows
+        self._peers = all_peers() if rows else []
+        self._runs: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in self._peers}
+        if rows:
+            self._events = warehouse(rows)
+            self._hardly_any = warehouse(PEER_START_ROWS)
+            self._wanted = expected(self._events, "count(*)")
+
+    def take_turn(self, receiver: Receiver) -> None:
+        """Runs each of them once."""
+        for peer in self._peers:
+            start = _peer(peer, self._hardly_any, receiver)[0]
+            run = _figures(*_peer(peer, self._events, receiver), start.seconds, self._wanted)
+            self._runs[peer.name].append(run)
+            say(f"{peer.name}: {run['events_per_second']:,.0f} events/s")
+
+    def to_json(self) -> dict[str, Any]:
+        """Their part of a result."""
+        return {
+            "peer_rows": self._rows,
+            "peers": {
+                peer.name: {
+                    "version": peer.version,
+                    "runs": self._runs[peer.name],
+                    "events_per_second": summary([run["events_per_second"] for run in self._runs[peer.name]]),
+                }
+                for peer in self._peers
+            },
+        }
 
 
 def _peer(peer: Peer, events: Path, receiver: Receiver) -> tuple[watch.Took, dict[str, Any]]:
@@ -99,24 +141,24 @@ def _figures(took: watch.Took, got: dict[str, Any], start: float, wanted: object
 def verdicts(result: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     """(what, goal, figure, met) for the table at the top of the page."""
     own = result["events_per_second"]
-    found = [
+    return [
         (
             f"{result['rows'] / 1e6:g} M sample events, DuckDB and SQLite",
             f"≥ {GOAL:,} events/s",
             spread(own),
             own["median"] >= GOAL,
-        )
+        ),
+        *beside_neighbours(result, "… beside the fastest neighbour", GOAL_TIMES),
     ]
-    if result["peers"]:
-        times = own["median"] / _fastest(result)[1]
-        found.append(("… beside the fastest neighbour", f"≥ {GOAL_TIMES} ×", f"{times:.1f} ×", times >= GOAL_TIMES))
-    return found
 
 
-def _fastest(result: dict[str, Any]) -> tuple[str, float]:
-    rates = {name: peer["events_per_second"]["median"] for name, peer in result["peers"].items()}
-    name = max(rates, key=lambda one: rates[one])
-    return name, rates[name]
+def beside_neighbours(result: dict[str, Any], what: str, goal: int) -> list[tuple[str, str, str, bool]]:
+    """The verdict on the pipeline's rate against the fastest neighbour's; none where no neighbour ran."""
+    if not result["peers"]:
+        return []
+    fastest = max(peer["events_per_second"]["median"] for peer in result["peers"].values())
+    times = result["events_per_second"]["median"] / fastest
+    return [(what, f"≥ {goal} ×", f"{times:.1f} ×", times >= goal)]
 
 
 def section(result: dict[str, Any]) -> str:
@@ -127,16 +169,24 @@ def section(result: dict[str, Any]) -> str:
         f"app selects {first['delivered']:,}; the clock runs from the start of the process to its end. Every event "
         "arrived once, each user's in order: the receiver looked.",
         "",
+        *rates_table(result),
+        "",
+        "Where the time goes, seconds of each stage (medians):",
+        "",
+        stage_table(result["runs"]),
     ]
+    return "\n".join(lines)
+
+
+def rates_table(result: dict[str, Any]) -> list[str]:
+    """Lines with the table of pipeline and neighbours, and what is to be known of the neighbours."""
     rows = [
         ["**nami-amp**, whole command", spread(result["events_per_second"]), *_costs(result["runs"])],
         ["**nami-amp**, from the first stage on", spread(result["events_per_second_of_run"]), "", "", "", ""],
     ]
     for name, peer in result["peers"].items():
         rows.append([f"{name} ({peer['version']})", spread(peer["events_per_second"]), *_costs(peer["runs"])])
-    lines.append(
-        table(["", "events/s", "seconds", "CPU seconds", "of which receiver's", "peak memory, MB"], rows)
-    )  # fmt: skip
+    lines = [table(["", "events/s", "seconds", "CPU seconds", "of which receiver's", "peak memory, MB"], rows)]
     if result["peers"]:
         lost = {
             name: sum(one["wanted"] - one["arrived"] for one in peer["runs"]) for name, peer in result["peers"].items()
@@ -153,8 +203,7 @@ def section(result: dict[str, Any]) -> str:
             f"Events that did not arrive: {_listed(lost)}. Events out of their user's order, a run: "
             f"{_listed(unordered)}.",
         ]
-    lines += ["", "Where the time goes, seconds of each stage (medians):", "", _stage_table(result["runs"])]
-    return "\n".join(lines)
+    return lines
 
 
 def _costs(runs: list[dict[str, Any]]) -> list[str]:
@@ -170,7 +219,8 @@ def _listed(values: dict[str, Any]) -> str:
     return ", ".join(f"{name}: {value:,.0f}" for name, value in values.items())
 
 
-def _stage_table(runs: list[dict[str, Any]]) -> str:
+def stage_table(runs: list[dict[str, Any]]) -> str:
+    """The table of what each stage took."""
     rows = [["start and end of the process", f"{median(one['seconds'] - one['run_seconds'] for one in runs):.2f}"]]
     rows += [
         [f"`{asset}`", f"{median(one['stages'].get(asset, 0.0) for one in runs):.2f}"] for asset in STAGES.values()

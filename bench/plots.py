@@ -123,6 +123,7 @@ def _stages(axes: Axes, rows: Mapping[str, list[dict[str, Any]]]) -> None:
 
 _PLOTS: Mapping[str, Callable[[dict[str, Any]], Figure]] = {
     "micro_batch": _rates,
+    "whole_state": _rates,
     "history": _ticks,
     "many_apps": _apps,
 }

@@ -56,7 +56,7 @@ def measure(
         repeats: ticks over each history.
     """
     with room("warehouse-read") as folder:
-        server = Postgres(folder)
+        server = Postgres(folder, light=False)
         try:
             backlog = _filled(server.fresh_database(), rows, 1_200)
             say(f"{rows:,} rows are in PostgreSQL")

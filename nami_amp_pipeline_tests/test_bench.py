@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import duckdb
 import orjson
 import pytest
 import requests
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.slow
 TINY: dict[str, dict[str, int]] = {
     "micro_batch": {"rows": 500, "repeats": 1, "peer_rows": 0},
     "postgres": {"rows": 300, "repeats": 1},
+    "whole_state": {"rows": 300, "repeats": 1, "peer_rows": 0},
     "object_storage": {"rows": 300, "repeats": 1},
     "history": {"small": 60, "large": 200, "users": 60, "news": 40, "repeats": 1, "base": 500},
     "many_apps": {"apps": 3, "repeats": 1},
@@ -78,6 +80,25 @@ def test_each_part_measures_and_writes_its_section(part: str) -> None:
         assert goal
         assert figure
         assert isinstance(met, bool)
+
+
+@pytest.mark.usefixtures("small_cache")
+def test_events_with_whole_state_are_what_the_page_says_of_them() -> None:
+    with duckdb.connect(str(data.whole_state_warehouse(2_000)), read_only=True) as connection:
+        events = connection.sql("FROM nami_events").to_arrow_table().to_pydict()
+    payloads = [orjson.loads(text) for text in events["payload"]]
+    assert 1_150 < sum(map(len, events["payload"])) / 2_000 < 1_300
+    assert len(set(events["id"])) == 2_000
+    assert 190 < len(set(events["user_id"])) <= 200
+    assert set(events["app_id"]) == set(data.APPS)
+    assert set(events["event_type"]) <= set(contract.event_type_names())
+    assert events["ingested_at"] == sorted(events["ingested_at"])
+    assert [payload["id"] for payload in payloads] == events["id"]
+    for payload in payloads:
+        assert payload["active_entitlements"][0]["entitlement_ref_id"] == "premium"
+        assert payload["customer_journey_state"]["in_pause"] is False
+        assert len({device["id"] for device in payload["devices"]}) == 2
+        assert [entry["key"] for entry in payload["external_ids"]] == ["original_transaction_id", "external_id"]
 
 
 def test_a_part_runs_by_itself_with_the_real_command() -> None:

@@ -23,12 +23,13 @@ class Postgres:
 
     Args:
         parent: where a folder for its files is made; None takes the system's for temporary files.
+        light: whether it writes less than a server that may lose power has to; else it has its default settings.
 
     Attributes:
         url: of a database that is there from the start.
     """
 
-    def __init__(self, parent: Path | None = None) -> None:
+    def __init__(self, parent: Path | None = None, *, light: bool = True) -> None:
         self.url = os.environ.get("NAMI_AMP_TEST_POSTGRES_URL", "")
         self._server: Any = None
         self._lock = threading.Lock()
@@ -41,7 +42,8 @@ class Postgres:
                 self._folder = Path(tempfile.mkdtemp(prefix="postgres-", dir=parent))
                 self._server = get_server(self._folder, cleanup_mode="delete")
             self.url = self._server.get_uri()
-            self._be_light()
+            if light:
+                self._be_light()
 
     def _be_light(self) -> None:
         """Writes less: what only a loss of power would need, and log files for a gigabyte."""
