@@ -21,7 +21,7 @@ from bench.scene import STAGES, Home, delivered_all, room, summary
 
 TITLE = "One million events"
 GOAL = 60_000
-GOAL_TIMES = 5
+GOAL_TIMES = 4
 PEER_START_ROWS = 100
 """What a neighbour takes for these is its start."""
 
