@@ -22,6 +22,7 @@ from nami_amp_pipeline.state.store import Store, Transaction
 from nami_amp_pipeline.storage.row_faults import ODD_ROW
 
 _IDS_AT_A_TIME = 500
+_DELIVERED = "delivered"
 
 # Made once: making and compiling a statement takes longer than SQLite takes to carry it out.
 _INSERT_REQUEST = sa.insert(tables.requests)
@@ -84,10 +85,15 @@ class StoreChanges:
 
     def write(self, store: Store, tx: Transaction) -> None:
         """Writes them."""
-        for record in self.requests:
-            key = tx.execute(_INSERT_REQUEST, record.row).inserted_primary_key
-            assert key is not None
-            record.id = int(key[0])
+        if not self.steps and all(record.row["outcome"] == _DELIVERED for record in self.requests):
+            # The usual case: nothing refers to them, now or later, so nobody has to know their ids.
+            if self.requests:
+                tx.execute(_INSERT_REQUEST, [record.row for record in self.requests])
+        else:
+            for record in self.requests:
+                key = tx.execute(_INSERT_REQUEST, record.row).inserted_primary_key
+                assert key is not None
+                record.id = int(key[0])
         if self.lanes:
             tx.execute(
                 _MOVE_LANE,
