@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -119,6 +120,11 @@ class OutboxBatch:
 
 def texts_of(column: pa.Array) -> list[str]:
     """The values of a text column; what a damaged file has in place of a character is replaced by U+FFFD."""
+    with suppress(UnicodeDecodeError):
+        texts: list[str] = (
+            column.to_pylist()
+        )  # the usual case; a cast would wait for other threads, however small it is
+        return texts
     return [value.decode(errors="replace") for value in column.cast(pa.binary()).to_pylist()]
 
 
