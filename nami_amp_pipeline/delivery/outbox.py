@@ -123,7 +123,7 @@ def texts_of(column: pa.Array) -> list[str]:
     with suppress(UnicodeDecodeError):
         texts: list[str] = (
             column.to_pylist()
-        )  # the usual case; a cast would wait for other threads, however small it is
+        )  # the usual case; a cast would wait for other threads
         return texts
     return [value.decode(errors="replace") for value in column.cast(pa.binary()).to_pylist()]
 
