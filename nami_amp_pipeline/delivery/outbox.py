@@ -121,9 +121,7 @@ class OutboxBatch:
 def texts_of(column: pa.Array) -> list[str]:
     """The values of a text column; what a damaged file has in place of a character is replaced by U+FFFD."""
     with suppress(UnicodeDecodeError):
-        texts: list[str] = (
-            column.to_pylist()
-        )  # the usual case; a cast would wait for other threads
+        texts: list[str] = column.to_pylist()  # the usual case; a cast would wait for other threads
         return texts
     return [value.decode(errors="replace") for value in column.cast(pa.binary()).to_pylist()]
 
