@@ -18,7 +18,7 @@ demo: $(VENV)/installed  ## sample events -> DuckDB -> Dagster -> a local Amplit
 	@$(BIN)/nami-amp demo
 
 quick: WORKERS := 2
-quick: $(VENV)/installed-dev  ## the tests that take no more than a moment each: about three minutes on two cores
+quick: $(VENV)/installed-dev  ## the tests that take no more than a moment each: about two minutes on two cores
 	$(PYTEST) -m "not slow"
 
 test: $(VENV)/installed-dev lint types tests  ## everything that CI checks

@@ -285,6 +285,7 @@ def test_halted_integration_is_not_told_as_late_too(pipeline: Pipeline, webhook:
     assert [alert.kind for alert in look(pipeline).open] == [Kind.INTEGRATION_HALTED]
 
 
+@pytest.mark.slow
 def test_rows_that_no_micro_batch_reads_are_an_alert_but_not_those_loaded_again(
     pipeline: Pipeline, webhook: Webhook
 ) -> None:
@@ -303,6 +304,7 @@ def test_rows_that_no_micro_batch_reads_are_an_alert_but_not_those_loaded_again(
     assert "Over: Rows wait in the warehouse" in webhook.messages[1]
 
 
+@pytest.mark.slow
 def test_silent_app_is_an_alert_and_others_are_not(pipeline: Pipeline, webhook: Webhook) -> None:
     pipeline.add("fit")
     pipeline.add("radio")

@@ -89,6 +89,7 @@ _FIELDS = st.sampled_from(
     st.integers(1, 4),
     st.text(max_size=8),
 )
+@pytest.mark.slow
 def test_whatever_is_answered_something_follows(status: int, body: bytes, events: int, retry_after: str) -> None:
     """No answer is a crash, an endless loop, or an index that is not of the request."""
     verdict = judge(HttpAnswer(status, body, {"retry-after": retry_after}), _PEOPLE[:events], now=1e9)

@@ -112,6 +112,7 @@ def failed(made: Pipeline, *minutes: int, outcome: str) -> None:
             )
 
 
+@pytest.mark.slow
 def test_an_outage_is_a_mark_with_a_length(made: Pipeline, ana: Operations) -> None:
     made.add("radio")
     load(made, 1)
@@ -134,6 +135,7 @@ def test_an_outage_is_a_mark_with_a_length(made: Pipeline, ana: Operations) -> N
     assert '<rect class="outage" x=' in text
 
 
+@pytest.mark.slow
 def test_a_backfill_and_its_result_are_in_the_history(made: Pipeline, ana: Operations) -> None:
     integration = made.add("radio")
     load(made, 1)
@@ -145,6 +147,7 @@ def test_a_backfill_and_its_result_are_in_the_history(made: Pipeline, ana: Opera
     assert '<a href="/apps/radio/backfills/1">' in pages_of(made).get("/apps/radio/history").text
 
 
+@pytest.mark.slow
 def test_events_sent_again_have_a_result(made: Pipeline, ana: Operations) -> None:
     integration = made.add("radio")
     load(made, 1, INVALID)
@@ -198,6 +201,7 @@ def test_people_are_in_the_history_of_all_apps(made: Pipeline, ana: Operations) 
     assert retain(made.context).removed["sign_ins"].rows == 2
 
 
+@pytest.mark.slow
 def test_the_list_goes_on_where_a_page_ended_over_all_its_tables(made: Pipeline, ana: Operations) -> None:
     made.add("radio")
     for number in range(5):

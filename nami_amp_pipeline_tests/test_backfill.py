@@ -115,6 +115,7 @@ def check_order(events: Sequence[dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     "settings", [{}, {"anonymous": "nami_user_id"}, {"user_id_kind": "nami_user_id", "exclude": ["n"]}]
 )
+@pytest.mark.slow
 def test_a_window_that_was_never_sent_is_what_live_delivery_would_have_sent(
     pipeline: Pipeline, settings: dict[str, Any]
 ) -> None:
@@ -135,6 +136,7 @@ def test_a_window_that_was_never_sent_is_what_live_delivery_would_have_sent(
 
 
 @pytest.mark.contract("7.1.2")
+@pytest.mark.slow
 def test_each_event_of_a_window_is_sent_once_if_live_delivery_sent_a_part_of_it(pipeline: Pipeline) -> None:
     old, new = lives(1, START - 9 * DAY), lives(2, START - 3 * DAY)
     pipeline.insert([row for row in old if row["ingested_at"] < START - 6 * DAY])
@@ -160,6 +162,7 @@ def test_each_event_of_a_window_is_sent_once_if_live_delivery_sent_a_part_of_it(
 
 
 @pytest.mark.contract("7.1.2")
+@pytest.mark.slow
 def test_what_a_run_captured_before_it_was_killed_is_left_to_live_delivery(pipeline: Pipeline) -> None:
     pipeline.insert(lives(1, START - 9 * DAY, rows=20))
     integration = pipeline.add("app", user_id_kind="nami_user_id")
@@ -175,6 +178,7 @@ def test_what_a_run_captured_before_it_was_killed_is_left_to_live_delivery(pipel
 
 @pytest.mark.contract("7.1.3")
 @pytest.mark.parametrize("anonymous", ["nami_user_id", "device_id"])
+@pytest.mark.slow
 def test_a_repeat_has_the_user_and_device_that_it_was_sent_with(pipeline: Pipeline, anonymous: str) -> None:
     """By these Amplitude recognises it, whatever login was read since; the local one does so too."""
 
@@ -220,6 +224,7 @@ def test_a_repeat_has_the_user_and_device_that_it_was_sent_with(pipeline: Pipeli
 
 
 @pytest.mark.contract("7.1.3")
+@pytest.mark.slow
 def test_what_was_delivered_lately_is_repeated_and_what_was_delivered_long_ago_is_left_out(pipeline: Pipeline) -> None:
     integration = pipeline.add("app", user_id_kind="nami_user_id")
     pipeline.insert(lives(1, START - 9 * DAY))
@@ -246,6 +251,7 @@ def test_what_was_delivered_lately_is_repeated_and_what_was_delivered_long_ago_i
 
 
 @pytest.mark.contract("7.1.4")
+@pytest.mark.slow
 def test_history_never_overwrites_a_profile(pipeline: Pipeline) -> None:
     """Live delivery sends newer state between the writing of a backfill's outbox and its posting."""
     pipeline.insert(lives(1, START - 9 * DAY, users=3))
@@ -279,6 +285,7 @@ def test_history_never_overwrites_a_profile(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.contract("7.1.4")
+@pytest.mark.slow
 def test_a_held_event_of_live_delivery_becomes_history_when_a_backfill_sends_newer_state(pipeline: Pipeline) -> None:
     first, second = lives(1, START - 9 * DAY, rows=2, users=1)
     for row, day in ((first, -2), (second, -1)):
@@ -315,6 +322,7 @@ def test_a_held_event_of_live_delivery_becomes_history_when_a_backfill_sends_new
 
 
 @pytest.mark.contract("7.1.5")
+@pytest.mark.slow
 def test_a_dry_run_says_what_is_then_sent_and_its_plan_is_run_as_it_was(pipeline: Pipeline) -> None:
     pipeline.insert(lives(1, START - 9 * DAY))
     integration = pipeline.add("app", start_from=START)
@@ -332,6 +340,7 @@ def test_a_dry_run_says_what_is_then_sent_and_its_plan_is_run_as_it_was(pipeline
     assert plan.users == len({event.get("user_id") or event["device_id"] for event in wire.events})
 
 
+@pytest.mark.slow
 def test_a_plan_that_does_not_hold_any_more_is_not_run(pipeline: Pipeline) -> None:
     pipeline.insert(lives(1, START - 9 * DAY))
     integration = pipeline.add("app", user_id_kind="nami_user_id")
@@ -348,6 +357,7 @@ def test_a_plan_that_does_not_hold_any_more_is_not_run(pipeline: Pipeline) -> No
 
 @pytest.mark.contract("7.1.6")
 @pytest.mark.contract("7.1.2")
+@pytest.mark.slow
 def test_what_waited_in_vain_for_a_login_is_sent_once_the_user_has_logged_in(pipeline: Pipeline) -> None:
     def event(ident: str, at: datetime, payload: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -371,6 +381,7 @@ def test_what_waited_in_vain_for_a_login_is_sent_once_the_user_has_logged_in(pip
     assert list(by_id(wire.events)) == ["early"]
 
 
+@pytest.mark.slow
 def test_pause_resume_and_cancel(pipeline: Pipeline) -> None:
     pipeline.insert(lives(1, START - 9 * DAY))
     integration = pipeline.add("app", start_from=START, user_id_kind="nami_user_id")
@@ -452,6 +463,7 @@ def test_status_and_trace_and_retry_know_backfills(pipeline: Pipeline) -> None:
     assert (status.pending, status.dead_letters) == (0, {})
 
 
+@pytest.mark.slow
 def test_a_plan_that_nobody_runs_is_cancelled_and_its_files_go(pipeline: Pipeline) -> None:
     pipeline.insert(lives(1, START - 9 * DAY))
     integration = pipeline.add("app", start_from=START, user_id_kind="nami_user_id")
@@ -469,6 +481,7 @@ def test_a_plan_that_nobody_runs_is_cancelled_and_its_files_go(pipeline: Pipelin
 
 
 @pytest.mark.contract("7.2.1", "7.2.2")
+@pytest.mark.slow
 def test_a_preview_is_what_is_then_posted_byte_for_byte(pipeline: Pipeline) -> None:
     pipeline.insert(lives(1, START - 9 * DAY))
     live = pipeline.add("app", "live", user_id_kind="nami_user_id")
@@ -499,6 +512,7 @@ def posted(wire: Agreeing) -> list[str]:
     return [text.removesuffix(",") for text in found]
 
 
+@pytest.mark.slow
 def test_removing_an_integration_removes_its_backfills(pipeline: Pipeline) -> None:
     pipeline.insert(lives(1, START - 9 * DAY))
     integration = pipeline.add("app", start_from=START, user_id_kind="nami_user_id")

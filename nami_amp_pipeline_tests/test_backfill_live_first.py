@@ -50,6 +50,7 @@ def planned(pipeline: Pipeline) -> tuple[Integration, int]:
 
 @pytest.mark.contract("7.1.9")
 @pytest.mark.parametrize("comes", ["nobody", "somebody", "live delivery"])
+@pytest.mark.slow
 def test_a_file_is_computed_without_the_lease_and_again_if_live_delivery_came_in_between(
     pipeline: Pipeline, comes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +92,7 @@ def test_a_file_is_computed_without_the_lease_and_again_if_live_delivery_came_in
 
 @pytest.mark.contract("7.1.9")
 @pytest.mark.parametrize("who", ["itself", "another one of the project", "a stranger"])
+@pytest.mark.slow
 def test_a_project_that_amplitude_throttles_is_left_to_live_delivery(pipeline: Pipeline, who: str) -> None:
     integration, number = planned(pipeline)
     key = Secret("0" * 32 if who == "another one of the project" else "1" * 32)

@@ -67,6 +67,7 @@ def new_of(kind: str, integration: Integration) -> NewBackfill | NewIdentify:
 
 @pytest.mark.contract("7.1.6", "7.1.10")
 @pytest.mark.parametrize("kind", ["backfill", "identify"])
+@pytest.mark.slow
 def test_what_was_in_it_is_set_aside_and_sent_by_the_next_one(pipeline: Pipeline, kind: str) -> None:
     integration = pipeline.add("app", user_id_kind="nami_user_id", start_from=START)
     number, wire, lost = half_done(pipeline, new_of(kind, integration))

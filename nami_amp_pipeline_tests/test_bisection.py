@@ -17,6 +17,7 @@ from nami_amp_pipeline_tests.tools.bisection_cost import REFUSED, TAKEN, worst
 @pytest.mark.parametrize("waiting", [False, True], ids=["lane", "waiting"])
 @pytest.mark.parametrize("events", [1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 32, 64, 100])
 @pytest.mark.contract("5.5.3")
+@pytest.mark.slow
 def test_wherever_it_stands_it_costs_log2_and_one(events: int, waiting: bool) -> None:
     """More sizes, up to 256: ``python -m nami_amp_pipeline_tests.tools.bisection_cost``."""
     most = worst(events, [(place,) for place in range(events)], waiting=waiting)

@@ -102,6 +102,7 @@ def test_a_day_that_is_over_becomes_one_run(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("step", ["ledger.commit", "ledger.committed"])
+@pytest.mark.slow
 def test_a_process_that_ends_before_the_ledger_is_written_changes_nothing(pipeline: Pipeline, step: str) -> None:
     class Killed(BaseException):
         pass
@@ -138,6 +139,7 @@ def keys_on_disk(pipeline: Pipeline) -> list[tuple[int, int]]:
     return list(zip(run["high"].to_pylist(), run["low"].to_pylist(), strict=True))
 
 
+@pytest.mark.slow
 def test_ids_at_hand_and_ids_read_from_segments_make_the_same_run(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +156,7 @@ def test_ids_at_hand_and_ids_read_from_segments_make_the_same_run(
     assert keys_on_disk(pipeline) == expected
 
 
+@pytest.mark.slow
 def test_a_row_that_vanishes_while_it_is_read_is_not_taken_for_captured(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -195,6 +195,7 @@ def _answer(case: dict[str, Any]) -> HttpAnswer | NoAnswer:
 
 @pytest.mark.parametrize("case", [*_TABLE, *_MORE], ids=lambda case: str(case["id"]))
 @pytest.mark.contract("5.5.1", "5.5.2", "5.5.4", "5.5.5", "5.5.6", "5.5.7", "5.5.8")
+@pytest.mark.slow
 def test_answer(case: dict[str, Any], tmp_path: Path) -> None:
     bench = Bench(tmp_path, batch_events=case["batch"], run_retry_seconds=7_300.0)
     users = _users(case)

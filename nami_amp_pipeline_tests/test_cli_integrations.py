@@ -199,6 +199,7 @@ def test_a_lost_encryption_key_is_said(tmp_path: Path, server: SandboxServer) ->
     assert "encryption.key is missing" in one_line(done.stderr)
 
 
+@pytest.mark.slow
 def test_removing_takes_its_files_along(tmp_path: Path, server: SandboxServer) -> None:
     add(tmp_path, server.endpoint)
     load_events(tmp_path, event(1))
@@ -216,6 +217,7 @@ def test_removing_takes_its_files_along(tmp_path: Path, server: SandboxServer) -
     assert not list(receipts.iterdir())
 
 
+@pytest.mark.slow
 def test_dead_letters_from_list_to_delivery(tmp_path: Path, server: SandboxServer) -> None:
     assert "There is no integration in " in invoke(tmp_path, "dead-letters", "list").stdout
     add(tmp_path, server.endpoint)
@@ -243,6 +245,7 @@ def test_dead_letters_from_list_to_delivery(tmp_path: Path, server: SandboxServe
 
 
 @pytest.mark.contract("5.1.6")
+@pytest.mark.slow
 def test_dismissed_dead_letters_ask_for_nobody_and_can_still_go(tmp_path: Path, server: SandboxServer) -> None:
     add(tmp_path, server.endpoint)
     load_events(tmp_path, event(1), event(2, "u2", "e2"), event(3, "u3", "e3"))
@@ -282,6 +285,7 @@ def test_dismissed_dead_letters_ask_for_nobody_and_can_still_go(tmp_path: Path, 
     assert (after.delivered, after.dead_letters) == (3, {})
 
 
+@pytest.mark.slow
 def test_old_dead_letters_go_only_by_force(tmp_path: Path, server: SandboxServer) -> None:
     add(tmp_path, server.endpoint)
     load_events(tmp_path, event(1))

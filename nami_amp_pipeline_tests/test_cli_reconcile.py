@@ -34,6 +34,7 @@ def lose(world: Held) -> list[str]:
 
 
 @pytest.mark.contract("8.2", "6.3")
+@pytest.mark.slow
 def test_a_clean_day_is_a_line_and_0(world: Held, tmp_path: Path) -> None:
     total = len(world.held())
     done = invoke(tmp_path, "reconcile", "radio/main", "--from", "2d")
@@ -43,6 +44,7 @@ def test_a_clean_day_is_a_line_and_0(world: Held, tmp_path: Path) -> None:
 
 
 @pytest.mark.contract("8.7", "6.4")
+@pytest.mark.slow
 def test_json_has_days_and_ids(world: Held, tmp_path: Path) -> None:
     total, lost = len(world.held()), lose(world)
     done = invoke(tmp_path, "reconcile", "radio/main", "--from", "3d", "--to", "2d", "--json")
@@ -60,6 +62,7 @@ def test_json_has_days_and_ids(world: Held, tmp_path: Path) -> None:
 
 
 @pytest.mark.contract("8.5")
+@pytest.mark.slow
 def test_a_repair_says_what_it_would_do_and_needs_a_yes(world: Held, tmp_path: Path) -> None:
     lose(world)
     done = invoke(tmp_path, "reconcile", "radio/main", "--from", "2d", "--repair")

@@ -138,6 +138,7 @@ def test_a_lease_of_a_process_that_died_ends_in_time(pipeline: Pipeline) -> None
     assert day.look() == Watch()
 
 
+@pytest.mark.slow
 def test_alerts_are_told_and_end_while_the_clock_is_a_day_behind(pipeline: Pipeline, webhook: Webhook) -> None:
     integration = pipeline.add("app", user_id_kind="nami_user_id")
     day = Day(pipeline)

@@ -65,6 +65,7 @@ def test_dg_finds_the_component_and_nothing_else() -> None:
     assert [name for name, _ in get_package_objects_in_module(nami_amp_pipeline)] == ["NamiAmplitude"]
 
 
+@pytest.mark.slow
 def test_the_modules_that_dg_imports_for_each_command_bring_nothing_along() -> None:
     code = (
         "import sys, nami_amp_pipeline\n"
@@ -172,6 +173,7 @@ def test_a_variable_that_is_not_set_is_named_by_the_run_and_does_not_keep_the_co
     assert "CRM_STATE is not set" in str(failure.user_failure_data.description)
 
 
+@pytest.mark.slow
 def test_a_micro_batch_moves_prefixed_assets_of_the_named_warehouse(stage: Scene, crm: dict[str, Any]) -> None:
     stage.load(users=6, apps=("fit", "radio"))
     stage.add("fit")
@@ -219,6 +221,7 @@ def test_a_micro_batch_moves_prefixed_assets_of_the_named_warehouse(stage: Scene
     assert "/assets/crm/amplitude_deliveries?" in str(made.metadata["what is wrong with radio/main"].value)
 
 
+@pytest.mark.slow
 def test_specs_and_steps_are_overridden_as_in_dagsters_own_components(stage: Scene, crm: dict[str, Any]) -> None:
     stage.load(users=3, apps=("fit",))
     stage.add("fit")
@@ -265,6 +268,7 @@ def test_a_key_is_changed_by_the_attribute_only() -> None:
         Mine().definitions()
 
 
+@pytest.mark.slow
 def test_sensors_of_a_place_look_at_its_own_store(stage: Scene, crm: dict[str, Any]) -> None:
     stage.add("fit")
     defs = NamiAmplitude(**crm).definitions()

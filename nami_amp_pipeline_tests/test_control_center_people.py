@@ -216,6 +216,7 @@ def test_many_sign_ins_are_refused_and_hash_nothing(pages: TestClient, monkeypat
     )
 
 
+@pytest.mark.slow
 def test_many_names_from_one_address_are_refused(pages: TestClient) -> None:
     for number in range(50):
         assert sign_in(pages, name=f"name-{number}") == 401

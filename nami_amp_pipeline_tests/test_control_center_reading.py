@@ -101,6 +101,7 @@ def text_of(page: str) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
 
 
+@pytest.mark.slow
 def test_the_numbers_of_deliveries_are_those_of_the_command_line(filled: tuple[Place, Integration]) -> None:
     place, main = filled
     json = Operations.over(place.made.context).deliveries(main.key, "24h").to_json()
@@ -121,6 +122,7 @@ def test_the_numbers_of_deliveries_are_those_of_the_command_line(filled: tuple[P
     assert [line.split(",")[2:] for line in csv.text.splitlines() if ",5," in line] == [["5", "3", "1", "1", "0"]]
 
 
+@pytest.mark.slow
 def test_the_command_line_says_the_same(filled: tuple[Place, Integration], tmp_path: Path) -> None:
     place, main = filled
     settings = {"NAMI_AMP_HOME": str(tmp_path)}
@@ -157,6 +159,7 @@ def test_the_command_line_says_the_same(filled: tuple[Place, Integration], tmp_p
         assert invoke(tmp_path, *wrong, settings=settings).exit_code == 2
 
 
+@pytest.mark.slow
 def test_each_window_is_an_address_and_no_other(filled: tuple[Place, Integration]) -> None:
     place, _ = filled
     for window, bars in (("1h", 2), ("24h", 25), ("7d", 85), ("30d", 91)):
@@ -167,6 +170,7 @@ def test_each_window_is_an_address_and_no_other(filled: tuple[Place, Integration
     place.get("/apps/radio/deliveries/other", 404)
 
 
+@pytest.mark.slow
 def test_several_integrations_are_in_one_table_and_one_has_its_own_page(filled: tuple[Place, Integration]) -> None:
     place, _ = filled
     assert place.pages.get("/apps/radio/deliveries").url.path == "/apps/radio/deliveries/main"
@@ -180,6 +184,7 @@ def test_several_integrations_are_in_one_table_and_one_has_its_own_page(filled: 
     assert "Nothing sent yet" in place.get("/apps/tv/deliveries/main")
 
 
+@pytest.mark.slow
 def test_requests_have_their_answers(filled: tuple[Place, Integration]) -> None:
     place, _ = filled
     page = place.get("/apps/radio/deliveries/main/requests")
@@ -189,6 +194,7 @@ def test_requests_have_their_answers(filled: tuple[Place, Integration]) -> None:
     assert "events_with_invalid_fields" in failed
 
 
+@pytest.mark.slow
 def test_a_refused_event_shows_the_field_of_this_event_marked(filled: tuple[Place, Integration]) -> None:
     place, main = filled
     (letter,), _ = Operations.over(place.made.context).dead_letters(Filter(integrations=[main.key]))
@@ -206,6 +212,7 @@ def test_a_refused_event_shows_the_field_of_this_event_marked(filled: tuple[Plac
     place.get("/apps/radio/refused/999999", 404)
 
 
+@pytest.mark.slow
 def test_send_again_counts_first_and_asks_for_old_ones_by_themselves(filled: tuple[Place, Integration]) -> None:
     place, main = filled
     place.made.clock.set(START + timedelta(days=8))
@@ -221,6 +228,7 @@ def test_send_again_counts_first_and_asks_for_old_ones_by_themselves(filled: tup
     assert "Nothing was refused" in place.get("/apps/radio/refused")
 
 
+@pytest.mark.slow
 def test_send_again_by_window(filled: tuple[Place, Integration]) -> None:
     place, main = filled
     before = (START - timedelta(hours=1)).isoformat().replace("+00:00", "Z")
@@ -233,6 +241,7 @@ def test_send_again_by_window(filled: tuple[Place, Integration]) -> None:
     assert place.made.status(main).pending == 1
 
 
+@pytest.mark.slow
 def test_dismissed_ones_are_kept_apart_and_come_back(filled: tuple[Place, Integration]) -> None:
     place, _ = filled
     assert "Dismissed: 1" in place.post("/apps/radio/refused/dismiss", reason="rejected").text
@@ -242,6 +251,7 @@ def test_dismissed_ones_are_kept_apart_and_come_back(filled: tuple[Place, Integr
     assert "time is invalid" in place.get("/apps/radio/refused")
 
 
+@pytest.mark.slow
 def test_a_wrong_filter_is_told_beside_its_field(filled: tuple[Place, Integration]) -> None:
     place, _ = filled
     page = place.get("/apps/radio/refused?since=soon", 400)
@@ -251,6 +261,7 @@ def test_a_wrong_filter_is_told_beside_its_field(filled: tuple[Place, Integratio
     place.get("/apps/radio/refused?integration=nobody", 404)
 
 
+@pytest.mark.slow
 def test_a_trace_begins_with_the_verdict(filled: tuple[Place, Integration]) -> None:
     place, main = filled
     (letter,), _ = Operations.over(place.made.context).dead_letters(Filter(integrations=[main.key]))
@@ -277,6 +288,7 @@ def test_a_trace_begins_with_the_verdict(filled: tuple[Place, Integration]) -> N
     place.get(f"/apps/radio/trace?q={quote(NASTY)}")
 
 
+@pytest.mark.slow
 def test_who_waits_why_and_until_when_page_by_page(place: Place) -> None:
     made = place.made
     main = made.add("radio", anonymous="wait_for_login")
@@ -300,11 +312,13 @@ def test_who_waits_why_and_until_when_page_by_page(place: Place) -> None:
     assert "the user has no External ID yet" in listed
 
 
+@pytest.mark.slow
 def test_nothing_waits_where_nothing_waits(filled: tuple[Place, Integration]) -> None:
     place, _ = filled
     assert "Nothing waits" in place.get("/apps/radio/deliveries/main/waiting")
 
 
+@pytest.mark.slow
 def test_a_backfill_from_the_page_is_planned_run_paused_and_cancelled(filled: tuple[Place, Integration]) -> None:
     place, main = filled
     context = place.made.context
@@ -333,6 +347,7 @@ def test_a_backfill_from_the_page_is_planned_run_paused_and_cancelled(filled: tu
     del main
 
 
+@pytest.mark.slow
 def test_a_backfill_at_work_says_how_fast_and_how_long(
     filled: tuple[Place, Integration], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +370,7 @@ def test_a_backfill_at_work_says_how_fast_and_how_long(
     assert replace(status, backfill=replace(running, state="paused")).pace(started + 60_000_000) is None
 
 
+@pytest.mark.slow
 def test_a_window_that_is_none_comes_back_with_what_was_typed(filled: tuple[Place, Integration]) -> None:
     place, _ = filled
     for form, said in (
@@ -370,6 +386,7 @@ def test_a_window_that_is_none_comes_back_with_what_was_typed(filled: tuple[Plac
         assert "Error:" in answer.text
 
 
+@pytest.mark.slow
 def test_an_audience_here_and_sent(filled: tuple[Place, Integration]) -> None:
     place, main = filled
     found = Operations.over(place.made.context).audience(main.key, "namiml_active_entitlements", "premium")
@@ -388,6 +405,7 @@ def test_an_audience_here_and_sent(filled: tuple[Place, Integration]) -> None:
     place.get("/apps/radio/reconciliation/main/audience?property=nothing&value=1", 400)
 
 
+@pytest.mark.slow
 def test_reconciliation_says_what_a_secret_key_would_give(filled: tuple[Place, Integration]) -> None:
     place, _ = filled
     page = place.get("/apps/radio/reconciliation/main")
@@ -396,6 +414,7 @@ def test_reconciliation_says_what_a_secret_key_would_give(filled: tuple[Place, I
     place.get("/apps/radio/reconciliation/main/days/x", 404)
 
 
+@pytest.mark.slow
 def test_a_compared_day_in_words_by_class_and_column(filled: tuple[Place, Integration]) -> None:
     place, main = filled
     day = int(START.timestamp()) * 1_000_000 // 86_400_000_000 * 86_400_000_000
@@ -426,6 +445,7 @@ def test_a_compared_day_in_words_by_class_and_column(filled: tuple[Place, Integr
     assert json.classes == {"missing": 1, "altered": 1}
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_read_shows_words_and_no_zeros(
     filled: tuple[Place, Integration], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -247,6 +247,7 @@ def test_a_run_that_is_at_work_is_left_alone(store: Store, tmp_path: Path) -> No
     assert dead_letters.retry(store, Filter()).retried == 1
 
 
+@pytest.mark.slow
 def test_a_refused_event_is_delivered_once_the_cause_is_gone(tmp_path: Path, server: SandboxServer) -> None:
     add(tmp_path, server.endpoint)
     load_events(tmp_path, *(event(number, f"u{number}", f"e{number}") for number in range(20)))

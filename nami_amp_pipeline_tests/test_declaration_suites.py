@@ -23,11 +23,13 @@ def bought(*platforms: str) -> dict[str, Any]:
     return {"active_entitlements": [{"purchase_platform": platform} for platform in platforms]}
 
 
+@pytest.mark.slow
 class TestTexts(PropertySuite):
     declared = PLATFORMS
     examples = ((bought("roku", "apple"), ["apple", "roku"]), (bought("apple"), ["apple"]))
 
 
+@pytest.mark.slow
 class TestFlag(PropertySuite):
     declared = PAUSED
     examples = (
@@ -48,6 +50,7 @@ class TestCampaign(EventTypeSuite):
     sends = {"event_properties": {"note": "n", "namiml_event_category": "campaign"}, "price": None}  # noqa: RUF012
 
 
+@pytest.mark.slow
 def test_a_suite_notices_a_property_that_is_not_what_its_examples_say() -> None:
     class Wrong(PropertySuite):
         declared = PLATFORMS

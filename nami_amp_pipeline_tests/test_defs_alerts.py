@@ -118,6 +118,7 @@ def test_new_rows_are_left_to_the_schedule(stage: Scene, instance: dg.DagsterIns
     assert look() == "nothing has waited for 60 s"
 
 
+@pytest.mark.slow
 def test_a_micro_batch_under_way_is_left_alone(stage: Scene, instance: dg.DagsterInstance) -> None:
     look = Daemon(early_micro_batch, stage.settings, instance)
     stage.add("radio")
@@ -129,6 +130,7 @@ def test_a_micro_batch_under_way_is_left_alone(stage: Scene, instance: dg.Dagste
     assert isinstance(look(), dg.RunRequest)
 
 
+@pytest.mark.slow
 def test_what_a_micro_batch_got_no_further_with_is_left_to_the_schedule(
     stage: Scene, instance: dg.DagsterInstance
 ) -> None:
@@ -143,6 +145,7 @@ def test_what_a_micro_batch_got_no_further_with_is_left_to_the_schedule(
     assert "made no progress" in str(look())
 
 
+@pytest.mark.slow
 def test_events_that_could_be_posted_start_a_micro_batch(stage: Scene, instance: dg.DagsterInstance) -> None:
     from nami_amp_pipeline.stages import pipeline as stages
 
@@ -160,6 +163,7 @@ def test_events_that_could_be_posted_start_a_micro_batch(stage: Scene, instance:
     assert due(stage.context) == []
 
 
+@pytest.mark.slow
 def test_early_ticks_can_be_switched_off(tmp_path: Path, instance: dg.DagsterInstance) -> None:
     settings = Settings.load({"NAMI_AMP_HOME": str(tmp_path / "new"), "NAMI_AMP_EARLY_TICK_SECONDS": "0"})
     assert "switched off" in str(Daemon(early_micro_batch, settings, instance)())
@@ -305,6 +309,7 @@ def test_warehouse_that_cannot_be_read_is_told_at_the_second_look(
     assert [message[0] for message in webhook.messages if "Warehouse" in message] == ["🔴", "✅"]
 
 
+@pytest.mark.slow
 def test_amplitude_that_does_not_answer_is_told_and_its_answer_is_the_all_clear(
     stage: Scene, instance: dg.DagsterInstance, webhook: Webhook
 ) -> None:
@@ -351,6 +356,7 @@ def a_run(instance: dg.DagsterInstance, status: dg.DagsterRunStatus, **partition
     return run
 
 
+@pytest.mark.slow
 def test_runs_of_assets_are_called_by_assets_and_partitions(instance: dg.DagsterInstance) -> None:
     one = a_run(instance, dg.DagsterRunStatus.FAILURE, **{"dagster/partition": "radio|main"})
     assert subject_of(one) == "amplitude_deliveries radio|main"
@@ -361,6 +367,7 @@ def test_runs_of_assets_are_called_by_assets_and_partitions(instance: dg.Dagster
     )
 
 
+@pytest.mark.slow
 def test_store_that_is_away_is_told_once_and_its_return_too(
     stage: Scene, instance: dg.DagsterInstance, webhook: Webhook
 ) -> None:
@@ -383,6 +390,7 @@ def test_store_that_is_away_is_told_once_and_its_return_too(
 
 
 @pytest.mark.parametrize("sensor", [alerts, early_micro_batch])
+@pytest.mark.slow
 def test_a_look_asks_the_store_no_more_often_for_more_apps(
     stage: Scene, instance: dg.DagsterInstance, sensor: dg.SensorDefinition
 ) -> None:
@@ -420,6 +428,7 @@ def status_of(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
     return run.status
 
 
+@pytest.mark.slow
 def test_runs_whose_machine_is_gone_are_ended_and_others_are_not(stage: Scene, instance: dg.DagsterInstance) -> None:
     look = Daemon(lost_runs_sensor, stage.settings, instance)
     gone, stopping, at_work, unheard = (

@@ -165,6 +165,7 @@ def test_refused_key_fails_the_asset_in_plain_words(stage: Scene, instance: dg.D
 
 
 @pytest.mark.parametrize("name", ["nami_events", "user_property_snapshots", "amplitude_events", "amplitude_deliveries"])
+@pytest.mark.slow
 def test_nothing_new_does_not_wipe_what_a_page_shows(stage: Scene, instance: dg.DagsterInstance, name: str) -> None:
     stage.add("radio")
     for asset in ASSETS:
@@ -181,6 +182,7 @@ def test_nothing_new_does_not_wipe_what_a_page_shows(stage: Scene, instance: dg.
     assert again["dagster/partition_row_count"] > 0
 
 
+@pytest.mark.slow
 def test_a_partition_without_anything_yet_says_so(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.add("quiet")
     (facts,) = materialized(materialize(stage, instance, "nami_events", "quiet"), "nami_events").values()

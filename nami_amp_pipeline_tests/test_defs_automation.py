@@ -113,6 +113,7 @@ def test_nothing_starts_in_quiet_hours(
     assert "quiet hours" in (early.skip_message or "")
 
 
+@pytest.mark.slow
 def test_a_schedule_that_was_switched_off_under_its_old_name_stays_off(instance: dg.DagsterInstance) -> None:
     def switch(name: str, status: InstigatorStatus) -> None:
         origin = RemoteInstigatorOrigin(
@@ -174,6 +175,7 @@ def test_sensor_adds_and_removes_partitions(stage: Scene, instance: dg.DagsterIn
     assert keys(instance) == ({"radio"}, {"radio|main"})
 
 
+@pytest.mark.slow
 def test_partitions_of_an_older_version_are_replaced_once(stage: Scene, instance: dg.DagsterInstance) -> None:
     """An older version had the names by themselves, and crossed them with the apps."""
     stage.add("radio")

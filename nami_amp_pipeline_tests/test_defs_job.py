@@ -72,6 +72,7 @@ def checks_of(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -
     }
 
 
+@pytest.mark.slow
 def test_logs_exactly_the_partitions_that_it_moved(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.load(apps=("radio", "fit"))
     stage.add("radio")
@@ -96,6 +97,7 @@ def test_logs_exactly_the_partitions_that_it_moved(stage: Scene, instance: dg.Da
     assert {partition for _, partition in moved(instance, third)} == {"radio", "radio|main"}
 
 
+@pytest.mark.slow
 def test_refused_key_fails_alone_after_the_others_were_delivered(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.load(apps=("radio", "fit"))
     good = stage.add("radio"), stage.add("fit")
@@ -120,6 +122,7 @@ def test_refused_key_fails_alone_after_the_others_were_delivered(stage: Scene, i
     assert GOOD_KEY not in history
 
 
+@pytest.mark.slow
 def test_config_restricts_to_some_integrations(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.load(apps=("radio", "fit"))
     radio, other, fit = stage.add("radio"), stage.add("radio", "other"), stage.add("fit")
@@ -129,6 +132,7 @@ def test_config_restricts_to_some_integrations(stage: Scene, instance: dg.Dagste
     assert numbers["radio/main"].delivered == numbers["fit/main"].captured == 0
 
 
+@pytest.mark.slow
 def test_earlier_outboxes_are_delivered_although_the_warehouse_is_gone(
     stage: Scene, instance: dg.DagsterInstance
 ) -> None:
@@ -145,6 +149,7 @@ def test_earlier_outboxes_are_delivered_although_the_warehouse_is_gone(
     assert stage.status(one)["radio/main"].delivered > 0
 
 
+@pytest.mark.slow
 def test_step_can_be_run_again_by_itself(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.load(apps=("radio",))
     one = stage.add("radio")
@@ -164,6 +169,7 @@ def test_step_can_be_run_again_by_itself(stage: Scene, instance: dg.DagsterInsta
     assert stage.status(one)["radio/main"].delivered > 0
 
 
+@pytest.mark.slow
 def test_report_has_every_integration_and_what_became_of_it(stage: Scene) -> None:
     stage.load(apps=("radio", "fit"))
     stage.add("fit", enabled=False)

@@ -184,6 +184,7 @@ def test_the_schedule_starts_where_a_secret_key_is(tmp_path: Path) -> None:
     assert reconcile_daily.default_status is dg.DefaultScheduleStatus.RUNNING
 
 
+@pytest.mark.slow
 def test_what_a_person_asks_for_on_a_page_is_compared_by_the_daemon(world: Held, instance: dg.DagsterInstance) -> None:
     world.later(days=1)
     context = dg.build_sensor_context(instance=instance)
@@ -215,6 +216,7 @@ def test_what_a_person_asks_for_on_a_page_is_compared_by_the_daemon(world: Held,
     assert row.said == "Comparison of 2026-12-01: done"
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_asked_for_and_cannot_be_made_says_why(world: Held, instance: dg.DagsterInstance) -> None:
     operations = Operations.over(world.pipe.context, by="Ana")
     operations.ask_comparison("radio/main", world.pipe.context.now())

@@ -84,6 +84,7 @@ def rows_of(operations: Operations, integration: Integration, outcome: str, wind
     return found
 
 
+@pytest.mark.slow
 def test_every_window_hour_and_type_adds_up_and_opens_its_rows(made: Pipeline) -> None:
     main = made.add("radio", events=["user.subscription.*"])
     made.insert([row(n, n % 5, (RENEWED, CANCELLED)[n % 2], None if n % 3 == 0 else "ext") for n in range(20)])
@@ -112,6 +113,7 @@ def test_every_window_hour_and_type_adds_up_and_opens_its_rows(made: Pipeline) -
     assert operations.backfills.listed(app_id="radio", before=9, limit=2) == []
 
 
+@pytest.mark.slow
 def test_what_is_captured_and_not_prepared_waits(made: Pipeline) -> None:
     main = made.add("radio")
     made.insert([row(1, 0)])
@@ -126,6 +128,7 @@ def test_what_is_captured_and_not_prepared_waits(made: Pipeline) -> None:
     assert agree(made, main).waiting == 7
 
 
+@pytest.mark.slow
 def test_a_retried_dead_letter_waits_in_its_own_hour(made: Pipeline) -> None:
     main = made.add("radio")
     made.wires[main.id] = Answering(
@@ -144,6 +147,7 @@ def test_a_retried_dead_letter_waits_in_its_own_hour(made: Pipeline) -> None:
     assert operations.deliveries(main.key, "1h").total.captured == 0, "it counts in the hour in which it was captured"
 
 
+@pytest.mark.slow
 def test_who_waited_for_a_login_counts_in_the_hour_of_the_login(made: Pipeline) -> None:
     main = made.add("radio", anonymous="wait_for_login")
     lonely = {**row(1, 0, external=None), "user_id": "ann"}
@@ -179,6 +183,7 @@ def forget_hours(made: Pipeline) -> None:
         tx.execute(sa.update(tables.integrations).values(counted_since=made.context.now()))
 
 
+@pytest.mark.slow
 def test_what_is_older_than_the_counts_is_counted_by_the_next_micro_batches(made: Pipeline) -> None:
     main = made.add("radio", anonymous="wait_for_login", events=["user.subscription.*"])
     invalid = HttpAnswer(400, b'{"code":400,"error":"x","events_with_invalid_fields":{"time":[0]}}')
@@ -204,6 +209,7 @@ def test_what_is_older_than_the_counts_is_counted_by_the_next_micro_batches(made
     assert (after.dead_letters, after.waiting) == (0, 3)
 
 
+@pytest.mark.slow
 def test_events_from_before_the_counts_are_left_out_and_the_answer_says_so(made: Pipeline) -> None:
     main = made.add("radio")
     made.insert([row(n, 0) for n in range(3)])
@@ -237,6 +243,7 @@ def test_a_page_that_does_not_exist_is_a_mistake_in_one_line(made: Pipeline) -> 
         operations.request_rows(main.key, after="1.x")
 
 
+@pytest.mark.slow
 def test_requests_come_newest_first_and_page_by_page(made: Pipeline) -> None:
     main = made.add("radio")
     for hour in range(7):

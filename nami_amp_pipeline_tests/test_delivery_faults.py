@@ -122,6 +122,7 @@ def test_poison_becomes_dead_letters_exactly(indexes: Any, delivery: Delivery) -
 
 
 @pytest.mark.contract("5.5.6")
+@pytest.mark.slow
 def test_too_large_requests_are_split(delivery: Delivery) -> None:
     delivery.sandbox.faults.add(Fault("413", min_events=20))
     delivery.run()
@@ -129,6 +130,7 @@ def test_too_large_requests_are_split(delivery: Delivery) -> None:
 
 
 @pytest.mark.contract("5.5.4")
+@pytest.mark.slow
 def test_a_refused_key_halts_and_spends_no_event(delivery: Delivery) -> None:
     delivery.sandbox.faults.add(Fault("invalid_key"))
     numbers = delivery.run()
@@ -149,12 +151,14 @@ def test_a_redirect_is_not_followed(delivery: Delivery) -> None:
     assert delivery.sandbox.audit.accepted == 0
 
 
+@pytest.mark.slow
 def test_a_project_that_is_throttled_waits_as_told(delivery: Delivery) -> None:
     delivery.sandbox.faults.add(Fault("project_429", times=2, retry_after=1))
     delivery.run()
     delivery.check()
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_is_down_leaves_everything_pending(delivery: Delivery) -> None:
     context = delivery.pipeline.context
     with context.store.begin() as tx:

@@ -230,6 +230,7 @@ def test_its_bodies_are_in_outboxes_and_in_previews(bench: Workbench, short: Sho
     assert short.seen[0] == list(COLUMNS)
 
 
+@pytest.mark.slow
 def test_a_body_sees_that_its_event_is_history(bench: Workbench) -> None:
     bench.load("new", {}, minutes=10)
     bench.prepare()
@@ -239,6 +240,7 @@ def test_a_body_sees_that_its_event_is_history(bench: Workbench) -> None:
 
 
 @pytest.mark.contract("5.7.4")
+@pytest.mark.slow
 def test_an_event_that_it_cannot_encode_is_a_dead_letter(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Short.one_body
 
@@ -267,6 +269,7 @@ def test_an_event_that_it_cannot_encode_is_a_dead_letter(bench: Workbench, monke
         (lambda _self, events: pa.array([b"\xff"] * len(events)), "must give texts of JSON"),
     ],
 )
+@pytest.mark.slow
 def test_one_that_encodes_nothing_keeps_nobody_else_waiting(
     broken: Any, said: str, bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +302,7 @@ def test_without_its_package_its_events_wait(bench: Workbench, monkeypatch: pyte
     assert bench.bodies() == {}
 
 
+@pytest.mark.slow
 def test_what_waited_for_a_login_is_turned_when_it_is_released(short: Short) -> None:
     bench = Workbench(integration=integration(user_id_kind="external_id", anonymous="wait_for_login"))
     try:

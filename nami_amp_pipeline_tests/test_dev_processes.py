@@ -122,6 +122,7 @@ def end_it() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_a_process_that_dies_is_named_and_takes_the_others_along(folder: Path, name: str) -> None:
     def kill() -> None:
         (pid,) = process_of(folder, name)
@@ -205,6 +206,7 @@ def thief(
 
 @pytest.mark.parametrize("answers", [True, False])
 @pytest.mark.parametrize("first", ["PORT", "CONTROL_CENTER_PORT"])
+@pytest.mark.slow
 def test_a_port_that_is_taken_between_the_look_and_the_bind_is_given_up(
     folder: Path, monkeypatch: pytest.MonkeyPatch, first: str, answers: bool
 ) -> None:
@@ -283,6 +285,7 @@ def test_the_port_of_the_pages_is_none_that_another_of_its_processes_has(folder:
     assert found[0].control_center != found[0].url
 
 
+@pytest.mark.slow
 def test_without_an_integration_it_says_so_and_starts_no_sandbox(tmp_path: Path) -> None:
     done = dev_until(end_it, tmp_path)
     assert done.exit_code == 130

@@ -71,6 +71,7 @@ def server() -> Iterator[SandboxServer]:
         yield server
 
 
+@pytest.mark.slow
 def test_nothing_is_wrong(tmp_path: Path, server: SandboxServer) -> None:
     load_events(tmp_path, event(1))
     add(tmp_path, server.endpoint)
@@ -341,6 +342,7 @@ def test_a_clock_that_is_wrong(state_url: str, tmp_path: Path) -> None:
             assert (clock.fix is None) == (level == "ok")
 
 
+@pytest.mark.slow
 def test_dagster_and_its_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     chosen = settings(tmp_path)

@@ -162,6 +162,7 @@ def test_a_warehouse_that_cannot_be_asked_says_so() -> None:
         Asked(Old(), 5, 0).query("SELECT 1")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_duckdb_file_is_asked_without_being_written(tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path)
     try:
@@ -206,6 +207,7 @@ def test_postgresql_is_asked_without_being_written(tmp_path: Path, postgres: Pos
         pipeline.close()
 
 
+@pytest.mark.slow
 def test_functions_are_called_by_one_thread_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = Pipeline(tmp_path, {"NAMI_AMP_SEGMENT_ROWS": "20", "NAMI_AMP_DUCKDB_THREADS": "2"})
     inside, most, calls = threading.Semaphore(1), [], []

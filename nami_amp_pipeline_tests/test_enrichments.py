@@ -92,6 +92,7 @@ def test_what_it_gives_is_in_everything(pipeline: Pipeline, one: Integration, mo
 
 
 @pytest.mark.contract("3.9")
+@pytest.mark.slow
 def test_what_it_gave_is_kept_whatever_it_would_give_now(
     pipeline: Pipeline, one: Integration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +110,7 @@ def test_what_it_gave_is_kept_whatever_it_would_give_now(
 
 
 @pytest.mark.contract("3.10")
+@pytest.mark.slow
 def test_history_goes_without_current_values_and_has_those_as_of_it(
     pipeline: Pipeline, one: Integration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +140,7 @@ def test_history_goes_without_current_values_and_has_those_as_of_it(
 
 
 @pytest.mark.contract("3.10", "7.1.1")
+@pytest.mark.slow
 def test_a_backfill_asks_again_and_goes_by_the_same_rule(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a user who was sent nothing the value is given; of one who was sent newer state it is not."""
     declare(monkeypatch, ltv())
@@ -159,6 +162,7 @@ def test_a_backfill_asks_again_and_goes_by_the_same_rule(pipeline: Pipeline, mon
 
 
 @pytest.mark.contract("3.10")
+@pytest.mark.slow
 def test_an_event_that_waited_for_its_login_goes_by_the_rule_when_it_is_released(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +217,7 @@ def test_a_backfill_waits_for_what_events_must_not_go_without(
     assert [body["user_properties"]["ltv"] for body in wire.events] == [1]
 
 
+@pytest.mark.slow
 def test_an_identify_sends_what_was_kept(pipeline: Pipeline, one: Integration, monkeypatch: pytest.MonkeyPatch) -> None:
     declare(monkeypatch, ltv())
     set_ltv(pipeline, ann=1.5)
@@ -227,6 +232,7 @@ def test_an_identify_sends_what_was_kept(pipeline: Pipeline, one: Integration, m
 
 
 @pytest.mark.contract("3.11", "5.3.4")
+@pytest.mark.slow
 def test_an_app_waits_and_the_others_go_on(
     pipeline: Pipeline, one: Integration, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -406,6 +412,7 @@ def test_a_warehouse_on_postgresql_answers(tmp_path: Path, postgres: Postgres, m
         pipeline.close()
 
 
+@pytest.mark.slow
 def test_the_pages_show_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     by_sql = Property("shop_hour", "devices", kind="number", sql="hour(created_date)", means="the hour")
     declare(monkeypatch, ltv(), by_sql)

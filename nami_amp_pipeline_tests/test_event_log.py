@@ -104,6 +104,7 @@ def _plain(found: list[tuple[Any, ...]], run_id: str) -> tuple[Any, ...]:
     return tuple(re.sub(r"timestamp=[0-9.]+|storage_id=\d+|pid=\d+|0x[0-9a-f]+", "", text).split("), ("))
 
 
+@pytest.mark.slow
 def test_they_are_there_as_if_each_had_been_written_alone(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +115,7 @@ def test_they_are_there_as_if_each_had_been_written_alone(
     assert "between them" in str(together)
 
 
+@pytest.mark.slow
 def test_what_is_held_is_written_also_when_the_block_breaks(instance: dg.DagsterInstance) -> None:
     run_id = run(instance, "together", breaks=True)
     filters = EventRecordsFilter(DagsterEventType.ASSET_OBSERVATION, asset_key=dg.AssetKey("two"))
@@ -122,6 +124,7 @@ def test_what_is_held_is_written_also_when_the_block_breaks(instance: dg.Dagster
     assert "store_event" not in vars(instance.event_log_storage)
 
 
+@pytest.mark.slow
 def test_a_thousand_events_take_few_transactions() -> None:
     commits: list[object] = []
     with dg.instance_for_test() as instance:

@@ -64,6 +64,7 @@ def test_every_case_has_a_place() -> None:
 
 
 @pytest.mark.parametrize("name", ROWS_HERE)
+@pytest.mark.slow
 def test_case(name: str, tmp_path: Path, warehouse_url: str) -> None:
     found = case(name)
     scene = Pipeline(tmp_path, {"NAMI_AMP_WAREHOUSE_URL": warehouse_url})
@@ -84,6 +85,7 @@ def test_case(name: str, tmp_path: Path, warehouse_url: str) -> None:
 
 
 @pytest.mark.contract("6.9")
+@pytest.mark.slow
 def test_run_in_the_wrong_folder(tmp_path: Path) -> None:
     right, wrong = tmp_path / "right", tmp_path / "wrong"
     for folder in (right, wrong):
@@ -118,6 +120,7 @@ class Waiting(Agreeing):
 
 @pytest.mark.contract("6.7")
 @pytest.mark.parametrize(("events", "runs"), [(3_000, 1), (6_000, 2)])
+@pytest.mark.slow
 def test_a_run_that_still_makes_progress(tmp_path: Path, events: int, runs: int) -> None:
     """3,000 events of one user take 93 s at 30 a second: one run. With more, a run ends, and the next one goes on."""
     scene = Pipeline(tmp_path)

@@ -297,6 +297,7 @@ class TestFieldsThatNeverLeave:
         assert len(hashes) == 15
         assert len(json.dumps(hashes, separators=(",", ":"))) <= 1024
 
+    @pytest.mark.slow
     def test_nor_do_they_stand_in_dead_letters_or_wait_in_the_store(self, pipeline: Pipeline) -> None:
         hidden = pipeline.add("shop", exclude=["name"], hashed=["sku"], anonymous="wait_for_login")
         shown = pipeline.add("shop", "shown", anonymous="wait_for_login")
@@ -323,6 +324,7 @@ class TestFieldsThatNeverLeave:
 
 
 class TestChangesHoldForWhatIsInNoOutbox:
+    @pytest.mark.slow
     def test_content(self, pipeline: Pipeline) -> None:
         store, cipher = pipeline.context.store, pipeline.context.cipher
         one = pipeline.add("shop")
@@ -406,6 +408,7 @@ class TestTypesThatAreLearnedLater:
         added = (contract.EventType("campaign.sent"), contract.EventType("user.subscription.refunded"))
         monkeypatch.setattr(contract, "EVENT_TYPES", (*contract.EVENT_TYPES, *added))
 
+    @pytest.mark.slow
     def test_join_every_integration_whose_choice_covers_them(self, pipeline: Pipeline) -> None:
         tick(
             pipeline,

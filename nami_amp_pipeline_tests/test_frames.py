@@ -88,6 +88,7 @@ def test_each_event_once_with_its_outcome(pipeline: Pipeline) -> None:
         assert frames.dead_letters(until=START).to_arrow().num_rows == 0
 
 
+@pytest.mark.slow
 def test_what_waited_too_long_was_skipped(pipeline: Pipeline) -> None:
     fill(pipeline)
     pipeline.clock.set(START + timedelta(days=40))
@@ -115,6 +116,7 @@ def test_what_cannot_be_used_is_said(pipeline: Pipeline) -> None:
         assert frames.events(since=datetime(2026, 9, 1, tzinfo=UTC)).to_pandas().empty
 
 
+@pytest.mark.slow
 def test_the_code_of_the_page_runs(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(pipeline, app="radio")
     code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL))
@@ -130,6 +132,7 @@ def test_the_code_of_the_page_runs(pipeline: Pipeline, tmp_path: Path, monkeypat
     assert ("radio/prod", "delivered", 7) in names["counts"]
 
 
+@pytest.mark.slow
 def test_pandas_is_on_no_path_but_this() -> None:
     imports = "import sys, nami_amp_pipeline.stages.pipeline, nami_amp_pipeline.operations.frames"
     program = f"{imports}; print('pandas' in sys.modules)"

@@ -70,6 +70,7 @@ def test_a_variable_called_one_is_found(source: str) -> None:
     assert not anonymous_names(source.replace("one", "row"))
 
 
+@pytest.mark.slow
 def test_only_one_class_is_called_pipeline() -> None:
     sources = [*MODULES, *Path(__file__).parent.rglob("*.py")]
     nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text()))]

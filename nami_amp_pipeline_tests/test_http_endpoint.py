@@ -378,6 +378,7 @@ def add(folder: Path, url: str, *more: str) -> None:
     assert done.exit_code == 0, done.output
 
 
+@pytest.mark.slow
 def test_an_integration_of_it_from_end_to_end(tmp_path: Path, shop: Shop) -> None:
     add(tmp_path, shop.url)
     load_events(tmp_path, *(nami_event(number) for number in range(6)))
@@ -492,6 +493,7 @@ def test_what_it_cannot_do_is_said_in_a_line(tmp_path: Path, shop: Shop) -> None
     assert "does not tell which events it holds" in one_line(compared.stderr)
 
 
+@pytest.mark.slow
 def test_a_backfill_goes_through_it(tmp_path: Path, shop: Shop) -> None:
     load_events(tmp_path, nami_event(1), nami_event(2))
     add(tmp_path, shop.url, "--start-from", "now")
@@ -528,6 +530,7 @@ def test_as_code(tmp_path: Path, shop: Shop) -> None:
     assert "unknown destination 'pigeon'" in invoke(tmp_path, "integrations", "plan", str(file)).stderr
 
 
+@pytest.mark.slow
 def test_the_control_center_shows_it(tmp_path: Path, shop: Shop) -> None:
     home = tmp_path / ".nami-amp"
     add(tmp_path, shop.url, "--exclude", "email")

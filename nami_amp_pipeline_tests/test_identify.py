@@ -76,6 +76,7 @@ def has(event: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.contract("7.3.1", "7.3.2")
+@pytest.mark.slow
 def test_each_user_gets_one_identify_with_the_current_snapshot_and_nobody_a_second_one(pipeline: Pipeline) -> None:
     integration = pipeline.add("app", user_id_kind="nami_user_id")
     pipeline.insert(
@@ -106,6 +107,7 @@ def test_each_user_gets_one_identify_with_the_current_snapshot_and_nobody_a_seco
 
 
 @pytest.mark.contract("7.3.1")
+@pytest.mark.slow
 def test_a_state_that_comes_back_is_sent_again(pipeline: Pipeline) -> None:
     """Its insert id is another one, or Amplitude would drop it as a repeat."""
     integration = pipeline.add("app", user_id_kind="nami_user_id")
@@ -121,6 +123,7 @@ def test_a_state_that_comes_back_is_sent_again(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.contract("7.3.3")
+@pytest.mark.slow
 def test_a_user_with_pending_events_is_left_to_those(pipeline: Pipeline) -> None:
     integration = pipeline.add("app")
     rows = [row(f"e{n}", f"user{n}", "pro", START - DAY, external_id=f"person{n}") for n in range(4)]
@@ -152,6 +155,7 @@ def test_a_user_with_pending_events_is_left_to_those(pipeline: Pipeline) -> None
 
 @pytest.mark.contract("7.3.4")
 @pytest.mark.parametrize("is_stored", [True, False])
+@pytest.mark.slow
 def test_newer_state_of_live_delivery_takes_the_place_of_an_identify(pipeline: Pipeline, is_stored: bool) -> None:
     """Live delivery comes in between two turns; also where nobody knows whether the identify was stored."""
     integration = pipeline.add("app", user_id_kind="nami_user_id")
@@ -183,6 +187,7 @@ def test_newer_state_of_live_delivery_takes_the_place_of_an_identify(pipeline: P
 
 
 @pytest.mark.contract("7.3.4")
+@pytest.mark.slow
 def test_an_event_that_is_older_than_an_identify_does_not_overwrite_the_profile(pipeline: Pipeline) -> None:
     integration = pipeline.add("app", user_id_kind="nami_user_id")
     pipeline.insert([row("new", "user", "gold", START - HOUR, UNSELECTED)])
@@ -217,6 +222,7 @@ def test_users_without_a_delivered_event_since_a_time(pipeline: Pipeline) -> Non
 
 
 @pytest.mark.contract("7.3.2")
+@pytest.mark.slow
 def test_who_is_who_and_what_is_hidden_is_as_in_events(pipeline: Pipeline) -> None:
     hidden = pipeline.add("app", "hidden", exclude=["namiml_active_skus"])
     staging = pipeline.add("app", "staging", sandbox="only", user_id_kind="nami_user_id")
@@ -239,6 +245,7 @@ def test_who_is_who_and_what_is_hidden_is_as_in_events(pipeline: Pipeline) -> No
 
 
 @pytest.mark.contract("7.3.4")
+@pytest.mark.slow
 def test_an_account_that_another_nami_user_left_keeps_its_newer_state(pipeline: Pipeline) -> None:
     integration = pipeline.add("app")
     pipeline.insert(
@@ -257,6 +264,7 @@ def test_an_account_that_another_nami_user_left_keeps_its_newer_state(pipeline: 
 
 
 @pytest.mark.contract("7.3.5")
+@pytest.mark.slow
 def test_a_dry_run_says_what_is_then_sent_and_one_is_under_way_at_a_time(pipeline: Pipeline) -> None:
     integration = pipeline.add("app", user_id_kind="nami_user_id")
     pipeline.insert([row(f"e{n}", f"user{n}", "pro", START - DAY) for n in range(20)])
@@ -285,6 +293,7 @@ def test_a_dry_run_says_what_is_then_sent_and_one_is_under_way_at_a_time(pipelin
 
 
 @pytest.mark.contract("7.3.5")
+@pytest.mark.slow
 def test_a_plan_is_not_run_once_users_have_moved(pipeline: Pipeline) -> None:
     integration = pipeline.add("app", user_id_kind="nami_user_id")
     pipeline.insert([row(f"e{n}", f"user{n}", "pro", START - DAY) for n in range(5)])
@@ -302,6 +311,7 @@ def test_a_plan_is_not_run_once_users_have_moved(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.contract("7.3.7")
+@pytest.mark.slow
 def test_a_refused_identify_is_a_dead_letter_that_the_next_identify_tries_again(pipeline: Pipeline) -> None:
     integration = pipeline.add("app", user_id_kind="nami_user_id")
     pipeline.insert([row(f"e{n}", f"user{n}", "pro", START - DAY) for n in range(5)])
@@ -323,6 +333,7 @@ def test_a_refused_identify_is_a_dead_letter_that_the_next_identify_tries_again(
 @pytest.mark.contract("7.1.6")
 @pytest.mark.parametrize("kind", ["backfill", "identify"])
 @pytest.mark.parametrize("trouble", ["bug", "lost file", "lost outbox"])
+@pytest.mark.slow
 def test_what_trying_again_cannot_mend_fails_and_can_be_resumed(
     pipeline: Pipeline, kind: str, trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -766,6 +766,7 @@ def test_the_plan_of_an_app(home: Home) -> None:
 
 
 @pytest.mark.contract("2.4", "2.18")
+@pytest.mark.slow
 def test_no_key_is_in_anything_that_is_said_or_written(home: Home, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     key_file = home.folder / "key.txt"

@@ -98,6 +98,7 @@ def test_a_key_is_seen_nowhere(tmp_path: Path, source: str) -> None:
         (("--api-key-stdin", "--secret-key-stdin"), API_KEY, "standard input holds one key only"),
     ],
 )
+@pytest.mark.slow
 def test_what_is_no_key_is_one_line(tmp_path: Path, arguments: tuple[str, ...], stdin: str, message: str) -> None:
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")

@@ -58,6 +58,7 @@ def test_what_waits_for_a_login_is_no_lag_and_is_told_by_itself(pipe: Pipeline) 
     assert told.summary.startswith("1 event pending, the oldest for 2 h (")
 
 
+@pytest.mark.slow
 def test_what_amplitude_throttles_is_lag_although_nothing_is_queued(pipe: Pipeline) -> None:
     one = pipe.add("radio")
     pipe.insert([row(1, START, external="a"), row(2, START, external="b")])

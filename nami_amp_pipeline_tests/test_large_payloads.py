@@ -54,6 +54,7 @@ def sent(pipeline: Pipeline) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("number", [8_000, 60_000])
 @pytest.mark.parametrize("what", ["devices", "active_entitlements", "external_ids"])
 @pytest.mark.contract("5.6.2")
+@pytest.mark.slow
 def test_a_payload_with_very_many_of_a_thing_stops_nobody(what: str, number: int, tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path, {"NAMI_AMP_MAX_PAYLOAD_BYTES": "16000000"})  # what stage 1 would set aside
     one = pipeline.add("app", start_from=None, user_id_kind="nami_user_id")

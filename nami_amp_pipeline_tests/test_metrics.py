@@ -36,6 +36,7 @@ def samples(text: str) -> dict[str, dict[tuple[str, ...], float]]:
     return found
 
 
+@pytest.mark.slow
 def test_they_are_the_figures_of_status(stage: Scene) -> None:
     found = samples(exposition(stage.context).decode())
     numbers = {row.integration: row for row in status(stage.context, all_integrations(stage.context.store))}

@@ -220,6 +220,7 @@ def columns_of(metadata: sa.MetaData, table: str) -> set[str]:
     return {column.name for column in metadata.tables[table].columns}
 
 
+@pytest.mark.slow
 def test_what_is_not_safe_waits_for_the_command_and_then_loses_nothing(
     state_url: str, tmp_path: Path, later: Any
 ) -> None:

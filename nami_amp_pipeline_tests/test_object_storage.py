@@ -85,6 +85,7 @@ class Patient(Agreeing):
         return super().wait(seconds)
 
 
+@pytest.mark.slow
 def test_a_machine_with_nothing_carries_on_after_each_stage(each_machines: Machines) -> None:
     machines = each_machines
     first = machines.new()
@@ -111,6 +112,7 @@ def test_a_machine_with_nothing_carries_on_after_each_stage(each_machines: Machi
 
 
 @pytest.mark.parametrize("step", STEPS)
+@pytest.mark.slow
 def test_killed_between_object_and_commit_another_machine_ends_it_and_retention_removes_the_orphan(
     machines: Machines, step: str
 ) -> None:
@@ -150,6 +152,7 @@ def test_killed_between_object_and_commit_another_machine_ends_it_and_retention_
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("stage", range(4))
+@pytest.mark.slow
 def test_a_bucket_that_fails_stops_a_stage_with_one_line_and_the_next_run_goes_on(
     machines: Machines, stage: int
 ) -> None:
@@ -186,6 +189,7 @@ def test_a_bucket_that_fails_stops_a_stage_with_one_line_and_the_next_run_goes_o
 
 
 @pytest.mark.usefixtures("impatient")
+@pytest.mark.slow
 def test_a_machine_that_cannot_read_the_bucket_posts_nothing_and_says_so(machines: Machines) -> None:
     first = machines.new()
     one = first.add("app")
@@ -206,6 +210,7 @@ def test_a_machine_that_cannot_read_the_bucket_posts_nothing_and_says_so(machine
     assert second.status(one).delivered == 2
 
 
+@pytest.mark.slow
 def test_some_failures_of_a_bucket_are_not_even_noticed(machines: Machines) -> None:
     first = machines.new()
     one = first.add("app")
@@ -238,6 +243,7 @@ def test_a_bucket_that_does_not_answer_in_time_is_one_line(machines: Machines, m
 
 
 @pytest.mark.usefixtures("impatient")
+@pytest.mark.slow
 def test_half_an_object_is_never_taken_for_a_whole_one(machines: Machines) -> None:
     first = machines.new()
     one = first.add("app")
@@ -253,6 +259,7 @@ def test_half_an_object_is_never_taken_for_a_whole_one(machines: Machines) -> No
     assert second.status(one).delivered == 2
 
 
+@pytest.mark.slow
 def test_a_backfill_is_taken_over_by_machines_with_nothing_and_history_stays_history(machines: Machines) -> None:
     """The second rewrites the outbox of the first, because live delivery sent newer state, and is killed after it."""
     first = machines.new()
@@ -285,6 +292,7 @@ def test_a_backfill_is_taken_over_by_machines_with_nothing_and_history_stays_his
     assert (sent["insert_id"], sent["$skip_user_properties_sync"]) == ("old", True)
 
 
+@pytest.mark.slow
 def test_a_lost_object_is_put_back_from_a_copy_or_made_again(machines: Machines) -> None:
     first = machines.new()
     one = first.add("app")

@@ -131,6 +131,7 @@ def test_one_machine_captures_and_prepares_and_another_delivers(tmp_path: Path, 
     assert checks(homes[0], common)["data files"]["result"] == "ok"
 
 
+@pytest.mark.slow
 def test_a_folder_moves_into_a_bucket(tmp_path: Path, s3: S3) -> None:
     machines = Machines(tmp_path, s3, f"sqlite:///{tmp_path / 'state.db'}")
     before = machines.new(NAMI_AMP_DATA_URL="")

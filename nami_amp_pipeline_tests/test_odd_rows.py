@@ -77,6 +77,7 @@ DATES = ("infinity", "-infinity", "0044-03-15 (BC) 00:00:00+00", "12026-01-01 00
 
 @pytest.mark.parametrize("date", DATES)
 @pytest.mark.contract("1.11")
+@pytest.mark.slow
 def test_a_created_date_that_no_calendar_has_is_a_dead_letter(make: Make, date: str | None) -> None:
     scene = make()
     one = scene.add("app", user_id_kind="nami_user_id")
@@ -94,6 +95,7 @@ def test_a_created_date_that_no_calendar_has_is_a_dead_letter(make: Make, date: 
 @pytest.mark.parametrize(
     ("date", "reason"), [(date, "bad_ingested_at") for date in DATES[:4]] + [(None, "no_ingested_at")]
 )
+@pytest.mark.slow
 def test_an_ingested_at_that_no_calendar_has_hides_no_other_row(
     make: Make, date: str | None, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -122,6 +124,7 @@ def test_an_ingested_at_that_no_calendar_has_hides_no_other_row(
 
 
 @pytest.mark.contract("1.10")
+@pytest.mark.slow
 def test_rows_that_cannot_be_named_are_counted_once(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     scene = make()
     one = scene.add("app", user_id_kind="nami_user_id")
@@ -161,6 +164,7 @@ def test_rows_that_cannot_be_named_are_counted_once(make: Make, caplog: pytest.L
     ],
 )
 @pytest.mark.contract("1.11")
+@pytest.mark.slow
 def test_a_row_that_cannot_be_sent_is_a_dead_letter(make: Make, change: Mapping[str, Any], reason: str) -> None:
     scene = make()
     one = scene.add("app", user_id_kind="nami_user_id")
@@ -172,6 +176,7 @@ def test_a_row_that_cannot_be_sent_is_a_dead_letter(make: Make, change: Mapping[
     assert end_of(scene, one) == {"delivered": 1, reason: 1}
 
 
+@pytest.mark.slow
 def test_an_event_without_type_is_nobodys(make: Make) -> None:
     scene = make()
     one = scene.add("app", user_id_kind="nami_user_id")
@@ -181,6 +186,7 @@ def test_an_event_without_type_is_nobodys(make: Make) -> None:
 
 
 @pytest.mark.parametrize("event_id", ["a\nb", "\x01\x1f\x7f", "\u2028", "'; --", "x" * 1_024, "\U0001f600" * 256, " "])
+@pytest.mark.slow
 def test_any_id_that_can_be_held_is_delivered(make: Make, event_id: str) -> None:
     scene = make()
     one = scene.add("app", user_id_kind="nami_user_id")
@@ -198,6 +204,7 @@ def huge(count: int, length: int) -> str:
 
 @pytest.mark.parametrize(("count", "length"), [(7_000, 10), (60, 7_000), (20_000, 1)])
 @pytest.mark.contract("5.6.2")
+@pytest.mark.slow
 def test_thousands_of_devices_stay_within_the_memory(make: Make, count: int, length: int) -> None:
     scene = make(NAMI_AMP_DUCKDB_MEMORY="200MB", NAMI_AMP_MAX_PAYLOAD_BYTES="4000000")
     one = scene.add("app", user_id_kind="nami_user_id")
@@ -285,6 +292,7 @@ def test_half_a_character_in_arrays_and_ids(make: Make) -> None:
 
 
 @pytest.mark.contract("1.10")
+@pytest.mark.slow
 def test_a_row_of_a_kind_that_nobody_thought_of_stops_itself_only(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

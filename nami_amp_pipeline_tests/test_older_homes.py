@@ -103,6 +103,7 @@ def unknown(context: Context) -> set[tuple[int, str]]:
 
 
 @pytest.mark.slow_cases
+@pytest.mark.slow
 def test_it_is_finished_exactly(opened: tuple[Pipeline, list[str]]) -> None:
     pipeline, accepted = opened
     assert pipeline.context.store.schema_version() == tables.SCHEMA_VERSION

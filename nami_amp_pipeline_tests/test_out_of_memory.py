@@ -50,6 +50,7 @@ def too_much_for_radio(stage: Stage, error: Callable[[], Exception]) -> Stage:
 
 @pytest.mark.parametrize("error", HOW)
 @pytest.mark.parametrize("at", STAGES, ids=lambda one: str(one.asset))
+@pytest.mark.slow
 def test_other_apps_go_on_and_so_does_the_next_run(stage: Scene, at: Stage, error: Callable[[], Exception]) -> None:
     radio, fit = stage.add("radio"), stage.add("fit")
     stage.load(users=5)

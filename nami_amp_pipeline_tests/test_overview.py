@@ -91,6 +91,7 @@ def test_what_a_run_left_behind_at_its_limit_is_not_read(pipe: Pipeline) -> None
     assert left > 0
 
 
+@pytest.mark.slow
 def test_an_app_without_rows_is_said_with_the_nearest_name(pipe: Pipeline) -> None:
     pipe.insert([row(1, 0)])
     pipe.add("radoi")
@@ -177,6 +178,7 @@ def test_the_object_of_status_has_what_the_contract_names_and_the_rest(tmp_path:
     assert both.exit_code == 2
 
 
+@pytest.mark.slow
 def test_open_alerts_about_what_nothing_else_tells_need_a_person(pipe: Pipeline) -> None:
     one = pipe.add("radio")
     pipe.insert([row(1, 0)])
@@ -201,6 +203,7 @@ def test_open_alerts_about_what_nothing_else_tells_need_a_person(pipe: Pipeline)
     assert {alert.subject for alert in overview(pipe.context, [one]).alerts} == {"radio", "radio/main"}
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_is_not_under_way_and_not_well(pipe: Pipeline) -> None:
     pipe.add("radio")
     pipe.insert([row(1, 0)])

@@ -81,6 +81,7 @@ def kept(folder: Path) -> bytes:
 
 
 @pytest.mark.contract("5.7.5")
+@pytest.mark.slow
 def test_a_gateway_sees_its_header_and_nobody_else_does(tmp_path: Path, gate: Gate) -> None:
     done = added(tmp_path, gate.url, "--secret-field-env", "auth_value=TOKEN")
     assert done.exit_code == 0, done.output
@@ -278,6 +279,7 @@ class Vault(JsonDestination):
         return super().judge(answer, identities, now=now)
 
 
+@pytest.mark.slow
 class TestVault(DestinationSuite):
     """The suite gives its own fields values, and looks for the secrets among them."""
 
@@ -326,6 +328,7 @@ def test_values_are_held_to_what_is_declared(bench: Workbench, more: dict[str, A
     assert len(all_integrations(bench.context.store)) == 1
 
 
+@pytest.mark.slow
 def test_a_field_that_came_with_a_newer_version_keeps_nobody_else_waiting(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

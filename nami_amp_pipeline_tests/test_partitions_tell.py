@@ -86,6 +86,7 @@ def repair(stage: Scene, key: str) -> None:
     set_enabled(stage.context.store, key, enabled=True)
 
 
+@pytest.mark.slow
 def test_a_refused_key_fails_one_run_and_its_partition_until_it_works_again(
     stage: Scene, instance: dg.DagsterInstance
 ) -> None:
@@ -219,6 +220,7 @@ def test_rejected_events_are_seen_at_their_partition(stage: Scene, instance: dg.
     assert report(instance)["rejected_total"] == facts["rejected"]
 
 
+@pytest.mark.slow
 def test_rejected_events_keep_no_partition_failed_once_its_trouble_is_over(
     stage: Scene, instance: dg.DagsterInstance
 ) -> None:
@@ -247,6 +249,7 @@ def test_rejected_events_keep_no_partition_failed_once_its_trouble_is_over(
     assert report(instance)["dismissed_total"] > 5
 
 
+@pytest.mark.slow
 def test_a_micro_batch_asks_once_how_integrations_stand(
     stage: Scene, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +270,7 @@ def test_a_micro_batch_asks_once_how_integrations_stand(
         assert len(asked) == 1
 
 
+@pytest.mark.slow
 def test_the_report_says_that_the_warehouse_cannot_be_read(stage: Scene, instance: dg.DagsterInstance) -> None:
     stage.load(apps=("radio",))
     stage.add("radio")

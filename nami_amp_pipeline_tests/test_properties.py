@@ -73,6 +73,7 @@ def snapshot_files(pipeline: Pipeline) -> list[Path]:
     return sorted(files, key=lambda path: path.stat().st_mtime_ns)
 
 
+@pytest.mark.slow
 def test_a_property_is_added_by_its_declaration_alone(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     declare(monkeypatch)
     load(pipeline, "1", -20, **bought("gold", "apple"), customer_journey_state={"in_pause": True})
@@ -136,6 +137,7 @@ def test_files_and_snapshots_from_before_a_property_go_on_working(
     assert snapshot_preview(snapshot_files(pipeline)[0], "app")[0][PLATFORMS.name] is None
 
 
+@pytest.mark.slow
 def test_a_process_that_does_not_know_a_property_leaves_none_behind(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

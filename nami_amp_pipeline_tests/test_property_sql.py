@@ -48,6 +48,7 @@ class TestNumber(PropertySuite):
     examples = (({"devices": [{"id": "a"}, {"id": "b"}]}, 2), ({"devices": []}, 0))
 
 
+@pytest.mark.slow
 class TestTexts(PropertySuite):
     declared = IDS
     examples = (
@@ -123,6 +124,7 @@ def test_no_word_of_sql_is_a_name() -> None:
 
 
 @pytest.mark.contract("3.12")
+@pytest.mark.slow
 def test_a_row_for_which_it_raises_goes_without_and_is_counted(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -165,6 +167,7 @@ def test_a_text_is_as_long_as_amplitude_keeps_it(pipeline: Pipeline, monkeypatch
     assert pipeline.sent(one)[0]["user_properties"]["shop_plan"] == "ü" * 1_024
 
 
+@pytest.mark.slow
 def test_values_come_from_the_file_and_the_store_like_any_other(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +201,7 @@ def test_values_come_from_the_file_and_the_store_like_any_other(
 
 @pytest.mark.contract("2.10")
 @pytest.mark.parametrize("field", ["plan", "shop_plan", "active_entitlements"])
+@pytest.mark.slow
 def test_what_is_made_of_a_hidden_field_is_hidden_too(
     pipeline: Pipeline, field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,7 @@ def ids(world: Held) -> list[str]:
 
 
 @pytest.mark.contract("8.1", "8.2")
+@pytest.mark.slow
 def test_a_day_is_a_line_in_words_and_hours_that_are_not_whole_are_left_out(world: Held) -> None:
     world.tick()
     total = len(ids(world))
@@ -116,6 +117,7 @@ def test_a_day_is_a_line_in_words_and_hours_that_are_not_whole_are_left_out(worl
 
 
 @pytest.mark.contract("8.2", "8.4")
+@pytest.mark.slow
 def test_what_the_export_cannot_hold_yet_is_not_missing(world: Held) -> None:
     world.tick()
     total, lost = len(ids(world)), ids(world)[0]
@@ -141,6 +143,7 @@ def test_what_the_export_cannot_hold_yet_is_not_missing(world: Held) -> None:
 
 @pytest.mark.contract("8.1")
 @pytest.mark.parametrize("ahead", [2.0, -2.0])
+@pytest.mark.slow
 def test_an_event_at_midnight_is_held_on_the_other_day_and_not_missing(tmp_path: Path, ahead: float) -> None:
     at = datetime(2026, 12, 1, 23, 59, 59, tzinfo=UTC) if ahead > 0 else datetime(2026, 12, 2, tzinfo=UTC)
     with held_by_amplitude(tmp_path, open_at=at, ahead=ahead) as world:
@@ -156,6 +159,7 @@ def test_an_event_at_midnight_is_held_on_the_other_day_and_not_missing(tmp_path:
 
 
 @pytest.mark.contract("8.1")
+@pytest.mark.slow
 def test_a_repeat_is_held_under_the_hour_in_which_no_answer_came(world: Held) -> None:
     world.sandbox.faults.add(Fault("stored_then_500"))
     world.tick()
@@ -173,6 +177,7 @@ def test_a_repeat_is_held_under_the_hour_in_which_no_answer_came(world: Held) ->
 
 
 @pytest.mark.contract("8.4")
+@pytest.mark.slow
 def test_dead_letters_that_amplitude_holds_all_the_same_are_said(world: Held) -> None:
     world.sandbox.faults.add(Fault("stored_then_500"))
     world.tick()
@@ -192,6 +197,7 @@ def test_dead_letters_that_amplitude_holds_all_the_same_are_said(world: Held) ->
 @pytest.mark.parametrize(
     "column", ["event_type", "user_id", "time", "device_id", "event_properties", "user_properties"]
 )
+@pytest.mark.slow
 def test_what_is_altered_is_said_by_column(world: Held, column: str, tmp_path: Path) -> None:
     world.tick()
     total = len(ids(world))
@@ -227,6 +233,7 @@ def test_what_is_altered_is_said_by_column(world: Held, column: str, tmp_path: P
 
 
 @pytest.mark.contract("8.3")
+@pytest.mark.slow
 def test_another_spelling_and_what_is_held_besides_are_no_difference(world: Held, tmp_path: Path) -> None:
     world.tick()
     total = len(ids(world))
@@ -249,6 +256,7 @@ def _respelled(value: Any) -> Any:
 
 
 @pytest.mark.contract("8.3")
+@pytest.mark.slow
 def test_revenue_is_compared_where_an_export_has_it(world: Held, tmp_path: Path) -> None:
     world.tick()
     sales = {event["insert_id"]: event for event in world.held() if "price" in event}
@@ -273,6 +281,7 @@ def test_revenue_is_compared_where_an_export_has_it(world: Held, tmp_path: Path)
 
 @pytest.mark.contract("8.1")
 @pytest.mark.parametrize("older", ["no columns", "another kind"])
+@pytest.mark.slow
 def test_receipts_of_older_versions_are_compared_by_presence_only(world: Held, tmp_path: Path, older: str) -> None:
     world.tick()
     total = len(ids(world))
@@ -297,6 +306,7 @@ def test_receipts_of_older_versions_are_compared_by_presence_only(world: Held, t
 
 
 @pytest.mark.contract("8.1")
+@pytest.mark.slow
 def test_an_hour_without_an_exported_file_is_not_taken_for_an_empty_one(world: Held, tmp_path: Path) -> None:
     world.tick()
     total = len(ids(world))
@@ -312,6 +322,7 @@ def test_an_hour_without_an_exported_file_is_not_taken_for_an_empty_one(world: H
 
 
 @pytest.mark.contract("8.1")
+@pytest.mark.slow
 def test_what_an_outbox_under_way_has_delivered_counts(world: Held) -> None:
     world.sandbox.faults.add(Fault("throttle_user", user_id=world.some_user()))
     world.tick()
@@ -324,6 +335,7 @@ def test_what_an_outbox_under_way_has_delivered_counts(world: Held) -> None:
 
 
 @pytest.mark.contract("8.5")
+@pytest.mark.slow
 def test_a_repair_is_once_also_if_it_is_killed_between_any_two_steps(
     world: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,6 +381,7 @@ def test_a_repair_is_once_also_if_it_is_killed_between_any_two_steps(
 
 
 @pytest.mark.contract("8.5")
+@pytest.mark.slow
 def test_what_was_sent_again_and_is_not_in_an_export_yet_is_not_sent_a_third_time(world: Held) -> None:
     world.tick()
     lost = ids(world)[:2]
@@ -383,6 +396,7 @@ def test_what_was_sent_again_and_is_not_in_an_export_yet_is_not_sent_a_third_tim
 
 
 @pytest.mark.contract("8.5")
+@pytest.mark.slow
 def test_what_is_past_its_retention_cannot_be_sent_again_and_that_is_said(world: Held) -> None:
     world.tick()
     world.damage("lost_after_200", ids(world)[:2])
@@ -394,6 +408,7 @@ def test_what_is_past_its_retention_cannot_be_sent_again_and_that_is_said(world:
     assert (done.events, done.refused) == (0, {repair.GONE: 2})
 
 
+@pytest.mark.slow
 def test_notebooks_have_it_by_day_and_class_and_retention_removes_it(world: Held) -> None:
     world.tick()
     lost = ids(world)[:2]
@@ -481,6 +496,7 @@ def test_a_repair_that_is_killed_the_hard_way_is_begun_again(world: Held) -> Non
 
 
 @pytest.mark.contract("8.1")
+@pytest.mark.slow
 def test_what_a_backfill_delivered_is_compared_too(tmp_path: Path) -> None:
     with held_by_amplitude(tmp_path) as world:
         world.load(40)
@@ -499,6 +515,7 @@ def test_what_a_backfill_delivered_is_compared_too(tmp_path: Path) -> None:
 
 @pytest.mark.contract("7.3.6")
 @pytest.mark.parametrize("export_identify", [False, True])
+@pytest.mark.slow
 def test_identifies_are_neither_missing_nor_of_other_writers(tmp_path: Path, export_identify: bool) -> None:
     """Whether an export has them is not documented; the app's SDK sends some too."""
     with held_by_amplitude(tmp_path, export_identify=export_identify) as world:
@@ -518,6 +535,7 @@ def test_identifies_are_neither_missing_nor_of_other_writers(tmp_path: Path, exp
 
 
 @pytest.mark.contract("8.4", "8.5")
+@pytest.mark.slow
 def test_what_enrichments_gave_is_compared_and_sent_again_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,6 +122,7 @@ def test_lost_outbox_is_made_again(scene: Pipeline, requests: int) -> None:
     assert set(before) <= GOOD
 
 
+@pytest.mark.slow
 def test_outbox_of_which_some_events_wait_keeps_them(scene: Pipeline) -> None:
     one = scene.add("app", user_id_kind="nami_user_id")
     half_posted(scene, one, 2)
@@ -149,6 +150,7 @@ def test_outbox_of_which_some_events_wait_keeps_them(scene: Pipeline) -> None:
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_old_outbox_is_sent_again_only_on_request(scene: Pipeline) -> None:
     one = scene.add("app", user_id_kind="nami_user_id")
     half_posted(scene, one, 1)
@@ -176,6 +178,7 @@ def test_lost_ledger_is_made_again(scene: Pipeline) -> None:
     assert len(scene.sent(one)) == len(GOOD)
 
 
+@pytest.mark.slow
 def test_lost_snapshots_are_computed_again(scene: Pipeline) -> None:
     one = scene.add("app", user_id_kind="nami_user_id")
     through(scene, "snapshot")
@@ -185,6 +188,7 @@ def test_lost_snapshots_are_computed_again(scene: Pipeline) -> None:
     assert finish(scene, one) == GOOD
 
 
+@pytest.mark.slow
 def test_snapshots_and_an_outbox_that_are_lost_together(scene: Pipeline) -> None:
     one = scene.add("app", user_id_kind="nami_user_id")
     half_posted(scene, one, 1)
@@ -196,6 +200,7 @@ def test_snapshots_and_an_outbox_that_are_lost_together(scene: Pipeline) -> None
 
 
 @pytest.mark.parametrize("stage", ["capture", "snapshot"])
+@pytest.mark.slow
 def test_lost_segment_is_read_again(scene: Pipeline, stage: str) -> None:
     one = scene.add("app", user_id_kind="nami_user_id")
     through(scene, stage)
@@ -206,6 +211,7 @@ def test_lost_segment_is_read_again(scene: Pipeline, stage: str) -> None:
     assert len(scene.sent(one)) == len(GOOD)
 
 
+@pytest.mark.slow
 def test_segment_that_everybody_has_prepared_is_only_forgotten(scene: Pipeline) -> None:
     one = scene.add("app", user_id_kind="nami_user_id")
     scene.tick()
@@ -226,6 +232,7 @@ def test_segment_that_some_lack_is_left_alone(scene: Pipeline) -> None:
     assert second.key == "app/later"
 
 
+@pytest.mark.slow
 def test_lost_receipts_are_forgotten(scene: Pipeline) -> None:
     one = scene.add("app", user_id_kind="nami_user_id")
     scene.tick()
@@ -277,6 +284,7 @@ def test_outbox_that_is_done_or_gone_by_the_time_of_the_lease_is_left_alone(
         assert len(scene.sent(one)) == sent
 
 
+@pytest.mark.slow
 def test_segment_that_is_being_prepared_is_left_to_who_has_it_open(scene: Pipeline) -> None:
     one = scene.add("app", user_id_kind="nami_user_id")
     through(scene, "snapshot")
@@ -328,6 +336,7 @@ def test_whatever_is_lost_at_whatever_moment_is_mended(seed: int, scene: Pipelin
     assert before | finish(scene, one) == GOOD
 
 
+@pytest.mark.slow
 def test_command_says_what_is_lost_and_mends_it(scene: Pipeline) -> None:
     one = scene.add("app", user_id_kind="nami_user_id")
     half_posted(scene, one, 1)

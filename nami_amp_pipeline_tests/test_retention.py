@@ -134,6 +134,7 @@ def test_what_is_delivered_goes_after_its_time_and_the_numbers_stay(each_pipe: P
 
 
 @pytest.mark.parametrize("why", ["disabled", "halted"])
+@pytest.mark.slow
 def test_segment_waits_for_an_integration_that_stands_still(pipe: Pipeline, why: str) -> None:
     one, late = pipe.add("app"), pipe.add("app", "late")
     if why == "disabled":
@@ -154,6 +155,7 @@ def test_segment_waits_for_an_integration_that_stands_still(pipe: Pipeline, why:
     assert not both(pipe).held_back
 
 
+@pytest.mark.slow
 def test_segment_waits_for_its_open_outbox(each_pipe: Pipeline) -> None:
     pipe = each_pipe
     one = pipe.add("app")
@@ -172,6 +174,7 @@ def test_segment_waits_for_its_open_outbox(each_pipe: Pipeline) -> None:
     assert ids(pipe, one) == ["1"]
 
 
+@pytest.mark.slow
 def test_what_ticks_read_again_is_recognised_however_long_the_pipeline_was_down(pipe: Pipeline) -> None:
     one = pipe.add("app")
     load(pipe, "1")
@@ -183,6 +186,7 @@ def test_what_ticks_read_again_is_recognised_however_long_the_pipeline_was_down(
     assert ids(pipe, one) == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_event_that_waits_for_its_snapshot_is_kept(pipe: Pipeline) -> None:
     one = pipe.add("app")
     load(pipe, "1")
@@ -264,6 +268,7 @@ def test_late_event_finds_its_snapshot_within_the_retention_and_leaves_it_out_af
     assert properties(pipe, one, "3")["namiml_device_ids"] == ["second"]  # the current one is always known
 
 
+@pytest.mark.slow
 def test_requests_go_but_the_newest_and_those_of_open_outboxes_stay(each_pipe: Pipeline) -> None:
     pipe = each_pipe
     one = pipe.add("app")
@@ -308,6 +313,7 @@ def test_dead_letters_and_what_was_held_go_and_what_is_pending_never_does(each_p
     assert pipe.status(one).dead_letters == {"rejected": 2}
 
 
+@pytest.mark.slow
 def test_what_receipts_are_made_of_stays_until_they_are(pipe: Pipeline) -> None:
     one = pipe.add("app")
     load(pipe, "1")

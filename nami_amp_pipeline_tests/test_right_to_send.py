@@ -41,6 +41,7 @@ def _is_stopped(process: subprocess.Popen[str]) -> bool:
 @pytest.mark.slow_cases
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("place", _OF_A_REQUEST)
+@pytest.mark.slow
 def test_a_stopped_request_is_not_sent_when_its_time_is_over(place: str, scheme: str, tmp_path: Path) -> None:
     tls = certificate(tmp_path, "server") if scheme == "https" else None
     came: list[float] = []
@@ -74,6 +75,7 @@ def test_a_stopped_request_is_not_sent_when_its_time_is_over(place: str, scheme:
 
 @pytest.mark.slow_cases
 @pytest.mark.parametrize("place", _OF_A_REQUEST)
+@pytest.mark.slow
 def test_a_short_stop_costs_nothing(place: str) -> None:
     with raw_server(send(GOOD)) as (url, requests):
         process = subprocess.Popen(

@@ -36,6 +36,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
 
 
 @pytest.mark.contract("6.5")
+@pytest.mark.slow
 def test_report_is_of_this_run_and_the_run_is_in_the_history(stage: Scene, capfd: pytest.CaptureFixture[str]) -> None:
     stage.load(apps=("radio", "fit"))
     stage.add("radio")
@@ -90,6 +91,7 @@ def test_no_news_changes_no_file(stage: Scene) -> None:
     assert files() == before
 
 
+@pytest.mark.slow
 def test_refused_key_is_a_line_and_found_nowhere(stage: Scene, capfd: pytest.CaptureFixture[str]) -> None:
     stage.load(apps=("radio", "fit"))
     stage.add("radio")
@@ -133,6 +135,7 @@ def test_integration_that_is_added_later_takes_up_what_was_read_before(stage: Sc
     assert rows["radio/later"]["captured"] == rows["radio/later"]["delivered"] > 0
 
 
+@pytest.mark.slow
 def test_interrupt_is_one_for_the_caller_too(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     stage.load(apps=("radio",))
     stage.add("radio")
@@ -192,6 +195,7 @@ def _lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nami_amp_pipeline.warehouse.duckdb_file.attach", refuse)
 
 
+@pytest.mark.slow
 def test_store_that_cannot_be_written_is_raised_as_it_is(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     stage.load(apps=("radio",))
     stage.add("radio")
@@ -205,6 +209,7 @@ def test_store_that_cannot_be_written_is_raised_as_it_is(stage: Scene, monkeypat
     assert caught.value.__cause__ is None
 
 
+@pytest.mark.slow
 def test_bug_is_not_hidden(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     stage.load(apps=("radio",))
     stage.add("radio")
@@ -219,6 +224,7 @@ def test_bug_is_not_hidden(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "this is a bug, please report it: ZeroDivisionError: a bug" in report.problems[0]
 
 
+@pytest.mark.slow
 def test_dagster_home_is_used_where_it_is_set(stage: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = tmp_path / "elsewhere"
     monkeypatch.setenv("DAGSTER_HOME", str(elsewhere))
@@ -233,6 +239,7 @@ def test_dagster_home_is_used_where_it_is_set(stage: Scene, tmp_path: Path, monk
         run_micro_batch(stage.settings)
 
 
+@pytest.mark.slow
 def test_two_at_once_on_a_fresh_home_make_one_whole_history(stage: Scene) -> None:
     failures: list[BaseException] = []
 

@@ -60,6 +60,7 @@ def test_rows_are_in_loading_order_and_of_the_table() -> None:
     assert start <= loaded[0] <= loaded[-1] < start + 30 * DAY
 
 
+@pytest.mark.slow
 def test_every_row_but_a_repeat_has_an_id_of_its_own(month: list[dict[str, Any]]) -> None:
     content = defaultdict(set)
     for row in month:

@@ -68,6 +68,7 @@ def tick(instance: dg.DagsterInstance, settings: Settings) -> object:
     )
 
 
+@pytest.mark.slow
 def test_the_schedule_asks_for_each_shard_that_has_no_run(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +130,7 @@ def test_all_shards_together_do_what_one_run_does(stage: Scene, instance: dg.Dag
     assert reports == 1
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_none_fails_in_one_line(stage: Scene, instance: dg.DagsterInstance) -> None:
     pipeline = PipelineSession(stage.settings, run_id="odd")
     result = micro_batch.execute_in_process(

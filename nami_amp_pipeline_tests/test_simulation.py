@@ -58,6 +58,7 @@ def test_deliveries(first: int, played: Path) -> None:
 
 @pytest.mark.parametrize("first", _blocks(_WHOLES))
 @pytest.mark.contract("4.11", "5.1.1", "5.1.2", "5.2.1")
+@pytest.mark.slow
 def test_whole_histories(first: int, played: Path) -> None:
     assert _met("whole", first, played)
 

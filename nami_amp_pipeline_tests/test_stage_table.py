@@ -79,6 +79,7 @@ def stage(tmp_path: Path) -> Iterator[Scene]:
         yield made
 
 
+@pytest.mark.slow
 def test_a_fifth_stage_is_one_entry(stage: Scene) -> None:
     stage.load(apps=("radio",))
     stage.add("radio")
@@ -111,6 +112,7 @@ def test_a_fifth_stage_is_one_entry(stage: Scene) -> None:
     assert not files[0].exists()
 
 
+@pytest.mark.slow
 def test_its_asset_has_columns_lineage_and_partitions() -> None:
     spec = next(iter(build_asset(SPELL).specs))
     assert spec.key == dg.AssetKey("spelling")

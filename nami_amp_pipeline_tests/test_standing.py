@@ -73,6 +73,7 @@ def test_nothing_came_and_all_is_delivered(pipe: Pipeline) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_wrong_key_halts_and_needs_a_person(pipe: Pipeline) -> None:
     one = after(pipe, WRONG_KEY)
     pipe.clock.set(START + HOUR)
@@ -112,6 +113,7 @@ def test_off_says_by_whom_and_since_when(pipe: Pipeline) -> None:
         ),
     ],
 )
+@pytest.mark.slow
 def test_an_outage_goes_on_by_itself_until_it_takes_too_long(
     pipe: Pipeline, answer: HttpAnswer | NoAnswer, code: str, said: str
 ) -> None:
@@ -260,6 +262,7 @@ def test_many_integrations_take_no_more_statements_than_a_few(pipe: Pipeline) ->
     assert len(set(counts[1:])) == 1, counts
 
 
+@pytest.mark.slow
 def test_only_those_that_wait_longest_have_users_of_files_named(
     pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def test_no_command_breaks(tmp_path: Path, command: str, streams: str) -> None:
         assert done.stderr == "nami-amp: cannot write to standard output: No space left on device\n"
 
 
+@pytest.mark.slow
 def test_a_closed_output_is_not_taken_for_a_file_of_ours(tmp_path: Path, server: SandboxServer) -> None:
     add(tmp_path, server.endpoint)
     load_events(tmp_path, event(1))

@@ -114,6 +114,7 @@ def test_dead_held_waiting_and_released(tmp_path: Path, server: SandboxServer, c
         assert after["request"]["run_id"] == "second"
 
 
+@pytest.mark.slow
 def test_each_integration_by_itself(tmp_path: Path, server: SandboxServer, context: Context) -> None:
     load_events(tmp_path, event(1))
     load_events(tmp_path, event(1))
@@ -151,6 +152,7 @@ def test_the_command_shows_it(tmp_path: Path, server: SandboxServer) -> None:
     assert shown.stdout.startswith(brief.stdout)
 
 
+@pytest.mark.slow
 def test_the_events_that_a_snapshot_is_from(tmp_path: Path, context: Context) -> None:
     add(tmp_path, "us")
 

@@ -62,6 +62,7 @@ def test_what_is_known_of_an_app_is_what_was_read(tmp_path: Path, sandbox: Sandb
     assert numbers.a_month(["device.impression"]) == 30  # one a day
 
 
+@pytest.mark.slow
 def test_the_preview_shows_both_sides_and_records_nothing(tmp_path: Path, sandbox: SandboxServer) -> None:
     add(tmp_path, sandbox.endpoint, "--exclude", "customer_journey_state")
     load_events(tmp_path, event(1), event(2, user="u2", external=None), event(3, user="u3", external="null"))

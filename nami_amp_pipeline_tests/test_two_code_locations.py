@@ -71,6 +71,7 @@ def keys(instance: dg.DagsterInstance) -> tuple[set[str], set[str]]:
     )
 
 
+@pytest.mark.slow
 def test_neither_removes_the_partitions_of_the_other(two: tuple[Scene, Scene], instance: dg.DagsterInstance) -> None:
     first, second = (Location(one.settings, instance) for one in two)
     two[0].add("radio")

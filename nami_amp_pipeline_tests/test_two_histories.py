@@ -88,6 +88,7 @@ def test_dagster_dev_by_hand_says_that_it_has_another_history(tmp_path: Path, wh
 
 
 @pytest.mark.slow_cases
+@pytest.mark.slow
 def test_a_run_says_it_too_and_the_right_history_says_nothing(stage: Scene, tmp_path: Path) -> None:
     stage.load(apps=("radio",))
     stage.add("radio")

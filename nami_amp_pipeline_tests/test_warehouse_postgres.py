@@ -168,6 +168,7 @@ def test_the_same_row_loaded_twice_is_read_once_and_whole(url: str, tmp_path: Pa
     assert all((user == "again") == ("again" in payload) for _, user, payload in found)
 
 
+@pytest.mark.slow
 def test_times_beyond_all_reason_stop_nothing(scene: Pipeline) -> None:
     events(scene).insert([row(1, created_date="infinity"), row(2, ingested_at="infinity"), row(3)])  # type: ignore[arg-type]
     scene.tick()
@@ -468,6 +469,7 @@ def role_of(url: str, name: str, *rights: str) -> str:
 
 @pytest.mark.parametrize("right", ["SELECT ON nami_events", f"SELECT ({', '.join(COLUMNS)}) ON nami_events"])
 @pytest.mark.contract("1.1")
+@pytest.mark.slow
 def test_select_is_all_that_is_needed(url: str, tmp_path: Path, right: str) -> None:
     mine = role_of(url, "reader", right)
     table = PostgresEvents(url)

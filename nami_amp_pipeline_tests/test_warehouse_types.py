@@ -202,6 +202,7 @@ def test_columns_of_postgresql_may_be_of_other_types(kind: str, postgres: Postgr
     scene.close()
 
 
+@pytest.mark.slow
 def test_policies_that_hide_rows_are_said(postgres: Postgres, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     url = postgres.fresh_database()
     table = PostgresEvents(url)
