@@ -76,8 +76,9 @@ class ChannelLoader:
             raise Misconfigured(f"{integration.key}: unknown destination {integration.destination!r}")
         secrets = tuple(own_fields.secrets_of(destination, integration, context.cipher).values())
         destination = own_fields.as_set(integration, context.cipher, destination)
-        target = Target(destination, integration.endpoint, context.cipher.decrypt(integration.api_key), secrets)
-        project = integration.endpoint, self._projects.fingerprint(integration.api_key)
+        api_key = context.cipher.decrypt(integration.api_key)
+        target = Target(destination, integration.endpoint, api_key, secrets)
+        project = integration.endpoint, self._projects.of(api_key)
         channel = Channel(
             integration.id,
             target,

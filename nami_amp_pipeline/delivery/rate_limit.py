@@ -102,7 +102,7 @@ class ProjectRates:
 
         Args:
             endpoint: the URL that events are posted to.
-            fingerprint: of the API key, keyed.
+            fingerprint: of the API key.
             per_second: the destination's limit per user and per device.
         """
         known = self._known.get((endpoint, fingerprint))

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Sequence
+from secrets import token_bytes
+from typing import Final
 
 import sqlalchemy as sa
 
 from nami_amp_pipeline.destinations import destination_of
 from nami_amp_pipeline.errors import Misconfigured
-from nami_amp_pipeline.secrets import Cipher
+from nami_amp_pipeline.secrets import Cipher, Secret
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integration_rows import Integration
 from nami_amp_pipeline.state.store import Transaction
 
+_OWN: Final = token_bytes(32)
+"""Makes this process's fingerprints, which nobody else can compare with anything."""
+
 
 class Projects:
-    """Tells projects apart by keyed fingerprints of their API keys.
+    """Tells projects apart by fingerprints of their API keys, which are compared within this process and kept nowhere.
 
     Args:
         cipher: of the API keys.
@@ -25,16 +31,20 @@ class Projects:
         self._cipher = cipher
         self._known: dict[str, str] = {}
 
-    def fingerprint(self, api_key: str) -> str:
+    @staticmethod
+    def of(api_key: Secret) -> str:
+        """The fingerprint of an API key."""
+        return hmac.digest(_OWN, api_key.reveal().encode(), "sha256").hex()
+
+    def fingerprint(self, token: str) -> str:
         """The fingerprint of an encrypted API key.
 
         Raises:
             Misconfigured: it cannot be decrypted.
         """
-        known = self._known.get(api_key)
+        known = self._known.get(token)
         if known is None:
-            known = self._cipher.fingerprint(self._cipher.decrypt(api_key).reveal(), "the key of a project")
-            self._known[api_key] = known
+            known = self._known[token] = self.of(self._cipher.decrypt(token))
         return known
 
     def pauses(self, tx: Transaction, now: int) -> dict[tuple[str, str], int]:
