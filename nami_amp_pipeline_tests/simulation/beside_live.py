@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from pathlib import Path
 
 from nami_amp_pipeline.backfill.turns import Work, run_backfill
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import Busy, Misconfigured
 from nami_amp_pipeline.operations.status import status
+from nami_amp_pipeline.sandbox import Options
+from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.stages import pipeline
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline_tests.simulation.late_events import Late
 from nami_amp_pipeline_tests.simulation.network import SimulatedWire
 from nami_amp_pipeline_tests.simulation.person import Person
 from nami_amp_pipeline_tests.simulation.process import Perils
+from nami_amp_pipeline_tests.simulation.whole import ListWarehouse
 from nami_amp_pipeline_tests.simulation.world import World
 
 BACKFILL_STEPS = tuple(
@@ -25,19 +30,34 @@ class BesideLive:
     """A world with live delivery, and the backfill or identify ``number``.
 
     Args:
-        world: around both.
+        seed: of everything.
+        folder: of the home.
+        batch_events: how many events a request may have; one of these is drawn.
+        segment_rows: the same for the rows of a segment.
     """
 
     number: int
     integration_id: int
     person: Person
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, seed: int, folder: Path, *, batch_events: Sequence[int], segment_rows: Sequence[int]) -> None:
+        rng = random.Random(seed)
+        settings = Settings.load({"NAMI_AMP_HOME": str(folder)}, folder / "no.env").replace(
+            batch_events=rng.choice(batch_events),
+            max_lanes=rng.choice((1, 3)),
+            run_retry_seconds=60.0,
+            lease_seconds=60,
+            segment_rows=rng.choice(segment_rows),
+            duckdb_threads=1,
+        )
+        self.warehouse = ListWarehouse()
+        world = World(rng, folder, settings, self.warehouse, Options(index_mode=rng.choice(("none", "all"))))
         self.world = world
-        self.rng = world.rng
+        self.rng = rng
         self.current: SimulatedWire | None = None
         self._worker = ""
         self._in_between = random.Random(world.rng.random())  # of its own, so that a draw more moves no other
+        self.users = [f"user{number}" for number in range(rng.choice((1, 3, 8)))]
         world.before_step = self.note_step
 
     def load(self, count: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,8 +14,7 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.operations import backfills
 from nami_amp_pipeline.operations.backfill_status import show
 from nami_amp_pipeline.operations.backfills import NewIdentify
-from nami_amp_pipeline.sandbox import Fault, Options
-from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.sandbox import Fault
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.simulation.beside_live import BesideLive
 from nami_amp_pipeline_tests.simulation.delivery import BASE
@@ -24,8 +22,7 @@ from nami_amp_pipeline_tests.simulation.history import run_history
 from nami_amp_pipeline_tests.simulation.network import START
 from nami_amp_pipeline_tests.simulation.person import Person
 from nami_amp_pipeline_tests.simulation.process import Perils
-from nami_amp_pipeline_tests.simulation.whole import ListWarehouse
-from nami_amp_pipeline_tests.simulation.world import Facts, World
+from nami_amp_pipeline_tests.simulation.world import Facts
 
 _TYPES = ("user.subscription.purchased", "user.odd", "user.odd", "device.impression")
 _KEY = "key-of-main".ljust(32, "0")
@@ -43,18 +40,7 @@ def simulate(seed: int) -> Facts:
 
 class _Simulation(BesideLive):
     def __init__(self, seed: int, folder: Path) -> None:
-        rng = random.Random(seed)
-        settings = Settings.load({"NAMI_AMP_HOME": str(folder)}, folder / "no.env").replace(
-            batch_events=rng.choice((1, 2, 5)),
-            max_lanes=rng.choice((1, 3)),
-            run_retry_seconds=60.0,
-            lease_seconds=60,
-            segment_rows=rng.choice((3, 1_000)),
-            duckdb_threads=1,
-        )
-        self.warehouse = ListWarehouse()
-        super().__init__(World(rng, folder, settings, self.warehouse, Options(index_mode=rng.choice(("none", "all")))))
-        self.users = [f"user{number}" for number in range(rng.choice((1, 3, 8)))]
+        super().__init__(seed, folder, batch_events=(1, 2, 5), segment_rows=(3, 1_000))
         self.started = 0
 
     def run(self) -> Facts:
