@@ -237,7 +237,7 @@ def test_a_destination_of_a_package_has_its_form_too(
     page = pages.get(SHOP).text
     assert "<option selected>south</option>" in page
     assert "remove.pin" not in page, "it cannot do without it"
-    assert "vault, 127.0.0.1" in pages.get("/apps/radio/integrations").text
+    assert "Vault, 127.0.0.1" in pages.get("/apps/radio/integrations").text
 
     monkeypatch.delitem(DESTINATIONS, "vault")
     page = pages.get(SHOP).text

@@ -55,16 +55,21 @@ _PLAIN: Final = (
     ("queued", "waiting"),
     ("held", "waiting"),
     ("micro-batch", "run"),
+    ("halted", "stopped"),
 )
 """Words of the command line and its documentation, and what pages say instead."""
 
 _ANY: Final = re.compile(rf"\b({'|'.join(re.escape(word) for word, _ in _PLAIN)})\b", re.IGNORECASE)
 
 
+_INSTANT: Final = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?Z")
+
+
 def plain(text: str) -> str:
     """A text that the command line says too in the words of the pages, where dead letters are refused events."""
     by_word = dict(_PLAIN)
-    return _ANY.sub(lambda match: by_word[match[0].lower()], text)
+    said = _ANY.sub(lambda match: by_word[match[0].lower()], text)
+    return _INSTANT.sub(lambda match: spelled(datetime.fromisoformat(match[0])), said)
 
 
 def means(code: str) -> str:

@@ -366,7 +366,7 @@ def _before_outbox(
         reason = f"the app was read once more for another integration; this one had been read up to {to_text(start)}"
         return {"state": "before_start", "reason": reason}
     if capture["segment"] <= integration.prepared_through:
-        return {"state": "expired", "reason": "its receipts are past their retention"}
+        return {"state": "expired", "reason": "no record of it is left, or its type was selected later"}
     reason = integration.halted_reason or ("" if integration.enabled else "the integration is off")
     return {"state": "captured", "reason": reason or "the next run prepares it", "at": capture.get("captured_at")}
 

@@ -22,7 +22,8 @@ Word = Literal["arrived", "waits", "rejected", "not sent", "not selected", "not 
 - ``not sent``: skipped on purpose, or from before the integration's start.
 - ``not selected``: the integration does not take its type.
 - ``not read yet``: it is in the warehouse, and no run has read it.
-- ``unknown``: nobody knows: no answer came for 7 days, or its records are past their retention.
+- ``unknown``: nobody knows: no answer came for 7 days, its records are past their retention, or its type was
+  selected after it had been read.
 """
 
 EXIT: Final[Mapping[Word, int]] = {

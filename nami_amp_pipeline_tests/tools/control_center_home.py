@@ -1,4 +1,4 @@
-"""The home that the pictures of the Control Center are taken of: a month of two apps, with what goes wrong in a month."""
+"""The home that pictures of the Control Center are taken of: a month of two apps, with what goes wrong in a month."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ SECRET_KEY = "8b3f6d1c0e954a72bc4d7e0f91a258c6"
 CRM = "https://crm.radio-nami.example/hooks/nami"
 DAYS, USERS = 30, 1_150
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+_NETWORK: Final = random.Random(2)
 _REGIONS: Final = {"api2.amplitude.com": "us", "api.eu.amplitude.com": "eu"}
 
 
@@ -63,7 +64,7 @@ class Local(Agreeing):
         if not self._asked:  # between two tries
             self._clock.sleep(seconds)
             return []
-        self._clock.sleep(0.18)
+        self._clock.sleep(0.1 + _NETWORK.random() * 0.4)
         return [(number, posted(self._sandbox, self._asked.pop(number))) for number, _ in super().wait(seconds)]
 
 
@@ -162,13 +163,15 @@ class Month:
             work.repair(found)
 
     def damage(self) -> None:
-        """Amplitude loses some of what came in the newest request of ``main``, cuts some of it, and stores some twice."""
+        """Amplitude loses some of the newest events of ``main``, cuts some, and stores some twice."""
         with self.sandbox.locked:
             store = next(store for store in self.sandbox.stores() if store.name == "Radio Nami")
             events = [event for batch in store.kept() for _, _, event in batch.held()][-900:]
         ours = [event["insert_id"] for event in events if event["event_type"] != "screen_view"]
         lost, twice, rest = ours[:7], ours[7:9], set(ours[9:])
-        cut = [event["insert_id"] for event in events if event["insert_id"] in rest and "sku" in event["event_properties"]]
+        cut = [
+            event["insert_id"] for event in events if event["insert_id"] in rest and "sku" in event["event_properties"]
+        ]
         rules = [Fault("lost_after_200", insert_id=name) for name in lost]
         rules += [Fault("stored_twice", insert_id=name) for name in twice]
         rules += [Fault("cut_property", insert_id=name, property_name="sku", characters=7) for name in cut[:3]]
@@ -198,7 +201,7 @@ def _set_up(month: Month) -> None:
     for app in (APP, FREE):
         key = KEYS["main"] if app == APP else KEYS[FREE]
         secret = Secret(SECRET_KEY) if app == APP else None
-        ana.add(NewIntegration(app, "main", "us", Secret(key), secret))
+        ana.add(NewIntegration(app, "main", "us", Secret(key), secret, anonymous="device_id"))
     ana.set_quota(APP, 250_000)
 
 
@@ -278,7 +281,7 @@ def make(home: Path, now: datetime) -> Month:
     month = Month(home, now)
     _set_up(month)
     compared = None
-    for hours in [*range(DAYS * 24, 9 * 24, -24), *range(9 * 24, 30, -6), *range(30, 0, -1)]:
+    for hours in [*range(DAYS * 24, 9 * 24, -8), *range(9 * 24, 30, -6), *range(30, 0, -1)]:
         month.at(hours * HOUR)
         _happens(month, hours)
         month.at(hours * HOUR)

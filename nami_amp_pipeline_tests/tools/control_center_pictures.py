@@ -13,9 +13,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from PIL import Image
 from selenium.webdriver import Chrome
@@ -32,7 +32,6 @@ from nami_amp_pipeline_tests.tools.control_center_home import (
     EU_KEY,
     FREE,
     KEYS,
-    SECRET_KEY,
     Month,
     amplitude_is_local,
     make,
@@ -192,7 +191,8 @@ def pages_of(month: Month) -> dict[str, Page]:
     app, ana = f"/apps/{APP}", month.by("ana")
     main, of = f"{app}/integrations/main", f"{app}/deliveries/main"
     letters, _ = ana.dead_letters(Filter(integrations=[f"{APP}/main"], reasons=["rejected"]))
-    (row, *_) = ana.event_rows(f"{APP}/main", "delivered", "24h")[0]
+    rows, _ = ana.event_rows(f"{APP}/main", "delivered", "24h", event_type="user.subscription.renewed")
+    row = next(row for row in rows if row.user)
     days = ana.reconciled(f"{APP}/main")
     day = next(day for day in days if day.classes.get("missing"))
     form = f"{app}/integrations/amplitude/new"
@@ -283,7 +283,7 @@ def snap(browser: Chrome, file: Path) -> None:
     """What the window shows, in a few colours: a third of the size."""
     shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
     with Image.open(io.BytesIO(base64.b64decode(shot["data"]))) as picture:
-        few = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        few = picture.convert("RGB").quantize(255, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         few.save(file, optimize=True)
     sys.stdout.write(f"{file} {file.stat().st_size:,}\n")
 

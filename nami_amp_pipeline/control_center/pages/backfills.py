@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from nami_amp_pipeline.control_center.paging import ROWS, Part
 from nami_amp_pipeline.control_center.payloads import payload
+from nami_amp_pipeline.control_center.receiver import Receiver
 from nami_amp_pipeline.control_center.typed import TYPED
 from nami_amp_pipeline.control_center.visit import NotFound, Visit, action, page
 from nami_amp_pipeline.errors import Misconfigured
@@ -99,10 +100,19 @@ def show(visit: Visit) -> Response:
         pace=found.pace(visit.now),
         plan=plan,
         twice=sum(plan.get("found", {}).get(name, 0) for name in STORED_TWICE),
-        classes=CLASSES | _CLASSES,
+        classes={name: said.replace("Amplitude", _to(visit, found)) for name, said in (CLASSES | _CLASSES).items()},
         examples=examples,
         words=_words,
     )
+
+
+def _to(visit: Visit, found: BackfillStatus) -> str:
+    """What receives the events of a backfill, as a sentence calls it."""
+    names = [each.destination for each in visit.of_app if each.key == found.backfill.integration]
+    try:
+        return Receiver.of(names[0]).title if names else "Amplitude"
+    except Misconfigured:  # the package that adds it is missing
+        return names[0]
 
 
 _CLASSES: Final = {"dead_letter": "refused: they can be sent again from Refused"}
@@ -142,7 +152,9 @@ def act(visit: Visit) -> Response:
     if visit.is_post:
         do(visit.operations.backfills, found.backfill.id)
         return visit.redirect("backfill", app=visit.app_id, number=found.backfill.id, done=notice)
-    return visit.render("backfill_act.html", found=found, backfill=found.backfill, act=name, word=word)
+    return visit.render(
+        "backfill_act.html", found=found, backfill=found.backfill, act=name, word=word, to=_to(visit, found)
+    )
 
 
 navigation: Final = ("backfills", "Backfills")

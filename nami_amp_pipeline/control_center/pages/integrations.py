@@ -13,6 +13,7 @@ from nami_amp_pipeline import contract
 from nami_amp_pipeline.control_center.chart import Rect, small
 from nami_amp_pipeline.control_center.receiver import Receiver
 from nami_amp_pipeline.control_center.visit import Visit, action, page
+from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.operations.integrations import Integration, region
 from nami_amp_pipeline.operations.standing import Standing
 
@@ -86,7 +87,10 @@ class Row:
     @property
     def service(self) -> str:
         """What receives its events."""
-        return "Amplitude" if self.integration.destination == "amplitude" else self.integration.destination
+        try:
+            return Receiver.of(self.integration.destination).called
+        except Misconfigured:  # the package that adds it is missing
+            return self.integration.destination
 
     @property
     def word(self) -> str:

@@ -94,7 +94,7 @@ def show(visit: Visit) -> Response:
 
 def _shown(event: PreviewedEvent) -> Shown:
     sent = json.loads(event.amplitude) if event.amplitude else {}
-    known = {prop.name: prop.means for prop in contract.PROPERTIES}
+    known = {prop.name: prop.means.replace("`", "") for prop in contract.PROPERTIES}
     properties = [
         (name, json.dumps(value, ensure_ascii=False), known.get(name, ""))
         for name, value in sent.get("user_properties", {}).items()

@@ -12,7 +12,11 @@ from nami_amp_pipeline import contract
 from nami_amp_pipeline.clock import from_datetime
 from nami_amp_pipeline.control_center.payloads import Payload, payload
 from nami_amp_pipeline.control_center.visit import NotFound, Visit, action, page
+from nami_amp_pipeline.control_center.words import sentence
+from nami_amp_pipeline.errors import Misconfigured
+from nami_amp_pipeline.operations.abilities import need_ability
 from nami_amp_pipeline.operations.audience import PLACES, VALUES
+from nami_amp_pipeline.operations.integrations import Integration
 
 DAYS: Final = 30
 """So many days are shown."""
@@ -42,11 +46,24 @@ def show_all(visit: Visit) -> Response:
     named = visit.query.get("integration", "")
     if named or len(visit.of_app) == 1:
         return visit.redirect("reconciliation-of", app=visit.app_id, integration=named or visit.of_app[0].name)
-    newest = {}
+    newest, not_comparable = {}, {}
     for integration in visit.of_app:
+        if said := _not_comparable(integration):
+            not_comparable[integration.name] = said
         days = visit.operations.reconciled(integration.key, first=_first(visit))
         newest[integration.name] = days[-1] if days else None
-    return visit.render("reconciliation_all.html", integrations=visit.of_app, newest=newest)
+    return visit.render(
+        "reconciliation_all.html", integrations=visit.of_app, newest=newest, not_comparable=not_comparable
+    )
+
+
+def _not_comparable(integration: Integration) -> str:
+    """Why nothing can be compared with what its destination holds; empty if it can."""
+    try:
+        need_ability(integration, "reconcile")
+    except Misconfigured as error:
+        return sentence(str(error).removeprefix(f"{integration.key}: "))
+    return ""
 
 
 def _first(visit: Visit) -> int:
@@ -60,6 +77,7 @@ def show(visit: Visit) -> Response:
     return visit.render(
         "reconciliation.html",
         integration=visit.integration,
+        not_comparable=_not_comparable(visit.integration),
         days=days[::-1],
         yesterday=f"{yesterday:%Y-%m-%d}",
         asked=visit.operations.asked_comparison(visit.integration.key),

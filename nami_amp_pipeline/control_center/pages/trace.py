@@ -37,7 +37,7 @@ def show(visit: Visit) -> Response:
         kinds=_NAMES,
         moment=datetime.fromisoformat,
         as_json=lambda value: orjson.dumps(value).decode(),
-        properties={prop.name: prop.means for prop in contract.PROPERTIES},
+        properties={prop.name: prop.means.replace("`", "") for prop in contract.PROPERTIES},
         groups={prop.name: prop.field for prop in contract.PROPERTIES},
     )
 
