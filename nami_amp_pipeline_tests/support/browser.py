@@ -60,6 +60,7 @@ def look_as_usual(browser: webdriver.Chrome) -> None:
 
 def problems(browser: webdriver.Chrome) -> list[str]:
     """What axe-core finds on the page, what is wider than the window, and what the browser complained of."""
+    loaded(browser)
     browser.execute_script(AXE.read_text("utf-8"))
     found: list[str] = browser.execute_async_script(_RUN_AXE)
     found += [entry["message"] for entry in browser.get_log("browser")]  # type: ignore[no-untyped-call]
@@ -68,8 +69,14 @@ def problems(browser: webdriver.Chrome) -> list[str]:
 
 def too_wide(browser: webdriver.Chrome) -> list[str]:
     """A sentence if one has to scroll sideways."""
+    loaded(browser)
     width, shown = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
     return [f"the page is {width} px wide in a window of {shown}"] if width > shown else []
+
+
+def loaded(browser: webdriver.Chrome) -> None:
+    """Waits for the style sheets: on a busy machine, ``get`` may return while the page is still without them."""
+    until(browser, lambda: browser.execute_script("return document.readyState") == "complete")
 
 
 def until(browser: webdriver.Chrome, condition: Callable[[], Any]) -> None:
