@@ -241,6 +241,15 @@ def test_after_a_while_one_may_try_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.contract("6.13")
+def test_pages_that_act_tell_a_viewer_why_they_do_not(tmp_path: Path, pages: TestClient) -> None:
+    with Operations(Settings(home=tmp_path)) as operations:
+        operations.add(NewIntegration("radio", "main", "us", Secret("0" * 32)))
+    sign_in(pages, "vic")
+    of = "/apps/radio/integrations/main"
+    for path in (f"{of}/switch", f"{of}/remove", f"{of}/test-event", "/apps/radio/backfills/new"):
+        assert "To change something, ask an editor." in pages.get(path).text, path
+
+
 def test_a_viewer_sees_and_changes_nothing(pages: TestClient) -> None:
     sign_in(pages, "vic")
     page = pages.get("/apps/radio/integrations/amplitude/new")

@@ -278,10 +278,10 @@ def test_a_trace_begins_with_the_verdict(filled: tuple[Place, Integration]) -> N
     person = text_of(place.get("/apps/radio/trace?q=ext-ann"))
     assert "External ID ext-ann" in person
     assert "namiml_in_trial_period true" in person
-    assert "main: Amplitude was sent these, or they wait for the next run." in person
+    assert "main: these were sent, or wait for the next run." in person
     (state,) = Operations.over(place.made.context).user_states("radio", ["ann"])
     assert state.to_json()["properties"]["namiml_active_entitlements"] == ["premium"]
-    assert "Amplitude was sent no properties of this user yet" in text_of(place.get("/apps/radio/trace?q=bob"))
+    assert "no properties of this user were sent yet" in text_of(place.get("/apps/radio/trace?q=bob"))
     assert "No event or user nobody" in place.get("/apps/radio/trace?q=nobody")
     assert "No event or user" in place.get(f"/apps/other/trace?q={delivered}"), "another app's event is not shown"
     assert "Write an event's id" in html.unescape(place.get("/apps/radio/trace"))

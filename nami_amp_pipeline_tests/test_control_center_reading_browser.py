@@ -26,7 +26,7 @@ from nami_amp_pipeline_tests.support.harness import Answering, Pipeline
 pytestmark = pytest.mark.slow
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
-TYPES = ("user.subscription.renewed", "user.subscription.cancelled", "user.journey.trial.started")
+TYPES = ("user.subscription.renewed", "user.subscription.renewal_in_grace_period", "user.journey.trial.started")
 
 
 def event(number: int, at: datetime) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[
     now = datetime.now(UTC).replace(microsecond=0)
     made = Pipeline(tmp_path_factory.mktemp("reading"), open_at=now - timedelta(hours=30))
     main = made.add("fit", anonymous="wait_for_login")
-    refused = {"code": 400, "error": HOSTILE, "events_with_invalid_fields": {"time": [0]}}
+    refused = {"code": 400, "error": HOSTILE, "events_with_invalid_fields": {"event_properties": [0]}}
     for hour in range(0, 30, 3):
         at = now - timedelta(hours=30 - hour)
         made.wires[main.id] = Answering([HttpAnswer(400, orjson.dumps(refused))] if hour % 6 else [])
@@ -134,3 +134,14 @@ def test_each_reading_page_is_for_everybody(
         if complaints := problems(browser):
             found[path] = complaints
     assert not found
+
+
+def test_each_outcome_has_its_colour_in_small_charts_too(browser: Chrome, pages: tuple[str, list[str]]) -> None:
+    browser.get(f"{pages[0]}/apps/fit/deliveries")
+    colours = browser.execute_script(
+        "return [...document.querySelectorAll('.spark rect')].map((each) => "
+        "[each.getAttribute('class'), getComputedStyle(each).fill])"
+    )
+    by_class = dict(colours)
+    assert len(by_class) > 1
+    assert len(set(by_class.values())) == len(by_class)

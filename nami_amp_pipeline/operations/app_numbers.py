@@ -61,6 +61,10 @@ class AppNumbers:
         """The share of users with an External ID; None without users."""
         return self.identified / self.users if self.users else None
 
+    def share_of(self, event_types: Sequence[str]) -> float | None:
+        """Which part of the events of the last 30 days is of some types; None if no event is known."""
+        return sum(self.by_type.get(name, 0) for name in event_types) / self.events if self.events else None
+
     def a_month(self, event_types: Sequence[str]) -> int:
         """How many events of some types come in 30 days, going by those that are known; 0 if none are known."""
         return round(sum(map(self.share_of_month, event_types)))

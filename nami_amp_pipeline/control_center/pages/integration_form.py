@@ -245,6 +245,7 @@ def _form(
     numbers = visit.operations.app_numbers(visit.app_id)
     month = numbers.a_month(draft.events)
     quota = draft.quota_number
+    part = numbers.share_of(draft.events)
     others = [each for each in visit.of_app if each.enabled and each != integration]
     month_of_all = month + sum(numbers.a_month(each.events) for each in others)
     return visit.render(
@@ -256,6 +257,7 @@ def _form(
         errors=errors or {},
         trial=trial,
         everything=everything,
+        everything_chosen=round(everything.rows * part) if everything and everything.rows and part is not None else None,
         is_shared=is_shared,
         is_test=is_test,
         changes=[(record, in_words(record)) for record in changes or ()],
