@@ -18,7 +18,6 @@ from nami_amp_pipeline.operations import backfills
 from nami_amp_pipeline.operations.api import Operations
 from nami_amp_pipeline.operations.backfills import NewBackfill
 from nami_amp_pipeline.operations.integrations import IntegrationChange
-from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.stages.window import Window
 from nami_amp_pipeline_tests.support.control_center import SAME_ORIGIN
 from nami_amp_pipeline_tests.support.harness import START, Answering, Pipeline

@@ -28,6 +28,7 @@ from nami_amp_pipeline.operations.integrations import IntegrationChange, NewInte
 from nami_amp_pipeline.operations.reconciliation import Reconciliation
 from nami_amp_pipeline.sample import generate
 from nami_amp_pipeline.sandbox import Fault, Options, Project, Sandbox
+from nami_amp_pipeline.sandbox.faults import Faults
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.stages.window import Window
 from nami_amp_pipeline_tests.support.harness import Agreeing, Pipeline, Time
@@ -167,11 +168,9 @@ class Month:
         with self.sandbox.locked:
             store = next(store for store in self.sandbox.stores() if store.name == "Radio Nami")
             events = [event for batch in store.kept() for _, _, event in batch.held()][-900:]
-        ours = [event["insert_id"] for event in events if event["event_type"] != "screen_view"]
-        lost, twice, rest = ours[:7], ours[7:9], set(ours[9:])
-        cut = [
-            event["insert_id"] for event in events if event["insert_id"] in rest and "sku" in event["event_properties"]
-        ]
+        ours = [event["insert_id"] for event in events if event["event_type"].startswith("user.")]
+        lost, twice = ours[:7], ours[7:9]
+        cut = [event["insert_id"] for event in events if "sku" in event.get("event_properties", {})]
         rules = [Fault("lost_after_200", insert_id=name) for name in lost]
         rules += [Fault("stored_twice", insert_id=name) for name in twice]
         rules += [Fault("cut_property", insert_id=name, property_name="sku", characters=7) for name in cut[:3]]
@@ -249,6 +248,12 @@ def _plan(month: Month) -> None:
     backfills.dry_run(month.pipe.context, NewBackfill(f"{APP}/crm", week), by="ben")
 
 
+def _only(faults: Faults, rule: Fault) -> None:
+    """Ends what else is wrong."""
+    faults.remove()
+    faults.add(rule)
+
+
 def _happens(month: Month, hours: int) -> None:
     """What happens so many hours before the end, besides events."""
     faults = month.sandbox.faults
@@ -261,7 +266,7 @@ def _happens(month: Month, hours: int) -> None:
         3 * 24: lambda: month.by("ana").disable(f"{APP}/growth"),
         22: lambda: faults.add(poison),
         17: lambda: faults.add(Fault("503")),
-        15: lambda: faults.remove() or faults.add(poison),
+        15: lambda: _only(faults, poison),
         10: faults.remove,
         9: lambda: _send_one_again(month),
         7: lambda: faults.add(Fault("invalid_key", api_key=KEYS["staging"])),

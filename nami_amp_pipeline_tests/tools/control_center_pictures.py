@@ -1,6 +1,7 @@
 """Takes the pictures of docs/control-center.md: ``python -m nami_amp_pipeline_tests.tools.control_center_pictures``.
 
 ``--all FOLDER`` takes every page instead, light and dark, 1280 and 390 pixels wide, from top to bottom, to look at.
+Both need the extra ``bench``, which brings Pillow.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from PIL import Image
 from selenium.webdriver import Chrome
@@ -38,7 +39,7 @@ from nami_amp_pipeline_tests.tools.control_center_home import (
 )
 
 IMAGES: Final = Path(__file__).parents[2] / "docs" / "images"
-COLOURS: Final = 96
+COLOURS: Final = 128
 VARIANTS: Final = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
 PASSWORDS: Final = {"ana": "a-long-password-of-ana", "ben": "a-long-password-of-ben", "cleo": "a-long-password-of-cleo"}
 
@@ -73,39 +74,39 @@ class Picture:
     page: str
     height: int
     scheme: str = "light"
-    width: int = 1120
+    width: int = 1280
     top: str = ""
 
 
 PICTURES: Final = {
-    "control-center-apps": Picture("apps", 420),
-    "control-center-integrations": Picture("integrations", 900),
+    "control-center-apps": Picture("apps-looked", 420),
+    "control-center-integrations": Picture("integrations", 820),
     "control-center-form": Picture("form", 860),
     "control-center-form-errors": Picture("form-errors", 820, width=390),
     "control-center-test": Picture("form-test", 400, top="#endpoint"),
-    "control-center-http": Picture("http", 820, "dark"),
+    "control-center-http": Picture("http", 800, "dark"),
     "control-center-integration": Picture("integration", 760),
     "control-center-switch": Picture("switch", 360),
-    "control-center-test-event": Picture("test-event-sent", 760),
-    "control-center-free": Picture("free", 420),
+    "control-center-test-event": Picture("test-event-sent", 820),
+    "control-center-free": Picture("free", 520),
     "control-center-preview": Picture("preview", 860, "dark"),
     "control-center-properties": Picture("properties", 820),
     "control-center-history": Picture("history", 760),
-    "control-center-deliveries-all": Picture("deliveries-all", 460, "dark"),
+    "control-center-deliveries-all": Picture("deliveries-all", 520, "dark"),
     "control-center-deliveries": Picture("deliveries", 900),
     "control-center-waiting": Picture("waiting", 640),
     "control-center-refused-list": Picture("refused", 820),
     "control-center-refused": Picture("refused-event", 900, "dark"),
     "control-center-send-again": Picture("send-again", 400),
-    "control-center-trace": Picture("trace", 860),
+    "control-center-trace": Picture("trace", 1_060),
     "control-center-trace-narrow": Picture("trace-user", 820, "dark", 390),
-    "control-center-backfills": Picture("backfills", 440),
-    "control-center-backfill-new": Picture("backfill-new", 560),
-    "control-center-backfill": Picture("backfill-plan", 820),
+    "control-center-backfills": Picture("backfills", 480),
+    "control-center-backfill-new": Picture("backfill-new", 880),
+    "control-center-backfill": Picture("backfill-plan", 1_020),
     "control-center-reconciliation": Picture("reconciliation", 760),
     "control-center-reconciliation-day": Picture("reconciliation-day", 860, "dark"),
-    "control-center-audience": Picture("audience", 560),
-    "control-center-people": Picture("people", 460),
+    "control-center-audience": Picture("audience-who", 700),
+    "control-center-people": Picture("people", 520),
     "control-center-sign-in": Picture("sign-in", 420, width=390),
     "control-center-viewer": Picture("viewer", 420),
 }
@@ -286,7 +287,8 @@ def snap(browser: Chrome, file: Path) -> None:
     shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
     with Image.open(io.BytesIO(base64.b64decode(shot["data"]))) as opened_picture:
         picture = opened_picture.convert("RGB")
-    colours = sorted(picture.getcolors(1 << 24) or (), reverse=True)[:COLOURS]
+    found = cast("list[tuple[int, tuple[int, int, int]]]", picture.getcolors(1 << 24))
+    colours = sorted(found, reverse=True)[:COLOURS]
     palette = Image.new("P", (1, 1))
     palette.putpalette([part for _, colour in colours for part in colour])
     picture.quantize(palette=palette, dither=Image.Dither.NONE).save(file, optimize=True)
@@ -318,6 +320,7 @@ def opened(browser: Chrome, url: str, pages: dict[str, Page]) -> Iterator[tuple[
 
 def take(browser: Chrome, url: str, pages: dict[str, Page]) -> None:
     """The pictures of the documentation."""
+    browser.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
     shown = dict(sorted(PICTURES.items(), key=lambda entry: list(pages).index(entry[1].page)))
     wanted = {file: pages[picture.page] for file, picture in shown.items()}
     for file, page in opened(browser, url, wanted):
@@ -328,8 +331,8 @@ def take(browser: Chrome, url: str, pages: dict[str, Page]) -> None:
         if picture.top:
             top = browser.find_element(By.CSS_SELECTOR, picture.top)
             browser.execute_script("scrollTo(0, arguments[0].getBoundingClientRect().top + scrollY - 16)", top)
-        elif not page.act.__name__.startswith("with_errors"):
-            browser.execute_script("scrollTo(0, 0); document.activeElement.blur()")
+        else:
+            browser.execute_script("scrollTo(0, 0)")
         snap(browser, IMAGES / f"{file}.png")
 
 

@@ -257,7 +257,9 @@ def _form(
         errors=errors or {},
         trial=trial,
         everything=everything,
-        everything_chosen=round(everything.rows * part) if everything and everything.rows and part is not None else None,
+        everything_chosen=round(everything.rows * part)
+        if everything and everything.rows and part is not None
+        else None,
         is_shared=is_shared,
         is_test=is_test,
         changes=[(record, in_words(record)) for record in changes or ()],
