@@ -95,7 +95,7 @@ PICTURES: Final = {
     "control-center-deliveries-all": Picture("deliveries-all", 520, "dark"),
     "control-center-deliveries": Picture("deliveries", 900),
     "control-center-waiting": Picture("waiting", 640),
-    "control-center-refused-list": Picture("refused", 820),
+    "control-center-causes": Picture("refused", 820),
     "control-center-refused": Picture("refused-event", 900, "dark"),
     "control-center-send-again": Picture("send-again", 400),
     "control-center-trace": Picture("trace", 1_060),
