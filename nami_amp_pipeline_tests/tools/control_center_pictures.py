@@ -39,7 +39,7 @@ from nami_amp_pipeline_tests.tools.control_center_home import (
 )
 
 IMAGES: Final = Path(__file__).parents[2] / "docs" / "images"
-COLOURS: Final = 128
+COLOURS: Final = 256
 VARIANTS: Final = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
 PASSWORDS: Final = {"ana": "a-long-password-of-ana", "ben": "a-long-password-of-ben", "cleo": "a-long-password-of-cleo"}
 
