@@ -102,7 +102,7 @@ def _show_table(found: Overview) -> None:
         columns += _ONLY_IN_A_PIPE
         for row, standing in zip(rows, found.standings, strict=True):
             row += ["yes" if standing.needs_you else "no", standing.why, _time(standing.next_try),
-                    standing.what_to_do or "", ", ".join(standing.whose), "; ".join(standing.also)]  # fmt: skip
+                    standing.what_to_do or "", standing.whose_in_words, "; ".join(standing.also)]  # fmt: skip
     screen.table(
         columns,
         rows,
@@ -131,11 +131,8 @@ def _show_standing(standing: Standing) -> None:
         _colour(standing),
     )
     if standing.whose:
-        others = "" if len(standing.whose) < 3 else ", …"
-        whose = f"{', '.join(standing.whose)}{others}"
-        screen.say(
-            f"  Whose:    {screen.plural(standing.pending, 'event')} pending, of {whose} ('nami-amp pending list')"
-        )
+        events = screen.plural(standing.pending, "event")
+        screen.say(f"  Whose:    {events} pending, of {standing.whose_in_words}", wrapped=False)
     if standing.next_try:
         screen.say(f"  Next try: {_time(standing.next_try)}")
     if standing.what_to_do:

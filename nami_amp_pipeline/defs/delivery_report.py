@@ -107,7 +107,7 @@ def _table(order: Sequence[Standing]) -> dg.TableMetadataValue:
                 "what_to_do": standing.what_to_do or "",
                 "next_try": to_text(from_datetime(standing.next_try)) or "" if standing.next_try else "",
                 "pending": standing.pending,
-                "whose": ", ".join(standing.whose),
+                "whose": standing.whose_in_words,
                 "rejected": standing.rejected,
                 "dismissed": standing.dismissed,
                 "delivered": standing.numbers.delivered,
