@@ -109,6 +109,8 @@ def history(
         )
     else:
         click.echo("Nothing is recorded.")
+    if rest is not None and not as_json:
+        screen.more(f"older ones (--after '{rest}')")
 
 
 def _quota(quota: int | None) -> str:

@@ -167,7 +167,7 @@ def list_dead_letters(
             optional=("Type", "User", "At", "Integration"),
         )
         if total > len(found):
-            screen.say(f"… and {total - len(found):,} older dead letters (see --limit).")
+            screen.more(f"{screen.plural(total - len(found), 'older dead letter')} (--limit)")
     elif integrations or reasons or since or until:
         screen.say("No dead letters among those that were asked for.")
     elif invocation.operations.integrations():

@@ -141,8 +141,8 @@ def _show_requests(invocation: Invocation, key: str, limit: int, after: str, *, 
 def _say_more(following: str | None) -> None:
     from nami_amp_pipeline.commands import output as screen
 
-    if following is not None and screen.is_terminal():
-        screen.say(f"… and more: --after {following}")
+    if following is not None:
+        screen.more(f"more behind these (--after '{following}')")
 
 
 @click.command()

@@ -56,7 +56,7 @@ def trace(
     elif found.event is not None:
         _show_event(found.event, full=full)
     elif found.user is not None:
-        _show_user(found.user)
+        _show_user(found.user, found.verdict)
     if found.missing:
         invocation.complain(found.missing)
     return found.exit_status
@@ -102,12 +102,13 @@ def _show_event(found: Trace, *, full: bool) -> None:
         screen.say(f"{found.event_type} of {', '.join(found.apps)}, created {found.created_date}; --full shows more")
 
 
-def _show_user(found: UserTrace) -> None:
+def _show_user(found: UserTrace, verdict: str) -> None:
     from nami_amp_pipeline.commands import output as screen
 
     if screen.is_terminal():
+        screen.say(screen.sentence(verdict), bold=True)
         for app, nami_user, external in found.users:
-            screen.say(f"{app}: Nami user {nami_user}, External ID {external or 'not known'}", bold=True)
+            screen.say(f"{app}: Nami user {nami_user}, External ID {external or 'not known'}")
     rows, colours = [], []
     for event in found.events:
         for verdict in event.verdicts:
@@ -122,6 +123,8 @@ def _show_user(found: UserTrace) -> None:
             optional=("Next try", "Created", "Type", "When"),
             colours=colours,
         )
+    if found.has_older:
+        screen.more("older events of this user (--limit)")
     for event in found.events:
         if not event.verdicts:
             screen.say(f"{event.event_id}: no integration of app {', '.join(event.apps)}", "yellow")
