@@ -41,6 +41,7 @@ def test_open_alerts_are_listed_and_silenced(home: Path) -> None:
     assert shown["alerts"][0]["told"] == "silenced"
     assert [silence["subject"] for silence in shown["silences"]] == ["micro_batch"]
     assert "Silenced until " in invoke(home, "alerts", "list").stdout
+    assert [alert["kind"] for alert in json.loads(invoke(home, "status", "--json").stdout)["alerts"]] == ["run_failed"]
     assert invoke(home, "alerts", "silence", "run_failed", "micro_batch", "--for", "0").exit_code == 0
     assert json.loads(invoke(home, "alerts", "list", "--json").stdout)["silences"] == []
 

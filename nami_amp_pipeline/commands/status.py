@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -42,7 +43,7 @@ def status(invocation: Invocation, names: tuple[str, ...], check: bool, watch: b
         raise Misconfigured("give either --watch or --json, not both")
     keys = integration_keys(names) if names else None
     while True:
-        found = invocation.operations.overview(keys)
+        found = _with_what_is_over(invocation, invocation.operations.overview(keys))
         if as_json:
             invocation.answer(found.to_json())
         else:
@@ -52,6 +53,18 @@ def status(invocation: Invocation, names: tuple[str, ...], check: bool, watch: b
         if not watch:
             return 1 if check and found.needs_you else 0
         time.sleep(every)
+
+
+def _with_what_is_over(invocation: Invocation, found: Overview) -> Overview:
+    """Alerts are recorded by a sensor: if it has not looked since, some of them are over."""
+    if not found.alerts:
+        return found
+    from nami_amp_pipeline.alerts.desk import over_by_now
+
+    with invocation.context() as context:
+        over = over_by_now(context)
+    alerts = [replace(alert, over=(alert.kind, alert.subject) in over) for alert in found.alerts]
+    return replace(found, alerts=alerts)
 
 
 def _show(found: Overview, nothing_here: str, *, whole: bool) -> None:
@@ -177,7 +190,11 @@ def _show_rest(found: Overview) -> None:
         screen.say(f"  Do: {WHAT_TO_DO}")
     for alert in found.alerts:
         said = alert.kind.replace("_", " ")
-        screen.say(f"Alert: {said}, {alert.subject}, since {screen.moment(alert.since)}: {alert.summary}", "red")
+        line = f"Alert: {said}, {alert.subject}, since {screen.moment(alert.since)}: {alert.summary}"
+        if alert.over:
+            screen.say(f"{line} (over by now; the all-clear goes with the next look of Dagster's sensor)")
+        else:
+            screen.say(line, "red")
 
 
 def _time(moment: datetime | None) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nami_amp_pipeline.commands.base import Invocation, json_option
+from nami_amp_pipeline.errors import Misconfigured
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +49,11 @@ def trace(
     In a large table without an index on id, this command searches the captured row and the newest rows only;
     --whole-table finds other rows with this id.
     """
+    if not what.strip():
+        raise Misconfigured("give an event id, an External ID or a Nami user")
     found = invocation.operations.look_up(what, only_user=only_user, most=limit, whole_table=whole_table)
+    if found.missing and what != what.strip():  # copied with a blank
+        found = invocation.operations.look_up(what.strip(), only_user=only_user, most=limit, whole_table=whole_table)
     if as_json:
         invocation.answer(found.to_json())
     elif found.missing:
@@ -102,11 +107,11 @@ def _show_event(found: Trace, *, full: bool) -> None:
         screen.say(f"{found.event_type} of {', '.join(found.apps)}, created {found.created_date}; --full shows more")
 
 
-def _show_user(found: UserTrace, verdict: str) -> None:
+def _show_user(found: UserTrace, summary: str) -> None:
     from nami_amp_pipeline.commands import output as screen
 
     if screen.is_terminal():
-        screen.say(screen.sentence(verdict), bold=True)
+        screen.say(screen.sentence(summary), bold=True)
         for app, nami_user, external in found.users:
             screen.say(f"{app}: Nami user {nami_user}, External ID {external or 'not known'}")
     rows, colours = [], []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
@@ -140,6 +140,14 @@ def apps_with_integrations(store: Store) -> list[str]:
         return sorted(tx.execute(query).scalars())
 
 
+def unknown(key: str, known: Iterable[str]) -> Misconfigured:
+    """The error that there is no such integration, with the one that was perhaps meant."""
+    return Misconfigured(
+        f"there is no integration {key}{contract.did_you_mean(key, known) or ';'} 'nami-amp integrations list' shows "
+        "all integrations"
+    )
+
+
 def all_integrations(store: Store, keys: Sequence[str] | None = None) -> list[Integration]:
     """All integrations in order of their keys, or the named ones in the given order.
 
@@ -159,10 +167,7 @@ def all_integrations(store: Store, keys: Sequence[str] | None = None) -> list[In
         if key not in known:
             with store.reading() as tx:
                 known = {integration.key: integration for integration in read_all(tx)}
-            raise Misconfigured(
-                f"there is no integration {key}{contract.did_you_mean(key, known) or ';'} 'nami-amp integrations list' "
-                "shows all integrations"
-            )
+            raise unknown(key, known)
     return [known[key] for key in dict.fromkeys(keys)]
 
 
