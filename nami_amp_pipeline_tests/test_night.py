@@ -168,7 +168,10 @@ def test_status_trace_pending_and_alerts_say_the_same(bad_night: Night) -> None:
 def test_and_then_no_warehouse(tmp_path: Path) -> None:
     with night(tmp_path) as scene:
         scene.fall()
-        scene.run("run")
+        said = scene.run("run").stderr
+        for row in rows(scene.run("status").stdout):  # the words of the run are those of status
+            if row["State"] in ("halted", "unreachable", "throttled"):
+                assert f"nami-amp: {row['Integration']}: {row['State']}: {row['Why']} (" in said
         scene.lose_the_warehouse()
         assert scene.run("run").exit_code == 1
         done = scene.run("status", "--check")
