@@ -59,7 +59,7 @@ def verdicts_of(answer: Answer) -> dict[str, Any]:
         facts[name] = said  # as text: the page of a run hides Markdown behind a button
     more = len(answer.by_event) - MOST_SHOWN
     if more > 0:
-        facts["more"] = f"{more} more: nami-amp trace"
+        facts["more"] = f"{more:,} more, which 'nami-amp trace' shows"
     return facts
 
 
