@@ -406,6 +406,10 @@ def test_a_shared_key_is_refused_and_doctor_warns_of_it(tmp_path: Path) -> None:
     found = check_shared_keys(Settings.load({"NAMI_AMP_HOME": str(tmp_path / ".nami-amp")}, tmp_path / "none"))
     assert [one.level for one in found] == ["warning"]
     assert "radio/again and radio/prod have the same API key" in found[0].message
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nami_amp_pipeline.operations.doctor._PAIRS", 0)
+        (cut,) = check_shared_keys(Settings.load({"NAMI_AMP_HOME": str(tmp_path / ".nami-amp")}, tmp_path / "none"))
+    assert cut.message == "1 more pair of integrations do so"
 
 
 def test_commands_see_no_table() -> None:

@@ -107,6 +107,7 @@ def test_did_the_events_of_a_user_arrive(bad_night: Night, user: str) -> None:
     found = rows(done.stdout)
     assert {row["Event"] for row in found} == {"event-100"}
     assert [row["Verdict"] for row in found if row["Integration"] == "radio/slow"] == ["waits"]
+    assert all("integrations enable" in row["What to do"] for row in found if row["Integration"] == "radio/wrong")
     whole = orjson.loads(bad_night.run("trace", user, "--json").stdout)
     assert whole["users"] == [{"app_id": "radio", "nami_user": "nami-bo", "external_id": "bo"}]
 

@@ -111,19 +111,21 @@ def _show_user(found: UserTrace, summary: str) -> None:
     from nami_amp_pipeline.commands import output as screen
 
     if screen.is_terminal():
-        screen.say(screen.sentence(summary), bold=True)
+        screen.say(f"{summary}.", bold=True)
         for app, nami_user, external in found.users:
             screen.say(f"{app}: Nami user {nami_user}, External ID {external or 'not known'}")
     rows, colours = [], []
     for event in found.events:
         for verdict in event.verdicts:
             rows.append((event.event_id, verdict.integration, verdict.word, verdict.when, event.event_type,
-                         event.created_date, verdict.why, verdict.next_try))  # fmt: skip
+                         event.created_date, verdict.why, verdict.next_try, verdict.what_to_do))  # fmt: skip
             colours.append(_colour(verdict.word))
+    columns = ("Event", "Integration", "Verdict", "When", "Type", "Created", "Why", "Next try", "What to do")
+    shown = len(columns) - screen.is_terminal()  # where 'trace EVENT_ID' says what to do
     if rows:
         screen.table(
-            ("Event", "Integration", "Verdict", "When", "Type", "Created", "Why", "Next try"),
-            rows,
+            columns[:shown],
+            [row[:shown] for row in rows],
             texts=("Why",),
             optional=("Next try", "Created", "Type", "When"),
             colours=colours,
