@@ -35,8 +35,10 @@ def list_alerts(invocation: Invocation, as_json: bool) -> None:
     if found:
         rows = [(alert.kind, alert.subject, screen.moment(alert.since), alert.told, alert.summary) for alert in found]
         screen.table(("Alert", "Subject", "Since", "Told", "Summary"), rows)
-    else:
+    elif invocation.operations.integrations():
         click.echo("No alert is open.")
+    else:
+        screen.say(screen.sentence(invocation.operations.nothing_here))
     for silence in muted:
         click.echo(f"Silenced until {silence['until']}: {silence['kind']} {silence['subject']}")
 

@@ -113,8 +113,10 @@ def list_causes(
             texts=("Why",),
             optional=("Since",),
         )
-    else:
+    elif invocation.operations.integrations():
         screen.say("No dead letters.")
+    else:
+        screen.say(screen.sentence(invocation.operations.nothing_here))
 
 
 @dead_letters.command(name="list")
