@@ -42,7 +42,7 @@ def cli(invocation: Invocation, debug: bool) -> None:
     Events are read from your warehouse, joined with what is known of each user, and posted to the Amplitude projects
     that you set up as integrations: nothing lost, nothing twice.
 
-    To see it work without any account, run: nami-amp demo
+    'nami-amp demo' shows it all without any account.
 
     \b
     To set it up:

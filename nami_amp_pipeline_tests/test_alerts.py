@@ -16,7 +16,7 @@ from nami_amp_pipeline.alerts import Alert, FailedRun, Kind, Watch, note_failed_
 from nami_amp_pipeline.alerts import message as messages
 from nami_amp_pipeline.alerts.alert_store import Entry, entries
 from nami_amp_pipeline.alerts.conditions import duration
-from nami_amp_pipeline.alerts.desk import open_alerts, send_test, silence_for, silenced
+from nami_amp_pipeline.alerts.desk import open_alerts, over_by_now, send_test, silence_for, silenced
 from nami_amp_pipeline.alerts.watch import LEASE
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import Misconfigured
@@ -461,6 +461,22 @@ def test_a_silenced_alert_is_sent_to_nobody_until_the_silence_ends(pipeline: Pip
     for kind, length in (("integration_holted", "1d"), ("integration_halted", "soon")):
         with pytest.raises(Misconfigured):
             silence_for(pipeline.context, kind, "*", length)
+
+
+def test_alerts_are_listed_as_they_stand_when_no_sensor_looks(pipeline: Pipeline, webhook: Webhook) -> None:
+    integration = pipeline.add("fit")
+    halted(pipeline, integration.id)
+    assert [(alert.subject, alert.told) for alert in open_alerts(pipeline.context)] == [("fit/main", "not yet")]
+    look(pipeline)
+    assert [alert.told for alert in open_alerts(pipeline.context)] == ["yes"]
+    assert over_by_now(pipeline.context) == frozenset()
+    set_enabled(pipeline.context.store, integration.key, enabled=True)
+    assert [alert.told for alert in open_alerts(pipeline.context)] == ["over"]
+    assert over_by_now(pipeline.context) == {("integration_halted", "fit/main")}
+    assert len(webhook.messages) == 1  # people are told by the sensor's next look
+    look(pipeline)
+    assert open_alerts(pipeline.context) == []
+    assert len(webhook.messages) == 2
 
 
 def test_retried_dead_letters_are_no_all_clear_before_they_are_posted(pipeline: Pipeline, webhook: Webhook) -> None:

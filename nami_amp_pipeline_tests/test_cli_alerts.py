@@ -17,7 +17,7 @@ from nami_amp_pipeline_tests.support.webhook import Webhook
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A folder whose store knows of a failed run."""
-    assert invoke(tmp_path, "alerts", "list").stdout == "No alert is open.\n"
+    assert "There is no integration in " in invoke(tmp_path, "alerts", "list").stdout
     context = Context.open(Settings.load({"NAMI_AMP_HOME": str(tmp_path / ".nami-amp")}))
     note_failed_run(context.store, FailedRun("micro_batch", "r-1", 1_000_000, ["fit|main: it is throttled"]))
     context.store.close()
@@ -41,6 +41,7 @@ def test_open_alerts_are_listed_and_silenced(home: Path) -> None:
     assert shown["alerts"][0]["told"] == "silenced"
     assert [silence["subject"] for silence in shown["silences"]] == ["micro_batch"]
     assert "Silenced until " in invoke(home, "alerts", "list").stdout
+    assert [alert["kind"] for alert in json.loads(invoke(home, "status", "--json").stdout)["alerts"]] == ["run_failed"]
     assert invoke(home, "alerts", "silence", "run_failed", "micro_batch", "--for", "0").exit_code == 0
     assert json.loads(invoke(home, "alerts", "list", "--json").stdout)["silences"] == []
 

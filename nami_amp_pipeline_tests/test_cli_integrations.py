@@ -101,6 +101,7 @@ def test_keys_may_stand_in_dotenv(tmp_path: Path) -> None:
         ((*ADD, "--start-from", "2026-09-01T00:00:00"), "has no time zone"),
         ((*ADD, "--start-from", "soon"), "is not a time"),
         ((*ADD, "--events", "user.nothing"), "unknown event type"),
+        ((*ADD, "--events", "user.subscripton.*"), "did you mean user.subscription.*?"),
         ((*ADD, "--rename", "device.impression"), "must be OLD=NEW"),
         ((*ADD, "--user-id", "email"), "'--user-id'"),
         ((*ADD, "--anonymous", "guess"), "'--anonymous'"),
@@ -120,6 +121,9 @@ def test_keys_may_stand_in_dotenv(tmp_path: Path) -> None:
         (("apps", "plan", "radio", "gold"), "'paid', 'free'"),
         (("dead-letters", "list", "--integration", "radio/none"), "no integration radio/none"),
         (("dead-letters", "list", "--since", "last week"), "is not a time"),
+        (("dead-letters", "list", "--since", "2026-11-31"), "--since '2026-11-31' is not a time"),
+        (("dead-letters", "list", "--since", "1h", "--until", "2d"), "--until must be later than --since"),
+        (("trace", " "), "give an event id, an External ID or a Nami user"),
         (("dead-letters", "list", "--reason", "rejcted"), "did you mean rejected?"),
         (("dead-letters", "list", "--reason", "zzz"), "no reason of a dead letter: there are bad_date, "),
         (("dead-letters", "show", "1"), "no dead letter"),
@@ -132,6 +136,13 @@ def test_what_cannot_be_used_is_one_line_and_status_2(tmp_path: Path, arguments:
     assert done.exit_code == 2, done.output
     assert message in one_line(done.stderr)
     assert done.stdout == ""
+
+
+def test_a_state_url_with_two_slashes_is_no_bug(tmp_path: Path) -> None:
+    done = invoke(tmp_path, "status", settings={"NAMI_AMP_STATE_URL": "sqlite://state.db"})
+    assert (done.exit_code, one_line(done.stderr)) == (
+        2, "nami-amp: NAMI_AMP_STATE_URL must be sqlite:///PATH, with three slashes\n"
+    )  # fmt: skip
 
 
 def test_a_free_app_cannot_enable(tmp_path: Path) -> None:
@@ -228,7 +239,9 @@ def test_dead_letters_from_list_to_delivery(tmp_path: Path, server: SandboxServe
     listed = invoke(tmp_path, "dead-letters", "list")
     assert "event-2" in listed.stdout
     assert "reserved_user_id" in listed.stdout
-    assert "1 older" in invoke(tmp_path, "dead-letters", "list", "--limit", "1").stdout
+    cut = invoke(tmp_path, "dead-letters", "list", "--limit", "1")
+    assert len(cut.stdout.splitlines()) == 2
+    assert "there are more: 1 older dead letter (--limit)" in one_line(cut.stderr)
     found = orjson.loads(invoke(tmp_path, "dead-letters", "list", "--reason", "rejected", "--json").stdout)
     assert found["total"] == 1
     (letter,) = found["dead_letters"]
@@ -393,6 +406,10 @@ def test_a_shared_key_is_refused_and_doctor_warns_of_it(tmp_path: Path) -> None:
     found = check_shared_keys(Settings.load({"NAMI_AMP_HOME": str(tmp_path / ".nami-amp")}, tmp_path / "none"))
     assert [one.level for one in found] == ["warning"]
     assert "radio/again and radio/prod have the same API key" in found[0].message
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nami_amp_pipeline.operations.doctor._PAIRS", 0)
+        (cut,) = check_shared_keys(Settings.load({"NAMI_AMP_HOME": str(tmp_path / ".nami-amp")}, tmp_path / "none"))
+    assert cut.message == "1 more pair of integrations do so"
 
 
 def test_commands_see_no_table() -> None:

@@ -17,7 +17,10 @@ import pytest
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.defs.checks import CHECKS
 from nami_amp_pipeline.defs.jobs import micro_batch
+from nami_amp_pipeline.defs.reconciliation import reconcile
 from nami_amp_pipeline.defs.resources import PipelineSession
+from nami_amp_pipeline.defs.retention_job import retention
+from nami_amp_pipeline.defs.trace_job import trace
 from nami_amp_pipeline.errors import WarehouseUnavailable
 from nami_amp_pipeline.micro_batch import LEFT_TO_ANOTHER, MicroBatch
 from nami_amp_pipeline.stages.deliver import Means, deliver
@@ -256,3 +259,27 @@ def test_trouble_of_a_stage_stands_in_the_report(stage: Scene) -> None:
     tick.run(DELIVER)
     (row,) = tick.report()
     assert row["error"] == str(tick.troubles[0][1])
+
+
+@pytest.mark.parametrize(
+    ("job", "calls", "given"),
+    [
+        (retention, "nami_amp_pipeline.defs.retention_job.apply_retention", {}),
+        (trace, "nami_amp_pipeline.defs.trace_job.Operations", {"event_or_user": "e"}),
+        (reconcile, "nami_amp_pipeline.defs.reconciliation.reconcilable", {}),
+    ],
+    ids=["retention", "trace", "reconcile"],
+)
+def test_no_job_fails_because_its_process_is_asked_to_end(
+    job: dg.JobDefinition, calls: str, given: dict[str, Any], stage: Scene, instance: dg.DagsterInstance
+) -> None:
+    def interrupted(*_given: Any, **_more: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calls, interrupted)
+        with pytest.raises(dg.DagsterExecutionInterruptedError):
+            job.execute_in_process(
+                run_config=given, instance=instance, resources={"pipeline": PipelineSession(stage.settings)}
+            )
+    assert [record.dagster_run.status for record in instance.get_run_records()] == [dg.DagsterRunStatus.CANCELED]

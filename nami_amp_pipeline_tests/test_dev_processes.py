@@ -22,7 +22,7 @@ from click.testing import Result
 
 from nami_amp_pipeline.dagster_support import dev as library
 from nami_amp_pipeline.dagster_support import orphans, ports
-from nami_amp_pipeline.dagster_support.children import Children
+from nami_amp_pipeline.dagster_support.children import Children, Heir
 from nami_amp_pipeline.errors import Blocked
 from nami_amp_pipeline.sandbox import Sandbox, SandboxServer
 from nami_amp_pipeline.settings import Settings
@@ -333,6 +333,15 @@ def test_groups_that_a_killed_session_left() -> None:
     assert orphans.left_by(["+11\n", "+12\n", "-11\n", "+13\n", "-1"]) == [12, 13]
     assert orphans.left_by(["+11\n", "+1"]) == [11], "it was killed while it wrote the second"
     assert orphans.left_by([]) == []
+
+
+def test_folders_of_a_killed_session_are_removed(tmp_path: Path) -> None:
+    left, other = tmp_path / "left", tmp_path / "other"
+    for folder in (left / "1", other):
+        folder.mkdir(parents=True)
+    heir = Heir(removes=[left])
+    heir.leaves()
+    assert (left.exists(), other.exists()) == (False, True)
 
 
 def test_a_group_that_does_not_end_is_killed_with_all_that_it_has_started() -> None:

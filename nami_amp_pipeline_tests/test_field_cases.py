@@ -98,8 +98,12 @@ def test_run_in_the_wrong_folder(tmp_path: Path) -> None:
     told = invoke(wrong, "run", "--json")
     assert told.exit_code == 1
     assert orjson.loads(told.stdout)["integrations"] == []
-    for command in (("status",), ("pending", "list"), ("dead-letters", "list"), ("integrations", "list")):
+    lists = ("pending", "dead-letters", "integrations", "alerts")
+    for command in (("status",), ("dead-letters", "causes"), *((name, "list") for name in lists)):
         assert f"in {wrong / '.nami-amp' / 'state.db'} yet" in invoke(wrong, *command).stdout
+    assert f"nor any other in {wrong / '.nami-amp' / 'state.db'}: " in one_line(
+        invoke(wrong, "deliveries", "shop/main").stderr
+    )
     assert invoke(right, "run", settings={"NAMI_AMP_RUN_RETRY_SECONDS": "0"}).exit_code == 1  # it has one, unreachable
     assert not (wrong / ".nami-amp" / "dagster").exists()
 

@@ -14,6 +14,7 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.operations.pending import pending
 from nami_amp_pipeline.operations.standing import standings
 from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline_tests.support.command_line import one_line
 from nami_amp_pipeline_tests.support.night import REJECTED, Night, night
 
 pytestmark = pytest.mark.slow
@@ -106,8 +107,31 @@ def test_did_the_events_of_a_user_arrive(bad_night: Night, user: str) -> None:
     found = rows(done.stdout)
     assert {row["Event"] for row in found} == {"event-100"}
     assert [row["Verdict"] for row in found if row["Integration"] == "radio/slow"] == ["waits"]
+    assert all("integrations enable" in row["What to do"] for row in found if row["Integration"] == "radio/wrong")
     whole = orjson.loads(bad_night.run("trace", user, "--json").stdout)
     assert whole["users"] == [{"app_id": "radio", "nami_user": "nami-bo", "external_id": "bo"}]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("pending", "list", "--limit"),
+        ("dead-letters", "list", "--limit"),
+        ("preview", "radio/outage", "--limit"),
+        ("deliveries", "radio/slow", "--events", "delivered", "--limit"),
+        ("deliveries", "radio/wrong", "--events", "waiting", "--limit"),
+        ("apps", "history", "radio", "--limit"),
+        ("trace", "ana", "--limit"),
+    ],
+)
+def test_no_list_in_a_pipe_ends_without_a_word(bad_night: Night, asked: tuple[str, ...]) -> None:
+    cut, whole = bad_night.run(*asked, "1"), bad_night.run(*asked, "1000")
+    assert "there are more: " in one_line(cut.stderr)
+    assert "there are more" not in whole.stderr
+    assert len(cut.stdout.splitlines()) < len(whole.stdout.splitlines())
+    assert orjson.loads(bad_night.run(*asked, "1", "--json").stdout) != orjson.loads(
+        bad_night.run(*asked, "1000", "--json").stdout
+    )
 
 
 def test_status_trace_pending_and_alerts_say_the_same(bad_night: Night) -> None:
@@ -145,7 +169,10 @@ def test_status_trace_pending_and_alerts_say_the_same(bad_night: Night) -> None:
 def test_and_then_no_warehouse(tmp_path: Path) -> None:
     with night(tmp_path) as scene:
         scene.fall()
-        scene.run("run")
+        said = scene.run("run").stderr
+        for row in rows(scene.run("status").stdout):  # the words of the run are those of status
+            if row["State"] in ("halted", "unreachable", "throttled"):
+                assert f"nami-amp: {row['Integration']}: {row['State']}: {row['Why']} (" in said
         scene.lose_the_warehouse()
         assert scene.run("run").exit_code == 1
         done = scene.run("status", "--check")

@@ -158,6 +158,18 @@ def test_typing_errors_are_said_with_the_nearest_name(tmp_path: Path) -> None:
     pattern = invoke(tmp_path, "integrations", "update", "radio/prod", "--events", "user.subscription.renewd")
     assert pattern.exit_code == 2
     assert "did you mean user.subscription.renewed?" in one_line(pattern.stderr)
+    for arguments in (
+        ("integrations", "enable", "radio/prdo"),
+        ("alerts", "silence", "integration_halted", "radio/prdo"),
+        ("alerts", "silence", "nothing_ingested", "radoi"),
+        ("alerts", "silence", "warehouse_unreadable", "wherehouse"),
+        ("alerts", "silence", "integration_halt"),
+        ("deliveries", "radio/prod", "--events", "skipped", "--type", "user.subscription.renewd"),
+    ):
+        done = invoke(tmp_path, *arguments)
+        assert done.exit_code == 2
+        assert "did you mean " in one_line(done.stderr)
+    assert "did you mean ra" in one_line(invoke(tmp_path, "apps", "history", "radoi").stderr)
 
 
 def test_the_object_of_status_has_what_the_contract_names_and_the_rest(tmp_path: Path) -> None:

@@ -13,7 +13,17 @@ from nami_amp_pipeline.alerts.kinds import Kind
 from nami_amp_pipeline.cli import cli
 from nami_amp_pipeline.operations import reasons
 from nami_amp_pipeline_tests.support.command_line import add, nami_amp
-from nami_amp_pipeline_tests.support.quoted_commands import OLD_PAGES, PAGES, ROOT, quoted, words_of
+from nami_amp_pipeline_tests.support.quoted_commands import (
+    OLD_PAGES,
+    PAGES,
+    ROOT,
+    SOURCES,
+    TEMPLATES,
+    quoted,
+    texts_of,
+    unquoted,
+    words_of,
+)
 
 PLACEHOLDERS = {
     "N": "1", "PORT": "8765", "TIME": "2026-09-01T00:00:00Z", "us|eu": "us", "us|eu|URL": "us", "paid|free": "paid",
@@ -56,6 +66,15 @@ def test_commands_are_found_everywhere() -> None:
     places = {where.split("/")[0] for where in COMMANDS.values()}
     assert {"nami_amp_pipeline", "docs", "README.md", "a text of the running program"} <= places
     assert len(COMMANDS) > 60
+
+
+def test_no_command_of_the_program_slips_through() -> None:
+    """A command in the middle of a text stands between quotes, or between code marks on a page: so it is found."""
+    texts = {text for path in SOURCES for text in texts_of(path)}
+    texts |= {path.read_text() for path in TEMPLATES}
+    assert [slip for text in texts for slip in unquoted(text, cli.commands)] == []
+    assert unquoted("There is none: nami-amp run starts it", cli.commands) == ["nami-amp run starts it"]
+    assert unquoted("There is none: 'nami-amp run' starts it\n  nami-amp run", cli.commands) == []
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))

@@ -35,6 +35,8 @@ ELSEWHERE = {
     "nami-amp backfills pause": "only a backfill under way can be paused, as test_backfill.py does",
     "nami-amp control-center users": "test_control_center_people.py does, with passwords from standard input",
     "nami-amp control-center": "it serves until it is ended; test_control_center_browser.py asks it for pages",
+    "nami-amp metrics --otlp": "test_telemetry.py takes what is exported",
+    "nami-amp integrations add my-app main --endpoint us --api-key-stdin": "test_key_sources.py gives it a key",
     "nami-amp dev": "test_dev.py starts and ends it with all its processes; --open would open somebody's browser",
 }
 """Commands whose help alone is shown here, and why; their options are checked by that too."""
@@ -51,7 +53,10 @@ FILLED_IN = {
     "--plan X": "--plan 3", "backfills cancel X": "backfills cancel 3", "backfills resume X": "backfills resume 3",
     "backfills cancel ID": "backfills cancel 3", "backfills resume ID": "backfills resume 3",
     "--from TIME": "--from 2026-09-01", "--to TIME": "--to 2026-09-02", "--from T": "--from 2026-09-01",
-    "--to T": "--to 2026-09-02", "--from X": "--from yesterday", "DAY": "2026-09-01", "{key}": "radio/fussy",
+    "--to T": "--to 2026-09-02", "--from …": "--from 2026-09-01", "--to …": "--to 2026-09-02",
+    "/var/lib/node_exporter/nami.prom": "nami.prom",
+    "--from X": "--from yesterday", "--to X": "--to now",
+    "DAY": "2026-09-01", "{key}": "radio/fussy",
     "--api-key-env VAR": "--api-key-env KEY", "--secret-key-env VAR": "--secret-key-env KEY",
     "apply PLAN": "apply plan.json", "--out PLAN": "--out plan.json",
     "APP/NAME": "radio/fussy", "KEY": "radio/fussy", "X": "radio/fussy", "EVENT_ID": "event-1", "EXTERNAL_ID": "bo",
@@ -84,6 +89,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, d
         settings = {
             **SETTINGS, "NAMI_AMP_ALERT_WEBHOOK_URL": webhook.url, "AMPLITUDE_KEY": API_KEY,
             "AMPLITUDE_API_KEY": API_KEY, "SHOP_SECRET": API_KEY, "SHOP_TOKEN": API_KEY,
+            "RADIO_KEY": API_KEY, "RADIO_SECRET": API_KEY,
         }  # fmt: skip
         scene.fall()
         shown = scene.run("integrations", "show", "radio/fussy").stdout

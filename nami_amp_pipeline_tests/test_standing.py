@@ -16,6 +16,7 @@ from nami_amp_pipeline.contract import did_you_mean, nearest
 from nami_amp_pipeline.delivery.transport import HttpAnswer, NoAnswer
 from nami_amp_pipeline.operations import dead_letters, reasons
 from nami_amp_pipeline.operations.overview import overview
+from nami_amp_pipeline.operations.queued_users import some_users
 from nami_amp_pipeline.operations.standing import Standing, State, next_run, standings
 from nami_amp_pipeline.operations.verdicts import Word
 from nami_amp_pipeline.settings import Settings
@@ -161,6 +162,24 @@ def test_users_that_wait_behind_a_halt_are_named_beside_those_that_are_held(pipe
     pipe.tick()
     found = of(pipe, one)
     assert (found.state, found.pending, found.whose) == ("halted", 3, ("a", "c", "d"))
+    assert (found.whose_is_all, found.whose_in_words) == (True, "a, c, d")
+    pipe.insert([row(5, START, "e")])
+    pipe.tick()
+    cut = of(pipe, one)
+    assert (cut.whose, cut.whose_is_all) == (("a", "c", "d"), False)
+    assert cut.whose_in_words == "a, c, d, … ('nami-amp pending list --integration radio/main')"
+
+
+@pytest.mark.slow
+def test_users_of_every_file_are_named(pipe: Pipeline) -> None:
+    one = pipe.add("radio")
+    pipe.wires[one.id] = Answering([DOWN], for_ever=True)
+    for number, user in enumerate("ab"):
+        pipe.insert([row(number, START, user)])
+        pipe.tick()
+    assert (of(pipe, one).whose, of(pipe, one).whose_is_all) == (("a", "b"), True)
+    with_limit = some_users(pipe.context, one, 1)
+    assert with_limit == (("a",), False)
 
 
 @pytest.mark.slow

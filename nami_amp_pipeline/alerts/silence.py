@@ -8,12 +8,11 @@ from typing import Final
 import sqlalchemy as sa
 
 from nami_amp_pipeline.alerts.kinds import Alert, Kind
+from nami_amp_pipeline.contract import did_you_mean
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.store import Store
-
-SILENCED: Final = "silenced"
-"""The kind of their rows in the table of alerts, which no alert has."""
+from nami_amp_pipeline.state.tables import SILENCED
 
 ANY: Final = "*"
 """Stands for all subjects."""
@@ -34,7 +33,8 @@ def silence(store: Store, kind: str, subject: str, now: int, until: int) -> None
         StoreUnavailable: nothing was changed.
     """
     if kind not in {known.value for known in Kind}:
-        raise Misconfigured(f"there is no alert '{kind[:60]}'; there are {', '.join(sorted(Kind))}")
+        meant = did_you_mean(kind, Kind) or f"; there are {', '.join(sorted(Kind))}"
+        raise Misconfigured(f"there is no alert '{kind[:60]}'{meant}")
     table, key = tables.alerts, f"{kind} {subject}"
     with store.begin() as tx:
         tx.execute(sa.delete(table).where(table.c.kind == SILENCED, table.c.subject == key))

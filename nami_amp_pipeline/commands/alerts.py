@@ -19,7 +19,11 @@ def alerts() -> None:
 @json_option
 @click.pass_obj
 def list_alerts(invocation: Invocation, as_json: bool) -> None:
-    """List what is wrong, since when, whether people were told, and what is silenced."""
+    """List what is wrong, since when, whether people were told, and what is silenced.
+
+    Told is 'not yet' where the sensor has not looked since, or the webhook does not take it; 'over' if the problem is
+    over, and the all-clear goes with the sensor's next look.
+    """
     from nami_amp_pipeline.alerts.desk import open_alerts, silenced
     from nami_amp_pipeline.commands import output as screen
 
@@ -31,8 +35,10 @@ def list_alerts(invocation: Invocation, as_json: bool) -> None:
     if found:
         rows = [(alert.kind, alert.subject, screen.moment(alert.since), alert.told, alert.summary) for alert in found]
         screen.table(("Alert", "Subject", "Since", "Told", "Summary"), rows)
-    else:
+    elif invocation.operations.integrations():
         click.echo("No alert is open.")
+    else:
+        screen.say(screen.sentence(invocation.operations.nothing_here))
     for silence in muted:
         click.echo(f"Silenced until {silence['until']}: {silence['kind']} {silence['subject']}")
 

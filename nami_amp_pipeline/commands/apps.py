@@ -109,6 +109,10 @@ def history(
         )
     else:
         click.echo("Nothing is recorded.")
+        if nobody := invocation.operations.app_without_integration(app):
+            invocation.complain(nobody)
+    if rest is not None and not as_json:
+        screen.more(f"older ones (--after '{rest}')")
 
 
 def _quota(quota: int | None) -> str:

@@ -71,7 +71,9 @@ def _asked(
     from nami_amp_pipeline.operations.times import parse_window
 
     if integration is None or since is None or until is None:
-        raise Misconfigured("name the integration and its window: nami-amp backfill APP/NAME --from TIME --to TIME")
+        raise Misconfigured(
+            "name the integration and its window, as in 'nami-amp backfill APP/NAME --from TIME --to TIME'"
+        )
     (key,) = integration_keys([integration])
     window = parse_window(since, until, by)
     patterns = [part.strip() for part in events.split(",")] if events is not None else None

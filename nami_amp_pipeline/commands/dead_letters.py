@@ -12,6 +12,7 @@ from nami_amp_pipeline.commands.base import Invocation, integration_keys, json_o
 from nami_amp_pipeline.commands.completion import dead_letter_reasons
 from nami_amp_pipeline.commands.options import confirm, integrations_option, yes_option
 from nami_amp_pipeline.destinations import DEFAULT
+from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.operations.times import parse_time
 
 if TYPE_CHECKING:
@@ -58,14 +59,11 @@ def _filter(
 ) -> Filter:
     from nami_amp_pipeline.operations.dead_letters import Filter
 
-    return Filter(
-        ids,
-        integration_keys(integrations),
-        reasons,
-        parse_time(since, "--since") if since else None,
-        parse_time(until, "--until") if until else None,
-        dismissed,
-    )
+    first = parse_time(since, "--since") if since else None
+    end = parse_time(until, "--until") if until else None
+    if first is not None and end is not None and end <= first and until != "now":  # 'dismiss' adds that one
+        raise Misconfigured("--until must be later than --since")
+    return Filter(ids, integration_keys(integrations), reasons, first, end, dismissed)
 
 
 def _chosen(*given: object) -> None:
@@ -115,8 +113,10 @@ def list_causes(
             texts=("Why",),
             optional=("Since",),
         )
-    else:
+    elif invocation.operations.integrations():
         screen.say("No dead letters.")
+    else:
+        screen.say(screen.sentence(invocation.operations.nothing_here))
 
 
 @dead_letters.command(name="list")
@@ -167,7 +167,7 @@ def list_dead_letters(
             optional=("Type", "User", "At", "Integration"),
         )
         if total > len(found):
-            screen.say(f"… and {total - len(found):,} older dead letters (see --limit).")
+            screen.more(f"{screen.plural(total - len(found), 'older dead letter')} (--limit)")
     elif integrations or reasons or since or until:
         screen.say("No dead letters among those that were asked for.")
     elif invocation.operations.integrations():

@@ -6,6 +6,8 @@ import click
 
 from nami_amp_pipeline.commands.base import Invocation, integration_keys, json_option
 from nami_amp_pipeline.commands.completion import integration_names
+from nami_amp_pipeline.contract import did_you_mean, event_type_names
+from nami_amp_pipeline.errors import Misconfigured
 
 _WINDOWS = ("1h", "24h", "7d", "30d")
 _OUTCOMES = ("captured", "delivered", "skipped", "dead_letters", "waiting")
@@ -91,6 +93,8 @@ def _show_events(
     rows, following = invocation.operations.event_rows(
         key, outcome, window, event_type=event_type, after=after, limit=limit
     )
+    if event_type is not None and not rows:  # one that was known once may still have events
+        _check_type(event_type)
     if as_json:
         invocation.answer({"events": [row.to_json() for row in rows], "after": following})
         return
@@ -110,6 +114,13 @@ def _show_events(
         optional=("Created", "User"),
     )
     _say_more(following)
+
+
+def _check_type(event_type: str) -> None:
+    known = event_type_names()
+    if event_type not in known:
+        meant = did_you_mean(event_type, known) or f": use one of {', '.join(known)}"
+        raise Misconfigured(f"unknown event type {event_type!r}{meant}")
 
 
 def _show_requests(invocation: Invocation, key: str, limit: int, after: str, *, as_json: bool) -> None:
@@ -141,8 +152,8 @@ def _show_requests(invocation: Invocation, key: str, limit: int, after: str, *, 
 def _say_more(following: str | None) -> None:
     from nami_amp_pipeline.commands import output as screen
 
-    if following is not None and screen.is_terminal():
-        screen.say(f"… and more: --after {following}")
+    if following is not None:
+        screen.more(f"more behind these (--after '{following}')")
 
 
 @click.command()

@@ -48,7 +48,7 @@ def dev(invocation: Invocation, port: int | None, opens: bool) -> int:
         endpoints = [row.endpoint for row in integrations if row.destination == DEFAULT]
         invocation.close()
         session = library.Dev(settings, endpoints, _sandbox, _control_center, port)
-        with library.short_folder() as sockets, listening(keeps=[lock]) as children:
+        with library.short_folder() as sockets, listening(keeps=[lock], removes=[sockets]) as children:
             try:
                 with screen.spinner("Starting Dagster …"):
                     running = session.start(children, sockets)

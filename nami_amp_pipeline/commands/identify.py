@@ -45,7 +45,7 @@ def identify(
     if every and silent_since is not None:
         raise Misconfigured("give --all or --silent-since TIME, not both")
     if integration is None:
-        raise Misconfigured("name the integration: nami-amp identify APP/NAME")
+        raise Misconfigured("name the integration, as in 'nami-amp identify APP/NAME'")
     from nami_amp_pipeline.operations.backfills import NewIdentify
     from nami_amp_pipeline.operations.times import parse_time
 

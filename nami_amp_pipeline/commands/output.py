@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from nami_amp_pipeline.clock import to_text
+from nami_amp_pipeline.commands import streams
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,6 +54,14 @@ def say(text: str = "", colour: Colour | None = None, *, bold: bool = False, wra
             text, max(width(), 40), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
         )
     click.echo(coloured(text, colour, bold=bold))
+
+
+def more(text: str) -> None:
+    """Says that a list goes on: below it on a terminal; in a pipe on standard error, so that all lines are rows."""
+    if is_terminal():
+        say(f"… and {text}", wrapped=False)
+    else:
+        streams.say(f"nami-amp: there are more: {text}")
 
 
 def sentence(clause: str) -> str:

@@ -51,7 +51,7 @@ def list_pending(
             optional=("Nami user", "Oldest created"),
         )
         if len(found) > len(shown):
-            screen.say(f"… and {screen.plural(len(found) - len(shown), 'more user')} (--limit).")
+            screen.more(f"{screen.plural(len(found) - len(shown), 'more user')} (--limit)")
         if screen.is_terminal():
             screen.say(f"{screen.plural(events, 'event')} of {screen.plural(len(found), 'user')} pending.")
     elif users:

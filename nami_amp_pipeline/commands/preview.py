@@ -35,11 +35,15 @@ def preview(
     if since is not None and until is not None:
         window = parse_window(since, until)
     (key,) = integration_keys([integration])
-    found = invocation.operations.preview(key, limit, window)
+    found = invocation.operations.preview(key, limit + 1, window)
+    goes_on = len(found) > limit
+    found = found[:limit]
     if as_json:
-        invocation.answer({"integration": key, "events": [orjson.loads(text) for text in found]})
+        invocation.answer({"integration": key, "events": [orjson.loads(text) for text in found], "goes_on": goes_on})
         return
     for text in found:
         click.echo(text)
+    if goes_on:
+        screen.more("more behind these (--limit)")
     if not found and screen.is_terminal():
         screen.say("Nothing would be posted; 'nami-amp run' reads new rows.")

@@ -110,7 +110,7 @@ def _show(day: Day) -> None:
     if rows:
         screen.table(("", "Event", "Altered", "Sent, and held"), rows)
     if len(day.differences) > _SHOWN:
-        click.echo(f"and {len(day.differences) - _SHOWN:,} more: --json lists them")
+        screen.more(f"{len(day.differences) - _SHOWN:,} more (--json lists them)")
 
 
 def _values(fields: Sequence[Altered]) -> str:

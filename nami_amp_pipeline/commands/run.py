@@ -15,7 +15,11 @@ from nami_amp_pipeline.commands.options import integrations_option
 from nami_amp_pipeline.errors import Blocked, Misconfigured
 
 if TYPE_CHECKING:
+    from nami_amp_pipeline.operations.standing import Standing
     from nami_amp_pipeline.runner import RunReport
+
+_TOLD_BY_STATUS = ("halted", "unreachable", "throttled")
+"""States that say all that there is to say of an integration that did not get on."""
 
 
 @click.command()
@@ -44,7 +48,7 @@ def run(invocation: Invocation, integrations: tuple[str, ...], as_json: bool) ->
         invocation.answer(report.to_json())
     else:
         _show(report.run_id, report.integrations)
-    for problem in _problems(report, lambda: _halted(invocation)):
+    for problem in _problems(report, lambda: _standings(invocation)):
         invocation.complain(problem)
     return 0 if report.ok else 2 if isinstance(report.error, Misconfigured) else 1
 
@@ -60,27 +64,31 @@ def _runner() -> Callable[..., RunReport]:
     return run_micro_batch
 
 
-def _halted(invocation: Invocation) -> set[str]:
-    """The integrations that stand still until a person repairs them; none where the store cannot be asked."""
+def _standings(invocation: Invocation) -> dict[str, Standing]:
+    """How the integrations stand, by key; nothing where the store cannot be asked."""
     from nami_amp_pipeline.errors import NamiAmpError
 
     try:
-        return {integration.key for integration in invocation.operations.integrations() if integration.halted_reason}
+        found = invocation.operations.standings(invocation.operations.integrations())
     except NamiAmpError:
-        return set()
+        return {}
+    return {standing.integration: standing for standing in found}
 
 
-def _problems(report: RunReport, halted: Callable[[], set[str]]) -> list[str]:
-    """A line for each thing that kept events from being delivered, and how it goes on."""
+def _problems(report: RunReport, standings: Callable[[], Mapping[str, Standing]]) -> list[str]:
+    """A line for each thing that kept events from being delivered, in the words of status, and how it goes on."""
     lines = list(report.problems)
     for row in report.integrations:
         if row["error"] and not any(row["error"] in line for line in lines):
             lines.append(f"{row['integration']}: {row['error']}")
-    still = halted() if lines else set()
+    now = standings() if lines else {}
     found = []
     for line in lines:
         row = next((row for row in report.integrations if line.startswith(f"{row['integration']}:")), {})
-        found.append(line + _left(row, is_halted=row.get("integration") in still))
+        standing = now.get(row.get("integration", ""))
+        if standing is not None and standing.state in _TOLD_BY_STATUS:
+            line = f"{standing.integration}: {standing.state}: {standing.why}"
+        found.append(line + _left(row, is_halted=standing is not None and standing.state == "halted"))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -42,7 +43,7 @@ def status(invocation: Invocation, names: tuple[str, ...], check: bool, watch: b
         raise Misconfigured("give either --watch or --json, not both")
     keys = integration_keys(names) if names else None
     while True:
-        found = invocation.operations.overview(keys)
+        found = _with_what_is_over(invocation, invocation.operations.overview(keys))
         if as_json:
             invocation.answer(found.to_json())
         else:
@@ -52,6 +53,18 @@ def status(invocation: Invocation, names: tuple[str, ...], check: bool, watch: b
         if not watch:
             return 1 if check and found.needs_you else 0
         time.sleep(every)
+
+
+def _with_what_is_over(invocation: Invocation, found: Overview) -> Overview:
+    """Alerts are recorded by a sensor: if it has not looked since, some of them are over."""
+    if not found.alerts:
+        return found
+    from nami_amp_pipeline.alerts.desk import over_by_now
+
+    with invocation.context() as context:
+        over = over_by_now(context)
+    alerts = [replace(alert, over=(alert.kind, alert.subject) in over) for alert in found.alerts]
+    return replace(found, alerts=alerts)
 
 
 def _show(found: Overview, nothing_here: str, *, whole: bool) -> None:
@@ -102,7 +115,7 @@ def _show_table(found: Overview) -> None:
         columns += _ONLY_IN_A_PIPE
         for row, standing in zip(rows, found.standings, strict=True):
             row += ["yes" if standing.needs_you else "no", standing.why, _time(standing.next_try),
-                    standing.what_to_do or "", ", ".join(standing.whose), "; ".join(standing.also)]  # fmt: skip
+                    standing.what_to_do or "", standing.whose_in_words, "; ".join(standing.also)]  # fmt: skip
     screen.table(
         columns,
         rows,
@@ -131,11 +144,8 @@ def _show_standing(standing: Standing) -> None:
         _colour(standing),
     )
     if standing.whose:
-        others = "" if len(standing.whose) < 3 else ", …"
-        whose = f"{', '.join(standing.whose)}{others}"
-        screen.say(
-            f"  Whose:    {screen.plural(standing.pending, 'event')} pending, of {whose} ('nami-amp pending list')"
-        )
+        events = screen.plural(standing.pending, "event")
+        screen.say(f"  Whose:    {events} pending, of {standing.whose_in_words}", wrapped=False)
     if standing.next_try:
         screen.say(f"  Next try: {_time(standing.next_try)}")
     if standing.what_to_do:
@@ -180,7 +190,11 @@ def _show_rest(found: Overview) -> None:
         screen.say(f"  Do: {WHAT_TO_DO}")
     for alert in found.alerts:
         said = alert.kind.replace("_", " ")
-        screen.say(f"Alert: {said}, {alert.subject}, since {screen.moment(alert.since)}: {alert.summary}", "red")
+        line = f"Alert: {said}, {alert.subject}, since {screen.moment(alert.since)}: {alert.summary}"
+        if alert.over:
+            screen.say(f"{line} (over by now; the all-clear goes with the next look of Dagster's sensor)")
+        else:
+            screen.say(line, "red")
 
 
 def _time(moment: datetime | None) -> str:

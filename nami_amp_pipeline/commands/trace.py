@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nami_amp_pipeline.commands.base import Invocation, json_option
+from nami_amp_pipeline.errors import Misconfigured
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +49,11 @@ def trace(
     In a large table without an index on id, this command searches the captured row and the newest rows only;
     --whole-table finds other rows with this id.
     """
+    if not what.strip():
+        raise Misconfigured("give an event id, an External ID or a Nami user")
     found = invocation.operations.look_up(what, only_user=only_user, most=limit, whole_table=whole_table)
+    if found.missing and what != what.strip():  # copied with a blank
+        found = invocation.operations.look_up(what.strip(), only_user=only_user, most=limit, whole_table=whole_table)
     if as_json:
         invocation.answer(found.to_json())
     elif found.missing:
@@ -56,7 +61,7 @@ def trace(
     elif found.event is not None:
         _show_event(found.event, full=full)
     elif found.user is not None:
-        _show_user(found.user)
+        _show_user(found.user, found.verdict)
     if found.missing:
         invocation.complain(found.missing)
     return found.exit_status
@@ -102,26 +107,31 @@ def _show_event(found: Trace, *, full: bool) -> None:
         screen.say(f"{found.event_type} of {', '.join(found.apps)}, created {found.created_date}; --full shows more")
 
 
-def _show_user(found: UserTrace) -> None:
+def _show_user(found: UserTrace, summary: str) -> None:
     from nami_amp_pipeline.commands import output as screen
 
     if screen.is_terminal():
+        screen.say(f"{summary}.", bold=True)
         for app, nami_user, external in found.users:
-            screen.say(f"{app}: Nami user {nami_user}, External ID {external or 'not known'}", bold=True)
+            screen.say(f"{app}: Nami user {nami_user}, External ID {external or 'not known'}")
     rows, colours = [], []
     for event in found.events:
         for verdict in event.verdicts:
             rows.append((event.event_id, verdict.integration, verdict.word, verdict.when, event.event_type,
-                         event.created_date, verdict.why, verdict.next_try))  # fmt: skip
+                         event.created_date, verdict.why, verdict.next_try, verdict.what_to_do))  # fmt: skip
             colours.append(_colour(verdict.word))
+    columns = ("Event", "Integration", "Verdict", "When", "Type", "Created", "Why", "Next try", "What to do")
+    shown = len(columns) - screen.is_terminal()  # where 'trace EVENT_ID' says what to do
     if rows:
         screen.table(
-            ("Event", "Integration", "Verdict", "When", "Type", "Created", "Why", "Next try"),
-            rows,
+            columns[:shown],
+            [row[:shown] for row in rows],
             texts=("Why",),
             optional=("Next try", "Created", "Type", "When"),
             colours=colours,
         )
+    if found.has_older:
+        screen.more("older events of this user (--limit)")
     for event in found.events:
         if not event.verdicts:
             screen.say(f"{event.event_id}: no integration of app {', '.join(event.apps)}", "yellow")

@@ -262,12 +262,18 @@ def check_patterns(patterns: Iterable[str]) -> tuple[str, ...]:
         raise ValueError("no event type is selected: use 'all', types or prefixes")
     for pattern in kept:
         if not select_events([pattern]):
-            meant = did_you_mean(pattern, event_type_names())
+            meant = did_you_mean(pattern, (*event_type_names(), *_prefixes()))
             raise ValueError(
                 f"unknown event type {pattern!r}{f'{meant} Use' if meant else ': use'} "
                 f"'all', a prefix such as 'user.subscription.*', or any of {', '.join(event_type_names())}"
             )
     return kept
+
+
+def _prefixes() -> list[str]:
+    """All selections by prefix that cover anything."""
+    parts = [name.split(".") for name in event_type_names()]
+    return sorted({".".join((*words[:end], "*")) for words in parts for end in range(1, len(words))})
 
 
 def _covers(pattern: str, name: str) -> bool:

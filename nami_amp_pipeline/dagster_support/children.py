@@ -166,11 +166,12 @@ class Heir:
 
     Args:
         keeps: file descriptors that it holds open until it has done so, such as that of a lock.
+        removes: folders that it removes then.
     """
 
-    def __init__(self, keeps: Sequence[int] = ()) -> None:
+    def __init__(self, keeps: Sequence[int] = (), removes: Sequence[Path] = ()) -> None:
         self._process = subprocess.Popen(  # noqa: S603 - a program of this package
-            [sys.executable, "-I", "-S", orphans.__file__],
+            [sys.executable, "-I", "-S", orphans.__file__, *map(str, removes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -194,13 +195,14 @@ class Heir:
 
 
 @contextmanager
-def listening(keeps: Sequence[int] = ()) -> Iterator[Children]:
+def listening(keeps: Sequence[int] = (), removes: Sequence[Path] = ()) -> Iterator[Children]:
     """Turns signals that ask this process to end into :class:`Ended`; whatever still runs afterwards is stopped.
 
     Args:
         keeps: file descriptors that stay open until that is so, even if this process is killed.
+        removes: folders that are removed after that.
     """
-    children = Children(heir=Heir(keeps))
+    children = Children(heir=Heir(keeps, removes))
 
     def asked(number: int, _frame: FrameType | None) -> None:
         children.asked = children.asked or number

@@ -345,7 +345,7 @@ def short_folder() -> Iterator[Path]:
     """A folder that only this user can enter, whose path is short enough for sockets."""
     longest_path = 60
     where = None if len(tempfile.gettempdir()) < longest_path else "/tmp"  # noqa: S108 - a folder of its own in it
-    with tempfile.TemporaryDirectory(prefix="nami-amp-dev-", dir=where) as name:
+    with tempfile.TemporaryDirectory(prefix="nami-amp-dev-", dir=where, ignore_cleanup_errors=True) as name:
         yield Path(name)
 
 

@@ -44,7 +44,14 @@ def _check_history(settings: Settings) -> list[Finding]:
     if not (home / "dagster.yaml").exists():
         if home.exists() and not home.is_dir():
             return [Finding("dagster", "error", f"{home} is not a folder", "set DAGSTER_HOME to a folder")]
-        return [Finding("dagster", "warning", f"{home} has no dagster.yaml: there has been no run yet", "nami-amp run")]
+        return [
+            Finding(
+                "dagster",
+                "warning",
+                f"{home} has no dagster.yaml: there has been no run yet",
+                "start one with 'nami-amp run'",
+            )
+        ]
     with dagster_instance(settings) as instance:
         findings = [Finding("dagster", "ok", f"{instance.get_runs_count():,} runs in the history of {home}")]
         now = time.time()

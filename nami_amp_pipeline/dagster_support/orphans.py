@@ -2,12 +2,14 @@
 
 It reads process groups from standard input, one ``+GROUP`` or ``-GROUP`` a line. The kernel closes the other end when
 the session ends in whatever way; then every group that was added and not taken away is ended. Linux alone could have a
-signal sent to each process instead, but not to what that has started.
+signal sent to each process instead, but not to what that has started. Folders that are named as arguments are removed
+after that.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -53,3 +55,5 @@ def end(groups: list[int], seconds: float = END_SECONDS) -> None:
 
 if __name__ == "__main__":
     end(left_by(sys.stdin))
+    for folder in sys.argv[1:]:
+        shutil.rmtree(folder, ignore_errors=True)

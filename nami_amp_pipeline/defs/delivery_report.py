@@ -69,7 +69,7 @@ def report(found: Sequence[Standing], warehouse: str = "", place: Place = DEFAUL
         "lag_seconds_of_the_latest": max((round(standing.lag_seconds, 3) for standing in found), default=0.0),
     }
     if len(order) > MOST_ROWS:
-        facts["more"] = f"{len(order) - MOST_ROWS:,} more integrations: nami-amp status"
+        facts["more"] = f"{len(order) - MOST_ROWS:,} more integrations, which 'nami-amp status' shows"
     for standing in sorted(order[:MOST_PLOTTED], key=lambda standing: standing.integration):
         facts[f"pending of {standing.integration}"] = standing.pending
         facts[f"delivered of {standing.integration}"] = standing.numbers.delivered
@@ -78,7 +78,7 @@ def report(found: Sequence[Standing], warehouse: str = "", place: Place = DEFAUL
 
 def _verdict(you: int, everybody: int) -> str:
     if not everybody:
-        return "There is no integration yet: nami-amp integrations add"
+        return "There is no integration yet: 'nami-amp integrations add' adds one"
     return f"{you:,} of {everybody:,} integration{'s' * (everybody != 1)} need{'s' * (you == 1)} you"
 
 
@@ -107,7 +107,7 @@ def _table(order: Sequence[Standing]) -> dg.TableMetadataValue:
                 "what_to_do": standing.what_to_do or "",
                 "next_try": to_text(from_datetime(standing.next_try)) or "" if standing.next_try else "",
                 "pending": standing.pending,
-                "whose": ", ".join(standing.whose),
+                "whose": standing.whose_in_words,
                 "rejected": standing.rejected,
                 "dismissed": standing.dismissed,
                 "delivered": standing.numbers.delivered,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 import dagster as dg
 
 from nami_amp_pipeline.dagster_support.one_line_failure import OneLineFailure
+from nami_amp_pipeline.dagster_support.shutdown import ASKED_TO_END
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.errors import NamiAmpError
 
@@ -27,6 +28,22 @@ def in_one_line(pipeline: PipelineSession) -> Iterator[None]:
     except NamiAmpError as error:
         pipeline.error = error
         raise OneLineFailure(str(error), {KIND: type(error).__name__}) from None
+
+
+def ending(context: dg.OpExecutionContext) -> dict[str, Callable[[], None]]:
+    """Lets the run end as canceled also where nobody pressed *Terminate*: nothing failed, the next run goes on."""
+
+    def end() -> None:
+        run = context.instance.get_run_by_id(context.run_id)
+        if run is not None and run.status is dg.DagsterRunStatus.STARTED:
+            context.instance.report_run_canceling(run, ASKED_TO_END)
+
+    def last_word() -> None:
+        run = context.instance.get_run_by_id(context.run_id)
+        if run is not None and not run.is_finished:
+            context.instance.report_run_canceled(run, ASKED_TO_END)
+
+    return {"end": end, "last_word": last_word}
 
 
 def incomplete(problems: Iterable[str], known: Iterable[str] = ()) -> dg.Failure:

@@ -14,13 +14,13 @@ from nami_amp_pipeline.dagster_support.event_log import written_together
 from nami_amp_pipeline.dagster_support.failed_partitions import Failed, failed_partitions
 from nami_amp_pipeline.dagster_support.histories import two_histories
 from nami_amp_pipeline.dagster_support.plain_config import plain_fields
-from nami_amp_pipeline.dagster_support.shutdown import ASKED_TO_END, Stop, graceful, prompt
+from nami_amp_pipeline.dagster_support.shutdown import Stop, graceful, prompt
 from nami_amp_pipeline.defs import delivery_report
 from nami_amp_pipeline.defs.asset_pages.cursors import with_cursors
 from nami_amp_pipeline.defs.asset_pages.metadata import ROW_COUNT, Metadata, again, metadata_of, standing_facts
 from nami_amp_pipeline.defs.asset_pages.standing_page import is_in_trouble, observation, partition_of
 from nami_amp_pipeline.defs.checks import LOGGED_PARTITIONS, evaluations
-from nami_amp_pipeline.defs.failures import in_one_line, incomplete
+from nami_amp_pipeline.defs.failures import ending, in_one_line, incomplete
 from nami_amp_pipeline.defs.news import news_of, recovered, tell
 from nami_amp_pipeline.defs.ours import DEFAULT, JOB_TAG, MICRO_BATCH, STORE_TAG, Place, loaded_settings, store_label
 from nami_amp_pipeline.defs.partitions import add_partitions
@@ -60,22 +60,6 @@ class MicroBatchConfig(Selected):
     console_log_level: LogLevel = Field(
         default="INFO", description="How much of the run's log goes to the console as well."
     )
-
-
-def _ending(context: dg.OpExecutionContext) -> dict[str, Callable[[], None]]:
-    """Lets the run end as canceled also where nobody pressed *Terminate*: nothing failed, the next run goes on."""
-
-    def end() -> None:
-        run = context.instance.get_run_by_id(context.run_id)
-        if run is not None and run.status is dg.DagsterRunStatus.STARTED:
-            context.instance.report_run_canceling(run, ASKED_TO_END)
-
-    def last_word() -> None:
-        run = context.instance.get_run_by_id(context.run_id)
-        if run is not None and not run.is_finished:
-            context.instance.report_run_canceled(run, ASKED_TO_END)
-
-    return {"end": end, "last_word": last_word}
 
 
 def _materialized(
@@ -148,7 +132,7 @@ def _do(
     context: dg.OpExecutionContext, tick: MicroBatch, stage: Stage, place: Place
 ) -> tuple[set[str], list[Standing] | None]:
     """Runs a stage; returns the partitions that it materialized, and how all integrations stand if events end in it."""
-    with (graceful if stage.is_stoppable else prompt)(**_ending(context)) as stop:
+    with (graceful if stage.is_stoppable else prompt)(**ending(context)) as stop:
         done = tick.run(stage, stop)
         found = _standings(tick) if stage.finishes_events else None
         facts = metadata_of(tick.context, stage, found or (), tick.describe(stage, done), place)

@@ -12,8 +12,9 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.dagster_support.beta_warnings import ignore_beta_warnings
 from nami_amp_pipeline.dagster_support.one_line_failure import OneLineFailure
 from nami_amp_pipeline.dagster_support.plain_config import plain_fields
+from nami_amp_pipeline.dagster_support.shutdown import prompt
 from nami_amp_pipeline.defs.asset_pages.standing_page import DELIVERIES
-from nami_amp_pipeline.defs.failures import in_one_line
+from nami_amp_pipeline.defs.failures import ending, in_one_line
 from nami_amp_pipeline.defs.ours import (
     DEFAULT,
     JOB_TAG,
@@ -235,7 +236,7 @@ def build_job(place: Place = DEFAULT) -> dg.JobDefinition:
 
     def compare_days(context: dg.OpExecutionContext, pipeline: dg.ResourceParam[PipelineSession]) -> None:
         config = JobConfig(**context.op_config)
-        with in_one_line(pipeline):
+        with in_one_line(pipeline), prompt(**ending(context)):
             opened = pipeline.open(context.log)
             chosen = (
                 all_integrations(opened.store, config.integrations) if config.integrations else reconcilable(opened)

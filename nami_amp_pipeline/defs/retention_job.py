@@ -8,7 +8,8 @@ import dagster as dg
 from nami_amp_pipeline.clock import to_datetime
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.dagster_support.run_history import clear_history
-from nami_amp_pipeline.defs.failures import in_one_line
+from nami_amp_pipeline.dagster_support.shutdown import prompt
+from nami_amp_pipeline.defs.failures import ending, in_one_line
 from nami_amp_pipeline.defs.ours import DEFAULT, JOB_TAG, RETENTION, STORE_TAG, Place, loaded_settings, store_label
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.defs.schedules import run_under_way
@@ -39,7 +40,7 @@ def apply_retention(
 
 
 def _expire(context: dg.OpExecutionContext, pipeline: PipelineSession, place: Place) -> None:
-    with in_one_line(pipeline):
+    with in_one_line(pipeline), prompt(**ending(context)):
         try:
             report = apply_retention(pipeline.open(context.log), context.instance, place=place)
         except Busy as error:

@@ -7,7 +7,8 @@ import dagster as dg
 from pydantic import BaseModel, ConfigDict, Field
 
 from nami_amp_pipeline.dagster_support.plain_config import plain_fields
-from nami_amp_pipeline.defs.failures import in_one_line
+from nami_amp_pipeline.dagster_support.shutdown import prompt
+from nami_amp_pipeline.defs.failures import ending, in_one_line
 from nami_amp_pipeline.defs.ours import DEFAULT, JOB_TAG, STORE_TAG, TRACE, Place, loaded_settings, store_label
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.errors import Misconfigured
@@ -35,7 +36,7 @@ class TraceConfig(BaseModel):
 def look_up(context: dg.OpExecutionContext, pipeline: dg.ResourceParam[PipelineSession]) -> None:
     """The verdicts as metadata, lines of the log and a tag of the run."""
     asked = TraceConfig(**context.op_config).event_or_user.strip()
-    with in_one_line(pipeline):
+    with in_one_line(pipeline), prompt(**ending(context)):
         if not asked:
             raise Misconfigured("event_or_user is empty: give an event id, an External ID or a Nami user")
         with Operations(pipeline.settings) as operations:  # not the session: this run is no micro-batch
@@ -58,7 +59,7 @@ def verdicts_of(answer: Answer) -> dict[str, Any]:
         facts[name] = said  # as text: the page of a run hides Markdown behind a button
     more = len(answer.by_event) - MOST_SHOWN
     if more > 0:
-        facts["more"] = f"{more} more: nami-amp trace"
+        facts["more"] = f"{more:,} more, which 'nami-amp trace' shows"
     return facts
 
 

@@ -180,7 +180,7 @@ def check_shared_keys(settings: Settings) -> list[Finding]:
         pairs = sharing_a_key(
             all_integrations(store), Cipher(settings.encryption_key, settings.home / "encryption.key")
         )
-    return [
+    found = [
         Finding(
             "shared key",
             "warning",
@@ -190,6 +190,10 @@ def check_shared_keys(settings: Settings) -> list[Finding]:
         )
         for integration, other in pairs[:_PAIRS]
     ]
+    if len(pairs) > _PAIRS:
+        more = len(pairs) - _PAIRS
+        found.append(Finding("shared key", "warning", f"{more:,} more pair{'s' * (more != 1)} of integrations do so"))
+    return found
 
 
 def check_files(settings: Settings) -> list[Finding]:
@@ -201,7 +205,7 @@ def check_files(settings: Settings) -> list[Finding]:
         lost = lost_files(store, folder)
     if not lost:
         return [Finding("data files", "ok", "every file that the store refers to exists")]
-    some = ", ".join(lost_file.file for lost_file in lost[:_PAIRS])
+    some = ", ".join(lost_file.file for lost_file in lost[:_PAIRS]) + (", …" if len(lost) > _PAIRS else "")
     return [
         Finding(
             "data files",

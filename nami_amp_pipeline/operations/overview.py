@@ -86,12 +86,14 @@ class OpenAlert:
         subject: of which integration, app or job.
         summary: the facts in a line.
         since: in µs since the epoch.
+        over: whether the problem is over, and people are told so when the sensor looks next.
     """
 
     kind: str
     subject: str
     summary: str
     since: int
+    over: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Overview:
     @property
     def other_alerts(self) -> list[OpenAlert]:
         """Open alerts about what nothing else here tells."""
-        return [alert for alert in self.alerts if not any(word in alert.kind for word in _OF_STANDINGS)]
+        return [alert for alert in self.alerts if not (alert.over or any(word in alert.kind for word in _OF_STANDINGS))]
 
     @property
     def needs_you(self) -> bool:
@@ -194,7 +196,13 @@ class Overview:
                 "problems": list(self.last_run.problems),
             },
             "alerts": [
-                {"kind": alert.kind, "subject": alert.subject, "summary": alert.summary, "since": to_text(alert.since)}
+                {
+                    "kind": alert.kind,
+                    "subject": alert.subject,
+                    "summary": alert.summary,
+                    "since": to_text(alert.since),
+                    "over": alert.over,
+                }
                 for alert in self.alerts
             ],
             "dagster_histories": [history.to_json() for history in self.histories],
@@ -248,13 +256,14 @@ def overview(context: Context, integrations: Sequence[Integration] | None = None
     chosen = all_integrations(context.store) if integrations is None else list(integrations)
     found = standings(context, now, chosen)
     table = tables.alerts
+    recorded = sa.select(table).where(table.c.ended_at.is_(None), table.c.kind != tables.SILENCED)
     keys, apps = {integration.key for integration in chosen}, {integration.app_id for integration in chosen}
     with context.store.reading() as tx:
         run = _last_run(tx, now)
         alerts = [
             OpenAlert(row.kind, row.subject, row.summary, row.since)
-            for row in tx.execute(sa.select(table).order_by(table.c.since, table.c.kind, table.c.subject))
-            if row.ended_at is None and (integrations is None or row.subject in keys | apps)
+            for row in tx.execute(recorded.order_by(table.c.since, table.c.kind, table.c.subject))
+            if integrations is None or row.subject in keys | apps
         ]
         since = unreadable_since(tx)
     seen = histories(context.settings.home, now / 1e6)

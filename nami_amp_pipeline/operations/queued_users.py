@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 500
 
+_MOST_PARTS: Final = 16
+"""So many parts of files are read to name a few users: a user may have a million events."""
+
 
 def queued_users(context: Context, integration: Integration) -> Iterator[tuple[str | None, str, int, int]]:
     """Amplitude user (None without an id yet), Nami user, how many events, and when the oldest was created (µs)."""
@@ -30,20 +33,27 @@ def queued_users(context: Context, integration: Integration) -> Iterator[tuple[s
         yield row["user"], row["nami_user"], row["events_sum"], row["oldest_min"]
 
 
-def some_users(context: Context, integration: Integration, most: int) -> tuple[str, ...]:
-    """A few of the users whose events are queued, those of the oldest file; quick, however many there are."""
+def some_users(context: Context, integration: Integration, most: int) -> tuple[tuple[str, ...], bool]:
+    """A few of the users whose events are queued, those of the oldest files; quick, however many there are.
+
+    Returns:
+        Their names, and whether these are known to be all.
+    """
     from itertools import chain
 
-    for part in chain(_in_outboxes(context, integration), _in_segments(context, integration)):
-        names = sorted(
-            {
-                (row["oldest"], row["user"] or row["nami_user"])
-                for row in part.sort_by("oldest").slice(0, 50 * most).to_pylist()
-            }
-        )
-        if names:
-            return tuple(dict.fromkeys(name for _, name in names))[:most]
-    return ()
+    found: dict[str, int] = {}
+    is_all = True
+    parts = chain(_in_outboxes(context, integration), _in_segments(context, integration))
+    for place, part in enumerate(parts):
+        if place == _MOST_PARTS or len(found) > most:
+            is_all = False
+            break
+        for row in part.sort_by("oldest").slice(0, 50 * most).to_pylist():
+            name = row["user"] or row["nami_user"]
+            found[name] = min(row["oldest"], found.get(name, row["oldest"]))
+        is_all = is_all and part.num_rows <= 50 * most
+    names = sorted(found, key=lambda name: (found[name], name))
+    return tuple(names[:most]), is_all and len(names) <= most
 
 
 def _in_outboxes(context: Context, integration: Integration) -> Iterator[pa.Table]:

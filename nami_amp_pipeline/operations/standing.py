@@ -34,9 +34,6 @@ State = Literal["delivering", "idle", "waiting", "throttled", "unreachable", "ha
 - ``delivering``: everything else; what is pending goes with the next micro-batch, or waits for a login.
 """
 
-SHOWN_USERS: Final = 3
-"""So many of the users that wait are named."""
-
 
 @dataclass(frozen=True)
 class Standing:
@@ -52,7 +49,8 @@ class Standing:
         next_try: when the next request can go, in UTC; None if nothing is to be sent, or only a person can go on.
         what_to_do: one sentence without a full stop, with the commands to run; None if there is nothing to do.
         pending: events that have no end yet.
-        whose: at most :data:`SHOWN_USERS` of the users that wait, as Amplitude knows them.
+        whose: at most 3 of the users that wait, as Amplitude knows them.
+        whose_is_all: whether these are known to be all whose events are to be posted.
         rejected: dead letters of the last 7 days that Amplitude rejected or left unanswered; they can be sent again.
         dismissed: dead letters that a person marked as seen; nobody is asked about them.
         also: what else there is to know, each a sentence without a full stop.
@@ -70,6 +68,7 @@ class Standing:
     what_to_do: str | None
     pending: int
     whose: tuple[str, ...]
+    whose_is_all: bool
     rejected: int
     dismissed: int
     also: tuple[str, ...]
@@ -81,6 +80,13 @@ class Standing:
     def called(self) -> str:
         """The state as people see it, with what was rejected."""
         return f"{self.state}, {self.rejected:,} rejected" if self.rejected else self.state
+
+    @property
+    def whose_in_words(self) -> str:
+        """The users that wait, and the command that lists them where there are or may be others."""
+        if not self.whose or self.whose_is_all:
+            return ", ".join(self.whose)
+        return f"{', '.join(self.whose)}, … ('nami-amp pending list --integration {self.integration}')"
 
     @property
     def in_a_line(self) -> str:
@@ -102,6 +108,7 @@ class Standing:
             "next_try": _text(self.next_try),
             "what_to_do": self.what_to_do,
             "whose": list(self.whose),
+            "whose_is_all": self.whose_is_all,
             "rejected": self.rejected,
             "dismissed": self.dismissed,
             "also": list(self.also),
@@ -158,6 +165,7 @@ def _plain(facts: Facts, state: State, **more: Any) -> Standing:
             "what_to_do": None,
             "pending": numbers.pending,
             "whose": facts.whose,
+            "whose_is_all": facts.whose_is_all,
             "rejected": facts.rejected,
             "dismissed": facts.dismissed,
             "also": _for_a_login(numbers),

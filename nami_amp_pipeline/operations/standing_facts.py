@@ -21,7 +21,9 @@ from nami_amp_pipeline.state.integrations import Integration, refreshed
 from nami_amp_pipeline.state.store import Transaction
 
 _WINDOW: Final = int(contract.DEDUPLICATION_WINDOW.total_seconds()) * 1_000_000
-_SHOWN_USERS: Final = 3
+SHOWN_USERS: Final = 3
+"""So many of the users that wait are named."""
+
 _LATE_SECONDS: Final = 600.0
 """Events that are queued for longer have somebody ask whose they are."""
 
@@ -54,6 +56,7 @@ class Facts:
         held_since: since when the oldest held event is held.
         held_users: how many users have held events.
         whose: some users that wait, as Amplitude knows them.
+        whose_is_all: whether these are known to be all that wait to be posted.
         rejected: dead letters of the last 7 days that can be posted again, without those that a person dismissed.
         rejected_by: the same by reason.
         rejected_since: when the oldest of them became one.
@@ -73,6 +76,7 @@ class Facts:
     held_since: int | None = None
     held_users: int = 0
     whose: tuple[str, ...] = ()
+    whose_is_all: bool = True
     rejected_by: Mapping[str, int] = field(default_factory=dict)
     rejected_since: int | None = None
     rejected_for: str = ""
@@ -121,6 +125,8 @@ def facts_of(context: Context, integrations: Sequence[Integration], now: int) ->
                     held_since=waits.since,
                     held_users=waits.users,
                     whose=waits.some,
+                    whose_is_all=waits.users == len(waits.some)
+                    and not numbers[integration.key].pending_by.get("queued"),
                     rejected_by=dead.by,
                     rejected_since=dead.since,
                     rejected_for=dead.named,
@@ -140,15 +146,17 @@ def _lacks_users(facts: Facts, now: int) -> bool:
     integration, count = facts.integration, facts.numbers
     stands = integration.halted_reason or not integration.enabled or facts.unanswered or facts.trouble
     late = count.lag_seconds > _LATE_SECONDS or (facts.project_until or 0) > now
-    return bool(len(facts.whose) < _SHOWN_USERS and count.pending_by.get("queued") and (stands or late))
+    return bool(len(facts.whose) < SHOWN_USERS and count.pending_by.get("queued") and (stands or late))
 
 
 def _with_users(context: Context, facts: Facts) -> Facts:
     """Names some users, which takes the reading of a file."""
     from nami_amp_pipeline.operations.queued_users import some_users  # here: it brings Arrow
 
-    queued = some_users(context, facts.integration, _SHOWN_USERS)
-    return replace(facts, whose=tuple(dict.fromkeys((*facts.whose, *queued)))[:_SHOWN_USERS])
+    queued, is_all = some_users(context, facts.integration, SHOWN_USERS)
+    names = tuple(dict.fromkeys((*facts.whose, *queued)))
+    is_all = is_all and facts.held_users == len(facts.whose) and len(names) <= SHOWN_USERS
+    return replace(facts, whose=names[:SHOWN_USERS], whose_is_all=is_all)
 
 
 def last_sign(tx: Transaction) -> int | None:
@@ -231,7 +239,7 @@ def _first_held(tx: Transaction, ids: Sequence[int]) -> dict[int, list[str]]:
         .group_by(table.c.integration_id, table.c.identity)
         .subquery()
     )
-    query = sa.select(users.c.integration_id, users.c.identity).where(users.c.place <= _SHOWN_USERS)
+    query = sa.select(users.c.integration_id, users.c.identity).where(users.c.place <= SHOWN_USERS)
     found: dict[int, list[str]] = {}
     for integration_id, identity in tx.execute(query.order_by(users.c.integration_id, users.c.place)):
         found.setdefault(integration_id, []).append(identity.partition(":")[2])

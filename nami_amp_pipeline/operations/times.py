@@ -33,10 +33,9 @@ def parse_time(text: str, what: str, now: float | None = None) -> int:
     ago = re.fullmatch(r"(\d{1,6})\s*(s|min|m|h|d|w)", text.strip().lower())
     if ago:
         return from_datetime(here - timedelta(seconds=int(ago[1]) * _UNITS[ago[2]]))
-    if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text.strip()):
-        text = f"{text.strip()}T00:00:00Z"
+    is_day = re.fullmatch(r"\d{4}-\d{2}-\d{2}", text.strip())
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(f"{text.strip()}T00:00:00Z" if is_day else text)
     except ValueError:
         raise Misconfigured(
             f"{what} {text!r} is not a time: write 2026-09-01T00:00:00Z, 2026-09-01, 1h, 2d, today or yesterday"

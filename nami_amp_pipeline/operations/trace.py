@@ -103,11 +103,13 @@ class UserTrace:
         asked: the External ID or Nami user that was asked for.
         users: (app, Nami user, External ID or None) of whom it names.
         events: the newest, in the order in which Nami created them.
+        has_older: whether older events of theirs were read, which are not among these.
     """
 
     asked: str
     users: list[tuple[str, str, str | None]]
     events: list[Trace]
+    has_older: bool = False
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -129,6 +131,7 @@ class UserTrace:
             ],
             "exit_status": self.exit_status,
             "events": [event.to_json() for event in self.events],
+            "has_older": self.has_older,
         }
 
 
@@ -274,10 +277,11 @@ def trace_user(context: Context, user: str, most: int = MOST_EVENTS, app_id: str
     nami_users = sorted({nami_user for _, nami_user, _ in users} | {user})
     traces: dict[str, Trace] = {}
     with compute(context.settings) as connection:
-        for capture in captures_of(context, connection, "user_id", nami_users, most, app_id):
+        captures = captures_of(context, connection, "user_id", nami_users, most + 1, app_id)
+        for capture in captures[-most:]:
             traces.setdefault(capture["event_id"], Trace(capture["event_id"])).captures.append(capture)
         _judge(context, connection, traces, {}, app_id)
-    return UserTrace(user, users, list(traces.values()))
+    return UserTrace(user, users, list(traces.values()), len(captures) > most)
 
 
 def _judge(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -140,6 +141,19 @@ def apps_with_integrations(store: Store) -> list[str]:
         return sorted(tx.execute(query).scalars())
 
 
+def unknown(key: str, known: Collection[str], store: str = "the state store") -> Misconfigured:
+    """The error that there is no such integration, with the one that was perhaps meant, or none at all."""
+    if not known:
+        return Misconfigured(
+            f"there is no integration {key}, nor any other in {store}: 'nami-amp integrations add' adds one; if it "
+            "should hold some, set NAMI_AMP_HOME"
+        )
+    return Misconfigured(
+        f"there is no integration {key}{contract.did_you_mean(key, known) or ';'} 'nami-amp integrations list' shows "
+        "all integrations"
+    )
+
+
 def all_integrations(store: Store, keys: Sequence[str] | None = None) -> list[Integration]:
     """All integrations in order of their keys, or the named ones in the given order.
 
@@ -159,10 +173,8 @@ def all_integrations(store: Store, keys: Sequence[str] | None = None) -> list[In
         if key not in known:
             with store.reading() as tx:
                 known = {integration.key: integration for integration in read_all(tx)}
-            raise Misconfigured(
-                f"there is no integration {key}{contract.did_you_mean(key, known) or ';'} 'nami-amp integrations list' "
-                "shows all integrations"
-            )
+            where = Path(store.url.removeprefix("sqlite:///")).absolute() if store.is_sqlite else store.name
+            raise unknown(key, known, str(where))
     return [known[key] for key in dict.fromkeys(keys)]
 
 

@@ -27,6 +27,7 @@ from nami_amp_pipeline.state.integration_rows import (
     get,
     read_all,
     refreshed,
+    unknown,
 )
 from nami_amp_pipeline.state.integration_rules import check_endpoint
 from nami_amp_pipeline.state.store import Store, Transaction
@@ -222,7 +223,7 @@ def locked(tx: Transaction, key: str) -> Integration:
     """An integration, locked until the transaction ends."""
     integration = find(tx, key, lock=True)
     if integration is None:
-        raise Misconfigured(f"there is no integration {key}; 'nami-amp integrations list' shows all integrations")
+        raise unknown(key, [known.key for known in read_all(tx)])
     return integration
 
 

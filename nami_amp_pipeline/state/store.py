@@ -95,7 +95,10 @@ class Store:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise StoreUnavailable(f"cannot create the folder of {self.name}: {error.strerror}") from None
-            self.engine = sa.create_engine(self.url, connect_args={"timeout": 30, "check_same_thread": False})
+            try:
+                self.engine = sa.create_engine(self.url, connect_args={"timeout": 30, "check_same_thread": False})
+            except sa.exc.ArgumentError:
+                raise Misconfigured("NAMI_AMP_STATE_URL must be sqlite:///PATH, with three slashes") from None
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin)
         else:

@@ -404,6 +404,9 @@ unreadable_rows = Table(
     Column("last_at", BigInteger, nullable=False),
 )
 
+SILENCED = "silenced"
+"""The kind of the rows of silences in the table of alerts; no alert has it."""
+
 alerts = Table(
     "alerts",
     metadata,

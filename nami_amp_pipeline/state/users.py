@@ -137,12 +137,10 @@ def move_sent(store: Store, tx: Transaction, rows: pa.Table) -> None:
         rows: one per user, with the columns of ``sent_states``, sorted by key; without ``identify_id`` where it was the
             event itself that had the state. An identify counts also if the event was sent before.
     """
-    import pyarrow as pa
-
-    if "identify_id" not in rows.column_names:
-        rows = rows.append_column("identify_id", pa.nulls(rows.num_rows, pa.string()))
-    same = "excluded.as_of_date = s.as_of_date AND excluded.as_of_event = s.as_of_event"
-    again = f"(excluded.identify_id IS NOT NULL AND {same})"
+    moves = _newer("as_of_date", "as_of_event", store)
+    if "identify_id" in rows.column_names:
+        same = "excluded.as_of_date = s.as_of_date AND excluded.as_of_event = s.as_of_event"
+        moves += f" OR (excluded.identify_id IS NOT NULL AND {same})"
     bulk.insert(
         store,
         tx,
@@ -150,7 +148,7 @@ def move_sent(store: Store, tx: Transaction, rows: pa.Table) -> None:
         rows,
         on_conflict="ON CONFLICT (integration_id, user_id) DO UPDATE SET as_of_date = excluded.as_of_date, "
         "as_of_event = excluded.as_of_event, identify_id = excluded.identify_id "
-        f"WHERE {_newer('as_of_date', 'as_of_event', store)} OR {again}",
+        f"WHERE {moves}",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nami_amp_pipeline.alerts.kinds import Kind
@@ -14,10 +14,15 @@ from nami_amp_pipeline.operations import reasons
 ROOT = Path(__file__).parents[2]
 PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")})
 SOURCES = sorted((ROOT / "nami_amp_pipeline").rglob("*.py"))
+TEMPLATES = sorted((ROOT / "nami_amp_pipeline").rglob("*.html"))
+PLACES = sorted({*(ROOT / "deploy").rglob("*.y*ml"), *(ROOT / "deploy").rglob("*.sh"), ROOT / "Makefile"})
+"""Files that run commands, or say in a remark what to run."""
 OLD_PAGES = ("CHANGELOG.md", "upgrading.md")
 """They may name what was."""
 
 _QUOTED = re.compile(r"['`](nami-amp(?: [^'`\n]*)?)['`]")
+_WHOLE = re.compile(r"nami-amp (?:identify|backfill) .*\S")
+"""A text that is a command, to be quoted by another."""
 
 
 def texts_of(path: Path) -> Iterator[str]:
@@ -34,11 +39,19 @@ def in_a_page(text: str) -> Iterator[str]:
     text = text.replace("\\\n", " ")
     blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     for line in "\n".join(blocks).splitlines():
-        found = re.match(r"\s*(?:\$ )?(nami-amp .*)", line)
-        if found:
+        found = re.match(r"(?:.*\s)?(nami-amp [a-z].*)", line)
+        if found and not _QUOTED.search(line):  # else it is what a command says
             yield found[1]
     rest = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    yield from (found for found in re.findall(r"`(nami-amp(?: [^`]*)?)`", rest))
+    yield from re.findall(r"`(nami-amp(?: [^`]*)?)`", rest)
+    yield from re.findall(r"`[^`\n]*\s(nami-amp [^`]*)`", rest)
+    yield from _QUOTED.findall(" ".join(rest.replace("\n> ", " ").split()))
+
+
+def in_a_template(text: str) -> Iterator[str]:
+    """Commands of a page of the Control Center, with X for what is filled in."""
+    filled = re.sub(r"\{\{.*?\}\}", "X", text)
+    yield from re.findall(r"<code>(nami-amp[^<]*)</code>", filled)
 
 
 def quoted() -> dict[str, str]:
@@ -49,6 +62,8 @@ def quoted() -> dict[str, str]:
             joined = " ".join(text.split())
             for command in _QUOTED.findall(joined):
                 found.setdefault(command, str(path.relative_to(ROOT)))
+            if _WHOLE.fullmatch(text):
+                found.setdefault(text, str(path.relative_to(ROOT)))
             for line in text.splitlines():
                 example = re.match(r"\s+(nami-amp .*)", line)
                 if example:
@@ -57,12 +72,24 @@ def quoted() -> dict[str, str]:
         if path.name not in OLD_PAGES:
             for command in in_a_page(path.read_text()):
                 found.setdefault(" ".join(command.split()), str(path.relative_to(ROOT)))
+    for path in TEMPLATES:
+        for command in in_a_template(path.read_text()):
+            found.setdefault(command, str(path.relative_to(ROOT)))
+    for path in PLACES:
+        for command in re.findall(r"nami-amp [a-z][^\"'`\]\n).]*", path.read_text()):
+            found.setdefault(command.strip(), str(path.relative_to(ROOT)))
     repairs = {AMPLITUDE.repair(code) for code in reasons.codes("halted")}
     actions = {reason.action or "" for reason in reasons.REASONS.values()}
     for text in {*repairs, *actions, *(kind.advice for kind in Kind)}:
         for command in _QUOTED.findall(" ".join(text.split())):
             found.setdefault(command, "a text of the running program")
     return found
+
+
+def unquoted(text: str, names: Iterable[str]) -> list[str]:
+    """Commands of these names that are neither between quotes nor a line of their own: no test would run them."""
+    named = rf"nami-amp (?:{'|'.join(map(re.escape, names))})\b.*"
+    return [found for line in text.splitlines() for found in re.findall(rf"\S.*?(?<!['`>])({named})", line)]
 
 
 def words_of(command: str) -> str:

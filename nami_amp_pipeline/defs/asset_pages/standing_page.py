@@ -57,7 +57,7 @@ def facts(standing: Standing) -> dict[str, Any]:
     if standing.why:
         told["why"] = standing.why
     if standing.whose:
-        told["whose_events_wait"] = ", ".join(standing.whose)
+        told["whose_events_wait"] = standing.whose_in_words
     if standing.next_try is not None:
         told["next_try"] = dg.MetadataValue.timestamp(standing.next_try)
     if standing.what_to_do:
