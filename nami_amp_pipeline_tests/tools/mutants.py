@@ -207,7 +207,7 @@ MUTANTS = (
     ),
     Mutant(
         "an identify of the state of an event that was sent is not remembered", "identify",
-        "nami_amp_pipeline/state/users.py", " OR {again}\"", "\"",
+        "nami_amp_pipeline/state/users.py", "        moves += f\" OR ", "        f\" OR ",
     ),
     Mutant(
         "whoever has pending events is sent an identify too", "identify", "sql/identify_3_choose.sql",
