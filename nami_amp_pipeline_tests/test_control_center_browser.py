@@ -177,6 +177,16 @@ def test_no_page_scrolls_sideways(browser: Chrome, place: Place, width: int) -> 
         assert not too_wide(browser), path
 
 
+def test_on_a_phone_an_integrations_row_is_seen_whole(browser: Chrome, place: Place) -> None:
+    place.add("fit", "main")
+    look(browser, 390, "light")
+    browser.get(f"{place.url}/apps/fit/integrations")
+    until(browser, lambda: browser.execute_script("return document.readyState") == "complete")
+    for cell in browser.find_elements(By.CSS_SELECTOR, ".stack tbody tr > *"):
+        assert cell.rect["x"] >= 0
+        assert cell.rect["x"] + cell.rect["width"] <= 390
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_form_that_came_back_is_for_everybody(browser: Chrome, place: Place, scheme: str) -> None:
     look(browser, 390, scheme)

@@ -129,3 +129,9 @@ def test_the_count_of_everything_tells_the_chosen_types_apart(
     assert "<strong>5 events</strong> of this app, of all types" in text
     assert f"About <strong>{events}</strong> are of the types that are chosen here" in text
     assert f"that is {events / 10:.2f} % of a month's quota" in text
+
+
+def test_event_types_break_at_dots_and_stay_text() -> None:
+    assert words.breakable("user.in_grace") == "user.<wbr>in_<wbr>grace"
+    assert words.breakable("<b>.") == "&lt;b&gt;."
+    assert words.breakable(None) == ""

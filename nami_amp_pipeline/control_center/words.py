@@ -8,6 +8,8 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Final
 
+from markupsafe import Markup
+
 from nami_amp_pipeline.clock import from_datetime, to_datetime
 from nami_amp_pipeline.operations import reasons
 
@@ -70,6 +72,11 @@ def plain(text: str) -> str:
     by_word = dict(_PLAIN)
     said = _ANY.sub(lambda match: by_word[match[0].lower()], text)
     return _INSTANT.sub(lambda match: spelled(datetime.fromisoformat(match[0])), said)
+
+
+def breakable(event_type: str | None) -> Markup:
+    """An event type that a narrow page breaks at its dots and underscores; empty for None."""
+    return Markup("<wbr>").join(re.findall(r"[^._]+[._]*|[._]+", event_type or ""))
 
 
 def means(code: str) -> str:
