@@ -27,6 +27,7 @@ from nami_amp_pipeline.stages.window import Window
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.support.control_center import SAME_ORIGIN
 from nami_amp_pipeline_tests.support.harness import START, Answering, Pipeline
+from nami_amp_pipeline_tests.support.markup import faults
 
 UNWANTED = re.compile(r"segment|outbox|dead.?letter|rejected|micro.?batch|\bqueued\b", re.IGNORECASE)
 INVALID = HttpAnswer(400, b'{"code":400,"error":"bad","events_with_invalid_fields":{"time":[0]}}')
@@ -124,6 +125,23 @@ def test_no_page_says_a_word_of_the_workshop(pages: TestClient, address: str) ->
     said = said_by(answer.text)
     found = UNWANTED.search(said)
     assert found is None, said[max(0, found.start() - 100) : found.end() + 100]
+    if answer.headers["content-type"].startswith("text/html"):
+        assert faults(answer.text) == []
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<table><tr>text<td>1</td></tr></table>",
+        '<a href="x" href="y">b</a>',
+        "<p><b>1</p></b>",
+        "<p>",
+        '<a x}}="">b</a>',
+    ],
+)
+def test_bad_markup_is_seen(page: str) -> None:
+    assert faults(page)
+    assert faults("<!doctype html><p>a<br>b <svg><rect/></svg></p>") == []
 
 
 def test_the_test_sees_the_words_where_they_are_said(pages: TestClient) -> None:
