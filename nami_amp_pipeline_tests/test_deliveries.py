@@ -113,6 +113,16 @@ def test_every_window_hour_and_type_adds_up_and_opens_its_rows(made: Pipeline) -
     assert operations.backfills.listed(app_id="radio", before=9, limit=2) == []
 
 
+@pytest.mark.parametrize(("anonymous", "places"), [("skip", "no_external_id"), ("nami_user_id", "sent")])
+def test_an_audience_counts_who_never_logged_in_as_they_are_sent(made: Pipeline, anonymous: str, places: str) -> None:
+    main = made.add("radio", anonymous=anonymous)
+    journey = {"external_ids": [], "customer_journey_state": {"former_subscriber": False}}
+    made.insert([row(1, 0, RENEWED, None) | {"payload": orjson.dumps(journey).decode()}])
+    made.tick()
+    found = Operations.over(made.context).audience(main.key, "namiml_former_subscriber", "false")
+    assert {place for place, users in found.places.items() if users} == {places}
+
+
 @pytest.mark.slow
 def test_what_is_captured_and_not_prepared_waits(made: Pipeline) -> None:
     main = made.add("radio")

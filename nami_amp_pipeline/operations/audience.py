@@ -25,7 +25,7 @@ Place = Literal["sent", "waiting", "no_external_id", "not_sent"]
 
 - ``sent``: the newest state is with Amplitude.
 - ``waiting``: events of the user are held or throttled, or the newest state goes with the user's next event.
-- ``no_external_id``: the integration sends External IDs, and the user has none yet.
+- ``no_external_id``: the integration sends External IDs only, and the user has none yet.
 - ``not_sent``: no event of the user was sent: of another type, or from before the integration's start.
 """
 
@@ -114,16 +114,15 @@ def audience(
     test, wanted = _test(name, value)
     if place is not None and place not in PLACES:
         raise Misconfigured(f"{place!r} is no place: take one of {', '.join(PLACES)}")
-    own = "external_id" if integration.user_id_kind == "external_id" else "user_id"
-    nobody = "no_external_id" if integration.anonymous != "nami_user_id" else "not_sent"
+    own = _user_id(integration)
     with compute(context.settings) as connection:
         _register(context, connection, integration)
         connection.execute(
             "CREATE TEMP TABLE members AS SELECT m.user_id, m.external_id, epoch_us(m.as_of) AS as_of, "  # noqa: S608
-            f"CASE WHEN m.{own} IS NULL THEN '{nobody}' "
+            f"CASE WHEN {own} IS NULL THEN 'no_external_id' "
             "WHEN h.id IS NOT NULL THEN 'waiting' WHEN s.id IS NULL THEN 'not_sent' "
             "WHEN s.sent_at >= epoch_us(m.as_of) THEN 'sent' ELSE 'waiting' END AS place "
-            f"FROM snapshots m LEFT JOIN sent s ON s.id = m.{own} LEFT JOIN held h ON h.id = m.{own} WHERE {test}",
+            f"FROM snapshots m LEFT JOIN sent s ON s.id = {own} LEFT JOIN held h ON h.id = {own} WHERE {test}",
             [wanted],
         )
         counts = dict(connection.execute("SELECT place, count(*) FROM members GROUP BY place").fetchall())
@@ -141,6 +140,13 @@ def audience(
         found,
         found[-1].nami_user if len(rows) > limit else None,
     )
+
+
+def _user_id(integration: Integration) -> str:
+    """SQL for the user id under which an integration sends the state of a member; null if it sends none."""
+    if integration.user_id_kind != "external_id":
+        return "m.user_id"
+    return "coalesce(m.external_id, m.user_id)" if integration.anonymous == "nami_user_id" else "m.external_id"
 
 
 def _test(name: str, value: str) -> tuple[str, Any]:

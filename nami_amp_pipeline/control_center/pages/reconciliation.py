@@ -24,7 +24,7 @@ DAYS: Final = 30
 PLACE_WORDS: Final = {
     "sent": "Amplitude was sent their newest state",
     "waiting": "their newest state waits, or goes with their next event",
-    "no_external_id": "have no External ID yet, so they are not sent until they log in",
+    "no_external_id": "have no External ID yet, so nothing is sent under one until they log in",
     "not_sent": "no event of theirs was sent: of another type, or from before the integration's start",
 }
 """Where a user's state is, as the end of a sentence about users."""
