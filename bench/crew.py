@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
@@ -136,8 +137,10 @@ class Crew:
         every = [str(shard or "") for shard in shards(self._shards)]
         runs = [self._made(every[number % len(every)], queue) for number, queue in enumerate(queues)]
         before, began = self._cpu(), time.time()
-        for run in runs:
-            self._instance.launch_run(run.run_id, cast("Any", None))  # the workspace, which this launcher never asks
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the launcher names its task anew for each run
+            for run in runs:
+                self._instance.launch_run(run.run_id, cast("Any", None))  # a workspace, which the launcher never asks
         records = self._ended([run.run_id for run in runs], began)
         took = {
             f"{record.dagster_run.tags[SHARD_TAG]} by {record.dagster_run.tags[DAGSTER_CELERY_QUEUE_TAG]}": (

@@ -82,7 +82,9 @@ def _on_postgres(sizes: tuple[int, int, int], receiver: Receiver, news: News, re
     """Homes of three sizes in one server, in turns: each turn's figures against those of the same turn."""
     few, apps, many = sizes
     with serving() as (server, folder):
-        homes = {size: Ticking(home_on(server, folder / f"home-{size}"), size, receiver) for size in dict.fromkeys(sizes)}
+        homes = {
+            size: Ticking(home_on(server, folder / f"home-{size}"), size, receiver) for size in dict.fromkeys(sizes)
+        }
         for _ in range(repeats):
             for ticking in homes.values():
                 ticking.turn(news, few)
@@ -152,8 +154,10 @@ def section(result: dict[str, Any]) -> str:
 
 def _section_of_many(found: dict[str, Any], head: list[str]) -> str:
     rows = [
-        _row(figures, name, [f"{int(size):,}", _having_news(figures["ticks"][name])])
-        + [f"{max(tick['peak_rss'] for tick in figures['ticks'][name]) / 1e6:,.0f}"]
+        [
+            *_row(figures, name, [f"{int(size):,}", _having_news(figures["ticks"][name])]),
+            f"{max(tick['peak_rss'] for tick in figures['ticks'][name]) / 1e6:,.0f}",
+        ]
         for size, figures in found["sizes"].items()
         for name in figures["seconds"]
     ]

@@ -103,7 +103,7 @@ class Loaded:
 
 @contextmanager
 def serving() -> Iterator[tuple[Postgres, Path]]:
-    """A server with its default settings, and a folder on the disk of the cache; that for temporary files may be memory."""
+    """A server with its default settings, and its folder on the disk of the cache; that of the system may be memory."""
     with room("postgres") as folder:
         server = Postgres(folder, light=False)
         try:

@@ -96,14 +96,23 @@ def family(pid: int) -> list[int]:
 
 def cpu_seconds(pid: int) -> float:
     """Seconds of processor of a process and its family, of those that ended and were waited for too."""
-    ticks = 0
-    for member in family(pid):
-        try:
-            fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        ticks += sum(map(int, fields[11:15]))  # user and system, of itself and of children that were waited for
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return sum(sum(_spent(member)) for member in family(pid))
+
+
+def own_cpu_seconds(pid: int) -> float:
+    """Seconds of processor of a process alone."""
+    return _spent(pid)[0]
+
+
+def _spent(pid: int) -> tuple[float, float]:
+    """Seconds of processor of a process, and of those that it started and waited for."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0, 0.0
+    user, system, of_children, system_of_children = map(int, fields[11:15])
+    second = os.sysconf("SC_CLK_TCK")
+    return (user + system) / second, (of_children + system_of_children) / second
 
 
 def memory(pid: int) -> dict[str, int]:

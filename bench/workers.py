@@ -1,7 +1,7 @@
 """Several Celery workers beside a single one, with an Amplitude that takes 200 ms for each answer.
 
-``python -m bench.workers --apps 40 --events 20 --repeats 1``; needs ``redis-server``. Warehouse, state store and Dagster's
-history are on PostgreSQL.
+``python -m bench.workers --apps 40 --events 20 --repeats 1``; needs ``redis-server``. Warehouse, state store and
+Dagster's history are on PostgreSQL.
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ def measure(
         "shard_apps": _apps_of_shards(apps, workers),
         "ticks": ticks,
         "events_per_second": {name: summary([tick["events_per_second"] for tick in ticks[name]]) for name in ticks},
-        "ratio": summary(
-            [a["events_per_second"] / b["events_per_second"] for a, b in zip(some, alone_, strict=True)]
-        ),
+        "ratio": summary([a["events_per_second"] / b["events_per_second"] for a, b in zip(some, alone_, strict=True)]),
     }
 
 
