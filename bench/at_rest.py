@@ -1,7 +1,7 @@
 """What the service costs where nothing happens: ``nami-amp dev`` on the demo's home, all delivered, its ticks included.
 
 ``python -m bench.at_rest --seconds 120 --settle 20``. With ``BENCH_BASE`` in the environment, a checkout of another
-commit, that is measured in turns with this one.
+commit, that is measured in turns with this one; by ``dagster dev``, if it is older than ``nami-amp dev``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from socket import create_server
 from typing import Any
 
 from bench import watch
@@ -32,6 +33,8 @@ GOAL_SECONDS = 2.7
 
 PATIENCE_SECONDS = 7_200
 RUNS = "runs"
+OTHERS = "others"
+COMMAND = "the command itself"
 _START_SECONDS = 300
 _SAMPLE_SECONDS = 5.0
 _STOP_SECONDS = 60
@@ -41,8 +44,8 @@ _NAMES = {
     "dagster_webserver": "webserver",
     "control-center": "Control Center",
     "sandbox": "local Amplitude",
-    "orphans.py": "`nami-amp dev`",
-    "nami-amp dev": "`nami-amp dev`",
+    "code-server start": "code server",
+    "orphans.py": COMMAND,
 }
 
 
@@ -95,14 +98,14 @@ def make_home(environ: Mapping[str, str], folder: Path, users: int) -> None:
 def serving(environ: Mapping[str, str], folder: Path) -> Iterator[int]:
     """``nami-amp dev`` on the home; yields its process id once all of it answers."""
     said = folder / "dev.log"
+    command, ready, environ = _command(environ, folder)
     with said.open("wb") as out:
         process = subprocess.Popen(
-            [NAMI_AMP, "dev"], env=dict(environ), cwd=folder, stdout=out, stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            command, env=environ, cwd=folder, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        )
     try:
         until = time.monotonic() + _START_SECONDS
-        while "Ctrl-C ends it" not in said.read_text(errors="replace"):
+        while ready not in said.read_text(errors="replace"):
             if process.poll() is not None or time.monotonic() > until:
                 raise watch.Failed(f"nami-amp dev did not start: {said.read_text(errors='replace')[-2_000:]}")
             time.sleep(0.2)
@@ -115,6 +118,17 @@ def serving(environ: Mapping[str, str], folder: Path) -> Iterator[int]:
         except subprocess.TimeoutExpired:
             process.kill()  # a helper of its own ends the others
             process.wait()
+
+
+def _command(environ: Mapping[str, str], folder: Path) -> tuple[list[str], str, dict[str, str]]:
+    """What starts the service, what it says once it is up, and its environment."""
+    if (Path(environ["PYTHONPATH"]) / "nami_amp_pipeline" / "commands" / "dev.py").exists():
+        return [NAMI_AMP, "dev"], "Ctrl-C ends it", dict(environ)
+    with closing(create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    dagster = str(Path(NAMI_AMP).with_name("dagster"))
+    command = [dagster, "dev", "--module-name", "nami_amp_pipeline.definitions", "--port", str(port)]
+    return command, "Serving dagster-webserver", {**environ, "DAGSTER_HOME": str(folder / "home" / "dagster")}
 
 
 def _looked_at(pid: int, seconds: int, folder: Path) -> dict[str, Any]:
@@ -146,23 +160,18 @@ def _looked_at(pid: int, seconds: int, folder: Path) -> dict[str, Any]:
 def name_of(command: Sequence[str]) -> str:
     """What a process of the service is called, by its command."""
     line = " ".join(command)
-    return next((name for part, name in _NAMES.items() if part in line), "others")
+    return next((name for part, name in _NAMES.items() if part in line), OTHERS)
 
 
 def _named(pid: int) -> dict[int, str]:
-    """The processes that are there all the time: that of the command, and those that it started."""
-    found = {}
-    for child in (pid, *(member for member in watch.family(pid) if _parent(member) == pid)):
+    """The processes that are there all the time; not those of a run that is under way."""
+    found = {pid: COMMAND}
+    for child in watch.family(pid)[1:]:
         words = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace").split("\0")
-        found[child] = name_of([Path(word).name if word.startswith("/") else word for word in words])
+        name = name_of([Path(word).name if word.startswith("/") else word for word in words])
+        if name != OTHERS:
+            found[child] = name
     return found
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
 
 
 def _cpu(pid: int, names: Mapping[int, str]) -> dict[str, float]:
