@@ -36,6 +36,7 @@ DEPLOY = Path(__file__).parent.parent / "deploy" / "celery"
 _BIN = Path(sys.executable).parent
 _ALL = "dagster"
 _START_SECONDS = 120
+_STOP_SECONDS = 15
 _TICK_SECONDS = 900
 
 
@@ -187,8 +188,14 @@ class Crew:
 
     def _stop(self) -> None:
         for process in self._processes.values():
+            for pid in watch.family(process.pid)[1:2] or [process.pid]:  # of a worker, Celery itself
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+        for process in self._processes.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_SECONDS)
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # the worker, and the process in which it executes runs
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         self._held.close()
 

@@ -38,7 +38,7 @@ TINY: dict[str, dict[str, int]] = {
     "whole_state": {"rows": 300, "repeats": 1, "peer_rows": 0},
     "object_storage": {"rows": 300, "repeats": 1},
     "history": {"small": 60, "large": 200, "users": 60, "news": 40, "repeats": 1, "base": 500},
-    "many_apps": {"apps": 3, "many": 4, "few": 2, "repeats": 1},
+    "many_apps": {"apps": 3, "many": 3, "few": 2, "repeats": 1},
     "workers": {"apps": 3, "events": 4, "repeats": 1, "workers": 2, "milliseconds": 20},
     "backlog": {"rows": 700, "less": 500, "base": 500, "apps": 1},
     "latency": {"rows": 300, "repeats": 1, "milliseconds": 20},
