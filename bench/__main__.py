@@ -26,9 +26,11 @@ PARTS = (
     "object_storage",
     "history",
     "many_apps",
+    "workers",
     "backlog",
     "latency",
     "start_up",
+    "at_rest",
     "compression",
     "limits",
     "live_first",
@@ -37,6 +39,7 @@ PARTS = (
     "enrichments",
 )
 PATIENCE_SECONDS = 900
+"""How long a part may take that does not have a ``PATIENCE_SECONDS`` of its own."""
 
 
 def modules() -> dict[str, ModuleType]:
@@ -47,12 +50,13 @@ def modules() -> dict[str, ModuleType]:
 def measure(part: str, options: list[str]) -> bool:
     """Runs one part and records what came of it; whether it could be measured."""
     command = " ".join(["python -m", f"bench.{part}", *options])
+    patience = getattr(importlib.import_module(f"bench.{part}"), "PATIENCE_SECONDS", PATIENCE_SECONDS)
     began = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", f"bench.{part}", "--json", *options], stdout=subprocess.PIPE, start_new_session=True
     )
     try:
-        output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+        output, _ = process.communicate(timeout=patience)
         if process.returncode:
             raise RuntimeError(f"ended with {process.returncode}; it said why above")
         figures = orjson.loads(output)

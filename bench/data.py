@@ -98,18 +98,19 @@ def sample_warehouse(rows: int) -> Path:
     return derived(f"sample-{rows}", fill)
 
 
-def multiplied(rows: int, *, base_rows: int = BASE_ROWS) -> Path:
-    """The same with as many copies of a smaller sample as it takes."""
+def multiplied(rows: int, *, base_rows: int = BASE_ROWS, of_one_app: bool = False) -> Path:
+    """The same with as many copies of a smaller sample as it takes; all of the first app where that is asked for."""
     base = sample_warehouse(base_rows)
 
     def fill(connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute(f"ATTACH '{base}' AS base (READ_ONLY)")
-        connection.execute(f"CREATE TEMP TABLE marked AS SELECT * REPLACE ({MARKED} AS payload) FROM base.nami_events")
+        values = f"{MARKED} AS payload" + (f", '{APPS[0]}' AS app_id" if of_one_app else "")
+        connection.execute(f"CREATE TEMP TABLE marked AS SELECT * REPLACE ({values}) FROM base.nami_events")
         connection.execute("DETACH base")
         for copy, first in enumerate(range(0, rows, base_rows)):
             connection.execute(insert_copy("marked", f"{copy:04x}", limit=min(base_rows, rows - first)))
 
-    return derived(f"multiplied-{rows}-of-{base_rows}", fill)
+    return derived(f"multiplied-{rows}-of-{base_rows}{'-one-app' if of_one_app else ''}", fill)
 
 
 def whole_state_warehouse(rows: int) -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 
 import duckdb
 import psycopg2
+import yaml
 from adbc_driver_postgresql import dbapi
 
 from bench.checks import CHECKSUM
@@ -24,6 +25,7 @@ from bench.micro_batch import run_once
 from bench.part import alone, say, spread, table
 from bench.receiver import Receiver
 from bench.scene import STAGES, Home, delivered_all, room, summary
+from nami_amp_pipeline.dagster_support.instance import DAGSTER_YAML
 from nami_amp_pipeline.storage.duckdb_engine import sql
 from nami_amp_pipeline_tests.support.postgres import Postgres
 
@@ -100,38 +102,63 @@ class Loaded:
 
 
 @contextmanager
-def loaded(events: Path) -> Iterator[Loaded]:
-    """A server with its default settings, on the disk of the cache; the folder for temporary files may be memory."""
+def serving() -> Iterator[tuple[Postgres, Path]]:
+    """A server with its default settings, and its folder on the disk of the cache; that of the system may be memory."""
     with room("postgres") as folder:
         server = Postgres(folder, light=False)
         try:
-            found = Loaded(server, folder, events)
-            say(f"{events.name} is in PostgreSQL")
-            yield found
+            yield server, folder
         finally:
             server.stop()
 
 
+@contextmanager
+def loaded(events: Path) -> Iterator[Loaded]:
+    """The same, whose warehouse holds the rows of a DuckDB file."""
+    with serving() as (server, folder):
+        found = Loaded(server, folder, events)
+        say(f"{events.name} is in PostgreSQL")
+        yield found
+
+
+def home_on(server: Postgres, folder: Path, **more: str) -> Home:
+    """A home with databases of its own: warehouse, state store and Dagster's history.
+
+    Args:
+        server: where they are made.
+        folder: for the home.
+        more: other settings, as ``NAMI_AMP_…`` variables.
+    """
+    dagster = folder / "dagster"
+    dagster.mkdir(parents=True)
+    storage = {"storage": {"postgres": {"postgres_url": server.fresh_database()}}}
+    (dagster / "dagster.yaml").write_text(DAGSTER_YAML + yaml.safe_dump(storage))
+    return Home(folder, server.fresh_database(), NAMI_AMP_STATE_URL=server.fresh_database(), **more)
+
+
 def _load(events: Path, warehouse: str) -> None:
-    """The rows of a DuckDB file, by binary COPY, and what a loader that has been at it for a while has behind it."""
-    connection = psycopg2.connect(warehouse)
-    connection.autocommit = True
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute(sql("nami_events_postgres"))
-        with (
-            duckdb.connect(str(events), read_only=True) as source,
-            dbapi.connect(warehouse) as target,
-            target.cursor() as writer,
-        ):
+    with duckdb.connect(str(events), read_only=True) as source:
+        ingest(source, warehouse)
+
+
+def ingest(source: duckdb.DuckDBPyConnection, warehouse: str) -> None:
+    """Adds the rows of a table ``nami_events`` of DuckDB's to a warehouse, by binary COPY.
+
+    Leaves it as a loader does that has been at it for a while: vacuumed, and with nothing yet to write.
+
+    Args:
+        source: a connection to the rows.
+        warehouse: the address of a database; its table is made where it is missing.
+    """
+    with closing(psycopg2.connect(warehouse)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        cursor.execute(sql("nami_events_postgres"))
+        with dbapi.connect(warehouse) as target, target.cursor() as writer:
             reader = source.sql("SELECT * FROM nami_events").to_arrow_reader(50_000)
             writer.adbc_ingest("nami_events", reader, mode="append")
             target.commit()
-        with connection.cursor() as cursor:
-            cursor.execute("VACUUM ANALYZE nami_events")
-            cursor.execute("CHECKPOINT")
-    finally:
-        connection.close()
+        cursor.execute("VACUUM ANALYZE nami_events")
+        cursor.execute("CHECKPOINT")
 
 
 def _settings(server: str) -> dict[str, str]:

@@ -94,13 +94,15 @@ class Home:
         self.settings = Settings.load({k: v for k, v in self.environ.items() if k.startswith("NAMI_AMP_")})
 
     def integrate(self, url: str, apps: Iterable[str] = APPS, *, start_from: int | None = None) -> None:
-        """Adds an integration for each app, with all event types; those without a login go under Nami's user id."""
+        """Adds an integration for each app, with all event types; those without a login go under Nami's user id.
+
+        All in one transaction, and without a look for others with the same key, which reads all of them each time.
+        """
         context = Context.open(self.settings)
-        for app_id in apps:
-            state.add(
-                context.store,
-                context.cipher,
-                state.NewIntegration(
+        with context.store.begin() as tx:
+            state.hold_keys(context.store, tx)
+            for app_id in apps:
+                new = state.NewIntegration(
                     app_id,
                     "bench",
                     url,
@@ -108,8 +110,9 @@ class Home:
                     anonymous="nami_user_id",
                     start_from=start_from,
                     allow_custom_endpoint=True,
-                ),
-            )
+                    allow_shared_key=True,
+                )
+                state.insert(context.store, tx, context.cipher, new)
         context.store.close()
 
     def tick(self) -> Tick:
@@ -159,17 +162,33 @@ def delivered_all(
     """
     receiver.reset(latency)
     tick = home.tick()
-    tick.received = got = receiver.report()
+    tick.received = arrived(receiver, tick.delivered, expected, order=order)
+    return tick
+
+
+def arrived(receiver: Receiver, delivered: int, expected: object = None, *, order: bool = True) -> dict[str, Any]:
+    """What came since the receiver's last reset, checked; see :func:`delivered_all`.
+
+    Args:
+        receiver: where it came.
+        delivered: events, as the pipeline counts them.
+        expected: as there.
+        order: as there.
+
+    Raises:
+        Wrong: as there.
+    """
+    got = receiver.report()
     wrong = {name: got[name] for name in ("invalid", "out_of_order", "overlapping") if got[name]}
     if not order:
         wrong.pop("out_of_order", None)
-    if not got["events"] == got["distinct_ids"] == tick.delivered:
-        wrong |= {"delivered": tick.delivered, "arrived": got["events"], "distinct": got["distinct_ids"]}
+    if not got["events"] == got["distinct_ids"] == delivered:
+        wrong |= {"delivered": delivered, "arrived": got["events"], "distinct": got["distinct_ids"]}
     if expected is not None and expected != got["checksum"]:
         wrong["checksum"] = got["checksum"]
     if wrong:
         raise Wrong(f"what arrived is not what should have: {wrong}")
-    return tick
+    return got
 
 
 @contextmanager

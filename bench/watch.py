@@ -74,15 +74,16 @@ class _Peaks(threading.Thread):
     def run(self) -> None:
         while not self.done.wait(SAMPLE_SECONDS):
             resident = anonymous = 0
-            for pid in _family(self.pid):
-                values = _memory(pid)
+            for pid in family(self.pid):
+                values = memory(pid)
                 resident += values.get("VmRSS", 0)
                 anonymous += values.get("RssAnon", 0)
             self.resident = max(self.resident, resident)
             self.anonymous = max(self.anonymous, anonymous)
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
+    """A process with all that it started, and what those started."""
     found = [pid]
     for parent in found:
         for task in Path(f"/proc/{parent}/task").glob("*/children"):
@@ -93,7 +94,29 @@ def _family(pid: int) -> list[int]:
     return found
 
 
-def _memory(pid: int) -> dict[str, int]:
+def cpu_seconds(pid: int) -> float:
+    """Seconds of processor of a process and its family, of those that ended and were waited for too."""
+    return sum(sum(_spent(member)) for member in family(pid))
+
+
+def own_cpu_seconds(pid: int) -> float:
+    """Seconds of processor of a process alone."""
+    return _spent(pid)[0]
+
+
+def _spent(pid: int) -> tuple[float, float]:
+    """Seconds of processor of a process, and of those that it started and waited for."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0, 0.0
+    user, system, of_children, system_of_children = map(int, fields[11:15])
+    second = os.sysconf("SC_CLK_TCK")
+    return (user + system) / second, (of_children + system_of_children) / second
+
+
+def memory(pid: int) -> dict[str, int]:
+    """Resident bytes of a process, ``VmRSS``, and those that are no pages of files, ``RssAnon``."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,11 +19,16 @@ import pytest
 import requests
 
 from bench import __main__ as bench
-from bench import data, page, results, scene, watch
+from bench import at_rest, crew, data, page, results, scene, watch, workers
 from bench.peers import DRT, SDK, drt_project
 from bench.receiver import Receiver
 from nami_amp_pipeline import contract
+from nami_amp_pipeline.commands.dev import _control_center, _sandbox
+from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.dagster_support import dev
+from nami_amp_pipeline.operations.shards import shards
 from nami_amp_pipeline.runner import run_micro_batch
+from nami_amp_pipeline.state.integrations import all_integrations
 
 pytestmark = pytest.mark.slow
 
@@ -31,10 +38,12 @@ TINY: dict[str, dict[str, int]] = {
     "whole_state": {"rows": 300, "repeats": 1, "peer_rows": 0},
     "object_storage": {"rows": 300, "repeats": 1},
     "history": {"small": 60, "large": 200, "users": 60, "news": 40, "repeats": 1, "base": 500},
-    "many_apps": {"apps": 3, "repeats": 1},
-    "backlog": {"rows": 700, "less": 500, "base": 500},
+    "many_apps": {"apps": 3, "many": 3, "few": 2, "repeats": 1},
+    "workers": {"apps": 3, "events": 4, "repeats": 1, "workers": 2, "milliseconds": 20},
+    "backlog": {"rows": 700, "less": 500, "base": 500, "apps": 1},
     "latency": {"rows": 300, "repeats": 1, "milliseconds": 20},
     "start_up": {"rows": 100, "repeats": 1},
+    "at_rest": {"seconds": 1, "settle": 0},
     "compression": {"rows": 300, "repeats": 1},
     "limits": {"rows": 500, "requests": 8, "commits": 3},
     "live_first": {"rows": 4_000, "ticks": 1, "live": 5, "milliseconds": 200, "batch": 20},
@@ -51,6 +60,36 @@ def cache() -> Iterator[Path]:
         yield Path(folder)
 
 
+class Stub:
+    """Stands in for Celery's workers: does the shards of a tick one after the other, in this process."""
+
+    def __init__(self, home: scene.Home, workers: int, shards: int) -> None:
+        self._home = home
+        self._workers = workers
+        self._shards = shards
+
+    def __enter__(self) -> Stub:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def tick(self, workers: int) -> crew.ShardedTick:
+        assert workers in (1, self._workers)
+        context = Context.open(self._home.settings)
+        integrations = all_integrations(context.store)
+        context.store.close()
+        began = time.perf_counter()
+        runs = {}
+        for shard in shards(self._shards):
+            assert shard is not None
+            mine = [integration.key for integration in integrations if shard.has(integration.app_id)]
+            at = time.perf_counter() - began
+            assert run_micro_batch(self._home.settings, mine).ok
+            runs[str(shard)] = (at, time.perf_counter() - began)
+        return crew.ShardedTick(time.perf_counter() - began, 0.1, runs)
+
+
 @pytest.fixture
 def small_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process, which has Dagster loaded already, and with files of its own."""
@@ -63,6 +102,10 @@ def small_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return watch.Took(time.perf_counter() - began, 0.1, 1, 1, orjson.dumps(report.to_json()))
 
     monkeypatch.setattr(scene.Home, "run", run)
+    # Their processes take longer to start than all the rest; test_celery.py and test_dev.py start them.
+    monkeypatch.setattr(workers, "Crew", Stub)
+    monkeypatch.setattr(at_rest, "make_home", lambda *_: None)
+    monkeypatch.setattr(at_rest, "serving", lambda *_: nullcontext(os.getpid()))
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
 
 
@@ -112,6 +155,22 @@ def test_a_part_runs_by_itself_with_the_real_command() -> None:
     assert one["delivered"] > 200
     assert set(one["stages"]) == set(scene.STAGES.values())
     assert one["peak_rss"] > 50_000_000
+
+
+def test_processes_of_the_service_are_told_apart_by_their_commands() -> None:
+    place = Path("somewhere")
+    assert at_rest.name_of(dev.code_server_command(place)) == "code server"
+    assert at_rest.name_of(dev.daemon_command(place)) == "daemon"
+    assert at_rest.name_of(dev.webserver_command(1, place)) == "webserver"
+    assert at_rest.name_of(_control_center(1)) == "Control Center"
+    assert at_rest.name_of(_sandbox(1, place)) == "local Amplitude"
+
+
+def test_processor_time_of_processes_that_ended_counts_too() -> None:
+    before = watch.cpu_seconds(os.getpid()) - watch.own_cpu_seconds(os.getpid())
+    busy = "import time\nwhile time.process_time() < 0.1: pass"
+    subprocess.run([sys.executable, "-I", "-S", "-c", busy], check=True)
+    assert watch.cpu_seconds(os.getpid()) - watch.own_cpu_seconds(os.getpid()) - before >= 0.08
 
 
 def test_the_receiver_tells_what_is_wrong() -> None:
