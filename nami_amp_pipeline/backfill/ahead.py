@@ -6,6 +6,8 @@ else has had the lease since: then nothing that it was made of has changed.
 
 from __future__ import annotations
 
+from typing import Final
+
 from nami_amp_pipeline.backfill.choice import ComputedFile
 from nami_amp_pipeline.backfill.kinds import KINDS
 from nami_amp_pipeline.context import Context
@@ -13,6 +15,9 @@ from nami_amp_pipeline.state import live_first
 from nami_amp_pipeline.state.backfills import Backfill, BackfillFile
 from nami_amp_pipeline.state.integration_rows import Integration, refreshed
 from nami_amp_pipeline.state.store import Lease
+
+MOST_TIMES: Final = 5
+"""How often a file is computed ahead while live delivery works in between; then once under the lease."""
 
 
 class Ahead:
@@ -27,6 +32,12 @@ class Ahead:
         self._context = context
         self._backfill = backfill
         self._computed: tuple[int, int, Integration, ComputedFile] | None = None
+        self._misses: tuple[int, int] = (0, 0)
+
+    @property
+    def may_try_again(self) -> bool:
+        """Whether what :meth:`take` did not have is to be computed ahead once more, as live delivery works often."""
+        return self._misses[1] < MOST_TIMES
 
     def compute(self, file: BackfillFile, integration: Integration) -> None:
         """Computes a file, unless another process works on the integration, or the file is gone."""
@@ -48,13 +59,14 @@ class Ahead:
             integration: as it is now.
             lease: of the integration, taken just now.
         """
-        if self._computed is None:
-            return None
-        file_id, fence, was, computed = self._computed
-        if file_id == file.id and was == integration and lease.fence == fence + 1:
-            self._computed = None
-            return computed
-        self.drop()
+        if self._computed is not None:
+            file_id, fence, was, computed = self._computed
+            if file_id == file.id and was == integration and lease.fence == fence + 1:
+                self._computed = None
+                return computed
+            self.drop()
+        missed_file, times = self._misses
+        self._misses = (file.id, times + 1 if missed_file == file.id else 1)
         return None
 
     def drop(self) -> None:

@@ -275,7 +275,10 @@ class _Turns:
             if file is not None:
                 if self._end_cancelled(lease):
                     self._ahead.drop()
-                prepare_file(context, backfill, file, integration, lease, self._ahead.take(file, integration, lease))
+                computed = self._ahead.take(file, integration, lease)
+                if computed is None and self._ahead.may_try_again:
+                    return True
+                prepare_file(context, backfill, file, integration, lease, computed)
                 moved = True
             elif not self._has_held():
                 self._move("done")

@@ -22,7 +22,7 @@ TURN: Final = "backfill-turn:"
 WISH: Final = "live-wish:"
 """Held by live delivery while it wants the lease of an integration from a backfill."""
 
-LOOK_SECONDS: Final = 0.1
+LOOK_SECONDS: Final = 0.05
 """How often a backfill looks whether live delivery wants its lease, and how often live looks whether it is free."""
 
 PATIENCE_SECONDS: Final = 30.0
