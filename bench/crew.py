@@ -209,6 +209,7 @@ def _worker(name: str) -> list[str]:
         str(_BIN / "dagster-celery"), "worker", "start",
         "--config-yaml", str(DEPLOY / "worker.yaml"), "--app", "dagster_celery.app",
         "--queue", f"{_ALL},{name}", "--name", name, "--", "--concurrency", "1",
+        "--disable-prefetch",
     ]  # fmt: skip
 
 

@@ -128,7 +128,7 @@ def section(result: dict[str, Any]) -> str:
         for app_id, run in zip(APPS, result["runs"], strict=True)
     ]
     return (
-        f"`nami-amp reconcile --source FOLDER` of what `nami-amp run` delivered just before, in "
+        f"`nami-amp reconcile APP/NAME` from a folder (`--source`), of what `nami-amp run` delivered just before, in "
         f"{result['delivery_seconds']:.1f} s. The exported files hold as many events of another writer. Every event "
         "was found identical, and every other one not ours.\n\n"
         + table(["app", "events of ours", "seconds", "CPU seconds", "peak memory, MB"], lines)

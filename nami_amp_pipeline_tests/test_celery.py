@@ -45,7 +45,7 @@ def test_a_worker_that_dies_is_replaced_by_another(tmp_path: Path, postgres: Pos
                 running.start(name, [*_worker(), "--hostname", f"{name}@here"])
             every = Everything(running, sandbox, server.endpoint)
             for number, app in enumerate(APPS):
-                every.load(app, 40, seed=number)
+                every.load(app, 120, seed=number)
                 every.add(app, GOOD_KEY[:-1] + str(number))
             running.start("daemon")
             _one_dies(every)
@@ -69,6 +69,7 @@ def _worker() -> list[str]:
     return [
         "dagster-celery", "worker", "start", "--config-yaml", "deploy/celery/worker.yaml", "--app",
         "dagster_celery.app", "--queue", "dagster", "--", "--concurrency", "1",
+        "--disable-prefetch",
     ]  # fmt: skip
 
 

@@ -131,7 +131,7 @@ def test_the_count_of_everything_tells_the_chosen_types_apart(
     assert f"that is {events / 10:.2f} % of a month's quota" in text
 
 
-def test_event_types_break_at_dots_and_stay_text() -> None:
-    assert words.breakable("user.in_grace") == "user.<wbr>in_<wbr>grace"
-    assert words.breakable("<b>.") == "&lt;b&gt;."
-    assert words.breakable(None) == ""
+def test_event_types_break_at_dots_and_underscores() -> None:
+    assert words.parts("user.in_grace") == ["user.", "in_", "grace"]
+    assert words.parts("..a") == ["..", "a"]
+    assert words.parts(None) == words.parts("") == []

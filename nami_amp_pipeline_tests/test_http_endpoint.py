@@ -544,6 +544,6 @@ def test_the_control_center_shows_it(tmp_path: Path, shop: Shop) -> None:
     assert SECRET not in page.text
     for address in ("", "/shop/preview", "/shop/test-event", "/shop/switch", "/shop/remove"):
         assert pages.get(f"/apps/radio/integrations{address}").status_code == 200, address
-    assert f"http, {shop.url.split('/')[2]}" in pages.get("/apps/radio/integrations").text
+    assert f"HTTP endpoint, {shop.url.split('/')[2]}" in pages.get("/apps/radio/integrations").text
     sent = pages.post("/apps/radio/integrations/shop/test-event", data={"event_type": "device.impression"})
     assert "The HTTP endpoint took it" in sent.text

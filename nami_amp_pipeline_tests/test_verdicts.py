@@ -20,7 +20,8 @@ def standing(**more: Any) -> Standing:
     """An integration that delivers, but for what is given."""
     plain: dict[str, Any] = {
         "integration": "radio/main", "state": "delivering", "needs_you": False, "since": None, "why": "",
-        "next_try": TICK, "what_to_do": None, "pending": 1, "whose": (), "rejected": 0, "dismissed": 0,
+        "next_try": TICK, "what_to_do": None, "pending": 1, "whose": (), "whose_is_all": True,
+        "rejected": 0, "dismissed": 0,
         "also": (), "code": "", "lag_seconds": 1.0, "numbers": IntegrationStatus("radio/main", "enabled"),
     }  # fmt: skip
     return Standing(**{**plain, **more})

@@ -117,7 +117,7 @@ class Site:
             "number": words.number,
             "share": words.share,
             "plain": words.plain,
-            "breakable": words.breakable,
+            "parts": words.parts,
             "duration": words.duration,
             "pretty": words.pretty,
             "sentence": words.sentence,

@@ -8,8 +8,6 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Final
 
-from markupsafe import Markup
-
 from nami_amp_pipeline.clock import from_datetime, to_datetime
 from nami_amp_pipeline.operations import reasons
 
@@ -74,9 +72,9 @@ def plain(text: str) -> str:
     return _INSTANT.sub(lambda match: spelled(datetime.fromisoformat(match[0])), said)
 
 
-def breakable(event_type: str | None) -> Markup:
-    """An event type that a narrow page breaks at its dots and underscores; empty for None."""
-    return Markup("<wbr>").join(re.findall(r"[^._]+[._]*|[._]+", event_type or ""))
+def parts(event_type: str | None) -> list[str]:
+    """The parts of an event type, between which a narrow page may break it: each ends with its dots or underscores."""
+    return re.findall(r"[^._]+[._]*|[._]+", event_type or "")
 
 
 def means(code: str) -> str:
