@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Final
 
+from nami_amp_pipeline import contract
 from nami_amp_pipeline.clock import from_datetime, to_datetime
 from nami_amp_pipeline.operations import reasons
 
@@ -75,6 +76,11 @@ def plain(text: str) -> str:
 def parts(event_type: str | None) -> list[str]:
     """The parts of an event type, between which a narrow page may break it: each ends with its dots or underscores."""
     return re.findall(r"[^._]+[._]*|[._]+", event_type or "")
+
+
+def meanings() -> dict[str, str]:
+    """What each user property means, by its name, without the marks of Markdown."""
+    return {prop.name: prop.means.replace("`", "") for prop in contract.PROPERTIES}
 
 
 def means(code: str) -> str:

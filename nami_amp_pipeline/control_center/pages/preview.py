@@ -9,9 +9,8 @@ from typing import Final
 
 from starlette.responses import Response
 
-from nami_amp_pipeline import contract
 from nami_amp_pipeline.control_center.visit import Visit, page
-from nami_amp_pipeline.control_center.words import means
+from nami_amp_pipeline.control_center.words import meanings, means
 from nami_amp_pipeline.operations.newest_events import LOOKED_AT, VERDICTS, PreviewedEvent, Verdict
 
 _SHOWN: Final = (1, 5, 20)
@@ -94,7 +93,7 @@ def show(visit: Visit) -> Response:
 
 def _shown(event: PreviewedEvent) -> Shown:
     sent = json.loads(event.amplitude) if event.amplitude else {}
-    known = {prop.name: prop.means.replace("`", "") for prop in contract.PROPERTIES}
+    known = meanings()
     properties = [
         (name, json.dumps(value, ensure_ascii=False), known.get(name, ""))
         for name, value in sent.get("user_properties", {}).items()

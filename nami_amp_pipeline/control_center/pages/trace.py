@@ -11,6 +11,7 @@ from starlette.responses import Response
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.control_center.payloads import download
 from nami_amp_pipeline.control_center.visit import NotFound, Visit, page
+from nami_amp_pipeline.control_center.words import meanings
 from nami_amp_pipeline.operations.trace import Answer
 from nami_amp_pipeline.operations.user_state import UserState
 
@@ -37,7 +38,7 @@ def show(visit: Visit) -> Response:
         kinds=_NAMES,
         moment=datetime.fromisoformat,
         as_json=lambda value: orjson.dumps(value).decode(),
-        properties={prop.name: prop.means.replace("`", "") for prop in contract.PROPERTIES},
+        properties=meanings(),
         groups={prop.name: prop.field for prop in contract.PROPERTIES},
     )
 
