@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from nami_amp_pipeline.demo.setup import APPS, demo_key, demo_keys, journal
+from nami_amp_pipeline.demo.setup import APPS, demo_integration_keys, demo_key, journal
 from nami_amp_pipeline.errors import Blocked
 from nami_amp_pipeline.sandbox import Options, Project, Sandbox, SandboxServer
 from nami_amp_pipeline.settings import Settings
@@ -54,7 +54,9 @@ def local_amplitude(settings: Settings, port: int | None, endpoints: Sequence[st
         Blocked: no port is to be had, or the file of its events cannot be used.
     """
     try:
-        projects = {demo_key(app_id): Project(name=key) for app_id, key in zip(APPS, demo_keys(), strict=True)}
+        projects = {
+            demo_key(app_id): Project(name=key) for app_id, key in zip(APPS, demo_integration_keys(), strict=True)
+        }
         sandbox = Sandbox(projects=projects, any_key=True, options=Options(throttle=False), journal=journal(settings))
     except OSError as error:
         if error.errno != errno.EBUSY:

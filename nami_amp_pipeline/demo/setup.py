@@ -100,7 +100,7 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, users: int, now: 
 
 def demo_endpoints(context: Context) -> list[str]:
     """Where the demo's integrations post to; none before the first demo."""
-    ours = demo_keys()
+    ours = demo_integration_keys()
     return [integration.endpoint for integration in all_integrations(context.store) if integration.key in ours]
 
 
@@ -126,7 +126,7 @@ def ensure_integrations(context: Context, endpoint: str) -> list[Integration]:
             add(context.store, context.cipher, new)
         elif there.endpoint != endpoint:
             _move(context, there, endpoint)
-    return all_integrations(context.store, demo_keys())
+    return all_integrations(context.store, demo_integration_keys())
 
 
 def _past_proxies() -> None:
@@ -136,7 +136,7 @@ def _past_proxies() -> None:
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, (known, "127.0.0.1", "localhost")))
 
 
-def demo_keys() -> list[str]:
+def demo_integration_keys() -> list[str]:
     """``<app_id>/<name>`` of the demo's integrations."""
     return [f"{app_id}/{NAME}" for app_id in APPS]
 

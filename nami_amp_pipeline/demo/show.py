@@ -15,7 +15,7 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.demo.addresses import show_addresses
 from nami_amp_pipeline.demo.arrivals import LocalAmplitude, Person, people, sent_by_type
 from nami_amp_pipeline.demo.local_amplitude import local_amplitude
-from nami_amp_pipeline.demo.setup import DAYS, demo_endpoints, demo_keys, ensure_integrations, load_sample
+from nami_amp_pipeline.demo.setup import DAYS, demo_endpoints, demo_integration_keys, ensure_integrations, load_sample
 from nami_amp_pipeline.operations import reasons
 from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.runner import RunReport, run_micro_batch
@@ -64,7 +64,7 @@ def run_demo(
             amplitude = LocalAmplitude(place.url)
             repeats = amplitude.audit()["duplicates"]
             run_started = time.monotonic()
-            report = run_micro_batch(settings, demo_keys())
+            report = run_micro_batch(settings, demo_integration_keys())
             seconds = time.monotonic() - run_started
             fine = _show(console, context, integrations, report, amplitude, repeats)
             console.print(f"\nThe micro-batch took {seconds:.1f} s, the demo {time.monotonic() - started:.1f} s.")
