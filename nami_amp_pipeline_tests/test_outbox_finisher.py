@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from nami_amp_pipeline.delivery.outbox_finisher import AtOnce, InThread, OutboxFinisher
-from nami_amp_pipeline.delivery.receipts import finish_outbox
+from nami_amp_pipeline.delivery.receipts import Ending, finish_outbox, finish_outboxes
 from nami_amp_pipeline.errors import Blocked, StoreUnavailable
 from nami_amp_pipeline.stages import deliver as delivery
 from nami_amp_pipeline.state import tables
@@ -23,9 +24,9 @@ PATIENCE = 60_000_000
 def test_what_the_store_keeps_from_being_finished_is_tried_again_until_patience_ends() -> None:
     tries: list[tuple[int, int]] = []
 
-    def finish(channel_id: int, outbox_id: int) -> None:
-        tries.append((channel_id, outbox_id))
-        raise StoreUnavailable("away")
+    def finish(some: Sequence[tuple[int, int]]) -> dict[int, Exception]:
+        tries.extend(some)
+        return {outbox_id: StoreUnavailable("away") for _, outbox_id in some}
 
     finishing = OutboxFinisher(finish, AtOnce(), PATIENCE)
     assert finishing.next_at(0) is None
@@ -45,9 +46,8 @@ def test_what_the_store_keeps_from_being_finished_is_tried_again_until_patience_
 
 
 def test_what_cannot_be_finished_is_said_and_other_outboxes_are() -> None:
-    def finish(channel_id: int, _outbox_id: int) -> None:
-        if channel_id == 1:
-            raise Blocked("the disk is full")
+    def finish(some: Sequence[tuple[int, int]]) -> dict[int, Exception]:
+        return {outbox_id: Blocked("the disk is full") for channel_id, outbox_id in some if channel_id == 1}
 
     finishing = OutboxFinisher(finish, AtOnce(), PATIENCE)
     finishing.start(1, 7, 0)
@@ -72,7 +72,7 @@ def test_looking_at_what_is_under_way_does_not_grow_with_it() -> None:
         def close(self) -> None:
             pass
 
-    finishing = OutboxFinisher(lambda _channel, _outbox: None, Held(), PATIENCE)
+    finishing = OutboxFinisher(lambda _some: {}, Held(), PATIENCE)
     for number in range(1_000):
         finishing.start(number, number, 0)
     assert finishing.settle(0) == []
@@ -82,9 +82,8 @@ def test_looking_at_what_is_under_way_does_not_grow_with_it() -> None:
 
 @pytest.mark.parametrize("background", [AtOnce, InThread])
 def test_a_bug_stops_the_integration_that_meets_it_only(background: type[AtOnce | InThread]) -> None:
-    def finish(channel_id: int, _outbox_id: int) -> None:
-        if channel_id == 1:
-            raise ZeroDivisionError
+    def finish(some: Sequence[tuple[int, int]]) -> dict[int, Exception]:
+        return {outbox_id: ZeroDivisionError() for channel_id, outbox_id in some if channel_id == 1}
 
     finishing = OutboxFinisher(finish, background(), PATIENCE)
     finishing.start(1, 7, 0)
@@ -103,10 +102,10 @@ def test_requests_go_on_while_receipts_are_written(tmp_path: Path, monkeypatch: 
     threads: set[str] = set()
     in_time: list[bool] = []
 
-    def finish(*arguments: object) -> None:
+    def finish(*arguments: Any) -> dict[int, Exception]:
         threads.add(threading.current_thread().name[:8])
         in_time.append(posted_second.wait(20))
-        finish_outbox(*arguments)  # type: ignore[arg-type]
+        return finish_outboxes(*arguments)
 
     def answer(posted: Posted) -> object:
         if "e10" in posted.ids:
@@ -115,7 +114,7 @@ def test_requests_go_on_while_receipts_are_written(tmp_path: Path, monkeypatch: 
 
     bench_answer = bench.answer
     bench.answer = answer  # type: ignore[assignment]
-    monkeypatch.setattr(delivery, "finish_outbox", finish)
+    monkeypatch.setattr(delivery, "finish_outboxes", finish)
     bench.background = InThread()
     bench.deliver()
     assert threads == {"receipts"}
@@ -131,11 +130,11 @@ def test_a_run_that_cannot_write_receipts_says_so_and_the_next_one_does(
     bench = Bench(tmp_path)
     bench.prepare([event(0)])
 
-    def full(*_arguments: object) -> None:
-        raise Blocked("the receipts cannot be written: OSError")
+    def full(_context: object, endings: Sequence[Ending]) -> dict[int, Exception]:
+        return {ending.outbox_id: Blocked("the receipts cannot be written: OSError") for ending in endings}
 
     with monkeypatch.context() as patch:
-        patch.setattr(delivery, "finish_outbox", full)
+        patch.setattr(delivery, "finish_outboxes", full)
         bench.background = InThread()
         assert bench.deliver()[bench.ids[0]].error == "the receipts cannot be written: OSError"
     assert bench.status().delivered == 1

@@ -112,9 +112,9 @@ def test_receipts_are_made_of_a_part_of_the_outbox_at_a_time(tmp_path: Path, mon
     made: list[int] = []
     whole = receipts_module._of_lanes
 
-    def watched(*arguments: Any) -> Iterator[list[tuple[pa.RecordBatch, pa.Array]]]:
+    def watched(*arguments: Any) -> Iterator[list[tuple[int, pa.RecordBatch, pa.Array]]]:
         for batches in whole(*arguments):
-            made.append(sum(batch.num_rows for batch, _ in batches))
+            made.append(sum(batch.num_rows for _, batch, _ in batches))
             yield batches
 
     monkeypatch.setattr(receipts_module, "_of_lanes", watched)

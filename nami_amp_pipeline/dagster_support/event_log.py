@@ -108,10 +108,13 @@ def _batch_writer(storage: EventLogStorage) -> Callable[[Sequence[EventLogEntry]
 
 def _write_to_sqlite(storage: SqliteEventLogStorage, events: Sequence[EventLogEntry]) -> None:
     """What ``store_event_batch`` does on PostgreSQL; the storage on SQLite has no such method of its own."""
-    insert = storage.prepare_insert_event_batch(events)
+    rows = [storage._event_to_row(event) for event in events]
+    insert = SqlEventLogStorageTable.insert()
+    # Not as one statement with the values of all rows: making it would take longer than writing them.
     with storage.run_connection(events[0].run_id) as connection:
-        connection.execute(insert)
+        connection.execute(insert, rows)
     with storage.index_transaction() as connection:
-        numbers = [row[0] for row in connection.execute(insert.returning(SqlEventLogStorageTable.c.id))]
+        with_numbers = insert.returning(SqlEventLogStorageTable.c.id, sort_by_parameter_order=True)
+        numbers = list(connection.execute(with_numbers, rows).scalars())
         storage._store_asset_event_tags(connection, events, numbers)
         storage._store_asset_event(connection, events[-1], numbers[-1])

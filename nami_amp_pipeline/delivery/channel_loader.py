@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import sqlalchemy as sa
@@ -24,8 +26,45 @@ from nami_amp_pipeline.state.projects import Projects
 from nami_amp_pipeline.state.rows_aside import rows_aside
 from nami_amp_pipeline.state.store import Transaction
 
+_AT_A_TIME = 500
+
+_NEXT = (
+    sa.select(tables.outboxes)
+    .where(
+        tables.outboxes.c.integration_id == sa.bindparam("of"),
+        tables.outboxes.c.done_at.is_(None),
+        tables.outboxes.c.id > sa.bindparam("behind"),
+    )
+    .order_by(tables.outboxes.c.id)
+    .limit(1)
+)
+
 _LONGEST_PAUSE = 2 * 3_600_000_000
 """A longer pause was noted by a clock that was ahead, and is ignored."""
+
+
+@dataclass(frozen=True)
+class _Next:
+    """An outbox that a channel has not turned to yet: its row, those of its lanes, and by lane those aside."""
+
+    box: Any
+    lanes: Sequence[Any]
+    taken: Mapping[int, set[int]]
+
+
+@dataclass
+class _Waiting:
+    """What waits of an integration: identities with held events, and until when each is paused (µs since the epoch).
+
+    Attributes:
+        identities: of the held events.
+        until: by identity; the empty one is the whole integration.
+        refused_alone: see :func:`_refused_alone`.
+    """
+
+    identities: list[str] = field(default_factory=list)
+    until: dict[str, int] = field(default_factory=dict)
+    refused_alone: list[tuple[int | None, int]] = field(default_factory=list)
 
 
 class ChannelLoader:
@@ -49,23 +88,41 @@ class ChannelLoader:
         self._rates = rates or ProjectRates()
         self._rates.begin(context.now())
         self._projects = Projects(context.cipher)
-        self._paused: dict[tuple[str, str], int] | None = None
+        self._paused: dict[tuple[str, str], int] = {}
+        self._waiting: dict[int, _Waiting] = {}
         self._destinations = destinations
         self._rng = rng
         self.shelf = OutboxCache(partial(context.folder.open_ipc, mapped=False))
         self._last: dict[int, int] = {}
+        self._next: dict[int, _Next | None] = {}
 
-    def pending(self) -> set[int]:
-        """The integrations with an unfinished outbox or held events."""
-        boxes, exceptions = tables.outboxes, tables.exceptions
-        with self._context.store.begin() as tx:
+    def pending(self, integrations: Collection[int]) -> set[int]:
+        """Those of these integrations with an unfinished outbox or held events; what :meth:`open` needs is read too."""
+        boxes, exceptions, pauses = tables.outboxes, tables.exceptions, tables.pauses
+        now = self._context.now()
+        with self._context.store.reading() as tx:
             open_boxes = sa.select(boxes.c.integration_id).where(boxes.c.done_at.is_(None)).distinct()
             ids = set(tx.execute(open_boxes).scalars())
             held = sa.select(exceptions.c.integration_id).where(exceptions.c.state == "held").distinct()
-            return ids | set(tx.execute(held).scalars())
+            ids |= set(tx.execute(held).scalars())
+            ids &= set(integrations)
+            self._waiting = {integration_id: _Waiting() for integration_id in ids}
+            for some in _portions(sorted(ids)):
+                mine = exceptions.c.integration_id.in_(some)
+                identities = sa.select(exceptions.c.integration_id, exceptions.c.identity).distinct()
+                for integration_id, identity in tx.execute(identities.where(mine, exceptions.c.state == "held")):
+                    self._waiting[integration_id].identities.append(identity)
+                paused = sa.select(pauses.c.integration_id, pauses.c.identity, pauses.c.until)
+                for integration_id, identity, until in tx.execute(paused.where(pauses.c.integration_id.in_(some))):
+                    self._waiting[integration_id].until[identity] = until
+            for integration_id in ids:
+                self._waiting[integration_id].refused_alone = _refused_alone(tx, integration_id)
+            # Once in a run: there are few, and each run reads them for all its channels.
+            self._paused = self._projects.pauses(tx, now)
+        return ids
 
     def open(self, integration: Integration) -> Channel:
-        """The channel of an integration, with its held events.
+        """The channel of an integration that :meth:`pending` has returned, with its held events.
 
         Raises:
             Misconfigured: its API key cannot be decrypted, its destination is unknown, or lacks a field.
@@ -89,25 +146,36 @@ class ChannelLoader:
             rng=self._rng,
             rate=self._rates.of(*project, target.limits.events_per_second),
         )
-        table, pauses = tables.exceptions, tables.pauses
-        now = context.now()
-        with context.store.begin() as tx:
-            held = sa.and_(table.c.integration_id == integration.id, table.c.state == "held")
-            identities = tx.execute(sa.select(table.c.identity).where(held).distinct()).scalars().all()
-            until = dict(
-                tx.execute(
-                    sa.select(pauses.c.identity, pauses.c.until).where(pauses.c.integration_id == integration.id)
-                )
-                .tuples()
-                .all()
-            )
-            if self._paused is None:  # once in a run: there are few, and each run reads them for all its channels
-                self._paused = self._projects.pauses(tx, now)
-            channel.refused_alone = _refused_alone(tx, integration.id)
-        for identity in identities:
-            channel.held.wait(identity, _sane(until.get(identity, now), now))
-        channel.rate.pause(_sane(max(until.get("", 0), self._paused.get(project, 0)), now))
+        now, waiting = context.now(), self._waiting[integration.id]
+        channel.refused_alone = waiting.refused_alone
+        for identity in waiting.identities:
+            channel.held.wait(identity, _sane(waiting.until.get(identity, now), now))
+        channel.rate.pause(_sane(max(waiting.until.get("", 0), self._paused.get(project, 0)), now))
         return channel
+
+    def look_ahead(self, channels: Sequence[Channel]) -> None:
+        """Reads the next outboxes of channels in one transaction; :meth:`load_next` takes them from there.
+
+        Raises:
+            StoreUnavailable: the store cannot be read.
+        """
+        lanes = tables.lanes
+        found: dict[int, Any] = {}
+        with self._context.store.reading() as tx:
+            for channel in channels:
+                found[channel.id] = tx.execute(
+                    _NEXT, {"of": channel.id, "behind": self._last.get(channel.id, 0)}
+                ).one_or_none()
+            ids = [box.id for box in found.values() if box is not None]
+            rows: dict[int, list[Any]] = {outbox_id: [] for outbox_id in ids}
+            taken: dict[int, set[int]] = {}
+            for portion in _portions(ids):
+                some = lanes.c.outbox_id.in_(portion)
+                for row in tx.execute(sa.select(lanes).where(some).order_by(lanes.c.id)):
+                    rows[row.outbox_id].append(row)
+                taken |= rows_aside(tx, some)
+        for channel_id, box in found.items():
+            self._next[channel_id] = None if box is None else _Next(box, rows[box.id], taken)
 
     def load_next(self, channel: Channel) -> bool:
         """Turns a channel to its oldest unfinished outbox; False if there is none.
@@ -117,23 +185,13 @@ class ChannelLoader:
         Raises:
             Blocked: the outbox file cannot be read.
         """
-        boxes, lanes = tables.outboxes, tables.lanes
         channel.unload()
-        with self._context.store.begin() as tx:
-            box = tx.execute(
-                sa.select(boxes)
-                .where(
-                    boxes.c.integration_id == channel.id,
-                    boxes.c.done_at.is_(None),
-                    boxes.c.id > self._last.get(channel.id, 0),
-                )
-                .order_by(boxes.c.id)
-                .limit(1)
-            ).one_or_none()
-            if box is None:
-                return False
-            rows = tx.execute(sa.select(lanes).where(lanes.c.outbox_id == box.id).order_by(lanes.c.id)).all()
-            taken = rows_aside(tx, lanes.c.outbox_id == box.id)
+        if channel.id not in self._next:
+            self.look_ahead([channel])
+        found = self._next.pop(channel.id)
+        if found is None:
+            return False
+        box, rows = found.box, found.lanes
         try:
             if any(row.next_row < row.rows for row in rows):
                 self.shelf.batch(box.file, rows[0].batch)
@@ -154,7 +212,7 @@ class ChannelLoader:
                     row.next_row,
                     row.attempt_end,
                     row.unknown_since,
-                    taken=taken.get(row.id, set()),
+                    taken=found.taken.get(row.id, set()),
                 )
                 for row in rows
             ],
@@ -171,7 +229,7 @@ class ChannelLoader:
             .order_by(table.c.created_date, event_id)
             .limit(most)
         )
-        with self._context.store.begin() as tx:
+        with self._context.store.reading() as tx:
             return [
                 HeldEvent(row.id, row.identity, (row.body or "").encode().removeprefix(b","), row.unknown_since)
                 for row in tx.execute(query)
@@ -195,6 +253,11 @@ def _refused_alone(tx: Transaction, integration_id: int) -> list[tuple[int | Non
         )
     ).scalar()
     return [(None, row.id) for row in reversed(rows) if (row.request_id or 0) > (delivered or 0)]
+
+
+def _portions(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(ids), _AT_A_TIME):
+        yield ids[start : start + _AT_A_TIME]
 
 
 def _sane(until: int, now: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -88,6 +88,9 @@ class OutboxBatch:
 
     def types_in(self, spans: Iterable[tuple[int, int]]) -> dict[str, int]:
         """How many events of each type are in spans of rows (start, end)."""
+        if len(self.offsets) <= HOT_ROWS:
+            texts = texts_of(self.rows["event_type"])
+            return dict(Counter(text for start, end in spans for text in texts[start:end]))
         codes, names = self._types
         numbers = sum(np.bincount(codes[start:end], minlength=len(names)) for start, end in spans)
         return {name: number for name, number in zip(names, np.atleast_1d(numbers).tolist(), strict=False) if number}
@@ -95,6 +98,8 @@ class OutboxBatch:
     @cached_property
     def hot(self) -> dict[str, Ints]:
         """The rows, in order, of each identity that has many."""
+        if len(self.offsets) <= HOT_ROWS:
+            return {}
         codes, names = self._codes
         counts = np.bincount(codes, minlength=len(names))
         return {

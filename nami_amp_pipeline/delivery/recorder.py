@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.delivery.channel import Channel
+from nami_amp_pipeline.delivery.store_changes import write
 from nami_amp_pipeline.errors import StoreUnavailable
 from nami_amp_pipeline.state.store import Lease
 
@@ -124,9 +125,8 @@ class Recorder:
                     renewed = context.store.prolong(tx, list(of))
                     tried.lost = {of[lease].id for lease in renewed.lost}
                     tried.commits = next(iter(renewed.commits.items()), None)
-                    for channel in changed:
-                        if channel.id not in tried.lost and channel.changes:
-                            channel.changes.write(context.store, tx)
+                    ours = [channel.changes for channel in changed if channel.id not in tried.lost]
+                    write(context.store, tx, [changes for changes in ours if changes])
                 return tried
             except StoreUnavailable:
                 # Nothing may be posted before this is recorded; what was answered meanwhile waits in memory.

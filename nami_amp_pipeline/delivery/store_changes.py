@@ -83,34 +83,10 @@ class StoreChanges:
         self.steps.clear()
         self.touches_held = False
 
-    def write(self, store: Store, tx: Transaction) -> None:
-        """Writes them."""
-        if not self.steps and all(record.row["outcome"] == _DELIVERED for record in self.requests):
-            # The usual case: nothing refers to them, now or later, so nobody has to know their ids.
-            if self.requests:
-                tx.execute(_INSERT_REQUEST, [record.row for record in self.requests])
-        else:
-            for record in self.requests:
-                key = tx.execute(_INSERT_REQUEST, record.row).inserted_primary_key
-                assert key is not None
-                record.id = int(key[0])
-        if self.lanes:
-            tx.execute(
-                _MOVE_LANE,
-                [
-                    {"lane": lane, "next": next_row, "end": end, "since": since}
-                    for lane, (next_row, end, since) in self.lanes.items()
-                ],
-            )
-        written = Written(store, tx)
-        for step in self.steps:
-            step(written)
-        by_state: dict[str, dict[str, int]] = {}
-        for (state, reason), events in self.counts.items():
-            by_state.setdefault(state, {})[reason] = events
-        for state, reasons in by_state.items():
-            store.count(tx, self.integration_id, state, reasons)
-        hourly_counts.add(store, tx, self.integration_id, self.hourly)
+    @property
+    def _is_plain(self) -> bool:
+        """Whether nothing refers to the requests, now or later, so that their ids are of no use: the usual case."""
+        return not self.steps and all(record.row["outcome"] == _DELIVERED for record in self.requests)
 
     def insert_exceptions(self, rows: Sequence[dict[str, Any]], request: RequestRecord | None = None) -> None:
         """Adds rows to the exceptions; ``request`` is the one that they are of."""
@@ -177,6 +153,41 @@ class StoreChanges:
     def halt(self, reason: str, now: int) -> None:
         """Stops the integration."""
         self.steps.append(lambda written: halt(written.tx, self.integration_id, reason, now))
+
+
+def write(store: Store, tx: Transaction, changes: Sequence[StoreChanges]) -> None:
+    """Writes the changes of several integrations; a statement for each would cost more than what it does."""
+    plain: list[Mapping[str, Any]] = []
+    for each in changes:
+        if each._is_plain:
+            plain += [record.row for record in each.requests]
+            continue
+        for record in each.requests:
+            key = tx.execute(_INSERT_REQUEST, record.row).inserted_primary_key
+            assert key is not None
+            record.id = int(key[0])
+    if plain:
+        tx.execute(_INSERT_REQUEST, plain)
+    lanes = [
+        {"lane": lane, "next": next_row, "end": end, "since": since}
+        for each in changes
+        for lane, (next_row, end, since) in each.lanes.items()
+    ]
+    if lanes:
+        tx.execute(_MOVE_LANE, lanes)
+    written = Written(store, tx)
+    for each in changes:
+        for step in each.steps:
+            step(written)
+    store.count_all(
+        tx,
+        [
+            (each.integration_id, state, reason, events)
+            for each in changes
+            for (state, reason), events in each.counts.items()
+        ],
+    )
+    hourly_counts.add_all(store, tx, {each.integration_id: each.hourly for each in changes})
 
 
 def _execute(written: Written, statement: sa.Executable) -> None:

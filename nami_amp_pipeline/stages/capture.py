@@ -286,20 +286,23 @@ def _commit(
             segment_id = tx.execute(
                 sa.insert(tables.segments).values(file=name, rows=rows, captured_at=started, run_id=context.run_id)
             ).inserted_primary_key[0]  # type: ignore[index]
+            of_apps = [
+                {
+                    "segment_id": segment_id,
+                    "app_id": app_id,
+                    "rows": part.rows,
+                    "types": orjson.dumps(part.types).decode(),
+                    "malformed": part.malformed,
+                    "min_ingested_at": part.min_ingested_at,
+                    "max_ingested_at": part.max_ingested_at,
+                    "min_created_date": part.min_created_date,
+                    "max_created_date": part.max_created_date,
+                }
+                for app_id, part in apps.items()
+            ]
+            if of_apps:
+                tx.execute(sa.insert(tables.segment_apps), of_apps)
             for app_id, part in apps.items():
-                tx.execute(
-                    sa.insert(tables.segment_apps).values(
-                        segment_id=segment_id,
-                        app_id=app_id,
-                        rows=part.rows,
-                        types=orjson.dumps(part.types).decode(),
-                        malformed=part.malformed,
-                        min_ingested_at=part.min_ingested_at,
-                        max_ingested_at=part.max_ingested_at,
-                        min_created_date=part.min_created_date,
-                        max_created_date=part.max_created_date,
-                    )
-                )
                 _add(captured.setdefault(app_id, Captured()), part, segment_id)
         _advance(tx, read.reached, captured, started)
         settled, recent = read.nameless

@@ -18,7 +18,7 @@ from nami_amp_pipeline.delivery.fair_queue import FairQueue
 from nami_amp_pipeline.delivery.outbox_finisher import TRY_AGAIN_MICROS, AtOnce, Background, InThread, OutboxFinisher
 from nami_amp_pipeline.delivery.outbox_turner import OutboxTurner
 from nami_amp_pipeline.delivery.rate_limit import ProjectRates
-from nami_amp_pipeline.delivery.receipts import finish_outbox
+from nami_amp_pipeline.delivery.receipts import Ending, finish_outboxes
 from nami_amp_pipeline.delivery.recorder import STORE_PATIENCE_SECONDS, Recorder
 from nami_amp_pipeline.delivery.request_threads import MAX_REQUESTS, ThreadedWire, Wire
 from nami_amp_pipeline.delivery.transport import HttpAnswer, HttpTransport, NoAnswer
@@ -99,14 +99,16 @@ def deliver(
         wire = ThreadedWire(transport, stop=means.stop)
         background = background or InThread()
     patience = int(STORE_PATIENCE_SECONDS * 1e6)
-    finishing = OutboxFinisher(
-        lambda channel_id, outbox_id: finish_outbox(
-            context, outbox_id, leases[channel_id], channels[channel_id].target.destination
-        ),
-        background or AtOnce(),
-        patience,
-    )
-    turner = OutboxTurner(opener.load_next, finishing, patience)
+
+    def finish(done_ones: Sequence[tuple[int, int]]) -> Mapping[int, Exception]:
+        return finish_outboxes(
+            context,
+            [Ending(number, leases[channel_id], channels[channel_id].target.destination)
+             for channel_id, number in done_ones],
+        )  # fmt: skip
+
+    finishing = OutboxFinisher(finish, background or AtOnce(), patience)
+    turner = OutboxTurner(opener, finishing, patience)
     try:
         _Delivery(context, wire, finishing, turner, leases, channels, means.stop).loop()
     finally:
@@ -123,7 +125,7 @@ def _open(
     context: Context, opener: ChannelLoader, integrations: Sequence[Integration]
 ) -> tuple[dict[int, Delivered], dict[int, Channel]]:
     """The channels of the integrations with pending events, and the results of all, both by integration id."""
-    pending = opener.pending()
+    pending = opener.pending([integration.id for integration in integrations])
     done: dict[int, Delivered] = {}
     channels: dict[int, Channel] = {}
     for integration in integrations:
@@ -272,13 +274,18 @@ class _Delivery:
 
     def _turn(self, channels: Iterable[Channel], *, all_of_them: bool = False) -> None:
         """Turns channels whose outbox is done and recorded to their next outbox."""
-        for channel in channels:
-            if channel.id in self._channels and (all_of_them or self._turner.is_due(channel)):
-                try:
-                    self._turner.turn(channel, self._now())
-                except Exception as error:  # noqa: BLE001 - the other integrations go on
-                    self._drop(channel, error)
-                self._enqueue(channel)
+        due = [
+            channel
+            for channel in channels
+            if channel.id in self._channels and (all_of_them or self._turner.is_due(channel))
+        ]
+        self._turner.look_ahead(due)
+        for channel in due:
+            try:
+                self._turner.turn(channel, self._now())
+            except Exception as error:  # noqa: BLE001 - the other integrations go on
+                self._drop(channel, error)
+            self._enqueue(channel)
 
     def _drop(self, channel: Channel, error: Exception) -> None:
         """Gives an integration up for this run; nothing of it is recorded that was not before."""

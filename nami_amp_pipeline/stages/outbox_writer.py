@@ -257,22 +257,39 @@ def add_outbox(
     hour: int | None = None,
 ) -> None:
     """Registers an integration's share of an outbox file; its events count in an hour, or are not counted by hour."""
-    if not part.rows:
+    add_outboxes(context, tx, {integration_id: part}, segment_id, name, hour)
+
+
+def add_outboxes(
+    context: Context,
+    tx: Transaction,
+    parts: Mapping[int, OutboxPart],
+    segment_id: int,
+    name: str,
+    hour: int | None = None,
+) -> None:
+    """Does for the shares of many integrations, by their ids, what :func:`add_outbox` does for one."""
+    boxes = tables.outboxes
+    filled = {integration_id: part for integration_id, part in parts.items() if part.rows}
+    if not filled:
         return
-    outbox_id = tx.execute(
-        sa.insert(tables.outboxes).values(
-            integration_id=integration_id,
-            segment_id=segment_id,
-            file=name,
-            others_batch=part.others_batch,
-            rows=part.rows,
-            prepared_at=context.now(),
-            run_id=context.run_id,
-            hour=hour,
-        )
-    ).inserted_primary_key[0]  # type: ignore[index]
+    same = {"segment_id": segment_id, "file": name, "prepared_at": context.now(), "run_id": context.run_id}
+    ids = tx.execute(
+        sa.insert(boxes).returning(boxes.c.id, sort_by_parameter_order=True),
+        [
+            {
+                "integration_id": integration_id,
+                "others_batch": part.others_batch,
+                "rows": part.rows,
+                "hour": hour,
+                **same,
+            }
+            for integration_id, part in filled.items()
+        ],
+    ).scalars()
     lanes = [
         {"outbox_id": outbox_id, "batch": lane.batch, "rows": lane.rows, "next_row": 0, "attempt_end": 0}
+        for outbox_id, part in zip(ids, filled.values(), strict=True)
         for lane in part.lanes
     ]
     if lanes:

@@ -21,7 +21,7 @@ from nami_amp_pipeline.stages.body_variants import Variants, variants_of
 from nami_amp_pipeline.stages.encoding import OddBodies, encoders_of
 from nami_amp_pipeline.stages.event_properties import create_properties
 from nami_amp_pipeline.stages.odd_rows import odd_rows_of
-from nami_amp_pipeline.stages.outbox_writer import OutboxPart, Prepared, add_outbox, exception_rows, write_outbox
+from nami_amp_pipeline.stages.outbox_writer import OutboxPart, Prepared, add_outboxes, exception_rows, write_outbox
 from nami_amp_pipeline.stages.prepare_inputs import (
     PreparedSegment,
     keep_identities,
@@ -335,8 +335,7 @@ def _commit(context: Context, leases: Mapping[int, Lease], computed: ComputedSeg
         context.folder.publish([name])
     context.step("prepare.commit")
     with context.store.begin(under=[leases[integration.id] for integration in integrations]) as tx:
-        for integration_id, part in computed.parts.items():
-            commit_part(context, tx, integration_id, segment_id, name, part, computed.segment.hour)
+        commit_parts(context, tx, computed.parts, segment_id, name, computed.segment.hour)
         move_sent(context.store, tx, sent)
         tx.execute(
             sa.update(tables.integrations)
@@ -364,29 +363,61 @@ def _add_payloads(connection: duckdb.DuckDBPyConnection, parts: Mapping[int, Out
 
 
 def commit_part(
+    context: Context, tx: Transaction, integration_id: int, segment_id: int, name: str, part: OutboxPart
+) -> None:
+    """Registers an integration's share of an outbox file, its exceptions and its counts, which have no hour."""
+    commit_parts(context, tx, {integration_id: part}, segment_id, name)
+
+
+def commit_parts(
     context: Context,
     tx: Transaction,
-    integration_id: int,
+    parts: Mapping[int, OutboxPart],
     segment_id: int,
     name: str,
-    part: OutboxPart,
     hour: int | None = None,
 ) -> None:
-    """Registers an integration's share of an outbox file, its exceptions and its counts."""
-    now = context.now()
-    add_outbox(context, tx, integration_id, segment_id, name, part, hour)
-    if part.exceptions:
-        same = {"integration_id": integration_id, "segment_id": segment_id, "run_id": context.run_id, "at": now}
-        if hour is not None:
-            same["hour"] = hour
-        bulk.insert(context.store, tx, tables.exceptions, exception_rows(part.exceptions, same))
+    """Does for the shares of many integrations, by their ids, what :func:`commit_part` does for one.
+
+    Args:
+        context: the process at work.
+        tx: the transaction to write in.
+        parts: the shares.
+        segment_id: of which they are.
+        name: of the outbox file.
+        hour: in which their events count; None if they are not counted by hour.
+    """
+    store, now = context.store, context.now()
+    add_outboxes(context, tx, parts, segment_id, name, hour)
+    for integration_id, part in parts.items():
+        if part.exceptions:
+            same = {"integration_id": integration_id, "segment_id": segment_id, "run_id": context.run_id, "at": now}
+            if hour is not None:
+                same["hour"] = hour
+            bulk.insert(store, tx, tables.exceptions, exception_rows(part.exceptions, same))
+    released = [number for part in parts.values() for number in part.released]
     if hour is not None:
-        hourly_counts.add_numbered(context.store, tx, part.released, "captured", -1)  # they count in this hour now
-        tally = {(hour, event_type, end): events for (event_type, end), events in part.types.items()}
-        hourly_counts.add(context.store, tx, integration_id, tally)
-    for start in range(0, len(part.released), 500):
-        tx.execute(sa.delete(tables.exceptions).where(tables.exceptions.c.id.in_(part.released[start : start + 500])))
-    store = context.store
-    store.count(tx, integration_id, "captured", part.done.captured)
-    store.count(tx, integration_id, "skipped", part.done.skipped)
-    store.count(tx, integration_id, "dead", part.done.dead)
+        hourly_counts.add_numbered(store, tx, released, "captured", -1)  # they count in this hour now
+        hourly_counts.add_all(
+            store,
+            tx,
+            {
+                integration_id: {(hour, event_type, end): events for (event_type, end), events in part.types.items()}
+                for integration_id, part in parts.items()
+            },
+        )
+    for start in range(0, len(released), 500):
+        tx.execute(sa.delete(tables.exceptions).where(tables.exceptions.c.id.in_(released[start : start + 500])))
+    store.count_all(
+        tx,
+        [
+            (integration_id, state, reason, events)
+            for integration_id, part in parts.items()
+            for state, reasons in (
+                ("captured", {"": part.done.captured}),
+                ("skipped", part.done.skipped),
+                ("dead", part.done.dead),
+            )
+            for reason, events in reasons.items()
+        ],
+    )

@@ -41,16 +41,22 @@ def hour_of(moment: int) -> int:
 
 def add(store: Store, tx: Transaction, integration_id: int, tally: Mapping[tuple[int, str, End], int]) -> None:
     """Adds to the counts of an integration."""
-    rows: dict[tuple[int, str], dict[str, object]] = {}
-    for (hour, event_type, end), events in tally.items():
-        if events:
-            row = rows.get((hour, event_type))
-            if row is None:
-                row = rows[hour, event_type] = {
-                    "integration_id": integration_id, "hour": hour, "event_type": event_type,
-                    "captured": 0, "delivered": 0, "skipped": 0, "dead": 0,
-                }  # fmt: skip
-            row[end] = events
+    add_all(store, tx, {integration_id: tally})
+
+
+def add_all(store: Store, tx: Transaction, tallies: Mapping[int, Mapping[tuple[int, str, End], int]]) -> None:
+    """Adds to the counts of many integrations, by their ids."""
+    rows: dict[tuple[int, int, str], dict[str, object]] = {}
+    for integration_id, tally in tallies.items():
+        for (hour, event_type, end), events in tally.items():
+            if events:
+                row = rows.get((integration_id, hour, event_type))
+                if row is None:
+                    row = rows[integration_id, hour, event_type] = {
+                        "integration_id": integration_id, "hour": hour, "event_type": event_type,
+                        "captured": 0, "delivered": 0, "skipped": 0, "dead": 0,
+                    }  # fmt: skip
+                row[end] = events
     store.upsert(tx, tables.hourly_counts, list(rows.values()), _KEY, add=ENDS)
 
 
@@ -73,8 +79,7 @@ def add_exceptions(store: Store, tx: Transaction, which: sa.ColumnElement[bool],
     by_integration: dict[int, Tally] = {}
     for integration_id, hour, event_type, number in rows:
         by_integration.setdefault(integration_id, Counter())[hour, event_type, end] = number * events
-    for integration_id, tally in by_integration.items():
-        add(store, tx, integration_id, tally)
+    add_all(store, tx, by_integration)
 
 
 def add_numbered(store: Store, tx: Transaction, ids: Sequence[int], end: End, events: int = 1) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ from nami_amp_pipeline.state.store import Store, Transaction
 _TO_COME: Final = 2**62
 
 _FEW: Final = 200
+_MOST_SELECTIONS: Final = 1_000
 """Up to so many integrations are read by themselves; of more, all rows are read, which is quicker."""
 
 
@@ -189,7 +189,7 @@ def read_all(tx: Transaction, *conditions: sa.ColumnElement[bool]) -> list[Integ
     table = tables.integrations
     rereads = _rereads(tx)
     query = sa.select(table).where(table.c.backfill_of.is_(None), *conditions).order_by(table.c.app_id, table.c.name)
-    return [_from_row(row, rereads) for row in tx.execute(query)]
+    return [_from_row(row, rereads) for row in tx.execute(query).all()]
 
 
 def find(tx: Transaction, key: str, *, lock: bool = False) -> Integration | None:
@@ -235,20 +235,37 @@ def get(store: Store, key: str) -> Integration:
     return all_integrations(store, [key])[0]
 
 
-def _rereads(tx: Transaction) -> list[Any]:
-    return list(tx.execute(sa.select(tables.rereads)))
+def _rereads(tx: Transaction) -> dict[str, list[Any]]:
+    """Those of each app."""
+    found: dict[str, list[Any]] = {}
+    for reread in tx.execute(sa.select(tables.rereads)):
+        found.setdefault(reread.app_id, []).append(reread)
+    return found
 
 
-@lru_cache(64)
-def _events(text: str, known: tuple[EventType, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """A selection from its JSON text, and the types that it covers; cached, as integrations share a few texts."""
-    patterns = tuple(orjson.loads(text))
-    covered = {event_type.name for event_type in contract.select_events(patterns)}
-    return patterns, tuple(event_type.name for event_type in known if event_type.name in covered)
+class _Selections:
+    """Selections from their JSON text, and the types that each covers; integrations share a few texts."""
+
+    def __init__(self) -> None:
+        self._types: tuple[EventType, ...] = ()
+        self._known: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+
+    def of(self, text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The patterns, and the names of the types."""
+        if self._types is not contract.EVENT_TYPES or len(self._known) > _MOST_SELECTIONS:
+            self._types, self._known = contract.EVENT_TYPES, {}
+        if text not in self._known:
+            patterns = tuple(orjson.loads(text))
+            covered = {event_type.name for event_type in contract.select_events(patterns)}
+            self._known[text] = patterns, tuple(each.name for each in self._types if each.name in covered)
+        return self._known[text]
 
 
-def _from_row(row: Any, rereads: Sequence[Any]) -> Integration:
-    patterns, events = _events(row.events, contract.EVENT_TYPES)
+_SELECTIONS = _Selections()
+
+
+def _from_row(row: Any, rereads: Mapping[str, Sequence[Any]]) -> Integration:
+    patterns, events = _SELECTIONS.of(row.events)
     return Integration(
         id=row.id,
         app_id=row.app_id,
@@ -282,7 +299,7 @@ def _from_row(row: Any, rereads: Sequence[Any]) -> Integration:
         secret_fields=orjson.loads(row.secret_fields),
         rereads=tuple(
             (reread.after_segment, reread.frontier)
-            for reread in rereads
-            if reread.app_id == row.app_id and reread.integration_id > row.id
+            for reread in rereads.get(row.app_id, ())
+            if reread.integration_id > row.id
         ),
     )

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from nami_amp_pipeline.clock import Clock, micros
 from nami_amp_pipeline.errors import LostLease, Misconfigured, StoreUnavailable
@@ -165,14 +166,17 @@ class Store:
         for lease in self.lost(tx, list(under)):
             raise _lost(lease)
 
-    def check(self, tx: Transaction, lease: Lease) -> None:
-        """Checks that a lease is ours for the whole transaction, without renewing it.
+    def check(self, tx: Transaction, leases: Sequence[Lease]) -> None:
+        """Checks that leases are ours for the whole transaction, without renewing them.
 
         Raises:
-            LostLease: it belongs to another process now.
+            LostLease: one of them belongs to another process now.
         """
-        if lease not in self._still_ours(tx, [lease]):
-            raise _lost(lease)
+        for some in _portions(_in_order(leases)):
+            ours = self._still_ours(tx, some)
+            for lease in some:
+                if lease not in ours:
+                    raise _lost(lease)
 
     def lost(self, tx: Transaction, under: Sequence[Lease]) -> list[Lease]:
         """Renews the leases that are still ours inside a transaction, and returns the others."""
@@ -185,7 +189,7 @@ class Store:
         """
         expires_at = micros(self.clock) + int(self.lease_seconds * 1e6)
         done = Prolonged([], {})
-        for some in _portions(under):
+        for some in _portions(_in_order(under)):
             ours = self._still_ours(tx, some)
             done.lost.extend(lease for lease in some if lease not in ours)
             done.commits.update({lease: commits + 1 for lease, commits in ours.items()})
@@ -269,7 +273,7 @@ class Store:
     def release(self, leases: Iterable[Lease]) -> None:
         """Releases leases; lost leases are left alone."""
         with self.begin() as tx:
-            for some in _portions(list(leases)):
+            for some in _portions(_in_order(list(leases))):
                 ours = self._still_ours(tx, some)
                 if ours:
                     tx.execute(_GIVEN_BACK, {"me": self.owner, "names": [lease.name for lease in ours]})
@@ -292,17 +296,25 @@ class Store:
             update: columns to overwrite.
             add: columns to add to.
         """
-        if rows:
-            tx.execute(
-                _upsert(self.is_sqlite, table, tuple(rows[0]), tuple(key), tuple(update), tuple(add)), list(rows)
-            )
+        if not rows:
+            return
+        whole = _upsert(self.is_sqlite, table, tuple(rows[0]), tuple(key), tuple(update), tuple(add))
+        if self.is_sqlite:  # SQLAlchemy's work per row would cost more than the row
+            text, columns = _as_text(whole, tuple(rows[0]))
+            tx.exec_driver_sql(text, [tuple(row[name] for name in columns) for row in rows])
+        else:
+            tx.execute(whole, list(rows))
 
     def count(self, tx: Transaction, integration_id: int, state: str, reasons: Mapping[str, int] | int) -> None:
         """Adds to the counters of an integration: ``captured``, ``delivered``, ``skipped`` or ``dead``."""
         by_reason = {"": reasons} if isinstance(reasons, int) else reasons
+        self.count_all(tx, [(integration_id, state, reason, events) for reason, events in by_reason.items()])
+
+    def count_all(self, tx: Transaction, counts: Iterable[tuple[int, str, str, int]]) -> None:
+        """Adds to the counters of many integrations: (integration id, state, reason, events), each once."""
         rows = [
             {"integration_id": integration_id, "state": state, "reason": reason, "events": events}
-            for reason, events in by_reason.items()
+            for integration_id, state, reason, events in counts
             if events
         ]
         self.upsert(tx, tables.counts, rows, ["integration_id", "state", "reason"], add=["events"])
@@ -352,7 +364,7 @@ def _lost(lease: Lease) -> LostLease:
     return LostLease(f"lease lost: another process now holds {lease.name}")
 
 
-@cache  # making a statement takes longer than SQLite takes to carry it out
+@cache  # making a statement takes longer than carrying it out
 def _upsert(
     is_sqlite: bool,
     table: sa.Table,
@@ -360,20 +372,28 @@ def _upsert(
     key: tuple[str, ...],
     update: tuple[str, ...],
     add: tuple[str, ...],
-) -> sa.Executable:
+) -> sa.Insert:
     insert = (sqlite.insert if is_sqlite else postgresql.insert)(table)
     changes: dict[str, Any] = {name: insert.excluded[name] for name in update}
     changes.update({name: table.c[name] + insert.excluded[name] for name in add})
-    whole = (
+    return (
         insert.on_conflict_do_update(index_elements=list(key), set_=changes)
         if changes
         else insert.on_conflict_do_nothing(index_elements=list(key))
     )
-    if not is_sqlite:  # where many rows go in one statement, which a text would prevent
-        return whole
-    # SQLAlchemy keeps no compiled statement of this kind.
-    compiled = whole.compile(dialect=sqlite.dialect(paramstyle="named"), column_keys=columns)
-    return sa.text(str(compiled)).bindparams(*(sa.bindparam(name, type_=table.c[name].type) for name in columns))
+
+
+@cache
+def _as_text(insert: sa.Insert, columns: tuple[str, ...]) -> tuple[str, list[str]]:
+    """A statement for SQLite's driver, and the columns of its parameters in order."""
+    compiled = insert.compile(dialect=sqlite.dialect(paramstyle="qmark"), column_keys=columns)
+    assert isinstance(compiled, SQLCompiler)
+    return str(compiled), list(compiled.positiontup or ())
+
+
+def _in_order(leases: Sequence[Lease]) -> list[Lease]:
+    """In the order in which each transaction locks them, so that none waits for another that waits for it."""
+    return sorted(leases, key=lambda lease: lease.name)
 
 
 def _portions(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -40,10 +41,8 @@ def read_snapshots(
         user_ids: any number of them.
         columns: of ``user_property_snapshots``.
     """
-    table = user_property_snapshots
-    chosen = [table.c[name] for name in columns]
-    query = sa.select(*chosen).where(table.c.app_id == app_id, among(store, table.c.user_id, user_ids))
-    return _all(tx, query)
+    query = _snapshots_of(store.is_sqlite, tuple(columns))
+    return _all(tx, query, {"of": app_id, "among": _together(store, user_ids)})
 
 
 def read_app(tx: Transaction, app_id: str, most: int | None = None) -> list[tuple[Any, ...]]:
@@ -82,21 +81,17 @@ def read_sent(
     store: Store, tx: Transaction, integration_id: int, user_ids: Sequence[str]
 ) -> list[tuple[str, int, str]]:
     """The newest event (creation in µs, id) whose state an integration was sent, for these Amplitude users."""
-    query = sa.select(sent_states.c.user_id, sent_states.c.as_of_date, sent_states.c.as_of_event).where(
-        sent_states.c.integration_id == integration_id, among(store, sent_states.c.user_id, user_ids)
-    )
-    return _all(tx, query)
+    query = _sent_of(store.is_sqlite, ("user_id", "as_of_date", "as_of_event"))
+    return _all(tx, query, {"of": integration_id, "among": _together(store, user_ids)})
 
 
 def read_sent_states(store: Store, tx: Transaction, integration_id: int, user_ids: Sequence[str]) -> pa.Table:
     """The same as :func:`read_sent`, as a table with ``identify_id``: the insert id of the identify that sent it."""
     import pyarrow as pa
 
-    table = sent_states
-    columns = [table.c.user_id, table.c.as_of_date, table.c.as_of_event, table.c.identify_id]
-    query = sa.select(*columns).where(table.c.integration_id == integration_id, among(store, table.c.user_id, user_ids))
     kinds = {"user_id": pa.string(), "as_of_date": pa.int64(), "as_of_event": pa.string(), "identify_id": pa.string()}
-    rows = _all(tx, query)
+    query = _sent_of(store.is_sqlite, tuple(kinds))
+    rows = _all(tx, query, {"of": integration_id, "among": _together(store, user_ids)})
     return pa.table(
         [pa.array([row[number] for row in rows], kind) for number, kind in enumerate(kinds.values())],
         schema=pa.schema(kinds.items()),
@@ -121,9 +116,9 @@ def read_users(tx: Transaction, app_id: str, after: str | None, most: int) -> li
     return _all(tx, query.order_by(table.c.user_id).limit(most))
 
 
-def _all(tx: Transaction, query: sa.Select[Any]) -> list[tuple[Any, ...]]:
+def _all(tx: Transaction, query: sa.Select[Any], given: Mapping[str, object] | None = None) -> list[tuple[Any, ...]]:
     """The driver's rows: SQLAlchemy's work per row would cost more than reading them."""
-    cursor = tx.execute(query).cursor
+    cursor = tx.execute(query, given).cursor
     assert cursor is not None
     return [*cursor.fetchall()]
 
@@ -159,6 +154,34 @@ def _newer(date: str, event: str, store: Store) -> str:
         f"(excluded.{date} IS NOT NULL AND (s.{date} IS NULL OR excluded.{date} > s.{date} OR "
         f"(excluded.{date} = s.{date} AND excluded.{event}{collate} > s.{event}{collate})))"
     )
+
+
+# Made once: there is one for each app with news, and making a statement takes longer than reading a few users.
+
+
+@cache
+def _snapshots_of(is_sqlite: bool, columns: tuple[str, ...]) -> sa.Select[Any]:
+    table = user_property_snapshots
+    chosen = [table.c[name] for name in columns]
+    return sa.select(*chosen).where(table.c.app_id == sa.bindparam("of"), _is_among(is_sqlite, table.c.user_id))
+
+
+@cache
+def _sent_of(is_sqlite: bool, columns: tuple[str, ...]) -> sa.Select[Any]:
+    table = sent_states
+    chosen = [table.c[name] for name in columns]
+    return sa.select(*chosen).where(table.c.integration_id == sa.bindparam("of"), _is_among(is_sqlite, table.c.user_id))
+
+
+def _is_among(is_sqlite: bool, column: sa.Column[Any]) -> sa.ColumnElement[bool]:
+    """``column IN among`` with all values in one parameter, which :func:`_together` makes."""
+    if is_sqlite:
+        return column.in_(sa.text("SELECT value FROM json_each(:among)"))
+    return column == sa.func.any(sa.bindparam("among", type_=sa.ARRAY(sa.Text)))
+
+
+def _together(store: Store, values: Sequence[str]) -> object:
+    return orjson.dumps(list(values)).decode() if store.is_sqlite else list(values)
 
 
 def among(store: Store, column: sa.Column[Any], values: Sequence[str]) -> sa.ColumnElement[bool]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:  # imported lazily: pyarrow would be a third of `nami-amp stat
 
 KINDS: Final = ("segments", "ledger", "snapshots", "outboxes", "receipts")
 """The kinds of files; each has a folder."""
+
+_DISK_THREADS: Final = 4
 
 
 class DataFolder:
@@ -119,13 +123,19 @@ class DataFolder:
 
     @contextmanager
     def parquet(
-        self, name: str, schema: pa.Schema, *, bloom: Mapping[str, int] | None = None
+        self,
+        name: str,
+        schema: pa.Schema,
+        *,
+        bloom: Mapping[str, int] | None = None,
+        among: Together | None = None,
     ) -> Iterator[pq.ParquetWriter]:
         """A Parquet file that exists under its name only when whole and on disk.
 
         Args:
             name: of the file.
             schema: of what will be written.
+            among: the files of which it is one, see :meth:`together`.
             bloom: columns by which few rows will be looked up, with the most distinct values of a row group: Bloom
                 filters let a reader skip row groups.
         """
@@ -133,7 +143,7 @@ class DataFolder:
 
         filters = {column: {"ndv": max(1, distinct), "fpp": 0.01} for column, distinct in (bloom or {}).items()}
         with (
-            self._aside(name) as aside,
+            self._aside(name, among) as aside,
             pq.ParquetWriter(
                 aside,
                 schema,
@@ -172,24 +182,70 @@ class DataFolder:
         return pa.ipc.open_file(pa.memory_map(path) if mapped else pa.OSFile(path))
 
     @contextmanager
-    def _aside(self, name: str) -> Iterator[Path]:
+    def together(self) -> Iterator[Together]:
+        """Small files that exist under their names from the end of the block on, or none of them.
+
+        They go to disk side by side, which takes half as long as one after the other.
+        """
+        files = Together()
+        with disk(self.root):
+            try:
+                yield files
+                _put(files.moves)
+            except BaseException:
+                for aside, _ in files.moves:
+                    aside.unlink(missing_ok=True)
+                raise
+
+    @contextmanager
+    def _aside(self, name: str, among: Together | None = None) -> Iterator[Path]:
         final = self.path(name)
         aside = final.with_suffix(final.suffix + ".part")
         with disk(self.root):
             final.parent.mkdir(parents=True, exist_ok=True)
             try:
                 yield aside
-                with aside.open("rb+") as file:
-                    os.fsync(file.fileno())
-                aside.rename(final)
-                folder = os.open(final.parent, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
+                if among is None:
+                    _put([(aside, final)])
+                else:
+                    among.moves.append((aside, final))
             except BaseException:
                 aside.unlink(missing_ok=True)
                 raise
+
+
+@dataclass
+class Together:
+    """Files of one :meth:`DataFolder.together`.
+
+    Attributes:
+        moves: from where each was written to where it will be.
+    """
+
+    moves: list[tuple[Path, Path]] = field(default_factory=list)
+
+
+def _put(moves: Sequence[tuple[Path, Path]]) -> None:
+    """Renames files once they are on disk."""
+    if len(moves) > 1:
+        with ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="disk") as pool:
+            list(pool.map(_to_disk, [aside for aside, _ in moves]))
+    else:
+        for aside, _ in moves:
+            _to_disk(aside)
+    for aside, final in moves:
+        aside.rename(final)
+    for folder in {final.parent for _, final in moves}:
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def _to_disk(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager
