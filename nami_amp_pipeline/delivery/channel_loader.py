@@ -28,6 +28,17 @@ from nami_amp_pipeline.state.store import Transaction
 
 _AT_A_TIME = 500
 
+_FIRST = sa.select(tables.outboxes).where(
+    tables.outboxes.c.id.in_(
+        sa.select(sa.func.min(tables.outboxes.c.id))
+        .where(
+            tables.outboxes.c.integration_id.in_(sa.bindparam("of", expanding=True)),
+            tables.outboxes.c.done_at.is_(None),
+        )
+        .group_by(tables.outboxes.c.integration_id)
+    )
+)
+
 _NEXT = (
     sa.select(tables.outboxes)
     .where(
@@ -115,8 +126,10 @@ class ChannelLoader:
                 paused = sa.select(pauses.c.integration_id, pauses.c.identity, pauses.c.until)
                 for integration_id, identity, until in tx.execute(paused.where(pauses.c.integration_id.in_(some))):
                     self._waiting[integration_id].until[identity] = until
-            for integration_id in ids:
-                self._waiting[integration_id].refused_alone = _refused_alone(tx, integration_id)
+                refused = sa.select(exceptions.c.integration_id).distinct()
+                is_refused = sa.and_(exceptions.c.state == "dead", exceptions.c.reason == FORBIDDEN)
+                for integration_id in tx.execute(refused.where(mine, is_refused)).scalars().all():
+                    self._waiting[integration_id].refused_alone = _refused_alone(tx, integration_id)
             # Once in a run: there are few, and each run reads them for all its channels.
             self._paused = self._projects.pauses(tx, now)
         return ids
@@ -162,18 +175,22 @@ class ChannelLoader:
         lanes = tables.lanes
         found: dict[int, Any] = {}
         with self._context.store.reading() as tx:
+            first = [channel.id for channel in channels if channel.id not in self._last]
+            found.update(dict.fromkeys(first))
+            for some in _portions(first):
+                found.update({box.integration_id: box for box in tx.execute(_FIRST, {"of": some})})
             for channel in channels:
-                found[channel.id] = tx.execute(
-                    _NEXT, {"of": channel.id, "behind": self._last.get(channel.id, 0)}
-                ).one_or_none()
+                if channel.id in self._last:
+                    behind = {"of": channel.id, "behind": self._last[channel.id]}
+                    found[channel.id] = tx.execute(_NEXT, behind).one_or_none()
             ids = [box.id for box in found.values() if box is not None]
             rows: dict[int, list[Any]] = {outbox_id: [] for outbox_id in ids}
             taken: dict[int, set[int]] = {}
             for portion in _portions(ids):
-                some = lanes.c.outbox_id.in_(portion)
-                for row in tx.execute(sa.select(lanes).where(some).order_by(lanes.c.id)):
+                mine = lanes.c.outbox_id.in_(portion)
+                for row in tx.execute(sa.select(lanes).where(mine).order_by(lanes.c.id)):
                     rows[row.outbox_id].append(row)
-                taken |= rows_aside(tx, some)
+                taken |= rows_aside(tx, mine)
         for channel_id, box in found.items():
             self._next[channel_id] = None if box is None else _Next(box, rows[box.id], taken)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,8 +20,10 @@ from nami_amp_pipeline.state.store import Store, Transaction
 _TO_COME: Final = 2**62
 
 _FEW: Final = 200
-_MOST_SELECTIONS: Final = 1_000
 """Up to so many integrations are read by themselves; of more, all rows are read, which is quicker."""
+
+_MOST_KNOWN: Final = 20_000
+"""So many are kept in memory: about 100 MB."""
 
 
 @dataclass(frozen=True)
@@ -243,29 +246,46 @@ def _rereads(tx: Transaction) -> dict[str, list[Any]]:
     return found
 
 
-class _Selections:
-    """Selections from their JSON text, and the types that each covers; integrations share a few texts."""
+@lru_cache(64)
+def _events(text: str, known: tuple[EventType, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A selection from its JSON text, and the types that it covers; cached, as integrations share a few texts."""
+    patterns = tuple(orjson.loads(text))
+    covered = {event_type.name for event_type in contract.select_events(patterns)}
+    return patterns, tuple(event_type.name for event_type in known if event_type.name in covered)
+
+
+class _Known:
+    """The integrations by what was read: a tick reads all of them again and again, and few change meanwhile."""
 
     def __init__(self) -> None:
         self._types: tuple[EventType, ...] = ()
-        self._known: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+        self._made: dict[tuple[Any, ...], Integration] = {}
 
-    def of(self, text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The patterns, and the names of the types."""
-        if self._types is not contract.EVENT_TYPES or len(self._known) > _MOST_SELECTIONS:
-            self._types, self._known = contract.EVENT_TYPES, {}
-        if text not in self._known:
-            patterns = tuple(orjson.loads(text))
-            covered = {event_type.name for event_type in contract.select_events(patterns)}
-            self._known[text] = patterns, tuple(each.name for each in self._types if each.name in covered)
-        return self._known[text]
+    def of(self, row: Any, rereads: tuple[tuple[int, int], ...]) -> Integration:
+        """The integration of a row."""
+        if self._types is not contract.EVENT_TYPES or len(self._made) >= _MOST_KNOWN:
+            self._types, self._made = contract.EVENT_TYPES, {}
+        key = (*row, rereads)
+        known = self._made.get(key)
+        if known is None:
+            known = self._made[key] = _made(row, rereads)
+        return known
 
 
-_SELECTIONS = _Selections()
+_KNOWN = _Known()
 
 
 def _from_row(row: Any, rereads: Mapping[str, Sequence[Any]]) -> Integration:
-    patterns, events = _SELECTIONS.of(row.events)
+    mine = tuple(
+        (reread.after_segment, reread.frontier)
+        for reread in rereads.get(row.app_id, ())
+        if reread.integration_id > row.id
+    )
+    return _KNOWN.of(row, mine)
+
+
+def _made(row: Any, rereads: tuple[tuple[int, int], ...]) -> Integration:
+    patterns, events = _events(row.events, contract.EVENT_TYPES)
     return Integration(
         id=row.id,
         app_id=row.app_id,
@@ -297,9 +317,5 @@ def _from_row(row: Any, rereads: Mapping[str, Sequence[Any]]) -> Integration:
         managed_by=row.managed_by,
         fields=orjson.loads(row.fields),
         secret_fields=orjson.loads(row.secret_fields),
-        rereads=tuple(
-            (reread.after_segment, reread.frontier)
-            for reread in rereads.get(row.app_id, ())
-            if reread.integration_id > row.id
-        ),
+        rereads=rereads,
     )
