@@ -1,13 +1,19 @@
 """Thousands of apps with an integration each: a tick with news in all of them, in 30, in none.
 
 A thousand on SQLite; then 30, a thousand and ten thousand on PostgreSQL, in turns.
-``python -m bench.many_apps --apps 100 --many 1000 --repeats 1``; ``--many 0`` leaves PostgreSQL out.
+``python -m bench.many_apps --apps 100 --many 1000 --repeats 1``; ``--many 0`` leaves PostgreSQL out. With
+``BENCH_BASE`` in the environment, a checkout of another commit, its own benchmark on SQLite takes turns with this one.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
+
+import orjson
 
 from bench.news import DUCKDB, News, app_names
 from bench.part import alone, say, spread, table
@@ -18,6 +24,8 @@ from bench.scene import STAGES, Home, delivered_all, room, summary
 TITLE = "Thousands of apps"
 EVENTS = 20
 GOALS = {"all": 60.0, "few": 6.0, "none": 3.0}
+BASE = "BENCH_BASE"
+GOAL_OF_BASE = 1 / 3
 GOALS_OF_MANY = {"all": 11.0, "few": 1.5, "none": 1.5}
 GOAL_BYTES = 1_500_000_000
 PATIENCE_SECONDS = 3_600
@@ -37,9 +45,14 @@ def measure(*, apps: int = 1_000, many: int = 10_000, few: int = 30, repeats: in
     with Receiver() as receiver:
         with room("many-apps") as folder:
             ticking = Ticking(Home(folder / "home", f"{DUCKDB}{folder / 'warehouse.duckdb'}"), apps, receiver)
+            base: list[dict[str, float]] = []
             for _ in range(repeats):
                 ticking.turn(news, few)
+                if checkout := os.environ.get(BASE):
+                    base.append(_turn_of_base(Path(checkout).resolve(), apps))
         found: dict[str, Any] = {"apps": apps, "few": few, **ticking.figures()}
+        if base:
+            found["base"] = _against(base, found["ticks"])
         if many:
             found["postgres"] = _on_postgres((few, apps, many), receiver, news, repeats)
     return found
@@ -76,6 +89,29 @@ class Ticking:
         """All ticks, and their seconds."""
         seconds = {name: summary([tick["seconds"] for tick in ticks]) for name, ticks in self.ticks.items() if ticks}
         return {"ticks": self.ticks, "seconds": seconds}
+
+
+def _turn_of_base(checkout: Path, apps: int) -> dict[str, float]:
+    """Seconds of each tick of the benchmark of another commit."""
+    command = [sys.executable, "-m", "bench.many_apps", "--apps", str(apps), "--repeats", "1", "--json"]
+    environ = {name: value for name, value in os.environ.items() if name != BASE} | {"PYTHONPATH": str(checkout)}
+    about = subprocess.run([*command, "--help"], cwd=checkout, env=environ, check=True, capture_output=True)
+    if b"--many" in about.stdout:
+        command += ["--many", "0"]
+    say("the base's turn")
+    output = subprocess.run(command, cwd=checkout, env=environ, check=True, stdout=subprocess.PIPE).stdout
+    seconds: dict[str, dict[str, float]] = orjson.loads(output)["seconds"]
+    return {name: figures["median"] for name, figures in seconds.items()}
+
+
+def _against(base: list[dict[str, float]], ticks: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Ratios of each turn, by where there is news."""
+    ratios = {
+        name: summary([tick["seconds"] / turn[name] for tick, turn in zip(mine, base, strict=True)])
+        for name, mine in ticks.items()
+        if mine
+    }
+    return {"turns": base, "ratios": ratios}
 
 
 def _on_postgres(sizes: tuple[int, int, int], receiver: Receiver, news: News, repeats: int) -> dict[str, Any]:
@@ -119,6 +155,9 @@ def verdicts(result: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
          result["seconds"][name]["median"] <= goal)
         for name, goal in GOALS.items()
     ]  # fmt: skip
+    if "base" in result:
+        ratio = result["base"]["ratios"]["all"]
+        found.insert(1, ("… against the base", "≤ 1/3", f"{spread(ratio, '.2f')} ×", ratio["median"] <= GOAL_OF_BASE))
     if "postgres" in result:
         found += _verdicts_of_many(result, result["postgres"])
     return found
@@ -149,6 +188,11 @@ def section(result: dict[str, Any]) -> str:
         f"{result['apps']:,} apps with an integration each, {EVENTS} new events in every app that has news; one "
         "`nami-amp run`, process start included. Stages are of the last repeat.\n\n" + table(head, rows)
     )
+    if "base" in result:
+        said = ", ".join(
+            f"{spread(ratio, '.2f')} × with news in {names[name]}" for name, ratio in result["base"]["ratios"].items()
+        )
+        text += f"\n\nAgainst another commit, in turns: {said}."
     return f"{text}\n\n{_section_of_many(result['postgres'], head)}" if "postgres" in result else text
 
 
