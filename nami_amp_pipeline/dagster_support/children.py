@@ -111,12 +111,15 @@ class Children:
         self.running.append(child)
         return child
 
-    def wait_until(self, ready: Callable[[], bool], seconds: float = float("inf")) -> bool:
+    def wait_until(
+        self, ready: Callable[[], bool], seconds: float = float("inf"), *, look_seconds: float = _LOOK_SECONDS
+    ) -> bool:
         """Waits until something is so; returns whether it came to be.
 
         Args:
-            ready: looks; asked several times a second.
+            ready: looks.
             seconds: how long to wait.
+            look_seconds: between two looks at that, at the processes, and for a signal.
 
         Raises:
             Ended: a signal came.
@@ -133,7 +136,7 @@ class Children:
                 return True
             if time.monotonic() >= until:
                 return False
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(look_seconds)
 
     def stop(self, order: Sequence[Sequence[str]] = ()) -> None:
         """Stops every process with all that it started; a second signal makes short work of it.

@@ -48,8 +48,9 @@ def kept_engine(url: str, connect_args: dict[str, Any] | None = None, **_of_the_
     """
 
     def make() -> sa.Engine:
-        # As many connections as are asked for: who waits for another of the same thread would wait for ever.
-        return sa.create_engine(url, connect_args=connect_args or {}, pool_size=1, max_overflow=-1)
+        # Two are kept, as Dagster takes one while it has another. More are made as they are asked for: who waits for
+        # another of the same thread would wait for ever.
+        return sa.create_engine(url, connect_args=connect_args or {}, pool_size=2, max_overflow=-1)
 
     return _kept.get(url, make)
 

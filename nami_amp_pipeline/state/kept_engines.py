@@ -28,7 +28,7 @@ class KeptEngines:
         self._most = most
         self._engines: OrderedDict[Hashable, sa.Engine] = OrderedDict()
         self._lock = threading.Lock()
-        atexit.register(self._close)  # SQLite removes the log beside a file that its last user closes
+        atexit.register(self.close)  # SQLite removes the log beside a file that its last user closes
 
     def get(self, key: Hashable, make: Callable[[], sa.Engine]) -> sa.Engine:
         """An engine, which stays open: ``dispose`` of it does nothing.
@@ -49,7 +49,8 @@ class KeptEngines:
             each.pool.dispose()  # of what is in use, whoever uses it closes it
         return engine
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Closes what nobody uses."""
         with self._lock:
             for engine in self._engines.values():
                 engine.pool.dispose()

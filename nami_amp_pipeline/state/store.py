@@ -324,7 +324,7 @@ class Store:
 
 def keep_engines() -> None:
     """Lets the stores of this process share their connections from now on, and keep them when they are closed."""
-    global _kept  # noqa: PLW0603 - of the process, like what it turns on
+    global _kept
     if _kept is None:
         _kept = KeptEngines(_MOST_KEPT)
 
