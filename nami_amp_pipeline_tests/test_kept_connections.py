@@ -47,7 +47,8 @@ def connects(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
         made.append(str(arguments[0]))
-        return real(*arguments, **options)
+        connection: sqlite3.Connection = real(*arguments, **options)
+        return connection
 
     monkeypatch.setattr(sqlite3.dbapi2, "connect", connect)
     return made

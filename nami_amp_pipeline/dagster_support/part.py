@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final
 
 _IS_PROCESS: Final = __name__ in ("__main__", "__mp_main__")
@@ -19,7 +21,11 @@ _IS_PROCESS: Final = __name__ in ("__main__", "__mp_main__")
 if _IS_PROCESS:  # before Dagster is loaded, whose 250,000 objects would be looked through again and again
     gc.set_threshold(50_000, 20, 50)
 
-from nami_amp_pipeline.dagster_support.kept_connections import keep_connections  # noqa: E402
+from nami_amp_pipeline.dagster_support.kept_connections import (  # noqa: E402
+    is_on_postgres,
+    keep_connections,
+    keep_postgres_connections,
+)
 
 WATCH_SECONDS: Final = 5
 """How often daemon and webserver ask the code server whether it is still the same; Dagster's own value is 1."""
@@ -69,6 +75,8 @@ PARTS: Final[dict[str, tuple[str, Callable[[], None]]]] = {
 
 if _IS_PROCESS:
     keep_connections()
+    if is_on_postgres(Path(os.environ.get("DAGSTER_HOME", "."))):
+        keep_postgres_connections()
 
 if __name__ == "__main__":
     del sys.argv[0]
