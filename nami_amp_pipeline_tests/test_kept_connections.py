@@ -158,6 +158,34 @@ def test_a_history_is_opened_and_asked_without_connections_and_migrations(
     assert "for a test" in read.stdout
 
 
+def test_a_history_on_postgresql_is_kept_where_dagster_would_connect_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_connections, "_kept", KeptEngines(2))
+    made: list[tuple[object, dict[str, Any]]] = []
+
+    def make(url: str, tokens: object = None, **options: Any) -> sa.Engine:
+        made.append((tokens, options))
+        return sa.create_engine(url, **options)
+
+    url = "postgresql://nobody@127.0.0.1:1/none"
+    given: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "poolclass": sa.pool.NullPool}
+    first, second = (kept_connections.kept_postgres_engine(make, url, None, **given) for _ in range(2))
+    assert first is second
+    assert made == [
+        (None, {"isolation_level": "AUTOCOMMIT", "pool_size": 2, "max_overflow": -1, "pool_pre_ping": True})
+    ]
+    made.clear()
+    kept_connections.kept_postgres_engine(make, url, "passwords that change", **given)
+    kept_connections.kept_postgres_engine(make, url, None, pool_size=1)  # as the webserver asks for it
+    assert made == [("passwords that change", given), (None, {"pool_size": 1})]
+
+
+def test_where_a_history_is_on_postgresql() -> None:
+    root = Path(__file__).parents[1]
+    assert [kept_connections.is_on_postgres(root / folder) for folder in ("deploy", "deploy/celery", ".", "no")] == [
+        True, True, False, False,
+    ]  # fmt: skip
+
+
 def test_the_loops_of_dagster_go_round_less_often() -> None:
     code = (
         "from nami_amp_pipeline.dagster_support import part\n"

@@ -77,9 +77,7 @@ def kept_engine(url: str, connect_args: dict[str, Any] | None = None, **_of_the_
     return _kept.get(url, make)
 
 
-def kept_postgres_engine(
-    make: Callable[..., sa.Engine], url: str, tokens: object = None, **options: Any
-) -> sa.Engine:
+def kept_postgres_engine(make: Callable[..., sa.Engine], url: str, tokens: object = None, **options: Any) -> sa.Engine:
     """The engine of a database; the same each time, unless whoever asks keeps connections already.
 
     Args:
@@ -92,7 +90,9 @@ def kept_postgres_engine(
         return make(url, tokens, **options)
     kept = {
         **{name: value for name, value in options.items() if name != "poolclass"},
-        **{"pool_size": KEPT_OPEN, "max_overflow": -1, "pool_pre_ping": True},
+        "pool_size": KEPT_OPEN,
+        "max_overflow": -1,
+        "pool_pre_ping": True,
     }
     return _kept.get((url, repr(sorted(kept.items()))), lambda: make(url, **kept))
 
