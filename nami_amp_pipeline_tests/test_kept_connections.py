@@ -21,6 +21,7 @@ from nami_amp_pipeline.dagster_support.instance import DAGSTER_YAML
 from nami_amp_pipeline.state import Store, store
 from nami_amp_pipeline.state.kept_engines import KeptEngines
 from nami_amp_pipeline.state.migrate import create_or_upgrade
+from nami_amp_pipeline_tests.support.service import wait_for
 
 
 @pytest.fixture
@@ -156,6 +157,20 @@ def test_a_history_is_opened_and_asked_without_connections_and_migrations(
     )
     assert read.stdout.startswith("['mine']")
     assert "for a test" in read.stdout
+
+
+@pytest.mark.usefixtures("keeping")
+def test_the_log_of_a_run_is_shown_while_it_is_written(tmp_path: Path) -> None:
+    """Dagster's pages look at it as its file changes, and not at the file beside it that SQLite writes first."""
+    (tmp_path / "dagster.yaml").write_text(DAGSTER_YAML)
+    told: list[str] = []
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        run = create_run_for_test(instance)
+        instance.report_engine_event("before", run)
+        instance.watch_event_logs(run.run_id, None, lambda entry, _: told.append(entry.message))
+        for number in range(3):
+            instance.report_engine_event(f"event {number}", run)
+            wait_for(lambda: told[-1:] == [f"event {number}"], seconds=20)  # noqa: B023 - asked at once
 
 
 def test_a_history_on_postgresql_is_kept_where_dagster_would_connect_anew(monkeypatch: pytest.MonkeyPatch) -> None:

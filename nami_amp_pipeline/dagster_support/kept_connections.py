@@ -26,7 +26,7 @@ from nami_amp_pipeline.state.kept_engines import KeptEngines
 from nami_amp_pipeline.state.store import keep_engines
 
 MOST_FILES: Final = 16
-"""So many files of the history are kept open: each run has one of its own."""
+"""So many engines are kept: each run has a file of its own."""
 
 KEPT_OPEN: Final = 2
 """Connections to each that are kept: Dagster takes one while it has another.
@@ -35,6 +35,9 @@ More are made as they are asked for: who waits for another of the same thread wo
 """
 
 _STORAGES: Final = (sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage)
+
+_SHARED: Final = ("runs", "schedules", sqlite_event_log.INDEX_SHARD_NAME)
+"""Files that are not of one run."""
 
 _kept: Final = KeptEngines(MOST_FILES)
 
@@ -72,7 +75,11 @@ def kept_engine(url: str, connect_args: dict[str, Any] | None = None, **_of_the_
     """
 
     def make() -> sa.Engine:
-        return sa.create_engine(url, connect_args=connect_args or {}, pool_size=KEPT_OPEN, max_overflow=-1)
+        given = connect_args or {}
+        if Path(sa.make_url(url).database or "").stem in _SHARED:
+            return sa.create_engine(url, connect_args=given, pool_size=KEPT_OPEN, max_overflow=-1)
+        # Dagster's pages watch the file of a run, which SQLite writes when a connection is closed.
+        return sa.create_engine(url, connect_args=given, poolclass=sa.pool.NullPool)
 
     return _kept.get(url, make)
 
