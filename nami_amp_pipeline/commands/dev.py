@@ -16,8 +16,6 @@ from nami_amp_pipeline.errors import Blocked
 if TYPE_CHECKING:
     from nami_amp_pipeline.dagster_support.dev import Session
 
-_IDLE_SECONDS = 0.5
-
 
 @click.command()
 @click.option(
@@ -68,7 +66,7 @@ def dev(invocation: Invocation, port: int | None, opens: bool) -> int:
                     )
                 if opens and not webbrowser.open(running.url):
                     invocation.complain(f"there is no browser that could open {running.url}")
-                children.wait_until(lambda: False, look_seconds=_IDLE_SECONDS)
+                children.wait_until(lambda: False)
             except Ended as ended:
                 return 128 + ended.number
             except ChildDied as died:
