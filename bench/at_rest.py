@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from socket import create_server
 from typing import Any
@@ -112,12 +112,16 @@ def serving(environ: Mapping[str, str], folder: Path) -> Iterator[int]:
         say("the service is up")
         yield process.pid
     finally:
+        started = watch.family(process.pid)[1:]
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()  # a helper of its own ends the others
             process.wait()
+        for child in started:  # `dagster dev` leaves daemon and webserver behind
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
 
 
 def _command(environ: Mapping[str, str], folder: Path) -> tuple[list[str], str, dict[str, str]]:

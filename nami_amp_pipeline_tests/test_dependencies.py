@@ -10,7 +10,13 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-BY_WAY_OF = {"psycopg2": "dagster-postgres", "yaml": "dagster", "dagster-shared": "dagster"}
+BY_WAY_OF = {
+    "psycopg2": "dagster-postgres",
+    "yaml": "dagster",
+    "dagster-shared": "dagster",
+    "grpc": "dagster",
+    "grpc_health": "dagster",
+}
 """What comes with a dependency that is there for nothing else, or whose type is part of its interface."""
 
 

@@ -8,14 +8,20 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
 from dagster._core.instance.config import dagster_instance_config
+from grpc_health.v1.health import HealthServicer
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from nami_amp_pipeline.control_center.options import Options
+from nami_amp_pipeline.dagster_support import serving
 from nami_amp_pipeline.dagster_support.instance import CODE_LOCATION
 from nami_amp_pipeline.settings import Settings
 
@@ -87,6 +93,35 @@ def test_every_service_that_stays_has_a_health_check_and_what_it_refers_to(compo
     assert services["code-server"]["stop_grace_period"] == "30s"
 
 
+def test_the_code_server_is_asked_the_same_everywhere_and_without_dagster(compose: Any, values: Any) -> None:
+    """Dagster's own check takes two seconds of CPU, which is more than a minute of the service at rest."""
+    test = compose["services"]["code-server"]["healthcheck"]["test"]
+    deployment = values["dagster-user-deployments"]["deployments"][0]
+    for probe in ("readinessProbe", "livenessProbe", "startupProbe"):
+        assert deployment[probe]["exec"]["command"] == test[1:], probe
+    code = f"import sys, {test[3]}; print(sorted({{name.partition('.')[0] for name in sys.modules}} & {{'dagster'}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [(HealthCheckResponse.SERVING, None), (HealthCheckResponse.NOT_SERVING, "NOT_SERVING")],
+)
+def test_a_code_server_says_whether_it_serves(status: int, why: str | None) -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    health = HealthServicer()
+    health.set(serving.SERVICE, status)
+    add_HealthServicer_to_server(health, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        assert serving.why_not(port) == why
+    finally:
+        server.stop(None).wait()
+    assert serving.why_not(port) == "UNAVAILABLE"
+
+
 def commands() -> list[list[str]]:
     services = load("compose.yaml")["services"]
     found = []
@@ -100,7 +135,7 @@ def commands() -> list[list[str]]:
         if test[:1] == ["CMD"] and test[1] != "python":
             found.append(test[1:])
     probe = load("kubernetes/values.yaml")["dagster-user-deployments"]["deployments"][0]
-    return [*found, probe["livenessProbe"]["exec"]["command"], ["dagster", "api", "grpc", *probe["dagsterApiGrpcArgs"]]]
+    return [*found, ["dagster", "api", "grpc", *probe["dagsterApiGrpcArgs"]]]
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)

@@ -221,7 +221,7 @@ def test_whether_a_commit_went_through_is_a_number_of_its_own(state_url: str) ->
         assert first.prolong(tx, [lease]).commits == {lease: 1}
     assert first.commits(lease) == 1
     with first.begin() as tx:
-        first.check(tx, lease)
+        first.check(tx, [lease])
     assert first.commits(lease) == 1, "only looking counts nothing"
     with suppress(RuntimeError), first.begin() as tx:
         assert first.prolong(tx, [lease]).commits == {lease: 2}

@@ -24,6 +24,9 @@ ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _LOOK_SECONDS: Final = 0.1
 
+_IDLE_SECONDS: Final = 0.5
+"""Between two looks of who waits without an end, as a session does while all is well."""
+
 
 class Ended(Exception):
     """A signal asked this process to end.
@@ -115,7 +118,7 @@ class Children:
         """Waits until something is so; returns whether it came to be.
 
         Args:
-            ready: looks; asked several times a second.
+            ready: looks; asked ten times a second, or twice where the wait has no end.
             seconds: how long to wait.
 
         Raises:
@@ -133,7 +136,7 @@ class Children:
                 return True
             if time.monotonic() >= until:
                 return False
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_IDLE_SECONDS if seconds == float("inf") else _LOOK_SECONDS)
 
     def stop(self, order: Sequence[Sequence[str]] = ()) -> None:
         """Stops every process with all that it started; a second signal makes short work of it.

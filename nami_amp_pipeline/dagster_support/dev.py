@@ -37,6 +37,7 @@ CONTROL_CENTER_PORT: Final = 8770
 START_SECONDS: Final = 180.0
 """How long the processes may take until they answer: a slow machine loads Dagster for a minute."""
 
+_PART: Final = (sys.executable, "-m", "nami_amp_pipeline.dagster_support.part")
 _MOST_STARTS: Final = 4
 _LEFT_OVER_SECONDS: Final = 15.0
 _ASK_SECONDS: Final = 5.0
@@ -165,18 +166,18 @@ def code_server_command(place: Path) -> list[str]:
     """
     code = ["--module-name", "nami_amp_pipeline.definitions", "--location-name", CODE_LOCATION]
     how = ["--use-python-environment-entry-point", "--log-level", "warning"]
-    return [sys.executable, "-m", "dagster", "api", "grpc", "--socket", str(place), *code, *how]
+    return [*_PART, "dagster", "api", "grpc", "--socket", str(place), *code, *how]
 
 
 def daemon_command(workspace: Path) -> list[str]:
     """The command that starts Dagster's daemon."""
-    return [sys.executable, "-m", "dagster._daemon", "run", "--workspace", str(workspace)]
+    return [*_PART, "dagster._daemon", "run", "--workspace", str(workspace)]
 
 
 def webserver_command(port: int, workspace: Path) -> list[str]:
     """The command that starts Dagster's pages."""
     where = ["--host", HOST, "--port", str(port)]
-    return [sys.executable, "-m", "dagster_webserver", *where, "--workspace", str(workspace)]
+    return [*_PART, "dagster_webserver", *where, "--workspace", str(workspace)]
 
 
 @dataclass

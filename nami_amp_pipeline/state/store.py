@@ -19,6 +19,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from nami_amp_pipeline.clock import Clock, micros
 from nami_amp_pipeline.errors import LostLease, Misconfigured, StoreUnavailable
 from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.kept_engines import KeptEngines
 from nami_amp_pipeline.state.owners import has_ended, lease_seconds_of, new_owner
 
 T = TypeVar("T")
@@ -27,6 +28,9 @@ _LEASES_AT_A_TIME = 500
 _LOCK_SECONDS = 30
 _CLOCK_MARGIN = 30_000_000
 _INSUFFICIENT_PRIVILEGE = "42501"
+_MOST_KEPT = 4
+
+_kept: KeptEngines | None = None
 
 # Statements that are part of nearly every transaction: making them would cost more than what they do.
 _MINE = sa.and_(
@@ -96,27 +100,33 @@ class Store:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise StoreUnavailable(f"cannot create the folder of {self.name}: {error.strerror}") from None
-            try:
-                self.engine = sa.create_engine(self.url, connect_args={"timeout": 30, "check_same_thread": False})
-            except sa.exc.ArgumentError:
-                raise Misconfigured("NAMI_AMP_STATE_URL must be sqlite:///PATH, with three slashes") from None
-            sa.event.listen(self.engine, "connect", _prepare_sqlite)
-            sa.event.listen(self.engine, "begin", _begin)
-        else:
-            try:
-                self.engine = sa.create_engine(
-                    self.url,
-                    pool_pre_ping=True,
-                    connect_args={
-                        "connect_timeout": 10,
-                        # A process that is stopped in a transaction must not block the others for ever.
-                        "options": f"-c lock_timeout={_LOCK_SECONDS * 1_000} "
-                        f"-c idle_in_transaction_session_timeout={int(self.lease_seconds * 1_000)}",
-                    },
-                )
-            except (sa.exc.ArgumentError, ImportError):
-                raise Misconfigured("NAMI_AMP_STATE_URL cannot be parsed as a database address") from None
+        make = self._sqlite_engine if self.is_sqlite else self._postgres_engine
+        self.engine = make() if _kept is None else _kept.get((self.url, self.lease_seconds), make)
         self._leases: dict[str, Lease] = {}
+
+    def _sqlite_engine(self) -> sa.Engine:
+        try:
+            engine = sa.create_engine(self.url, connect_args={"timeout": 30, "check_same_thread": False})
+        except sa.exc.ArgumentError:
+            raise Misconfigured("NAMI_AMP_STATE_URL must be sqlite:///PATH, with three slashes") from None
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "begin", _begin)
+        return engine
+
+    def _postgres_engine(self) -> sa.Engine:
+        try:
+            return sa.create_engine(
+                self.url,
+                pool_pre_ping=True,
+                connect_args={
+                    "connect_timeout": 10,
+                    # A process that is stopped in a transaction must not block the others for ever.
+                    "options": f"-c lock_timeout={_LOCK_SECONDS * 1_000} "
+                    f"-c idle_in_transaction_session_timeout={int(self.lease_seconds * 1_000)}",
+                },
+            )
+        except (sa.exc.ArgumentError, ImportError):
+            raise Misconfigured("NAMI_AMP_STATE_URL cannot be parsed as a database address") from None
 
     @property
     def name(self) -> str:
@@ -320,8 +330,15 @@ class Store:
         self.upsert(tx, tables.counts, rows, ["integration_id", "state", "reason"], add=["events"])
 
     def close(self) -> None:
-        """Closes all connections."""
+        """Closes all connections, unless this process keeps them; see :func:`keep_engines`."""
         self.engine.dispose()
+
+
+def keep_engines() -> None:
+    """Lets the stores of this process share their connections from now on, and keep them when they are closed."""
+    global _kept
+    if _kept is None:
+        _kept = KeptEngines(_MOST_KEPT)
 
 
 @contextmanager
