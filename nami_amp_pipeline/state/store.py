@@ -7,18 +7,15 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
-from sqlalchemy.sql.compiler import SQLCompiler
 
 from nami_amp_pipeline.clock import Clock, micros
 from nami_amp_pipeline.errors import LostLease, Misconfigured, StoreUnavailable
-from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state import tables, upserts
 from nami_amp_pipeline.state.kept_engines import KeptEngines
 from nami_amp_pipeline.state.owners import has_ended, lease_seconds_of, new_owner
 
@@ -306,14 +303,8 @@ class Store:
             update: columns to overwrite.
             add: columns to add to.
         """
-        if not rows:
-            return
-        whole = _upsert(self.is_sqlite, table, tuple(rows[0]), tuple(key), tuple(update), tuple(add))
-        if self.is_sqlite:  # SQLAlchemy's work per row would cost more than the row
-            text, columns = _as_text(whole, tuple(rows[0]))
-            tx.exec_driver_sql(text, [tuple(row[name] for name in columns) for row in rows])
-        else:
-            tx.execute(whole, list(rows))
+        if rows:
+            upserts.write(tx, table, rows, tuple(key), tuple(update), tuple(add), is_sqlite=self.is_sqlite)
 
     def count(self, tx: Transaction, integration_id: int, state: str, reasons: Mapping[str, int] | int) -> None:
         """Adds to the counters of an integration: ``captured``, ``delivered``, ``skipped`` or ``dead``."""
@@ -379,33 +370,6 @@ def read_schema_version(tx: Transaction) -> int:
 
 def _lost(lease: Lease) -> LostLease:
     return LostLease(f"lease lost: another process now holds {lease.name}")
-
-
-@cache  # making a statement takes longer than carrying it out
-def _upsert(
-    is_sqlite: bool,
-    table: sa.Table,
-    columns: tuple[str, ...],
-    key: tuple[str, ...],
-    update: tuple[str, ...],
-    add: tuple[str, ...],
-) -> sa.Insert:
-    insert = (sqlite.insert if is_sqlite else postgresql.insert)(table)
-    changes: dict[str, Any] = {name: insert.excluded[name] for name in update}
-    changes.update({name: table.c[name] + insert.excluded[name] for name in add})
-    return (
-        insert.on_conflict_do_update(index_elements=list(key), set_=changes)
-        if changes
-        else insert.on_conflict_do_nothing(index_elements=list(key))
-    )
-
-
-@cache
-def _as_text(insert: sa.Insert, columns: tuple[str, ...]) -> tuple[str, list[str]]:
-    """A statement for SQLite's driver, and the columns of its parameters in order."""
-    compiled = insert.compile(dialect=sqlite.dialect(paramstyle="qmark"), column_keys=columns)
-    assert isinstance(compiled, SQLCompiler)
-    return str(compiled), list(compiled.positiontup or ())
 
 
 def _in_order(leases: Sequence[Lease]) -> list[Lease]:
