@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.operations.shards import shards
 from nami_amp_pipeline.operations.status import status
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integrations import Integration, all_integrations, apps_with_integrations
@@ -44,11 +45,34 @@ def due(context: Context) -> list[DueWork]:
         WarehouseUnavailable: the warehouse cannot be read.
     """
     found = _pending(context)
-    with context.store.begin() as tx:
-        captured = tx.execute(sa.select(sa.func.max(tables.apps.c.watermark))).scalar()
-    # A capture that had to stop at its limit leaves rows behind that it saw.
-    rows = _newer(context, captured if captured is not None else _BEGINNING)
+    rows = _not_in_segments(context)
     return found + [DueWork(f"rows of {app} in the warehouse", since, app_id=app) for app, since in rows.items()]
+
+
+def _not_in_segments(context: Context) -> dict[str, int]:
+    """The apps with rows newer than all that was captured in their shard, with the oldest ``ingested_at`` of those.
+
+    What another shard captured says nothing: its run may be hours ahead, or this one's worker gone.
+    """
+    with context.store.begin() as tx:
+        watermarks = {row.app_id: row.watermark for row in tx.execute(sa.select(tables.apps))}
+    divided = shards(context.settings.shards)
+    if divided == [None]:
+        # A capture that had to stop at its limit leaves rows behind that it saw.
+        return _newer(context, max((at for at in watermarks.values() if at is not None), default=_BEGINNING))
+    starts = _starts(all_integrations(context.store))
+    positions: dict[str, int | None] = {}
+    for shard in divided:
+        apps = [app for app in starts if shard is not None and shard.has(app)]
+        captured = [at for app, at in watermarks.items() if at is not None and shard is not None and shard.has(app)]
+        # What is older than every integration of a new shard need not be counted.
+        reached = max(captured, default=min((starts[app] for app in apps), default=_BEGINNING) - 1)
+        positions |= {app: reached if reached > _BEGINNING else None for app in apps}
+    if not positions:
+        return {}
+    with compute(context.settings) as connection:
+        unread = context.warehouse.unread(connection, positions)
+    return _wanted(context, {app: since for app, (_, since) in unread.items()})
 
 
 def not_captured(context: Context) -> dict[str, int]:
@@ -70,9 +94,13 @@ def _newer(context: Context, after: int) -> dict[str, int]:
     apps = apps_with_integrations(context.store)
     if not apps:
         return {}
-    starts = _starts(all_integrations(context.store))
     with compute(context.settings) as connection:
-        rows = context.warehouse.oldest(connection, apps, after)
+        return _wanted(context, context.warehouse.oldest(connection, apps, after))
+
+
+def _wanted(context: Context, rows: dict[str, int]) -> dict[str, int]:
+    """Those from where an integration of the app begins."""
+    starts = _starts(all_integrations(context.store))
     return {app: since for app, since in rows.items() if since >= starts.get(app, since)}
 
 
