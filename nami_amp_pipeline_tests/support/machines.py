@@ -138,11 +138,16 @@ class History:
             "queued": "e.dagster_event_type = 'PIPELINE_STARTING'",
             "taken": "e.dagster_event_type = 'ENGINE_EVENT' AND e.event LIKE '%%Started process for run%%'",
         }
-        sign = signs.get(stage, "e.dagster_event_type = 'STEP_START' AND e.step_key = %s")
+        # A run that began to read the warehouse before has nothing of what was loaded since.
+        sign = signs.get(
+            stage,
+            "e.dagster_event_type = 'STEP_START' AND e.step_key = %s AND EXISTS (SELECT FROM event_logs b WHERE b.run_id "
+            "= e.run_id AND b.dagster_event_type = 'STEP_START' AND b.step_key = 'capture' AND b.id > %s)",
+        )
         found = self._ask(
             "SELECT e.run_id FROM event_logs e JOIN run_tags t ON t.run_id = e.run_id AND t.key = 'nami/shard' "
             f"WHERE t.value = %s AND e.id > %s AND {sign} ORDER BY e.id DESC LIMIT 1",
-            shard, after, *([] if stage in signs else [stage]),
+            shard, after, *([] if stage in signs else [stage, after]),
         )  # fmt: skip
         return found[0][0] if found else None
 

@@ -126,8 +126,9 @@ class Rounds:
         victim, stage = self._next()
         shard = rng.choice(SHARDS)
         begun, facts, audit = time.monotonic(), self.facts, self.sandbox.audit
-        since, again = self.history.last(), audit.duplicates
+        again = audit.duplicates
         self._load(rng, number)
+        since = self.history.last()
         run_id = self._wait(lambda: self.history.reached(shard, stage, since))
         if stage == "upload":
             accepted = audit.accepted
