@@ -31,8 +31,12 @@ def celery_compose() -> dict[str, Any]:
 
 def redis_command(folder: Path, port: int) -> list[str]:
     """Redis as the compose file starts it, with its files in a folder of ours."""
-    command = celery_compose()["redis"].get("command", ["redis-server"])
-    return [*command, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+    return [*celery_compose()["redis"]["command"], "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+
+
+def worker_command(name: str) -> list[str]:
+    """A worker as the compose file starts it."""
+    return [*celery_compose()["worker"]["command"], "--hostname", f"{name}@here"]
 
 
 class Machines:
@@ -61,7 +65,6 @@ class Machines:
         )  # fmt: skip
         self.service.environ["DAGSTER_HOME"] = str(folder / "deploy" / "celery")
         (folder / "redis").mkdir()
-        compose = celery_compose()
         self._ports = {REDIS: broker, BUCKET: front, _BEHIND: behind}
         self._commands = {
             REDIS: redis_command(folder / "redis", broker),
@@ -69,7 +72,7 @@ class Machines:
             _BEHIND: [sys.executable, "-m", "moto.server", "--port", str(behind)],
         } | {
             # Each has a disk of its own, as on a machine of its own.
-            name: ["env", f"NAMI_AMP_HOME={folder / name}", *compose["worker"]["command"], "--hostname", f"{name}@here"]
+            name: ["env", f"NAMI_AMP_HOME={folder / name}", *worker_command(name)]
             for name in WORKERS
         }
 
@@ -141,8 +144,8 @@ class History:
         # A run that began to read the warehouse before has nothing of what was loaded since.
         sign = signs.get(
             stage,
-            "e.dagster_event_type = 'STEP_START' AND e.step_key = %s AND EXISTS (SELECT FROM event_logs b WHERE b.run_id "
-            "= e.run_id AND b.dagster_event_type = 'STEP_START' AND b.step_key = 'capture' AND b.id > %s)",
+            "e.dagster_event_type = 'STEP_START' AND e.step_key = %s AND EXISTS (SELECT FROM event_logs b WHERE "
+            "b.run_id = e.run_id AND b.dagster_event_type = 'STEP_START' AND b.step_key = 'capture' AND b.id > %s)",
         )
         found = self._ask(
             "SELECT e.run_id FROM event_logs e JOIN run_tags t ON t.run_id = e.run_id AND t.key = 'nami/shard' "
@@ -162,12 +165,9 @@ class History:
 
     def stage(self, run_id: str) -> str:
         """How far a run came."""
-        kinds = {
-            (kind, step): None
-            for kind, step in self._ask(
-                "SELECT dagster_event_type, step_key FROM event_logs WHERE run_id = %s ORDER BY id", run_id
-            )
-        }
+        kinds = dict.fromkeys(
+            self._ask("SELECT dagster_event_type, step_key FROM event_logs WHERE run_id = %s ORDER BY id", run_id)
+        )
         if ("PIPELINE_SUCCESS", None) in kinds:
             return "over"
         begun = [step for kind, step in kinds if kind == "STEP_START"]
@@ -188,7 +188,8 @@ class History:
     def runs(self) -> str:
         """The newest runs, for when it goes wrong."""
         found = self._ask(
-            "SELECT r.run_id, r.status, t.value, r.create_timestamp, to_timestamp(r.start_time), to_timestamp(r.end_time) "
-            "FROM runs r LEFT JOIN run_tags t ON t.run_id = r.run_id AND t.key = 'nami/shard' ORDER BY r.id DESC LIMIT 8"
+            "SELECT r.run_id, r.status, t.value, r.create_timestamp, to_timestamp(r.start_time), "
+            "to_timestamp(r.end_time) FROM runs r LEFT JOIN run_tags t ON t.run_id = r.run_id AND t.key = 'nami/shard' "
+            "ORDER BY r.id DESC LIMIT 8"
         )
         return "\n".join(" ".join(map(str, row)) for row in found)
