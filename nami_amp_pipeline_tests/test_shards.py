@@ -82,7 +82,9 @@ def test_the_schedule_asks_for_each_shard_that_has_no_run(
     )
     again = tick(instance, Settings.load())
     assert [one.tags[SHARD_TAG] for one in again] == ["1/3", "3/3"]
-    assert not {one.run_key for one in again} & {one.run_key for one in asked}, "Dagster takes a key for a run only once"
+    assert not {one.run_key for one in again} & {one.run_key for one in asked}, (
+        "Dagster takes a key for a run only once"
+    )
     # After the number was changed, what is under way may work for any app; so may a run for all.
     for tags in ({SHARD_TAG: "2/3"}, {}):
         instance.delete_run(under_way.run_id)

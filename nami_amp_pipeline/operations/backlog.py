@@ -67,7 +67,7 @@ def _not_in_segments(context: Context) -> dict[str, int]:
         captured = [at for app, at in watermarks.items() if at is not None and shard is not None and shard.has(app)]
         # What is older than every integration of a new shard need not be counted.
         reached = max(captured, default=min((starts[app] for app in apps), default=_BEGINNING) - 1)
-        positions |= {app: reached if reached > _BEGINNING else None for app in apps}
+        positions |= dict.fromkeys(apps, reached if reached > _BEGINNING else None)
     if not positions:
         return {}
     with compute(context.settings) as connection:
