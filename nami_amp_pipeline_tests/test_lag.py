@@ -13,7 +13,7 @@ from nami_amp_pipeline.alerts.conditions import conditions
 from nami_amp_pipeline.defs.checks import lag_result
 from nami_amp_pipeline.delivery.transport import HttpAnswer
 from nami_amp_pipeline.operations import dead_letters
-from nami_amp_pipeline.operations.backlog import due
+from nami_amp_pipeline.operations.backlog import due, not_captured
 from nami_amp_pipeline.operations.shards import Shard
 from nami_amp_pipeline.operations.standing import standings
 from nami_amp_pipeline.stages.pipeline import capture_apps
@@ -111,6 +111,9 @@ def test_rows_of_a_shard_are_due_although_another_shard_captured_newer_ones(tmp_
     assert {work.what for work in due(pipe.context)} == {f"rows of {app} in the warehouse" for app in apps}
     capture_apps(pipe.context, ["radio"])
     assert [work.what for work in due(pipe.context) if "rows" in work.what] == ["rows of news in the warehouse"]
+    assert set(not_captured(pipe.context)) == {"news"}
+    pipe.clock.set(START + HOUR)
     capture_apps(pipe.context, ["news"])
     assert [work.what for work in due(pipe.context) if "rows" in work.what] == []
+    assert not_captured(pipe.context) == {}
     pipe.close()
