@@ -468,6 +468,7 @@ def test_a_run_whose_process_is_gone_before_it_was_heard_of_is_ended(
     runs = {run.run_id: run for run in instance.get_runs()}
     for run_id in (taken, begun, at_work):
         instance.report_engine_event("Started process for run (pid: 1).", runs[run_id])
+    instance.report_engine_event("It logged that the run started, and did not come to its status.", runs[taken])
     instance.report_engine_event("Celery task has been forwarded to the broker.", runs[waiting])
     living = PipelineSession(stage.settings, at_work)
     living.open()

@@ -29,6 +29,9 @@ LOST: Final = "The process of this run is gone; it was killed, or its machine fa
 _PROCESS: Final = "Started process for run"
 """What Dagster logs when a process takes a run."""
 
+_FEW: Final = 20
+"""A run that has not begun has fewer events."""
+
 BEGINNING_SECONDS: Final = 60
 """At least so long a run may take from its process to its first sign of life: a slow machine loads code meanwhile."""
 
@@ -173,10 +176,14 @@ def _never_heard_of(instance: dg.DagsterInstance, store: Store, settings: Settin
     for run in found:
         if run.run_id in heard:
             continue
-        last = next(iter(instance.get_records_for_run(run.run_id, limit=1, ascending=False).records), None)
-        if last is None or last.event_log_entry.timestamp > began.timestamp():
+        events = [
+            record.event_log_entry
+            for record in instance.get_records_for_run(run.run_id, limit=_FEW, ascending=False).records
+        ]
+        if not events or events[0].timestamp > began.timestamp():
             continue
-        if run.status is not dg.DagsterRunStatus.STARTING or _PROCESS in last.event_log_entry.message:
+        # Dagster logs that a run has started, and then sets its status: a process may die in between.
+        if run.status is not dg.DagsterRunStatus.STARTING or any(_PROCESS in event.message for event in events):
             yield run
 
 

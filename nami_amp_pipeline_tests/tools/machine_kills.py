@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import statistics
 import sys
 import time
@@ -258,6 +259,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # and ends its processes
     folder, postgres = work_folder(), Postgres()
     rounds = Rounds(folder / "service", postgres, given.seed)
     try:
