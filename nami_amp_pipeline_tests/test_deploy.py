@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from dagster._core.instance.config import dagster_instance_config
+from dagster_celery.cli import get_validated_config
 
 from nami_amp_pipeline.control_center.options import Options
 from nami_amp_pipeline.dagster_support.instance import CODE_LOCATION
@@ -59,6 +60,16 @@ def test_runs_on_workers_of_celery_differ_in_who_carries_them_out(tmp_path: Path
         for name in ("max_concurrent_runs", "tag_concurrency_limits"):
             del given["concurrency"]["runs"][name]
     assert celery == usual
+
+
+def test_workers_of_celery_tell_how_runs_are_where_dagster_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else run monitoring marks every run that lives as failed."""
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://there:6379/0")
+    told = get_validated_config(str(DEPLOY / "celery" / "worker.yaml"))
+    launcher = load("celery/dagster.yaml")["run_launcher"]["config"]
+    for name in ("broker", "backend"):
+        assert told[name] == "redis://there:6379/0"
+        assert launcher[name] == {"env": "CELERY_BROKER_URL"}
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "celery/compose.yaml"])

@@ -26,6 +26,9 @@ _PAIRS: Final = "pairs:"
 
 LOST: Final = "The process of this run is gone; it was killed, or its machine failed. The next run goes on."
 
+LOST_SECONDS: Final = 10
+"""At least so often it looks for lost runs, so that a shard is taken over within a lease and half a minute."""
+
 _PROCESS: Final = "Started process for run"
 """What Dagster logs when a process takes a run."""
 
@@ -205,11 +208,13 @@ def build_sensors(place: Place = DEFAULT) -> tuple[dg.SensorDefinition, dg.Senso
     ) -> dg.SensorResult | dg.SkipReason:
         return _look_for_late_work(context, pipeline, place)
 
-    def decorated(name: str, description: str, job: str | None = None) -> Callable[..., dg.SensorDefinition]:
+    def decorated(
+        name: str, description: str, job: str | None = None, seconds: int = 3_600
+    ) -> Callable[..., dg.SensorDefinition]:
         return dg.sensor(
             name=place.name(name),
             job_name=job,
-            minimum_interval_seconds=sensor_seconds(place),
+            minimum_interval_seconds=min(seconds, sensor_seconds(place)),
             default_status=dg.DefaultSensorStatus.RUNNING,
             description=description,
         )
@@ -217,7 +222,7 @@ def build_sensors(place: Place = DEFAULT) -> tuple[dg.SensorDefinition, dg.Senso
     return (
         decorated("integration_partitions", _PARTITIONS)(place.owned(integration_partitions)),
         decorated("early_micro_batch", _EARLY, place.name(MICRO_BATCH))(place.owned(early_micro_batch)),
-        decorated("lost_runs", _LOST)(place.owned(_look_for_lost_runs)),
+        decorated("lost_runs", _LOST, seconds=LOST_SECONDS)(place.owned(_look_for_lost_runs)),
     )
 
 

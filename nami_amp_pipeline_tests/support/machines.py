@@ -185,6 +185,24 @@ class History:
         )
         return None if found is None else float(found)
 
+    def at_rest(self) -> bool:
+        """Whether no run is under way, nor waits, nor is to be tried again."""
+        ((found,),) = self._ask(
+            "SELECT count(*) FROM runs r WHERE status IN ('QUEUED', 'NOT_STARTED', 'STARTING', 'STARTED', 'CANCELING') "
+            "OR EXISTS (SELECT FROM run_tags t WHERE t.run_id = r.run_id AND t.key = 'dagster/will_retry' "
+            "AND t.value = 'true') AND NOT EXISTS (SELECT FROM run_tags t WHERE t.value = r.run_id "
+            "AND t.key = 'dagster/parent_run_id')"
+        )
+        return not found
+
+    def taken_for_dead(self) -> list[str]:
+        """The runs that were called failed, and yet ended well."""
+        found = self._ask(
+            "SELECT DISTINCT a.run_id FROM event_logs a JOIN event_logs b ON a.run_id = b.run_id "
+            "WHERE a.dagster_event_type = 'PIPELINE_FAILURE' AND b.dagster_event_type = 'PIPELINE_SUCCESS'"
+        )
+        return [run_id for (run_id,) in found]
+
     def runs(self) -> str:
         """The newest runs, for when it goes wrong."""
         found = self._ask(

@@ -128,6 +128,7 @@ class Rounds:
         shard = rng.choice(SHARDS)
         begun, facts, audit = time.monotonic(), self.facts, self.sandbox.audit
         again = audit.duplicates
+        self._wait(self.history.at_rest)  # Dagster tries a run again, but not that one too
         self._load(rng, number)
         since = self.history.last()
         run_id = self._wait(lambda: self.history.reached(shard, stage, since))
@@ -148,6 +149,8 @@ class Rounds:
         for name in ("accepted_more_than_once", "order_violations", "concurrent_same_user", "changed_repeats"):
             found = getattr(audit, name)
             assert not found.count, f"{name}: {found.examples}"
+        mistaken = self.history.taken_for_dead()
+        assert not mistaken, f"called failed while they lived: {mistaken}"
         facts.again[victim] += audit.duplicates - again
         facts.seconds.append(time.monotonic() - begun)
         say(f"{number}: {line}; {audit.duplicates - again} sent again; {facts.seconds[-1]:.1f} s")
