@@ -24,8 +24,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+import sqlalchemy as sa
+
 from nami_amp_pipeline.defs.sensors import BEGINNING_SECONDS
 from nami_amp_pipeline.sandbox import Options, Sandbox, SandboxServer
+from nami_amp_pipeline.state import tables
 from nami_amp_pipeline_tests.support.everything import Everything
 from nami_amp_pipeline_tests.support.fast_start import work_folder
 from nami_amp_pipeline_tests.support.machines import BUCKET, REDIS, WORKERS, History, Machines, can_be_apart
@@ -44,6 +47,9 @@ GRACE_SECONDS: Final = 30
 PATIENCE_SECONDS: Final = 150
 
 WORKER: Final = "worker"
+UNHEARD: Final = "no sign of life yet"
+"""Where a worker had taken a run that had not come to its first heartbeat."""
+
 _STEPS: Final = ("capture", "snapshot", "prepare", "upload")
 CASES: Final = (
     *((WORKER, stage) for stage in ("taken", *_STEPS)),
@@ -167,6 +173,8 @@ class Rounds:
         machines.service.kill(name)
         at = time.time()
         stage = self.history.stage(run_id)
+        if victim == WORKER and stage not in ("over", "upload (ended)") and not self._was_heard_of(run_id):
+            stage = UNHEARD
         facts.stages[victim, stage] += 1
         line = f"{name} killed in {stage} of {shard}"
         if victim == BUCKET:
@@ -184,13 +192,18 @@ class Rounds:
             took = float(self._wait(lambda: self.history.next_start(shard, run_id)) or 0) - at
             facts.takeovers[stage].append(took)
             # Who died before the first sign of life is missed later, where a lease is as short as here.
-            lease = max(LEASE_SECONDS, BEGINNING_SECONDS) if stage == "taken" else LEASE_SECONDS
+            lease = max(LEASE_SECONDS, BEGINNING_SECONDS) if stage == UNHEARD else LEASE_SECONDS
             assert took < lease + GRACE_SECONDS, f"{line}: taken over after {took:.1f} s"
             return f"{line}, taken over after {took:.1f} s"
         away = rng.uniform(0, 8)
         time.sleep(away)
         machines.start(name)
         return f"{line}, away for {away:.1f} s"
+
+    def _was_heard_of(self, run_id: str) -> bool:
+        table = tables.leases
+        with self.every.context.store.reading() as tx:
+            return bool(tx.execute(sa.select(table.c.name).where(table.c.name == f"run:{run_id}")).all())
 
     def _load(self, rng: random.Random, number: int) -> None:
         """New events of the same users, in every app."""
