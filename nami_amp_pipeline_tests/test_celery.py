@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from nami_amp_pipeline.operations.shards import Shard
 from nami_amp_pipeline.sandbox import Options, Sandbox, SandboxServer
 from nami_amp_pipeline.storage.duckdb_engine import literal
 from nami_amp_pipeline_tests.support.everything import Everything
+from nami_amp_pipeline_tests.support.machines import WORKERS, redis_command, worker_command
 from nami_amp_pipeline_tests.support.postgres import Postgres
 from nami_amp_pipeline_tests.support.scene import GOOD_KEY, WARNINGS
 from nami_amp_pipeline_tests.support.service import Service, free_port, wait_for
@@ -19,7 +21,6 @@ from nami_amp_pipeline_tests.support.service import Service, free_port, wait_for
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(WARNINGS)]
 
 APPS = ("app-0", "app-1", "app-2", "app-3")
-WORKERS = ("worker-1", "worker-2")
 
 
 @pytest.mark.contract("5.1.1", "5.1.2")
@@ -36,13 +37,13 @@ def test_a_worker_that_dies_is_replaced_by_another(tmp_path: Path, postgres: Pos
         )  # fmt: skip
         running.environ["DAGSTER_HOME"] = str(running.folder / "deploy" / "celery")
         try:
-            running.start("redis", ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""])
+            running.start("redis", redis_command(tmp_path, port))
             running.migrate()
             for name, at in (("code-server", running.code_port), ("webserver", int(running.url.rpartition(":")[2]))):
                 running.start(name)
                 wait_for(lambda at=at: running.answers(at), lambda of=name: running.log(of))  # type: ignore[misc]
             for name in WORKERS:
-                running.start(name, [*_worker(), "--hostname", f"{name}@here"])
+                running.start(name, worker_command(name))
             every = Everything(running, sandbox, server.endpoint)
             for number, app in enumerate(APPS):
                 every.load(app, 120, seed=number)
@@ -65,12 +66,29 @@ def test_a_worker_that_dies_is_replaced_by_another(tmp_path: Path, postgres: Pos
     assert sandbox.audit.concurrent_same_user.count == 0
 
 
-def _worker() -> list[str]:
-    return [
-        "dagster-celery", "worker", "start", "--config-yaml", "deploy/celery/worker.yaml", "--app",
-        "dagster_celery.app", "--queue", "dagster", "--", "--concurrency", "1",
-        "--disable-prefetch",
-    ]  # fmt: skip
+@pytest.mark.contract("5.1.1")
+def test_redis_still_knows_after_it_was_killed_what_it_was_told(tmp_path: Path) -> None:
+    """Else a run that waits for a worker is lost, and Dagster takes those at work for dead."""
+    port = free_port()
+    with redis.Redis(port=port) as asked:
+        for number in range(2):
+            process = subprocess.Popen(redis_command(tmp_path, port), stdout=subprocess.DEVNULL)
+            try:
+                wait_for(lambda: _answers(asked))
+                if number:
+                    assert asked.lrange("dagster", 0, -1) == [b"a run"]
+                else:
+                    asked.lpush("dagster", "a run")
+            finally:
+                process.kill()
+                process.wait()
+
+
+def _answers(asked: redis.Redis) -> bool:
+    try:
+        return bool(asked.ping())
+    except redis.ConnectionError:
+        return False
 
 
 def _one_dies(every: Everything) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import dagster as dg
@@ -454,6 +455,39 @@ def test_runs_whose_machine_is_gone_are_ended_and_others_are_not(stage: Scene, i
     living.close()
     assert look() == "no run is lost"
     assert lost_runs(stage.context.store) == []
+
+
+def test_a_run_whose_process_is_gone_before_it_was_heard_of_is_ended(
+    stage: Scene, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Celery has given it away, and would call it alive for good."""
+    waiting, taken = (started(instance, dg.DagsterRunStatus.STARTING) for _ in range(2))
+    begun, at_work = (started(instance) for _ in range(2))
+    for run_id in (waiting, taken, begun, at_work):
+        instance.add_run_tags(run_id, {STORE_TAG: store_label(stage.settings)})
+    runs = {run.run_id: run for run in instance.get_runs()}
+    for run_id in (taken, begun, at_work):
+        instance.report_engine_event("Started process for run (pid: 1).", runs[run_id])
+    instance.report_engine_event("It logged that the run started, and did not come to its status.", runs[taken])
+    instance.report_engine_event("Celery task has been forwarded to the broker.", runs[waiting])
+    living = PipelineSession(stage.settings, at_work)
+    living.open()
+    look = Daemon(lost_runs_sensor, stage.settings, instance)
+    assert look() == "no run is lost", "they may still load code"
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Later:
+            return cls.fromtimestamp(time.time() + stage.settings.lease_seconds + 1, tz)
+
+    monkeypatch.setattr("nami_amp_pipeline.defs.sensors.datetime", Later)
+    said = str(look())
+    assert {taken, begun} == set(said.removeprefix("ended: ").split(", "))
+    assert {status_of(instance, run_id) for run_id in (taken, begun)} == {dg.DagsterRunStatus.FAILURE}
+    assert status_of(instance, waiting) is dg.DagsterRunStatus.STARTING, "in the queue of the workers"
+    assert status_of(instance, at_work) is dg.DagsterRunStatus.STARTED
+    assert look() == "no run is lost"
+    living.close()
 
 
 @pytest.mark.slow

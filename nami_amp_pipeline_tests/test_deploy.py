@@ -16,6 +16,7 @@ import grpc
 import pytest
 import yaml
 from dagster._core.instance.config import dagster_instance_config
+from dagster_celery.cli import get_validated_config
 from grpc_health.v1.health import HealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
@@ -65,6 +66,16 @@ def test_runs_on_workers_of_celery_differ_in_who_carries_them_out(tmp_path: Path
         for name in ("max_concurrent_runs", "tag_concurrency_limits"):
             del given["concurrency"]["runs"][name]
     assert celery == usual
+
+
+def test_workers_of_celery_tell_how_runs_are_where_dagster_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else run monitoring marks every run that lives as failed."""
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://there:6379/0")
+    told = get_validated_config(str(DEPLOY / "celery" / "worker.yaml"))
+    launcher = load("celery/dagster.yaml")["run_launcher"]["config"]
+    for name in ("broker", "backend"):
+        assert told[name] == "redis://there:6379/0"
+        assert launcher[name] == {"env": "CELERY_BROKER_URL"}
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "celery/compose.yaml"])

@@ -13,7 +13,8 @@ from nami_amp_pipeline.alerts.conditions import conditions
 from nami_amp_pipeline.defs.checks import lag_result
 from nami_amp_pipeline.delivery.transport import HttpAnswer
 from nami_amp_pipeline.operations import dead_letters
-from nami_amp_pipeline.operations.backlog import due
+from nami_amp_pipeline.operations.backlog import due, not_captured
+from nami_amp_pipeline.operations.shards import Shard
 from nami_amp_pipeline.operations.standing import standings
 from nami_amp_pipeline.stages.pipeline import capture_apps
 from nami_amp_pipeline.state import tables
@@ -97,3 +98,22 @@ def test_a_dead_letter_that_goes_again_is_late_from_then_on(pipe: Pipeline) -> N
     pipe.clock.set(START + 25 * HOUR)
     found = pipe.status(one)
     assert (found.pending_by, found.lag_by) == ({"held": 1}, {"held": 3600.0})
+
+
+def test_rows_of_a_shard_are_due_although_another_shard_captured_newer_ones(tmp_path: Path) -> None:
+    """As when the run of a shard is lost, and that of the other goes on."""
+    pipe = Pipeline(tmp_path, {"NAMI_AMP_SHARDS": "2"})
+    apps = ("radio", "news")
+    assert [Shard(1, 2).has(app) for app in apps] == [True, False]
+    for app in apps:
+        pipe.add(app)
+    pipe.insert([row(1, START), {**row(2, START), "app_id": "news"}])
+    assert {work.what for work in due(pipe.context)} == {f"rows of {app} in the warehouse" for app in apps}
+    capture_apps(pipe.context, ["radio"])
+    assert [work.what for work in due(pipe.context) if "rows" in work.what] == ["rows of news in the warehouse"]
+    assert set(not_captured(pipe.context)) == {"news"}
+    pipe.clock.set(START + HOUR)
+    capture_apps(pipe.context, ["news"])
+    assert [work.what for work in due(pipe.context) if "rows" in work.what] == []
+    assert not_captured(pipe.context) == {}
+    pipe.close()

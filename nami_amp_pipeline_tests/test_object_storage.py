@@ -225,6 +225,18 @@ def test_some_failures_of_a_bucket_are_not_even_noticed(machines: Machines) -> N
     assert not lost_files(first.context.store, first.context.folder)
 
 
+def test_a_bucket_that_is_away_for_a_while_is_waited_for(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "_FIRST_WAIT", timedelta(milliseconds=1))
+    monkeypatch.setattr(buckets, "_LONGEST_WAIT", timedelta(milliseconds=2))
+    first = machines.new()
+    one = first.add("app")
+    machines.load("1", user="a")
+    machines.s3.trouble.fail = 40
+    first.tick()
+    assert machines.s3.trouble.fail == 0
+    assert first.status(one).delivered == 1
+
+
 @pytest.mark.usefixtures("impatient")
 def test_a_bucket_that_does_not_answer_in_time_is_one_line(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buckets, "TIMEOUT_SECONDS", 0.2)

@@ -111,7 +111,11 @@ def build_schedule(
         asked, why_not = requests(context.instance, given, job.name)
         if not asked:
             return dg.SkipReason(why_not)
-        return asked[0] if given.shards == 1 else asked
+        if given.shards == 1:
+            return asked[0]
+        # Dagster refuses several requests of one tick without keys; a key that was used once starts no run again.
+        due = context.scheduled_execution_time.isoformat()
+        return [request.with_replaced_attrs(run_key=f"{due} {request.tags[SHARD_TAG]}") for request in asked]
 
     return micro_batch_schedule
 

@@ -1,26 +1,42 @@
 """Partitions in step with the integrations, micro-batches before their time, and runs that were lost."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import dagster as dg
 
+from nami_amp_pipeline.clock import micros
 from nami_amp_pipeline.dagster_support.histories import two_histories
-from nami_amp_pipeline.defs.ours import DEFAULT, MICRO_BATCH, Place, store_label
+from nami_amp_pipeline.defs.ours import DEFAULT, MICRO_BATCH, STORE_TAG, Place, store_label
 from nami_amp_pipeline.defs.partitions import MOST_CHANGES, left_behind, missing_partitions, orphaned_partitions
 from nami_amp_pipeline.defs.resources import PipelineSession
 from nami_amp_pipeline.defs.schedules import quiet, requests, sensor_seconds
 from nami_amp_pipeline.errors import NamiAmpError
 from nami_amp_pipeline.operations.backlog import DueWork, due
-from nami_amp_pipeline.state.heartbeat import forget, lost_runs
+from nami_amp_pipeline.settings import Settings
+from nami_amp_pipeline.state.heartbeat import beats, forget, lost_runs
 from nami_amp_pipeline.state.integration_history import removed_since
 from nami_amp_pipeline.state.integrations import all_integrations
+from nami_amp_pipeline.state.store import Store
 
 _PAIRS: Final = "pairs:"
 """Begins the cursor of this version, so that an older one, which may come back, does not take it for its own."""
 
 LOST: Final = "The process of this run is gone; it was killed, or its machine failed. The next run goes on."
+
+LOST_SECONDS: Final = 10
+"""At least so often it looks for lost runs, so that a shard is taken over within a lease and half a minute."""
+
+_PROCESS: Final = "Started process for run"
+"""What Dagster logs when a process takes a run."""
+
+_FEW: Final = 20
+"""A run that has not begun has fewer events."""
+
+BEGINNING_SECONDS: Final = 60
+"""At least so long a run may take from its process to its first sign of life: a slow machine loads code meanwhile."""
 
 _PARTITIONS: Final = (
     "Adds a partition for each new app and integration, and removes partitions whose last integration was removed. "
@@ -128,11 +144,14 @@ def _look_for_lost_runs(
     """Looks for runs that have not been heard of for as long as a lease holds."""
     try:
         store = pipeline.store_if_any()
-        lost = lost_runs(store) if store is not None else []
-        if store is None or not lost:
+        if store is None:
+            return dg.SkipReason("no run is lost")
+        lost = lost_runs(store)
+        unheard = list(_never_heard_of(context.instance, store, pipeline.settings))
+        if not lost and not unheard:
             return dg.SkipReason("no run is lost")
         alive = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
-        runs = context.instance.get_runs(dg.RunsFilter(run_ids=lost, statuses=alive))
+        runs = [*context.instance.get_runs(dg.RunsFilter(run_ids=lost, statuses=alive)), *unheard] if lost else unheard
         for run in runs:
             if run.status is dg.DagsterRunStatus.CANCELING:
                 context.instance.report_run_canceled(run, LOST)
@@ -142,6 +161,33 @@ def _look_for_lost_runs(
     except NamiAmpError as error:
         return dg.SkipReason(str(error))
     return dg.SkipReason(f"ended: {', '.join(run.run_id for run in runs) or 'none, they had ended by themselves'}")
+
+
+def _never_heard_of(instance: dg.DagsterInstance, store: Store, settings: Settings) -> Iterator[dg.DagsterRun]:
+    """The runs that a process began to carry out, which was gone before its first sign of life.
+
+    Celery has given such a run away, and calls it alive. Runs that still wait for a worker do not count.
+    """
+    began = datetime.now(UTC) - timedelta(seconds=max(settings.lease_seconds, BEGINNING_SECONDS))
+    alive = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    filters = dg.RunsFilter(statuses=alive, tags={STORE_TAG: store_label(settings)}, updated_before=began)
+    found = instance.get_runs(filters)
+    if not found:
+        return
+    with store.begin() as tx:
+        heard = {beat.run_id for beat in beats(tx, micros(store.clock))}
+    for run in found:
+        if run.run_id in heard:
+            continue
+        events = [
+            record.event_log_entry
+            for record in instance.get_records_for_run(run.run_id, limit=_FEW, ascending=False).records
+        ]
+        if not events or events[0].timestamp > began.timestamp():
+            continue
+        # Dagster logs that a run has started, and then sets its status: a process may die in between.
+        if run.status is not dg.DagsterRunStatus.STARTING or any(_PROCESS in event.message for event in events):
+            yield run
 
 
 def _mark(work: DueWork) -> str:
@@ -162,11 +208,13 @@ def build_sensors(place: Place = DEFAULT) -> tuple[dg.SensorDefinition, dg.Senso
     ) -> dg.SensorResult | dg.SkipReason:
         return _look_for_late_work(context, pipeline, place)
 
-    def decorated(name: str, description: str, job: str | None = None) -> Callable[..., dg.SensorDefinition]:
+    def decorated(
+        name: str, description: str, job: str | None = None, seconds: int = 3_600
+    ) -> Callable[..., dg.SensorDefinition]:
         return dg.sensor(
             name=place.name(name),
             job_name=job,
-            minimum_interval_seconds=sensor_seconds(place),
+            minimum_interval_seconds=min(seconds, sensor_seconds(place)),
             default_status=dg.DefaultSensorStatus.RUNNING,
             description=description,
         )
@@ -174,7 +222,7 @@ def build_sensors(place: Place = DEFAULT) -> tuple[dg.SensorDefinition, dg.Senso
     return (
         decorated("integration_partitions", _PARTITIONS)(place.owned(integration_partitions)),
         decorated("early_micro_batch", _EARLY, place.name(MICRO_BATCH))(place.owned(early_micro_batch)),
-        decorated("lost_runs", _LOST)(place.owned(_look_for_lost_runs)),
+        decorated("lost_runs", _LOST, seconds=LOST_SECONDS)(place.owned(_look_for_lost_runs)),
     )
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from nami_amp_pipeline.context import Context
+from nami_amp_pipeline.operations.shards import shards
 from nami_amp_pipeline.operations.status import status
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.integrations import Integration, all_integrations, apps_with_integrations
+from nami_amp_pipeline.state.integrations import Integration, all_integrations
 from nami_amp_pipeline.storage.duckdb_engine import compute
 
 _BEGINNING = -(2**52)
@@ -44,10 +45,9 @@ def due(context: Context) -> list[DueWork]:
         WarehouseUnavailable: the warehouse cannot be read.
     """
     found = _pending(context)
-    with context.store.begin() as tx:
-        captured = tx.execute(sa.select(sa.func.max(tables.apps.c.watermark))).scalar()
+    apps = tables.apps.c
     # A capture that had to stop at its limit leaves rows behind that it saw.
-    rows = _newer(context, captured if captured is not None else _BEGINNING)
+    rows = _newer(context, sa.select(sa.func.max(apps.watermark)), sa.select(apps.app_id, apps.watermark))
     return found + [DueWork(f"rows of {app} in the warehouse", since, app_id=app) for app, since in rows.items()]
 
 
@@ -60,20 +60,57 @@ def not_captured(context: Context) -> dict[str, int]:
         StoreUnavailable: the state store cannot be read.
         WarehouseUnavailable: the warehouse cannot be read.
     """
-    with context.store.begin() as tx:
-        seen = tx.execute(sa.select(sa.func.max(tables.observations.c.max_ingested_at))).scalar()
-    return _newer(context, seen if seen is not None else _BEGINNING)
+    apps, observations = tables.apps, tables.observations
+    # What a shard saw that has not read for long is forgotten.
+    seen = sa.func.coalesce(observations.c.max_ingested_at, apps.c.watermark)
+    return _newer(
+        context,
+        sa.select(sa.func.max(observations.c.max_ingested_at)),
+        sa.select(apps.c.app_id, seen).outerjoin_from(
+            apps, observations, observations.c.observed_at == apps.c.captured_at
+        ),
+    )
 
 
-def _newer(context: Context, after: int) -> dict[str, int]:
-    """The oldest ``ingested_at`` after a time, by app with an enabled integration."""
-    apps = apps_with_integrations(context.store)
-    if not apps:
-        return {}
+def _newer(
+    context: Context, of_all: sa.Select[tuple[int | None]], of_each: sa.Select[tuple[str, int | None]]
+) -> dict[str, int]:
+    """The oldest ``ingested_at`` after a time, by app with an enabled integration.
+
+    Args:
+        context: the process at work.
+        of_all: selects the time, where all apps are read together.
+        of_each: selects app ids, and how far each is. Of a shard, the furthest counts: what another shard has done says
+            nothing, for its run may be ahead, or this one's worker gone.
+    """
     starts = _starts(all_integrations(context.store))
+    if not starts:
+        return {}
+    divided = context.settings.shards > 1
+    with context.store.begin() as tx:
+        found = [row._tuple() for row in tx.execute(of_each)] if divided else []
+        after = None if divided else tx.execute(of_all).scalar()
     with compute(context.settings) as connection:
-        rows = context.warehouse.oldest(connection, apps, after)
-    return {app: since for app, since in rows.items() if since >= starts.get(app, since)}
+        if divided:
+            unread = context.warehouse.unread(connection, _positions(starts, found, context.settings.shards))
+            rows = {app: since for app, (_, since) in unread.items()}
+        else:
+            rows = context.warehouse.oldest(connection, list(starts), _BEGINNING if after is None else after)
+    return {app: since for app, since in rows.items() if since >= starts[app]}
+
+
+def _positions(
+    starts: Mapping[str, int], reached: Sequence[tuple[str, int | None]], many: int
+) -> dict[str, int | None]:
+    """After which ``ingested_at`` the rows of each app count: the same for all apps of a shard."""
+    positions: dict[str, int | None] = {}
+    for shard in filter(None, shards(many)):
+        apps = [app for app in starts if shard.has(app)]
+        # What is older than every integration of a new shard need not be counted.
+        first = min((starts[app] for app in apps), default=_BEGINNING) - 1
+        at = max((at for app, at in reached if at is not None and shard.has(app)), default=first)
+        positions |= dict.fromkeys(apps, at if at > _BEGINNING else None)
+    return positions
 
 
 def _starts(integrations: Sequence[Integration]) -> dict[str, int]:

@@ -145,7 +145,9 @@ class Settings(BaseSettings):
     )
     shards: Annotated[int, Field(ge=1, le=256)] = setting(1, "how many runs share the apps of a micro-batch")
     sensor_seconds: Annotated[int, Field(ge=5, le=3_600)] = setting(
-        30, "how often each sensor checks: for new integrations, due work, lost runs, alerts", unit="seconds"
+        30,
+        "how often each sensor checks: for new integrations, due work, alerts; for lost runs every 10 seconds at least",
+        unit="seconds",
     )
     early_tick_seconds: Natural = setting(
         lambda given: 0 if given.get("tick_cron") else 60 * given.get("tick_minutes", 5) + 60,

@@ -25,7 +25,11 @@ TIMEOUT_SECONDS: Final = 120
 """How long one request to a bucket may take, its body included."""
 
 _RETRY_SECONDS: Final = 45
-_RETRIES: Final = 6
+_RETRIES: Final = 1_000
+"""More than fit into that time: only the time counts."""
+
+_FIRST_WAIT: Final = timedelta(milliseconds=200)
+_LONGEST_WAIT: Final = timedelta(seconds=5)
 
 _WHOLE_BYTES: Final = 64_000_000
 """A larger file is sent in parts, of which a bucket makes one object at the end."""
@@ -61,7 +65,7 @@ def open_bucket(address: str) -> Any:
         "retry_config": {
             "max_retries": _RETRIES,
             "retry_timeout": timedelta(seconds=_RETRY_SECONDS),
-            "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=5), "base": 2},
+            "backoff": {"init_backoff": _FIRST_WAIT, "max_backoff": _LONGEST_WAIT, "base": 2},
         },
     }
     kinds = {"s3": obstore.store.S3Store, "gs": obstore.store.GCSStore, "az": obstore.store.AzureStore}

@@ -159,6 +159,11 @@ class Service:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(10)
 
+    def group(self, name: str) -> int | None:
+        """The process group of a service; None if it does not run."""
+        process = self._running.get(name)
+        return None if process is None else process.pid
+
     def answers(self, port: int) -> bool:
         """Whether something listens on a port; fails if a process is gone."""
         for name, process in self._running.items():
