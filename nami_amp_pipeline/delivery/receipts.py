@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +41,10 @@ destination adds the columns of its fingerprints; files of older versions lack t
 _PORTION_ROWS = 20 * LANE_BATCH_ROWS
 """Rows whose receipts are made at once: one user may have a million events in an outbox."""
 
+
+_MOST_NAMED = 1_000
+
+T = TypeVar("T")
 
 _Rows = tuple[pa.RecordBatch, pa.Array]
 """Receipts, and the bodies that were posted."""
@@ -225,12 +229,13 @@ def _spans(tx: Transaction, outbox_ids: Sequence[int]) -> dict[int, list[_Span]]
     lanes, requests = tables.lanes, tables.requests
     lane_rows = tx.execute(sa.select(lanes).where(lanes.c.outbox_id.in_(outbox_ids)).order_by(lanes.c.id)).all()
     posted: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-    for request in tx.execute(
-        sa.select(requests.c.id, requests.c.lane_id, requests.c.first_row, requests.c.end_row)
-        .where(requests.c.lane_id.in_([lane.id for lane in lane_rows]), requests.c.outcome == "delivered")
-        .order_by(requests.c.id)
-    ):
-        posted[request.lane_id].append((request.id, request.first_row, request.end_row))
+    for some in _at_a_time([lane.id for lane in lane_rows]):
+        for request in tx.execute(
+            sa.select(requests.c.id, requests.c.lane_id, requests.c.first_row, requests.c.end_row)
+            .where(requests.c.lane_id.in_(some), requests.c.outcome == "delivered")
+            .order_by(requests.c.id)
+        ):
+            posted[request.lane_id].append((request.id, request.first_row, request.end_row))
     found: dict[int, list[_Span]] = {outbox_id: [] for outbox_id in outbox_ids}
     for lane in lane_rows:
         found[lane.outbox_id] += [
@@ -279,10 +284,12 @@ def _of_lanes(
     exceptions = tables.exceptions
     for portion in _portions([(outbox, span) for outbox in outboxes for span in outbox.spans]):
         others: dict[int, list[Any]] = defaultdict(list)
-        columns = (exceptions.c[name] for name in ("lane_id", "lane_row", "state", "reason", "request_id"))
+        columns = [exceptions.c[name] for name in ("lane_id", "lane_row", "state", "reason", "request_id")]
+        query = sa.select(*columns)
         with context.store.reading() as tx:
-            for other in tx.execute(sa.select(*columns).where(_is_in([span for _, span in portion]))):
-                others[other.lane_id].append(other)
+            for some in _at_a_time([span for _, span in portion]):
+                for other in tx.execute(query.where(_is_in(some))):
+                    others[other.lane_id].append(other)
         found: list[_RowsOf] = []
         for outbox, span in portion:
             in_span = [other for other in others[span.lane.id] if span.start <= other.lane_row < span.end]
@@ -296,6 +303,12 @@ def _is_in(spans: Sequence[_Span]) -> sa.ColumnElement[bool]:
     if len(spans) == 1:
         return sa.and_(lane_id == spans[0].lane.id, row >= spans[0].start, row < spans[0].end)
     return sa.and_(lane_id.in_([span.lane.id for span in spans]), row.is_not(None))
+
+
+def _at_a_time(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """As many as a statement may name."""
+    for start in range(0, len(items), _MOST_NAMED):
+        yield items[start : start + _MOST_NAMED]
 
 
 def _portions(spans: Sequence[tuple[_Outbox, _Span]]) -> Iterator[list[tuple[_Outbox, _Span]]]:
