@@ -177,6 +177,7 @@ def test_the_right_to_send_is_each_integrations_own(tmp_path: Path) -> None:
     taken = context.store.acquire(list(names.values()))
     leases = {one.id: taken[names[one.id]] for one in integrations}
     loader = ChannelLoader(context, random.Random(1), DESTINATIONS)
+    assert loader.pending(bench.ids) == set(bench.ids)
     first, second, third = channels = [loader.open(one) for one in integrations]
     recorder = Recorder(context, leases, {channel.id: channel for channel in channels}, context.now)
     assert first.send_until < bench.time.true, "nothing gives the right to send before a lease was prolonged"
@@ -203,7 +204,7 @@ def test_the_right_to_send_is_each_integrations_own(tmp_path: Path) -> None:
 def test_a_commit_that_seemed_to_fail_is_known_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither written twice nor lost, whichever side of the commit the connection broke on."""
     bench = Bench(tmp_path, batch_events=5)
-    bench.prepare([event(number) for number in range(100)])
+    bench.prepare([event(number) for number in range(200)])
     store, real, rng = bench.context.store, bench.context.store.begin, random.Random(5)
     met: Counter[str] = Counter()
 
@@ -222,7 +223,7 @@ def test_a_commit_that_seemed_to_fail_is_known_by_its_number(tmp_path: Path, mon
     bench.deliver()
     monkeypatch.undo()
     bench.deliver()
-    assert bench.status().delivered == 100
+    assert bench.status().delivered == 200
     assert max(Counter(bench.order).values()) == 1
     assert min(met.values()) > 5
 

@@ -184,7 +184,7 @@ def test_two_runs_at_once_deliver_each_event_once_and_both_are_green(
     if late and step in ("deliver.post", "receipts.commit"):
         # It slept in mid delivery: what was under way is sent again, byte for byte, and the run says so.
         both.check(*APPS, most=2)
-        assert all("another process" in line for line in first.problems())
+        assert all("another process" in line for line in first.problems()), first.problems()
     else:
         both.check(*APPS)
         assert first.problems() == []

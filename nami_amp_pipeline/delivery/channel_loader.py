@@ -203,7 +203,8 @@ class ChannelLoader:
             Blocked: the outbox file cannot be read.
         """
         channel.unload()
-        if channel.id not in self._next:
+        is_fresh = channel.id not in self._next
+        if is_fresh:
             self.look_ahead([channel])
         found = self._next.pop(channel.id)
         if found is None:
@@ -213,6 +214,8 @@ class ChannelLoader:
             if any(row.next_row < row.rows for row in rows):
                 self.shelf.batch(box.file, rows[0].batch)
         except (OSError, pa.ArrowException) as error:
+            if not is_fresh:  # another process may have taken over since, and finished it
+                return self.load_next(channel)
             raise Blocked(
                 f"outbox {box.file} cannot be read: {type(error).__name__}; 'nami-amp repair' rebuilds a lost outbox"
             ) from None
