@@ -14,7 +14,7 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import LostFile
 from nami_amp_pipeline.stages.held_history import flag_held
 from nami_amp_pipeline.stages.outbox_writer import Prepared
-from nami_amp_pipeline.stages.prepare import commit_part
+from nami_amp_pipeline.stages.prepare import commit_parts
 from nami_amp_pipeline.state import backfills
 from nami_amp_pipeline.state.backfills import Backfill, BackfillFile
 from nami_amp_pipeline.state.integration_rows import Integration
@@ -54,7 +54,7 @@ def prepare_file(
     with context.store.begin(under=[lease]) as tx:
         for segment in computed.parts:
             for channel_id, part in segment.parts.items():
-                commit_part(context, tx, channel_id, file.segment_id, segment.file, part)
+                commit_parts(context, tx, {channel_id: part}, file.segment_id, segment.file)
                 done.add(part.done)
             move_sent(context.store, tx, _of_profiles(segment.sent, integration))
         backfills.note_file(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from nami_amp_pipeline.delivery.rate_limit import ProjectRates
 from nami_amp_pipeline.errors import Blocked, Misconfigured
 from nami_amp_pipeline.state import own_fields, tables
 from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline.state.portions import portions
 from nami_amp_pipeline.state.projects import Projects
 from nami_amp_pipeline.state.rows_aside import rows_aside
 from nami_amp_pipeline.state.store import Transaction
@@ -118,7 +119,7 @@ class ChannelLoader:
             ids |= set(tx.execute(held).scalars())
             ids &= set(integrations)
             self._waiting = {integration_id: _Waiting() for integration_id in ids}
-            for some in _portions(sorted(ids)):
+            for some in portions(sorted(ids), _AT_A_TIME):
                 mine = exceptions.c.integration_id.in_(some)
                 identities = sa.select(exceptions.c.integration_id, exceptions.c.identity).distinct()
                 for integration_id, identity in tx.execute(identities.where(mine, exceptions.c.state == "held")):
@@ -177,7 +178,7 @@ class ChannelLoader:
         with self._context.store.reading() as tx:
             first = [channel.id for channel in channels if channel.id not in self._last]
             found.update(dict.fromkeys(first))
-            for some in _portions(first):
+            for some in portions(first, _AT_A_TIME):
                 found.update({box.integration_id: box for box in tx.execute(_FIRST, {"of": some})})
             for channel in channels:
                 if channel.id in self._last:
@@ -186,7 +187,7 @@ class ChannelLoader:
             ids = [box.id for box in found.values() if box is not None]
             rows: dict[int, list[Any]] = {outbox_id: [] for outbox_id in ids}
             taken: dict[int, set[int]] = {}
-            for portion in _portions(ids):
+            for portion in portions(ids, _AT_A_TIME):
                 mine = lanes.c.outbox_id.in_(portion)
                 for row in tx.execute(sa.select(lanes).where(mine).order_by(lanes.c.id)):
                     rows[row.outbox_id].append(row)
@@ -273,11 +274,6 @@ def _refused_alone(tx: Transaction, integration_id: int) -> list[tuple[int | Non
         )
     ).scalar()
     return [(None, row.id) for row in reversed(rows) if (row.request_id or 0) > (delivered or 0)]
-
-
-def _portions(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(ids), _AT_A_TIME):
-        yield ids[start : start + _AT_A_TIME]
 
 
 def _sane(until: int, now: int) -> int:

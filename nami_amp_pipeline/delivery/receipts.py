@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from nami_amp_pipeline.delivery.destination import Destination
 from nami_amp_pipeline.delivery.outbox import LANE_BATCH_ROWS
 from nami_amp_pipeline.errors import Blocked, FilesUnavailable, StoreUnavailable
 from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.portions import portions
 from nami_amp_pipeline.state.store import Lease, Transaction
 from nami_amp_pipeline.storage.data_folder import Together
 
@@ -43,8 +44,7 @@ _PORTION_ROWS = 20 * LANE_BATCH_ROWS
 
 
 _MOST_NAMED = 1_000
-
-T = TypeVar("T")
+"""Lanes in one statement."""
 
 _Rows = tuple[pa.RecordBatch, pa.Array]
 """Receipts, and the bodies that were posted."""
@@ -229,7 +229,7 @@ def _spans(tx: Transaction, outbox_ids: Sequence[int]) -> dict[int, list[_Span]]
     lanes, requests = tables.lanes, tables.requests
     lane_rows = tx.execute(sa.select(lanes).where(lanes.c.outbox_id.in_(outbox_ids)).order_by(lanes.c.id)).all()
     posted: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-    for some in _at_a_time([lane.id for lane in lane_rows]):
+    for some in portions([lane.id for lane in lane_rows], _MOST_NAMED):
         for request in tx.execute(
             sa.select(requests.c.id, requests.c.lane_id, requests.c.first_row, requests.c.end_row)
             .where(requests.c.lane_id.in_(some), requests.c.outcome == "delivered")
@@ -287,7 +287,7 @@ def _of_lanes(
         columns = [exceptions.c[name] for name in ("lane_id", "lane_row", "state", "reason", "request_id")]
         query = sa.select(*columns)
         with context.store.reading() as tx:
-            for some in _at_a_time([span for _, span in portion]):
+            for some in portions([span for _, span in portion], _MOST_NAMED):
                 for other in tx.execute(query.where(_is_in(some))):
                     others[other.lane_id].append(other)
         found: list[_RowsOf] = []
@@ -303,12 +303,6 @@ def _is_in(spans: Sequence[_Span]) -> sa.ColumnElement[bool]:
     if len(spans) == 1:
         return sa.and_(lane_id == spans[0].lane.id, row >= spans[0].start, row < spans[0].end)
     return sa.and_(lane_id.in_([span.lane.id for span in spans]), row.is_not(None))
-
-
-def _at_a_time(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """As many as a statement may name."""
-    for start in range(0, len(items), _MOST_NAMED):
-        yield items[start : start + _MOST_NAMED]
 
 
 def _portions(spans: Sequence[tuple[_Outbox, _Span]]) -> Iterator[list[tuple[_Outbox, _Span]]]:

@@ -247,19 +247,6 @@ def _tally(part: OutboxPart, rows: pa.RecordBatch, first: int, *, is_posted: boo
     ]
 
 
-def add_outbox(
-    context: Context,
-    tx: Transaction,
-    integration_id: int,
-    segment_id: int,
-    name: str,
-    part: OutboxPart,
-    hour: int | None = None,
-) -> None:
-    """Registers an integration's share of an outbox file; its events count in an hour, or are not counted by hour."""
-    add_outboxes(context, tx, {integration_id: part}, segment_id, name, hour)
-
-
 def add_outboxes(
     context: Context,
     tx: Transaction,
@@ -268,7 +255,7 @@ def add_outboxes(
     name: str,
     hour: int | None = None,
 ) -> None:
-    """Does for the shares of many integrations, by their ids, what :func:`add_outbox` does for one."""
+    """Registers shares of an outbox file by integration id; without an hour, their events are not counted by hour."""
     boxes = tables.outboxes
     filled = {integration_id: part for integration_id, part in parts.items() if part.rows}
     if not filled:

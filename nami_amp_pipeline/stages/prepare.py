@@ -362,13 +362,6 @@ def _add_payloads(connection: duckdb.DuckDBPyConnection, parts: Mapping[int, Out
                 row["payload"] = text and text.replace("\0", "")  # which PostgreSQL cannot hold
 
 
-def commit_part(
-    context: Context, tx: Transaction, integration_id: int, segment_id: int, name: str, part: OutboxPart
-) -> None:
-    """Registers an integration's share of an outbox file, its exceptions and its counts, which have no hour."""
-    commit_parts(context, tx, {integration_id: part}, segment_id, name)
-
-
 def commit_parts(
     context: Context,
     tx: Transaction,
@@ -377,12 +370,12 @@ def commit_parts(
     name: str,
     hour: int | None = None,
 ) -> None:
-    """Does for the shares of many integrations, by their ids, what :func:`commit_part` does for one.
+    """Registers integrations' shares of an outbox file, their exceptions and their counts.
 
     Args:
         context: the process at work.
         tx: the transaction to write in.
-        parts: the shares.
+        parts: the shares by integration id.
         segment_id: of which they are.
         name: of the outbox file.
         hour: in which their events count; None if they are not counted by hour.

@@ -15,7 +15,7 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.destinations import repeats_micros, title_of
 from nami_amp_pipeline.errors import Blocked
 from nami_amp_pipeline.stages.encoding import encoders_of
-from nami_amp_pipeline.stages.outbox_writer import OutboxPart, add_outbox, write_outbox
+from nami_amp_pipeline.stages.outbox_writer import OutboxPart, add_outboxes, write_outbox
 from nami_amp_pipeline.stages.prepare import begin_segment
 from nami_amp_pipeline.stages.prepare_inputs import PreparedSegment, register_released, register_sent
 from nami_amp_pipeline.state import hourly_counts, tables
@@ -68,7 +68,7 @@ def rebuild_outbox(context: Context, outbox_id: int, lease: Lease, *, resend: bo
         context.folder.publish([name])
     with context.store.begin(under=[lease]) as tx:
         tx.execute(sa.delete(boxes).where(boxes.c.id == outbox_id))
-        add_outbox(context, tx, box.integration_id, box.segment_id, name, part, box.hour)
+        add_outboxes(context, tx, {box.integration_id: part}, box.segment_id, name, box.hour)
         # Its events may have been posted ever since.
         tx.execute(sa.update(boxes).where(boxes.c.file == name).values(prepared_at=box.prepared_at))
         count = context.store.count

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -18,8 +18,7 @@ from nami_amp_pipeline.errors import LostLease, Misconfigured, StoreUnavailable
 from nami_amp_pipeline.state import tables, upserts
 from nami_amp_pipeline.state.kept_engines import KeptEngines
 from nami_amp_pipeline.state.owners import has_ended, lease_seconds_of, new_owner
-
-T = TypeVar("T")
+from nami_amp_pipeline.state.portions import portions
 
 _LEASES_AT_A_TIME = 500
 _LOCK_SECONDS = 30
@@ -179,7 +178,7 @@ class Store:
         Raises:
             LostLease: one of them belongs to another process now.
         """
-        for some in _portions(_in_order(leases)):
+        for some in portions(_in_order(leases), _LEASES_AT_A_TIME):
             ours = self._still_ours(tx, some)
             for lease in some:
                 if lease not in ours:
@@ -196,7 +195,7 @@ class Store:
         """
         expires_at = micros(self.clock) + int(self.lease_seconds * 1e6)
         done = Prolonged([], {})
-        for some in _portions(_in_order(under)):
+        for some in portions(_in_order(under), _LEASES_AT_A_TIME):
             ours = self._still_ours(tx, some)
             done.lost.extend(lease for lease in some if lease not in ours)
             done.commits.update({lease: commits + 1 for lease, commits in ours.items()})
@@ -229,11 +228,11 @@ class Store:
         with self.begin() as tx:
             # Existing rows can be locked: if two processes take a new lease at once, the second waits for the first.
             there: set[str] = set()
-            for some in _portions(names):
+            for some in portions(names, _LEASES_AT_A_TIME):
                 there |= set(tx.execute(sa.select(table.c.name).where(table.c.name.in_(some))).scalars())
             new = sorted(set(names) - there)
             self.upsert(tx, table, [{"name": name, "owner": "", "fence": 0, "expires_at": 0} for name in new], ["name"])
-            for some in _portions(sorted(names)):
+            for some in portions(sorted(names), _LEASES_AT_A_TIME):
                 query = sa.select(table).where(table.c.name.in_(some)).order_by(table.c.name).with_for_update()
                 rows = tx.execute(query).all()
                 free = [row for row in rows if row.owner == self.owner or row.expires_at <= now or has_ended(row.owner)]
@@ -280,7 +279,7 @@ class Store:
     def release(self, leases: Iterable[Lease]) -> None:
         """Releases leases; lost leases are left alone."""
         with self.begin() as tx:
-            for some in _portions(_in_order(list(leases))):
+            for some in portions(_in_order(list(leases)), _LEASES_AT_A_TIME):
                 ours = self._still_ours(tx, some)
                 if ours:
                     tx.execute(_GIVEN_BACK, {"me": self.owner, "names": [lease.name for lease in ours]})
@@ -375,11 +374,6 @@ def _lost(lease: Lease) -> LostLease:
 def _in_order(leases: Sequence[Lease]) -> list[Lease]:
     """In the order in which each transaction locks them, so that none waits for another that waits for it."""
     return sorted(leases, key=lambda lease: lease.name)
-
-
-def _portions(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), _LEASES_AT_A_TIME):
-        yield items[start : start + _LEASES_AT_A_TIME]
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

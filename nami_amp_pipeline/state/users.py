@@ -173,11 +173,13 @@ def _sent_of(is_sqlite: bool, columns: tuple[str, ...]) -> sa.Select[Any]:
     return sa.select(*chosen).where(table.c.integration_id == sa.bindparam("of"), _is_among(is_sqlite, table.c.user_id))
 
 
-def _is_among(is_sqlite: bool, column: sa.Column[Any]) -> sa.ColumnElement[bool]:
+def _is_among(is_sqlite: bool, column: sa.Column[Any], given: object = None) -> sa.ColumnElement[bool]:
     """``column IN among`` with all values in one parameter, which :func:`_together` makes."""
+    kind = sa.Text() if is_sqlite else sa.ARRAY(sa.Text)
+    values: sa.BindParameter[Any] = sa.bindparam("among", given, type_=kind, required=given is None)
     if is_sqlite:
-        return column.in_(sa.text("SELECT value FROM json_each(:among)"))
-    return column == sa.func.any(sa.bindparam("among", type_=sa.ARRAY(sa.Text)))
+        return column.in_(sa.text("SELECT value FROM json_each(:among)").bindparams(values))
+    return column == sa.func.any(values)
 
 
 def _together(store: Store, values: Sequence[str]) -> object:
@@ -186,8 +188,4 @@ def _together(store: Store, values: Sequence[str]) -> object:
 
 def among(store: Store, column: sa.Column[Any], values: Sequence[str]) -> sa.ColumnElement[bool]:
     """``column IN values`` as one parameter, however many they are."""
-    if store.is_sqlite:
-        return column.in_(
-            sa.text("SELECT value FROM json_each(:among)").bindparams(among=orjson.dumps(list(values)).decode())
-        )
-    return column == sa.func.any(sa.bindparam("among", list(values), type_=sa.ARRAY(sa.Text)))
+    return _is_among(store.is_sqlite, column, _together(store, values))
