@@ -14,13 +14,14 @@ from nami_amp_pipeline.clock import to_text
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import Blocked, Misconfigured, NamiAmpError, StoreUnavailable, in_words
 from nami_amp_pipeline.operations.shards import Shard
-from nami_amp_pipeline.operations.status import IntegrationStatus, status
+from nami_amp_pipeline.operations.status import IntegrationStatus, numbers_of, status
 from nami_amp_pipeline.stages.facts import Facts
 from nami_amp_pipeline.stages.pipeline import never, run_stage
 from nami_amp_pipeline.stages.stage import Stage, Stop, Subject, called, partition_key
 from nami_amp_pipeline.stages.table import DELIVER, PREPARE
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.integrations import Integration, all_integrations
+from nami_amp_pipeline.state.integrations import Integration, all_integrations, apps_with_integrations, read_all
+from nami_amp_pipeline.state.store import Transaction
 
 LEFT_TO_ANOTHER: Final = "skipped: another run holds this integration's lease and will deliver its events"
 
@@ -59,7 +60,9 @@ class MicroBatch:
         if any(len(key) > LONGEST_KEY for key in keys or ()):
             raise Misconfigured(f"an integration is named <app_id>/<name>, with at most {LONGEST_KEY} characters")
         tick = MicroBatch(context, list(keys) if keys is not None else None, shard)
-        tick.before = {row.integration: row for row in status(context, tick.integrations())}
+        if tick.keys is not None:
+            all_integrations(context.store, tick.keys)  # one that vanishes from here on is left out
+        tick.before = {row.integration: row for _, row in tick._numbers()}
         return tick
 
     @property
@@ -98,23 +101,40 @@ class MicroBatch:
 
     def integrations(self) -> list[Integration]:
         """The integrations of this micro-batch, freshly read."""
-        some = self._named()
+        with self.context.store.reading() as tx:
+            return self._read(tx)
+
+    def _read(self, tx: Transaction) -> list[Integration]:
+        if self.keys is not None:
+            known = {integration.key: integration for integration in read_all(tx)}
+            some = [known[key] for key in dict.fromkeys(self.keys) if key in known]
+        else:
+            some = read_all(tx)
         return some if self.shard is None else [each for each in some if self.shard.has(each.app_id)]
 
-    def _named(self) -> list[Integration]:
-        if self.keys is None:
-            return all_integrations(self.context.store)
-        known = {integration.key: integration for integration in all_integrations(self.context.store)}
-        if not self.before:  # a name may vanish while the micro-batch runs, but not before it
-            return all_integrations(self.context.store, self.keys)
-        return [known[key] for key in dict.fromkeys(self.keys) if key in known]
+    def _numbers(self) -> list[tuple[Integration, IntegrationStatus]]:
+        """The integrations of this micro-batch, each with its counts."""
+        with self.context.store.reading() as tx:
+            some = self._read(tx)
+            return list(zip(some, numbers_of(self.context, tx, some), strict=True))
+
+    def has(self, key: str) -> bool:
+        """Whether this micro-batch works for an integration.
+
+        Args:
+            key: ``<app_id>/<name>``.
+        """
+        mine = self.shard is None or self.shard.has(key.partition("/")[0])
+        return mine and (self.keys is None or key in self.keys)
 
     def subjects(self, stage: Stage) -> Sequence[Subject]:
         """The subjects of a stage: the integrations, or the apps with an enabled integration."""
-        integrations = self.integrations()
         if stage.per == "integration":
-            return integrations
-        return sorted({integration.app_id for integration in integrations if integration.enabled})
+            return self.integrations()
+        if self.keys is None:
+            app_ids = apps_with_integrations(self.context.store)
+            return app_ids if self.shard is None else [app_id for app_id in app_ids if self.shard.has(app_id)]
+        return sorted({integration.app_id for integration in self.integrations() if integration.enabled})
 
     def run(self, stage: Stage, stop: Stop = never) -> dict[str, Any]:
         """Runs a stage for all its subjects, and notes its errors.
@@ -146,6 +166,8 @@ class MicroBatch:
 
     def describe(self, stage: Stage, done: Mapping[str, Any]) -> dict[str, Facts]:
         """The facts of the partitions that a stage moved; an error in making them does not fail the run."""
+        if not done:
+            return {}
         try:
             return stage.describe(self.context, self.subjects(stage), done)
         except NamiAmpError:
@@ -185,22 +207,23 @@ class MicroBatch:
     def problems(self) -> list[str]:
         """A line for each obstacle to delivery: stages first, then integrations."""
         lines = [f"{asset}: {error}" for asset, error in self.troubles]
+        if not any(self.error_of(partition) for done in self.done.values() for partition in done):
+            return lines
         return lines + [
             f"{integration.key}: {error}"
             for integration in self.integrations()
-            if (error := self.error_of(integration))
+            if (error := self.error_of(integration.partition_key))
         ]
 
-    def error_of(self, integration: Integration) -> str | None:
-        """Why an integration's work is unfinished, according to the stages of this process."""
-        results = [done.get(integration.partition_key) for done in self.done.values()]
+    def error_of(self, partition: str) -> str | None:
+        """Why the work for a partition is unfinished, according to the stages of this process."""
+        results = [done.get(partition) for done in self.done.values()]
         return next((error for result in results if (error := getattr(result, "error", None))), None)
 
     def report(self) -> list[dict[str, Any]]:
         """Each integration as ``run --json`` shows it: what this process did, and the counts after it."""
-        integrations, troubles = self.integrations(), self.troubles
-        rows = []
-        for integration, now in zip(integrations, status(self.context, integrations), strict=True):
+        troubles, rows = self.troubles, []
+        for integration, now in self._numbers():
             was = self.before.get(integration.key, IntegrationStatus(integration.key, now.state))
             rows.append(
                 {
@@ -230,12 +253,12 @@ class MicroBatch:
     ) -> str | None:
         if not integration.enabled:
             return None
-        error = self.error_of(integration)
+        error = self.error_of(integration.partition_key)
         if error:
             return error
         if troubles:
             return str(troubles[0][1])
-        if now.pending and integration.partition_key not in self.done.get(DELIVER.asset, {}):
+        if now.to_post and integration.partition_key not in self.done.get(DELIVER.asset, {}):
             return integration.halted_reason or LEFT_TO_ANOTHER
         return None
 

@@ -76,7 +76,9 @@ def run_micro_batch(
     run_id = str(uuid.uuid4())
     pipeline = PipelineSession(settings, run_id)
     try:
-        all_integrations(pipeline.open().store, integrations)  # unknown names and a missing store are no failed run
+        store = pipeline.open().store  # a missing store and unknown names are no failed run
+        if integrations:
+            all_integrations(store, integrations)
         with dagster_instance(settings) as instance:
             config = {
                 "integrations": list(integrations or ()),

@@ -29,10 +29,11 @@ from nami_amp_pipeline.stages.prepare_inputs import (
 )
 from nami_amp_pipeline.stages.snapshot_sql import snapshot_sql, stored_table
 from nami_amp_pipeline.state import backfills, tables
+from nami_amp_pipeline.state.among import among
 from nami_amp_pipeline.state.backfills import Backfill, BackfillFile
 from nami_amp_pipeline.state.integration_rows import Integration
 from nami_amp_pipeline.state.store import Transaction
-from nami_amp_pipeline.state.users import COLUMNS, among, read_sent_states, read_snapshots
+from nami_amp_pipeline.state.users import COLUMNS, read_sent_states, read_snapshots
 from nami_amp_pipeline.storage.duckdb_engine import Engine, engine, execute
 
 NEW: Final = "new"

@@ -13,9 +13,9 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.delivery.receipts import RECEIPT_SCHEMA, receipts_so_far
 from nami_amp_pipeline.destinations import repeats_micros
 from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.among import among
 from nami_amp_pipeline.state.integration_rows import Integration
 from nami_amp_pipeline.state.store import Transaction
-from nami_amp_pipeline.state.users import among
 from nami_amp_pipeline.storage.duckdb_engine import read_files
 from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA
 

@@ -31,7 +31,6 @@ from nami_amp_pipeline.operations.overview import unreadable
 from nami_amp_pipeline.operations.standing import Standing, standings
 from nami_amp_pipeline.stages.stage import Stage, partition_key
 from nami_amp_pipeline.stages.table import STAGES
-from nami_amp_pipeline.state.integrations import Integration
 
 AFTER: Final = "after"
 """The input by which a step waits for the one before it."""
@@ -156,12 +155,12 @@ def _materialized_again(
     """Lets partitions that count as failed, and of which nothing is wrong any more, count as materialized."""
     if any(asset == stage.asset and partition is None for asset, partition, _ in tick.noted()):
         return
+    failed = failed_partitions(context.instance, place.key(stage.asset)).keys() - moved
+    if not failed:
+        return
     in_trouble = {partition for asset, partition, _ in tick.noted() if asset == stage.asset}
-    subjects = {partition_key(subject): subject for subject in tick.subjects(stage)}
-    done = {
-        key for key, subject in subjects.items() if not (isinstance(subject, Integration) and tick.error_of(subject))
-    }
-    failed = set(failed_partitions(context.instance, place.key(stage.asset))) & done - in_trouble - moved
+    done = {key for subject in tick.subjects(stage) if not tick.error_of(key := partition_key(subject))}
+    failed &= done - in_trouble
     if not failed:
         return
     if found is None:
@@ -205,8 +204,7 @@ def _evaluate(
     """Logs how the integrations stand that have trouble or events that wait, and the checks of those and what moved."""
     if stop():
         return
-    mine = {integration.key for integration in tick.integrations()}
-    found = [standing for standing in everybody if standing.integration in mine]
+    found = [standing for standing in everybody if tick.has(standing.integration)]
     waits = [
         standing for standing in found if is_in_trouble(standing) or (standing.pending and standing.state != "off")
     ]

@@ -109,17 +109,17 @@ def news_of(instance: dg.DagsterInstance, tick: MicroBatch, found: Sequence[Stan
 
 
 def _of_integrations(tick: MicroBatch, found: Sequence[Standing]) -> list[Trouble]:
-    by_key = {trouble.integration: trouble for trouble in found}
     own = []
-    for trouble in tick.integrations():
-        error, now = tick.error_of(trouble), by_key.get(trouble.key)
-        if not error or now is None or now.state == "off":
+    for now in found:
+        partition = partition_of(now)
+        error = tick.error_of(partition)
+        if not error or now.state == "off":
             continue
         if is_stuck(now):
             kind = f"{now.state} {now.code}" if now.state == "halted" else now.state
-            own.append(Trouble(DELIVER.asset, trouble.partition_key, kind, in_a_line(now)))
+            own.append(Trouble(DELIVER.asset, partition, kind, in_a_line(now)))
         else:
-            own.append(Trouble(DELIVER.asset, trouble.partition_key, "error", f"{trouble.partition_key}: {error}"))
+            own.append(Trouble(DELIVER.asset, partition, "error", f"{partition}: {error}"))
     return own
 
 

@@ -20,7 +20,7 @@ from nami_amp_pipeline.operations.standing_facts import Facts, facts_of
 from nami_amp_pipeline.operations.status import WAITING, IntegrationStatus
 from nami_amp_pipeline.operations.wording import said_of
 from nami_amp_pipeline.settings import Settings
-from nami_amp_pipeline.state.integrations import Integration, all_integrations
+from nami_amp_pipeline.state.integrations import Integration
 
 State = Literal["delivering", "idle", "waiting", "throttled", "unreachable", "halted", "off"]
 """One word for each integration.
@@ -129,8 +129,7 @@ def standings(
         StoreUnavailable: the state store cannot be read.
     """
     now = context.now() if now is None else now
-    chosen = all_integrations(context.store) if integrations is None else integrations
-    return [stand(facts, context.settings, now) for facts in facts_of(context, chosen, now)]
+    return [stand(facts, context.settings, now) for facts in facts_of(context, integrations, now)]
 
 
 def stand(facts: Facts, settings: Settings, now: int) -> Standing:

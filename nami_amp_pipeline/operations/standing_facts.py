@@ -14,10 +14,10 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.operations import reasons
 from nami_amp_pipeline.operations.dead_letters import is_dismissed
 from nami_amp_pipeline.operations.named_fields import error_of, named_fields
-from nami_amp_pipeline.operations.status import IntegrationStatus, status
+from nami_amp_pipeline.operations.status import IntegrationStatus, numbers_of
 from nami_amp_pipeline.state import tables
 from nami_amp_pipeline.state.integration_rows import only_of
-from nami_amp_pipeline.state.integrations import Integration, refreshed
+from nami_amp_pipeline.state.integrations import Integration, read_all, refreshed
 from nami_amp_pipeline.state.store import Transaction
 
 _WINDOW: Final = int(contract.DEDUPLICATION_WINDOW.total_seconds()) * 1_000_000
@@ -90,16 +90,16 @@ class Facts:
         return sum(self.rejected_by.values())
 
 
-def facts_of(context: Context, integrations: Sequence[Integration], now: int) -> list[Facts]:
-    """The facts of some integrations; those that were removed meanwhile are left out.
+def facts_of(context: Context, integrations: Sequence[Integration] | None, now: int) -> list[Facts]:
+    """The facts of some integrations, or of all; those that were removed meanwhile are left out.
 
     Raises:
         StoreUnavailable: the state store cannot be read.
     """
-    numbers = {count.integration: count for count in status(context, integrations)}
     with context.store.reading() as tx:
         # As they are now: a run that halted one still has it as it was.
-        there = [integration for integration in refreshed(tx, integrations) if integration.key in numbers]
+        there = read_all(tx) if integrations is None else refreshed(tx, integrations)
+        numbers = {count.integration: count for count in numbers_of(context, tx, there)}
         sign = last_sign(tx)
         off = _switched_off(tx, there)
         ids = [integration.id for integration in there]

@@ -103,17 +103,21 @@ class IntegrationStatus:
 
 
 def status(context: Context, integrations: Sequence[Integration]) -> list[IntegrationStatus]:
-    """The numbers of these integrations, read in one transaction."""
-    ids = [integration.id for integration in integrations]
+    """The numbers of these integrations, read in one transaction; removed ones are left out."""
     with context.store.reading() as tx:
-        integrations = refreshed(tx, integrations)
-        counts = _counts(tx, ids)
-        queued = _queued(tx, ids)
-        excepted = _exceptions(tx, ids)
-        unprepared, oldest = _unprepared(context, tx, integrations)
-        watermarks = dict(tx.execute(sa.select(tables.apps.c.app_id, tables.apps.c.watermark)).tuples().all())
-        in_outboxes = _oldest_in_outboxes(tx, ids)
-        oldest_excepted = _oldest_exceptions(tx, ids) if excepted else {}
+        return numbers_of(context, tx, refreshed(tx, integrations))
+
+
+def numbers_of(context: Context, tx: Transaction, integrations: Sequence[Integration]) -> list[IntegrationStatus]:
+    """The numbers of integrations that were read in this transaction, in their order."""
+    ids = [integration.id for integration in integrations]
+    counts = _counts(tx, ids)
+    queued = _queued(tx, ids)
+    excepted = _exceptions(tx, ids)
+    unprepared, oldest = _unprepared(context, tx, integrations)
+    watermarks = dict(tx.execute(sa.select(tables.apps.c.app_id, tables.apps.c.watermark)).tuples().all())
+    in_outboxes = _oldest_in_outboxes(tx, ids)
+    oldest_excepted = _oldest_exceptions(tx, ids) if excepted else {}
     found, now = [], context.now()
     for integration in integrations:
         mine = counts.get(integration.id, {})
@@ -228,29 +232,24 @@ def _unprepared(
     context: Context, tx: Transaction, integrations: Iterable[Integration]
 ) -> tuple[dict[int, int], dict[int, int]]:
     """Selected events of segments that are in no outbox yet, and the oldest ``ingested_at`` of those segments."""
-    by_app: dict[str, list[Integration]] = defaultdict(list)
-    for integration in integrations:
-        by_app[integration.app_id].append(integration)
-    if not by_app:
-        return {}, {}
-    parts, segments = tables.segment_apps, tables.segments
-    first = min(integration.prepared_through for of_app in by_app.values() for integration in of_app)
-    here = parts.c.app_id.in_(list(by_app)) if len(by_app) == 1 else sa.true()
+    by_id = {integration.id: integration for integration in integrations}
+    table, parts, segments = tables.integrations, tables.segment_apps, tables.segments
     rows = tx.execute(
-        sa.select(parts, segments.c.file)
+        sa.select(table.c.id.label("integration_id"), parts, segments.c.file)
+        .join(parts, parts.c.app_id == table.c.app_id)
         .join(segments, segments.c.id == parts.c.segment_id)
-        .where(parts.c.segment_id > first, here)
+        .where(parts.c.segment_id > table.c.prepared_through, only_of(table.c.id, list(by_id)))
     ).all()
     events: dict[int, int] = defaultdict(int)
     oldest: dict[int, int] = {}
     for row in rows:
-        for integration in by_app.get(row.app_id, ()):
-            if row.segment_id <= integration.prepared_through:
-                continue
-            count = sum(selected_types(context, integration, row).values())
-            events[integration.id] += count
-            if count:
-                oldest[integration.id] = min(oldest.get(integration.id, row.min_ingested_at), row.min_ingested_at)
+        integration = by_id.get(row.integration_id)
+        if integration is None:
+            continue
+        count = sum(selected_types(context, integration, row).values())
+        events[integration.id] += count
+        if count:
+            oldest[integration.id] = min(oldest.get(integration.id, row.min_ingested_at), row.min_ingested_at)
     return events, oldest
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 import duckdb
 import orjson
@@ -27,13 +27,21 @@ from nami_amp_pipeline.errors import WarehouseUnavailable
 from nami_amp_pipeline.stages.captured_ids import KEY_COLUMNS, JustCaptured, Keys, Ledger, fold
 from nami_amp_pipeline.stages.captured_rows import write_rows
 from nami_amp_pipeline.stages.window import Window, refuse
-from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.store import Lease
+from nami_amp_pipeline.state import bulk, tables
+from nami_amp_pipeline.state.store import Lease, Store, Transaction
 from nami_amp_pipeline.state.unreadable import Unreadable, note
 from nami_amp_pipeline.storage.duckdb_engine import compute, read_files, sql
 from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA
 from nami_amp_pipeline.warehouse import Source
 from nami_amp_pipeline.warehouse.base import one_line
+
+_ADVANCED: Final = """
+ON CONFLICT (app_id) DO UPDATE SET
+    captured_at = excluded.captured_at,
+    frontier = coalesce(excluded.frontier, s.frontier),
+    watermark = CASE WHEN s.watermark >= excluded.watermark THEN s.watermark
+        ELSE coalesce(excluded.watermark, s.watermark) END
+"""
 
 
 @dataclass
@@ -304,7 +312,7 @@ def _commit(
                 tx.execute(sa.insert(tables.segment_apps), of_apps)
             for app_id, part in apps.items():
                 _add(captured.setdefault(app_id, Captured()), part, segment_id)
-        _advance(tx, read.reached, captured, started)
+        _advance(context.store, tx, read.reached, captured, started)
         settled, recent = read.nameless
         more = note(
             context.store, tx, leases, started,
@@ -329,30 +337,20 @@ def _commit(
 
 
 def _advance(
-    tx: sa.Connection, reached: Mapping[str, int | None], captured: Mapping[str, Captured], started: int
+    store: Store, tx: Transaction, reached: Mapping[str, int | None], captured: Mapping[str, Captured], started: int
 ) -> None:
-    moved = []
-    for app_id, at in reached.items():
-        part = captured.get(app_id)
-        moved.append({"app": app_id, "reached": at, "seen": part.max_ingested_at if part else None})
-    table = tables.apps
-    seen = sa.bindparam("seen", type_=sa.BigInteger)
-    tx.execute(
-        sa.update(table)
-        .where(table.c.app_id == sa.bindparam("app"))
-        .values(
-            captured_at=started,
-            frontier=sa.func.coalesce(sa.bindparam("reached", type_=sa.BigInteger), table.c.frontier),
-            watermark=sa.case(
-                (
-                    sa.or_(table.c.watermark.is_(None), table.c.watermark < seen),
-                    sa.func.coalesce(seen, table.c.watermark),
-                ),
-                else_=table.c.watermark,
-            ),
-        ),
-        moved,
+    """Notes of all apps how far they are read; many have nothing new, and one statement is enough for all."""
+    seen = {app_id: part.max_ingested_at for app_id, part in captured.items()}
+    app_ids = sorted(reached)
+    rows = pa.table(
+        {
+            "app_id": pa.array(app_ids, pa.string()),
+            "frontier": pa.array([reached[app_id] for app_id in app_ids], pa.int64()),
+            "watermark": pa.array([seen.get(app_id) for app_id in app_ids], pa.int64()),
+            "captured_at": pa.array([started] * len(app_ids), pa.int64()),
+        }
     )
+    bulk.insert(store, tx, tables.apps, rows, on_conflict=_ADVANCED)
 
 
 def _add(total: Captured, part: Captured, segment_id: int) -> None:

@@ -97,7 +97,11 @@ def run_stage(
                 done = error.done
         return {keys[lease_id]: result for lease_id, result in done.items()}
 
-    return _apart(context, subjects, act, failed)
+    if stage.with_work is None or window is not None:
+        return _apart(context, subjects, act, failed)
+    context.store.cap_all()
+    some = stage.with_work(context, subjects)
+    return _apart(context, some, act, failed) if some else {}
 
 
 def _lease_id(subject: Subject) -> str | int:

@@ -28,6 +28,9 @@ Subjects without a lease are left to the process that holds it; subjects without
 ``error`` says why its subject's work is unfinished.
 """
 
+WithWork = Callable[[Context, Sequence[Any]], Sequence[Any]]
+"""Of some subjects, those that there may be something to do for, in their order."""
+
 DescribeRun = Callable[[Context, Sequence[Any], Mapping[str, Any]], dict[str, Facts]]
 """Describes the work, from the subjects and the results; all mappings are by partition key."""
 
@@ -51,6 +54,8 @@ class Stage:
         kinds: technologies that the page shows.
         schema: of the files that it writes.
         lineage: columns, each with the upstream (asset, column) pairs that it is computed from.
+        with_work: asked before leases are taken, so that thousands of subjects without news cost next to nothing; None
+            where only the work itself can tell.
         files: kinds of files that it writes to the data folder, with the rows that refer to them; unreferenced files
             are removed later.
         finishes_events: whether events reach their end state here, so that the page shows the integration's status.
@@ -70,6 +75,7 @@ class Stage:
     kinds: frozenset[str] = frozenset()
     schema: pa.Schema | None = None
     lineage: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    with_work: WithWork | None = None
     files: Mapping[str, References] = field(default_factory=dict)
     finishes_events: bool = False
     is_stoppable: bool = False

@@ -22,6 +22,7 @@ from nami_amp_pipeline.stages.facts import (
     describe_prepared,
     describe_snapshotted,
 )
+from nami_amp_pipeline.stages.idle import lacking_snapshots, to_deliver, to_prepare
 from nami_amp_pipeline.stages.older_counts import count_older
 from nami_amp_pipeline.stages.outbox_writer import OUTBOX_SCHEMA
 from nami_amp_pipeline.stages.prepare import prepare
@@ -143,6 +144,7 @@ The state of each user as of each of their `user.*` events: entitlements, SKUs, 
         ),
         **dict.fromkeys((prop.name for each in contract.ENRICHMENTS for prop in each.declared), _ASKED),
     },
+    with_work=lacking_snapshots,
     files={"snapshots": _named_in(tables.segment_apps.c.snapshot_file)},
 )
 
@@ -173,6 +175,7 @@ The events exactly as they will be posted: one outbox per segment. **Partition:*
             *(("user_property_snapshots", prop.name) for prop in contract.PROPERTIES),
         ),
     },
+    with_work=to_prepare,
     # Once all its integrations are done the file of an outbox is not needed, though its rows are.
     files={"outboxes": _named_in(tables.outboxes.c.file, tables.outboxes.c.done_at.is_(None))},
 )
@@ -201,6 +204,7 @@ Posted to Amplitude, with a receipt for each event. **Partition:** `<app_id>|<in
     kinds=frozenset({"amplitude", "parquet"}),
     schema=RECEIPT_SCHEMA,
     lineage=_same("amplitude_events", "id", "event_type", "user_id", "identity", "created_date", "state", "reason"),
+    with_work=to_deliver,
     files={"receipts": _named_in(tables.outboxes.c.receipts_file)},
     finishes_events=True,
     is_stoppable=True,

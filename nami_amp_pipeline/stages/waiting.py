@@ -11,15 +11,19 @@ from nami_amp_pipeline.state import hourly_counts, tables
 from nami_amp_pipeline.state.store import Lease
 
 
+def is_expired(context: Context) -> sa.ColumnElement[bool]:
+    """The condition that an exception has waited for a login longer than ``NAMI_AMP_HOLD_DAYS``."""
+    before = context.now() - context.settings.hold_days * 86_400_000_000
+    return sa.and_(tables.exceptions.c.state == "waiting", tables.exceptions.c.at <= before)
+
+
 def expire_waiting(context: Context, leases: Mapping[int, Lease]) -> dict[int, int]:
     """Skips the events that have waited for a login longer than ``NAMI_AMP_HOLD_DAYS``.
 
     Returns:
         Skipped events by integration id.
     """
-    before = context.now() - context.settings.hold_days * 86_400_000_000
-    table = tables.exceptions
-    expired = sa.and_(table.c.state == "waiting", table.c.at <= before)
+    table, expired = tables.exceptions, is_expired(context)
     gone: dict[int, int] = {}
     with context.store.begin(under=leases.values()) as tx:
         late = set(tx.execute(sa.select(table.c.integration_id).where(expired).distinct()).scalars())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -246,46 +245,48 @@ def _rereads(tx: Transaction) -> dict[str, list[Any]]:
     return found
 
 
-@lru_cache(64)
-def _events(text: str, known: tuple[EventType, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """A selection from its JSON text, and the types that it covers; cached, as integrations share a few texts."""
-    patterns = tuple(orjson.loads(text))
-    covered = {event_type.name for event_type in contract.select_events(patterns)}
-    return patterns, tuple(event_type.name for event_type in known if event_type.name in covered)
-
-
 class _Known:
     """The integrations by what was read: a tick reads all of them again and again, and few change meanwhile."""
 
     def __init__(self) -> None:
         self._types: tuple[EventType, ...] = ()
         self._made: dict[tuple[Any, ...], Integration] = {}
+        self._selections: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
 
     def of(self, row: Any, rereads: tuple[tuple[int, int], ...]) -> Integration:
         """The integration of a row."""
         if self._types is not contract.EVENT_TYPES or len(self._made) >= _MOST_KNOWN:
-            self._types, self._made = contract.EVENT_TYPES, {}
+            self._types, self._made, self._selections = contract.EVENT_TYPES, {}, {}
         key = (*row, rereads)
         known = self._made.get(key)
         if known is None:
-            known = self._made[key] = _made(row, rereads)
+            known = self._made[key] = _made(row, self._selection(row.events), rereads)
         return known
+
+    def _selection(self, text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """A selection from its JSON text, and the types that it covers; most integrations share a few texts."""
+        if text not in self._selections:
+            patterns = tuple(orjson.loads(text))
+            covered = {event_type.name for event_type in contract.select_events(patterns)}
+            self._selections[text] = patterns, tuple(each.name for each in self._types if each.name in covered)
+        return self._selections[text]
 
 
 _KNOWN = _Known()
 
 
 def _from_row(row: Any, rereads: Mapping[str, Sequence[Any]]) -> Integration:
-    mine = tuple(
-        (reread.after_segment, reread.frontier)
-        for reread in rereads.get(row.app_id, ())
-        if reread.integration_id > row.id
-    )
+    of_app = rereads.get(row.app_id)
+    if of_app is None:
+        return _KNOWN.of(row, ())
+    mine = tuple((reread.after_segment, reread.frontier) for reread in of_app if reread.integration_id > row.id)
     return _KNOWN.of(row, mine)
 
 
-def _made(row: Any, rereads: tuple[tuple[int, int], ...]) -> Integration:
-    patterns, events = _events(row.events, contract.EVENT_TYPES)
+def _made(
+    row: Any, selection: tuple[tuple[str, ...], tuple[str, ...]], rereads: tuple[tuple[int, int], ...]
+) -> Integration:
+    patterns, events = selection
     return Integration(
         id=row.id,
         app_id=row.app_id,

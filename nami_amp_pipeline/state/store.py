@@ -16,11 +16,11 @@ from sqlalchemy.engine import Connection
 from nami_amp_pipeline.clock import Clock, micros
 from nami_amp_pipeline.errors import LostLease, Misconfigured, StoreUnavailable
 from nami_amp_pipeline.state import tables, upserts
+from nami_amp_pipeline.state.among import together
 from nami_amp_pipeline.state.kept_engines import KeptEngines
+from nami_amp_pipeline.state.lease_statements import LeaseStatements, lease_statements
 from nami_amp_pipeline.state.owners import has_ended, lease_seconds_of, new_owner
-from nami_amp_pipeline.state.portions import portions
 
-_LEASES_AT_A_TIME = 500
 _LOCK_SECONDS = 30
 _CLOCK_MARGIN = 30_000_000
 _INSUFFICIENT_PRIVILEGE = "42501"
@@ -28,20 +28,6 @@ _MOST_KEPT = 4
 
 _kept: KeptEngines | None = None
 
-# Statements that are part of nearly every transaction: making them would cost more than what they do.
-_MINE = sa.and_(
-    tables.leases.c.owner == sa.bindparam("me"), tables.leases.c.name.in_(sa.bindparam("names", expanding=True))
-)
-_OURS = (
-    sa.select(tables.leases.c.name, tables.leases.c.fence, tables.leases.c.commits)
-    .where(_MINE)
-    .order_by(tables.leases.c.name)
-    .with_for_update()
-)
-_PROLONGED = (
-    sa.update(tables.leases).where(_MINE).values(expires_at=sa.bindparam("until"), commits=tables.leases.c.commits + 1)
-)
-_GIVEN_BACK = sa.update(tables.leases).where(_MINE).values(expires_at=0)
 Transaction = Connection
 """A SQLAlchemy connection inside a transaction that commits when its ``with`` block ends well."""
 
@@ -178,11 +164,10 @@ class Store:
         Raises:
             LostLease: one of them belongs to another process now.
         """
-        for some in portions(_in_order(leases), _LEASES_AT_A_TIME):
-            ours = self._still_ours(tx, some)
-            for lease in some:
-                if lease not in ours:
-                    raise _lost(lease)
+        ours = self._still_ours(tx, leases)
+        for lease in leases:
+            if lease not in ours:
+                raise _lost(lease)
 
     def lost(self, tx: Transaction, under: Sequence[Lease]) -> list[Lease]:
         """Renews the leases that are still ours inside a transaction, and returns the others."""
@@ -193,17 +178,12 @@ class Store:
 
         A transaction that seemed to fail was committed after all if :meth:`commits` equals this count.
         """
-        expires_at = micros(self.clock) + int(self.lease_seconds * 1e6)
-        done = Prolonged([], {})
-        for some in portions(_in_order(under), _LEASES_AT_A_TIME):
-            ours = self._still_ours(tx, some)
-            done.lost.extend(lease for lease in some if lease not in ours)
-            done.commits.update({lease: commits + 1 for lease, commits in ours.items()})
-            if ours:
-                tx.execute(
-                    _PROLONGED, {"me": self.owner, "names": [lease.name for lease in ours], "until": expires_at}
-                )  # fmt: skip
-        return done
+        ours = self._still_ours(tx, under)
+        if ours:
+            until = micros(self.clock) + int(self.lease_seconds * 1e6)
+            tx.execute(self._about.prolonged, self._named([lease.name for lease in ours], until=until))
+        lost = [lease for lease in under if lease not in ours]
+        return Prolonged(lost, {lease: commits + 1 for lease, commits in ours.items()})
 
     def commits(self, lease: Lease) -> int | None:
         """How many transactions have renewed a lease of ours; None if another process holds it."""
@@ -212,9 +192,20 @@ class Store:
 
     def _still_ours(self, tx: Transaction, under: Sequence[Lease]) -> dict[Lease, int]:
         """Our leases, locked for the rest of the transaction, with their commits."""
-        mine = {"me": self.owner, "names": [lease.name for lease in under]}
-        found = {Lease(row.name, row.fence): int(row.commits) for row in tx.execute(_OURS, mine)}
-        return {lease: found[lease] for lease in under if lease in found}
+        if not under:
+            return {}
+        rows = tx.execute(self._about.ours, self._named([lease.name for lease in under])).tuples()
+        found = {name: (fence, int(commits)) for name, fence, commits in rows}
+        known = ((lease, *found.get(lease.name, (-1, 0))) for lease in under)
+        return {lease: commits for lease, fence, commits in known if fence == lease.fence}
+
+    @property
+    def _about(self) -> LeaseStatements:
+        return lease_statements(self.is_sqlite)
+
+    def _named(self, names: Sequence[str], **more: object) -> dict[str, object]:
+        """Parameters of :class:`LeaseStatements`."""
+        return {"me": self.owner, "among": together(names, is_sqlite=self.is_sqlite), **more}
 
     def acquire(self, names: Sequence[str]) -> dict[str, Lease]:
         """Takes the free leases, in one transaction; leases of other processes are left out.
@@ -223,26 +214,19 @@ class Store:
         """
         now = micros(self.clock)
         until = now + int(self.lease_seconds * 1e6)
-        taken: dict[str, Lease] = {}
+        if not names:
+            return {}
         table = tables.leases
         with self.begin() as tx:
             # Existing rows can be locked: if two processes take a new lease at once, the second waits for the first.
-            there: set[str] = set()
-            for some in portions(names, _LEASES_AT_A_TIME):
-                there |= set(tx.execute(sa.select(table.c.name).where(table.c.name.in_(some))).scalars())
-            new = sorted(set(names) - there)
+            new = sorted(set(names) - set(tx.execute(self._about.there, self._named(names)).scalars()))
             self.upsert(tx, table, [{"name": name, "owner": "", "fence": 0, "expires_at": 0} for name in new], ["name"])
-            for some in portions(sorted(names), _LEASES_AT_A_TIME):
-                query = sa.select(table).where(table.c.name.in_(some)).order_by(table.c.name).with_for_update()
-                rows = tx.execute(query).all()
-                free = [row for row in rows if row.owner == self.owner or row.expires_at <= now or has_ended(row.owner)]
-                self.cap(tx, rows)
-                if not free:
-                    continue
-                mine = sa.update(table).where(table.c.name.in_([row.name for row in free]))
-                tx.execute(mine.values(owner=self.owner, fence=table.c.fence + 1, expires_at=until, commits=0))
-                taken.update({row.name: Lease(row.name, row.fence + 1) for row in free})
-        return taken
+            rows = tx.execute(self._about.rows, self._named(names)).all()
+            free = [row for row in rows if row.expires_at <= now or row.owner == self.owner or has_ended(row.owner)]
+            self.cap(tx, rows)
+            if free:
+                tx.execute(self._about.taken, self._named([row.name for row in free], until=until))
+        return {row.name: Lease(row.name, row.fence + 1) for row in free}
 
     def cap(self, tx: Transaction, rows: Iterable[Any]) -> None:
         """Shortens leases that end too late: a clock was ahead when they were written.
@@ -256,10 +240,24 @@ class Store:
         """
         now, table = micros(self.clock), tables.leases
         for row in rows:
-            longest = int(lease_seconds_of(row.owner) * 1e6)
-            if row.expires_at > now + longest + _CLOCK_MARGIN:
+            if self._is_too_long(row):
                 same = sa.and_(table.c.name == row.name, table.c.fence == row.fence)
+                longest = int(lease_seconds_of(row.owner) * 1e6)
                 tx.execute(sa.update(table).where(same).values(expires_at=now + longest))
+
+    def _is_too_long(self, row: Any) -> bool:
+        left: int = row.expires_at - micros(self.clock) - _CLOCK_MARGIN
+        return left > 0 and left > int(lease_seconds_of(row.owner) * 1e6)
+
+    def cap_all(self) -> None:
+        """The same for all leases: whoever has nothing to do under one does not take it, and does not look at it."""
+        table = tables.leases
+        late = sa.select(table).where(table.c.expires_at > micros(self.clock) + _CLOCK_MARGIN)
+        with self.reading() as tx:
+            rows = tx.execute(late).all()
+        if any(self._is_too_long(row) for row in rows):
+            with self.begin() as tx:
+                self.cap(tx, rows)
 
     def take_away(self, tx: Transaction, names: Sequence[str]) -> None:
         """Ends leases, whoever holds them: work under them can no longer be committed."""
@@ -278,11 +276,13 @@ class Store:
 
     def release(self, leases: Iterable[Lease]) -> None:
         """Releases leases; lost leases are left alone."""
+        given = list(leases)
+        if not given:
+            return
         with self.begin() as tx:
-            for some in portions(_in_order(list(leases)), _LEASES_AT_A_TIME):
-                ours = self._still_ours(tx, some)
-                if ours:
-                    tx.execute(_GIVEN_BACK, {"me": self.owner, "names": [lease.name for lease in ours]})
+            ours = self._still_ours(tx, given)
+            if ours:
+                tx.execute(self._about.given_back, self._named([lease.name for lease in ours]))
 
     def upsert(
         self,
@@ -369,11 +369,6 @@ def read_schema_version(tx: Transaction) -> int:
 
 def _lost(lease: Lease) -> LostLease:
     return LostLease(f"lease lost: another process now holds {lease.name}")
-
-
-def _in_order(leases: Sequence[Lease]) -> list[Lease]:
-    """In the order in which each transaction locks them, so that none waits for another that waits for it."""
-    return sorted(leases, key=lambda lease: lease.name)
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

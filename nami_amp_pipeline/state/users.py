@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import orjson
 import sqlalchemy as sa
 
 from nami_amp_pipeline.contract import ENRICHED, GROUPS
 from nami_amp_pipeline.state import bulk
+from nami_amp_pipeline.state.among import is_among, together
 from nami_amp_pipeline.state.store import Store, Transaction
 from nami_amp_pipeline.state.tables import sent_states, user_property_snapshots
 
@@ -42,7 +42,7 @@ def read_snapshots(
         columns: of ``user_property_snapshots``.
     """
     query = _snapshots_of(store.is_sqlite, tuple(columns))
-    return _all(tx, query, {"of": app_id, "among": _together(store, user_ids)})
+    return _all(tx, query, {"of": app_id, "among": together(user_ids, is_sqlite=store.is_sqlite)})
 
 
 def read_app(tx: Transaction, app_id: str, most: int | None = None) -> list[tuple[Any, ...]]:
@@ -82,7 +82,7 @@ def read_sent(
 ) -> list[tuple[str, int, str]]:
     """The newest event (creation in µs, id) whose state an integration was sent, for these Amplitude users."""
     query = _sent_of(store.is_sqlite, ("user_id", "as_of_date", "as_of_event"))
-    return _all(tx, query, {"of": integration_id, "among": _together(store, user_ids)})
+    return _all(tx, query, {"of": integration_id, "among": together(user_ids, is_sqlite=store.is_sqlite)})
 
 
 def read_sent_states(store: Store, tx: Transaction, integration_id: int, user_ids: Sequence[str]) -> pa.Table:
@@ -91,7 +91,7 @@ def read_sent_states(store: Store, tx: Transaction, integration_id: int, user_id
 
     kinds = {"user_id": pa.string(), "as_of_date": pa.int64(), "as_of_event": pa.string(), "identify_id": pa.string()}
     query = _sent_of(store.is_sqlite, tuple(kinds))
-    rows = _all(tx, query, {"of": integration_id, "among": _together(store, user_ids)})
+    rows = _all(tx, query, {"of": integration_id, "among": together(user_ids, is_sqlite=store.is_sqlite)})
     return pa.table(
         [pa.array([row[number] for row in rows], kind) for number, kind in enumerate(kinds.values())],
         schema=pa.schema(kinds.items()),
@@ -163,29 +163,15 @@ def _newer(date: str, event: str, store: Store) -> str:
 def _snapshots_of(is_sqlite: bool, columns: tuple[str, ...]) -> sa.Select[Any]:
     table = user_property_snapshots
     chosen = [table.c[name] for name in columns]
-    return sa.select(*chosen).where(table.c.app_id == sa.bindparam("of"), _is_among(is_sqlite, table.c.user_id))
+    return sa.select(*chosen).where(
+        table.c.app_id == sa.bindparam("of"), is_among(table.c.user_id, is_sqlite=is_sqlite)
+    )
 
 
 @cache
 def _sent_of(is_sqlite: bool, columns: tuple[str, ...]) -> sa.Select[Any]:
     table = sent_states
     chosen = [table.c[name] for name in columns]
-    return sa.select(*chosen).where(table.c.integration_id == sa.bindparam("of"), _is_among(is_sqlite, table.c.user_id))
-
-
-def _is_among(is_sqlite: bool, column: sa.Column[Any], given: object = None) -> sa.ColumnElement[bool]:
-    """``column IN among`` with all values in one parameter, which :func:`_together` makes."""
-    kind = sa.Text() if is_sqlite else sa.ARRAY(sa.Text)
-    values: sa.BindParameter[Any] = sa.bindparam("among", given, type_=kind, required=given is None)
-    if is_sqlite:
-        return column.in_(sa.text("SELECT value FROM json_each(:among)").bindparams(values))
-    return column == sa.func.any(values)
-
-
-def _together(store: Store, values: Sequence[str]) -> object:
-    return orjson.dumps(list(values)).decode() if store.is_sqlite else list(values)
-
-
-def among(store: Store, column: sa.Column[Any], values: Sequence[str]) -> sa.ColumnElement[bool]:
-    """``column IN values`` as one parameter, however many they are."""
-    return _is_among(store.is_sqlite, column, _together(store, values))
+    return sa.select(*chosen).where(
+        table.c.integration_id == sa.bindparam("of"), is_among(table.c.user_id, is_sqlite=is_sqlite)
+    )
