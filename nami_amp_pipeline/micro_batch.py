@@ -39,14 +39,18 @@ class MicroBatch:
         context: the process at work.
         keys: ``<app_id>/<name>`` of the integrations to work for; None for all.
         shard: the share of the apps to work for; None for all.
+        began_with: its integrations before the first stage of this process.
         before: the counts of each integration before the first stage of this process, by key.
+        after: the same after the last stage, where that was looked at already.
         done: the results of the stages that ran in this process, by asset and partition key.
     """
 
     context: Context
     keys: Sequence[str] | None
     shard: Shard | None = None
+    began_with: list[Integration] = field(default_factory=list)
     before: dict[str, IntegrationStatus] = field(default_factory=dict)
+    after: dict[str, IntegrationStatus] | None = None
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @staticmethod
@@ -62,7 +66,9 @@ class MicroBatch:
         tick = MicroBatch(context, list(keys) if keys is not None else None, shard)
         if tick.keys is not None:
             all_integrations(context.store, tick.keys)  # one that vanishes from here on is left out
-        tick.before = {row.integration: row for _, row in tick._numbers()}
+        numbers = tick._numbers()
+        tick.began_with = [integration for integration, _ in numbers]
+        tick.before = {row.integration: row for _, row in numbers}
         return tick
 
     @property
@@ -155,7 +161,10 @@ class MicroBatch:
             self.note(stage, type(error)(f"{called(subject)}: {error}"), partition_key(subject))
 
         try:
-            done = run_stage(self.context, stage, self.subjects(stage), stop=stop, failed=failed)
+            # Nobody is read where there is nothing to do: there may be thousands.
+            is_idle = stage.with_work is not None and not stage.with_work(self.context)
+            subjects = [] if is_idle else self.subjects(stage)
+            done = run_stage(self.context, stage, subjects, stop=stop, failed=failed)
         except (StoreUnavailable, Misconfigured):
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the other stages have their turn
@@ -223,19 +232,23 @@ class MicroBatch:
     def report(self) -> list[dict[str, Any]]:
         """Each integration as ``run --json`` shows it: what this process did, and the counts after it."""
         troubles, rows = self.troubles, []
-        for integration, now in self._numbers():
-            was = self.before.get(integration.key, IntegrationStatus(integration.key, now.state))
+        after = {row.integration: row for _, row in self._numbers()} if self.after is None else self.after
+        for key in after if self.keys is None else dict.fromkeys(self.keys):
+            now = after.get(key)
+            if now is None or not self.has(key):
+                continue
+            was = self.before.get(key) or IntegrationStatus(key, now.state)
             rows.append(
                 {
-                    "integration": integration.key,
-                    "captured": self._captured(integration, was, now),
+                    "integration": key,
+                    "captured": self._captured(was, now),
                     "delivered": now.delivered - was.delivered,
                     "skipped": _growth(was.skipped, now.skipped),
                     "dead_letters": _growth(was.dead_letters, now.dead_letters),
                     "pending": now.pending,
                     "watermark": to_text(now.watermark),
                     "lag_seconds": round(now.lag_seconds, 3),
-                    "error": self._shown_error(integration, now, troubles),
+                    "error": self._shown_error(now, troubles),
                     "state": now.state,
                     "pending_by": now.pending_by,
                     "lag_by": now.to_json()["lag_by"],
@@ -243,23 +256,21 @@ class MicroBatch:
             )
         return rows
 
-    def _captured(self, integration: Integration, was: IntegrationStatus, now: IntegrationStatus) -> int:
+    def _captured(self, was: IntegrationStatus, now: IntegrationStatus) -> int:
         """Events that were read in this run, or earlier and taken over by this integration now."""
-        prepared = self.done.get(PREPARE.asset, {}).get(integration.partition_key)
+        prepared = self.done.get(PREPARE.asset, {}).get(now.partition_key)
         return max(now.captured - was.captured, prepared.captured if prepared is not None else 0)
 
-    def _shown_error(
-        self, integration: Integration, now: IntegrationStatus, troubles: Sequence[tuple[str, NamiAmpError]]
-    ) -> str | None:
-        if not integration.enabled:
+    def _shown_error(self, now: IntegrationStatus, troubles: Sequence[tuple[str, NamiAmpError]]) -> str | None:
+        if not now.enabled:
             return None
-        error = self.error_of(integration.partition_key)
+        error = self.error_of(now.partition_key)
         if error:
             return error
         if troubles:
             return str(troubles[0][1])
-        if now.to_post and integration.partition_key not in self.done.get(DELIVER.asset, {}):
-            return integration.halted_reason or LEFT_TO_ANOTHER
+        if now.to_post and now.partition_key not in self.done.get(DELIVER.asset, {}):
+            return (now.error if now.is_halted else None) or LEFT_TO_ANOTHER
         return None
 
 

@@ -36,9 +36,9 @@ def run(invocation: Invocation, integrations: tuple[str, ...], as_json: bool) ->
 
     settings = invocation.settings
     keys = integration_keys(integrations) if integrations else None
-    known = invocation.operations.integrations(keys)
+    is_there = bool(invocation.operations.integrations(keys)) if keys else invocation.operations.has_integrations()
     invocation.close()
-    if not known:
+    if not is_there:
         raise Blocked(invocation.operations.nothing_here)
     # Whatever is logged on the way must not come between a reader and the object.
     with screen.spinner("Delivering …"), redirect_stdout(sys.stderr):

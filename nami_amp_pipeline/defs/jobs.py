@@ -104,7 +104,7 @@ def build_op(
                 warning = two_histories(context.instance, pipeline.settings) if place == DEFAULT else None
                 if warning is not None:
                     context.log.warning(warning)
-                add_partitions(context.instance, tick.integrations(), place)
+                add_partitions(context.instance, tick.began_with, place)
             moved: dict[str, set[str]] = {}
             for step in (*_left_undone(context, tick, before, place), stage):
                 moved[step.asset], found = _do(context, tick, step, place)
@@ -134,6 +134,8 @@ def _do(
     with (graceful if stage.is_stoppable else prompt)(**ending(context)) as stop:
         done = tick.run(stage, stop)
         found = _standings(tick) if stage.finishes_events else None
+        if found is not None:
+            tick.after = {standing.integration: standing.numbers for standing in found}
         facts = metadata_of(tick.context, stage, found or (), tick.describe(stage, done), place)
         facts = with_cursors(context.instance, place.key(stage.asset), facts)
         _materialized(context, place.key(stage.asset), facts, stop)

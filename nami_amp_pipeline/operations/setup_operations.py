@@ -53,6 +53,12 @@ class SetupOperations(Opened):
 
         return all_integrations(self._opened(), keys)
 
+    def has_integrations(self) -> bool:
+        """Whether there is any integration."""
+        from nami_amp_pipeline.state.integration_rows import is_there_any
+
+        return is_there_any(self._opened())
+
     def integrations_of(self, app_id: str) -> list[Integration]:
         """The integrations of an app, by name."""
         from nami_amp_pipeline.state.integration_rows import of_app

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from nami_amp_pipeline.clock import from_datetime, to_datetime, to_text
 from nami_amp_pipeline.context import Context
-from nami_amp_pipeline.destinations import destination_of
+from nami_amp_pipeline.destinations import DEFAULT, destination_of
 from nami_amp_pipeline.errors import Misconfigured
 from nami_amp_pipeline.operations import reasons
 from nami_amp_pipeline.operations.standing_facts import Facts, facts_of
@@ -143,6 +143,8 @@ def stand(facts: Facts, settings: Settings, now: int) -> Standing:
     main = next(found for rule in _RULES if (found := rule(facts, settings, now)) is not None)
     found = _with_rejected(_with_lag(main, settings), facts)
     where = facts.integration.destination
+    if where == DEFAULT:
+        return found  # the sentences are about it
     return replace(
         found,
         why=said_of(where, found.why),

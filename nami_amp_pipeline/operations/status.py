@@ -45,6 +45,7 @@ class IntegrationStatus:
         error: why it stands still, or None.
         halted_at: since when it is halted, in µs since the epoch.
         destination: the name of whoever receives its events.
+        enabled: whether a person wants it to send; one that is halted too.
     """
 
     integration: str
@@ -60,6 +61,12 @@ class IntegrationStatus:
     error: str | None = None
     halted_at: int | None = None
     destination: str = "amplitude"
+    enabled: bool = True
+
+    @property
+    def partition_key(self) -> str:
+        """``<app_id>|<name>``, as Dagster names it."""
+        return self.integration.replace("/", "|")
 
     @property
     def is_halted(self) -> bool:
@@ -144,6 +151,7 @@ def numbers_of(context: Context, tx: Transaction, integrations: Sequence[Integra
                 error=integration.halted_reason or integration.last_error,
                 halted_at=integration.halted_at if integration.halted_reason else None,
                 destination=integration.destination,
+                enabled=integration.enabled,
             )
         )
     return found
@@ -155,8 +163,10 @@ def _reasons(counts: dict[tuple[str, str], int], state: str) -> dict[str, int]:
 
 def _counts(tx: Transaction, ids: Sequence[int]) -> dict[int, dict[tuple[str, str], int]]:
     counts: dict[int, dict[tuple[str, str], int]] = defaultdict(dict)
-    for row in tx.execute(sa.select(tables.counts).where(only_of(tables.counts.c.integration_id, ids))):
-        counts[row.integration_id][(row.state, row.reason)] = row.events
+    table = tables.counts
+    columns = sa.select(table.c.integration_id, table.c.state, table.c.reason, table.c.events)
+    for integration_id, state, reason, events in tx.execute(columns.where(only_of(table.c.integration_id, ids))):
+        counts[integration_id][(state, reason)] = events
     return counts
 
 

@@ -100,7 +100,8 @@ def run_stage(
     if stage.with_work is None or window is not None:
         return _apart(context, subjects, act, failed)
     context.store.cap_all()
-    some = stage.with_work(context, subjects)
+    with_work = stage.with_work(context)
+    some = [subject for subject in subjects if _lease_id(subject) in with_work]
     return _apart(context, some, act, failed) if some else {}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,8 +28,8 @@ Subjects without a lease are left to the process that holds it; subjects without
 ``error`` says why its subject's work is unfinished.
 """
 
-WithWork = Callable[[Context, Sequence[Any]], Sequence[Any]]
-"""Of some subjects, those that there may be something to do for, in their order."""
+WithWork = Callable[[Context], Set[Any]]
+"""Which apps or integrations there may be something to do for, by the id of their lease."""
 
 DescribeRun = Callable[[Context, Sequence[Any], Mapping[str, Any]], dict[str, Facts]]
 """Describes the work, from the subjects and the results; all mappings are by partition key."""

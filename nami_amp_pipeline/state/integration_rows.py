@@ -24,6 +24,9 @@ _FEW: Final = 200
 _MOST_KNOWN: Final = 20_000
 """So many are kept in memory: about 100 MB."""
 
+_OBJECTS: Final = ("rename", "store_fees", "fields", "secret_fields")
+"""Columns with JSON objects."""
+
 
 @dataclass(frozen=True)
 class Integration:
@@ -180,6 +183,13 @@ def all_integrations(store: Store, keys: Sequence[str] | None = None) -> list[In
     return [known[key] for key in dict.fromkeys(keys)]
 
 
+def is_there_any(store: Store) -> bool:
+    """Whether there is an integration."""
+    table = tables.integrations
+    with store.reading() as tx:
+        return tx.execute(sa.select(table.c.id).where(table.c.backfill_of.is_(None)).limit(1)).first() is not None
+
+
 def of_app(store: Store, app_id: str) -> list[Integration]:
     """The integrations of an app, by name."""
     with store.reading() as tx:
@@ -286,37 +296,19 @@ def _from_row(row: Any, rereads: Mapping[str, Sequence[Any]]) -> Integration:
 def _made(
     row: Any, selection: tuple[tuple[str, ...], tuple[str, ...]], rereads: tuple[tuple[int, int], ...]
 ) -> Integration:
-    patterns, events = selection
+    """The fields are called as the columns are, but for few; thousands are made in a tick, hence no long list."""
+    values = row._asdict()
+    del values["counted_since"]
+    for name in _OBJECTS:
+        values[name] = orjson.loads(values[name])
     return Integration(
-        id=row.id,
-        app_id=row.app_id,
-        name=row.name,
-        enabled=bool(row.enabled),
-        endpoint=row.endpoint,
-        api_key=row.api_key,
-        secret_key=row.secret_key,
-        user_id_kind=row.user_id_kind,
-        anonymous=row.anonymous,
-        patterns=patterns,
-        events=events,
-        rename=orjson.loads(row.rename),
-        start_from=row.start_from,
-        created_at=row.created_at,
-        prepared_through=row.prepared_through,
-        halted_reason=row.halted_reason,
-        last_error=row.last_error,
-        halted_at=row.halted_at,
-        version=row.version,
-        sandbox=row.sandbox,
-        exclude=tuple(orjson.loads(row.exclude)),
-        hashed=tuple(orjson.loads(row.hash)),
-        hash_salt=row.hash_salt,
-        revenue=row.revenue,
-        store_fees=orjson.loads(row.store_fees),
-        destination=row.destination,
-        backfill_of=row.backfill_of,
-        managed_by=row.managed_by,
-        fields=orjson.loads(row.fields),
-        secret_fields=orjson.loads(row.secret_fields),
-        rereads=rereads,
+        **values
+        | {
+            "enabled": bool(row.enabled),
+            "patterns": selection[0],
+            "events": selection[1],
+            "exclude": tuple(orjson.loads(row.exclude)),
+            "hashed": tuple(orjson.loads(values.pop("hash"))),
+            "rereads": rereads,
+        }
     )

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.among import among
 from nami_amp_pipeline.state.store import Store, Transaction
 
 PLACED: Final = ("no_id", "long_id", "odd_row")
@@ -74,9 +75,8 @@ def note(
     """
     table = tables.unreadable_rows
     before = {(finding.app_id, finding.reason): finding.rows for finding in _all(tx)}
-    stored = {
-        (row.app_id, row.reason): row for row in tx.execute(sa.select(table).where(table.c.app_id.in_([*app_ids, ""])))
-    }
+    mine = among(store, table.c.app_id, [*app_ids, ""])
+    stored = {(row.app_id, row.reason): row for row in tx.execute(sa.select(table).where(mine))}
     wanted: dict[tuple[str, str], Unreadable] = {
         (finding.app_id, finding.reason + after): finding
         for some, after in ((unplaced, ""), (recent, _AFTER))

@@ -25,7 +25,7 @@ _COMMAND: Final = re.compile(r"'(nami-amp [^']*)'")
 
 def partition_of(standing: Standing) -> str:
     """The partition key of an integration."""
-    return standing.integration.replace("/", "|")
+    return standing.numbers.partition_key
 
 
 def is_stuck(standing: Standing) -> bool:
