@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,35 +21,11 @@ from nami_amp_pipeline.delivery.outbox import OutboxCache
 from nami_amp_pipeline.delivery.rate_limit import ProjectRates
 from nami_amp_pipeline.errors import Blocked, Misconfigured
 from nami_amp_pipeline.state import own_fields, tables
+from nami_amp_pipeline.state.among import among
 from nami_amp_pipeline.state.integrations import Integration
-from nami_amp_pipeline.state.portions import portions
 from nami_amp_pipeline.state.projects import Projects
 from nami_amp_pipeline.state.rows_aside import rows_aside
 from nami_amp_pipeline.state.store import Transaction
-
-_AT_A_TIME = 500
-
-_FIRST = sa.select(tables.outboxes).where(
-    tables.outboxes.c.id.in_(
-        sa.select(sa.func.min(tables.outboxes.c.id))
-        .where(
-            tables.outboxes.c.integration_id.in_(sa.bindparam("of", expanding=True)),
-            tables.outboxes.c.done_at.is_(None),
-        )
-        .group_by(tables.outboxes.c.integration_id)
-    )
-)
-
-_NEXT = (
-    sa.select(tables.outboxes)
-    .where(
-        tables.outboxes.c.integration_id == sa.bindparam("of"),
-        tables.outboxes.c.done_at.is_(None),
-        tables.outboxes.c.id > sa.bindparam("behind"),
-    )
-    .order_by(tables.outboxes.c.id)
-    .limit(1)
-)
 
 _LONGEST_PAUSE = 2 * 3_600_000_000
 """A longer pause was noted by a clock that was ahead, and is ignored."""
@@ -119,18 +95,17 @@ class ChannelLoader:
             ids |= set(tx.execute(held).scalars())
             ids &= set(integrations)
             self._waiting = {integration_id: _Waiting() for integration_id in ids}
-            for some in portions(sorted(ids), _AT_A_TIME):
-                mine = exceptions.c.integration_id.in_(some)
-                identities = sa.select(exceptions.c.integration_id, exceptions.c.identity).distinct()
-                for integration_id, identity in tx.execute(identities.where(mine, exceptions.c.state == "held")):
-                    self._waiting[integration_id].identities.append(identity)
-                paused = sa.select(pauses.c.integration_id, pauses.c.identity, pauses.c.until)
-                for integration_id, identity, until in tx.execute(paused.where(pauses.c.integration_id.in_(some))):
-                    self._waiting[integration_id].until[identity] = until
-                refused = sa.select(exceptions.c.integration_id).distinct()
-                is_refused = sa.and_(exceptions.c.state == "dead", exceptions.c.reason == FORBIDDEN)
-                for integration_id in tx.execute(refused.where(mine, is_refused)).scalars().all():
-                    self._waiting[integration_id].refused_alone = _refused_alone(tx, integration_id)
+            mine = self._among(exceptions.c.integration_id, ids)
+            identities = sa.select(exceptions.c.integration_id, exceptions.c.identity).distinct()
+            for integration_id, identity in tx.execute(identities.where(mine, exceptions.c.state == "held")):
+                self._waiting[integration_id].identities.append(identity)
+            paused = sa.select(pauses.c.integration_id, pauses.c.identity, pauses.c.until)
+            for integration_id, identity, until in self._rows(tx, paused, pauses.c.integration_id, ids):
+                self._waiting[integration_id].until[identity] = until
+            refused = sa.select(exceptions.c.integration_id).distinct()
+            is_refused = sa.and_(exceptions.c.state == "dead", exceptions.c.reason == FORBIDDEN)
+            for integration_id in tx.execute(refused.where(mine, is_refused)).scalars().all():
+                self._waiting[integration_id].refused_alone = _refused_alone(tx, integration_id)
             # Once in a run: there are few, and each run reads them for all its channels.
             self._paused = self._projects.pauses(tx, now)
         return ids
@@ -173,27 +148,37 @@ class ChannelLoader:
         Raises:
             StoreUnavailable: the store cannot be read.
         """
-        lanes = tables.lanes
-        found: dict[int, Any] = {}
+        boxes, lanes = tables.outboxes, tables.lanes
+        behind = {channel.id: self._last.get(channel.id, 0) for channel in channels}
         with self._context.store.reading() as tx:
-            first = [channel.id for channel in channels if channel.id not in self._last]
-            found.update(dict.fromkeys(first))
-            for some in portions(first, _AT_A_TIME):
-                found.update({box.integration_id: box for box in tx.execute(_FIRST, {"of": some})})
-            for channel in channels:
-                if channel.id in self._last:
-                    behind = {"of": channel.id, "behind": self._last[channel.id]}
-                    found[channel.id] = tx.execute(_NEXT, behind).one_or_none()
-            ids = [box.id for box in found.values() if box is not None]
-            rows: dict[int, list[Any]] = {outbox_id: [] for outbox_id in ids}
-            taken: dict[int, set[int]] = {}
-            for portion in portions(ids, _AT_A_TIME):
-                mine = lanes.c.outbox_id.in_(portion)
-                for row in tx.execute(sa.select(lanes).where(mine).order_by(lanes.c.id)):
-                    rows[row.outbox_id].append(row)
-                taken |= rows_aside(tx, mine)
-        for channel_id, box in found.items():
-            self._next[channel_id] = None if box is None else _Next(box, rows[box.id], taken)
+            still_open = (
+                sa.select(boxes.c.integration_id, boxes.c.id)
+                .where(boxes.c.done_at.is_(None), boxes.c.id > min(behind.values(), default=0))
+                .where(self._among(boxes.c.integration_id, behind))
+                .order_by(boxes.c.id)
+            )
+            following: dict[int, int] = {}
+            for channel_id, outbox_id in tx.execute(still_open):
+                if outbox_id > behind[channel_id]:
+                    following.setdefault(channel_id, outbox_id)
+            found = {
+                box.integration_id: box for box in self._rows(tx, sa.select(boxes), boxes.c.id, following.values())
+            }
+            rows: dict[int, list[Any]] = {box.id: [] for box in found.values()}
+            for row in self._rows(tx, sa.select(lanes).order_by(lanes.c.id), lanes.c.outbox_id, rows):
+                rows[row.outbox_id].append(row)
+            taken = rows_aside(tx, self._among(lanes.c.outbox_id, rows)) if rows else {}
+        for channel in channels:
+            box = found.get(channel.id)
+            self._next[channel.id] = None if box is None else _Next(box, rows[box.id], taken)
+
+    def _among(self, column: sa.Column[Any], ids: Iterable[int]) -> sa.ColumnElement[bool]:
+        return among(self._context.store, column, ids)
+
+    def _rows(
+        self, tx: Transaction, query: sa.Select[Any], column: sa.Column[Any], ids: Collection[int]
+    ) -> Sequence[Any]:
+        return tx.execute(query.where(self._among(column, ids))).all() if ids else ()
 
     def load_next(self, channel: Channel) -> bool:
         """Turns a channel to its oldest unfinished outbox; False if there is none.

@@ -142,8 +142,8 @@ def _finish(context: Context, endings: Sequence[Ending]) -> None:
         # Do not renew here: the posting loop counts the renewals to learn whether its commit succeeded.
         context.store.check(tx, [ending.lease for ending in endings])
         now = context.now()
-        done = sa.update(boxes).where(boxes.c.id == sa.bindparam("of")).values(done_at=now)
-        tx.execute(done, [{"of": number, "receipts_file": name} for number, name in names.items()])
+        done = [{"id": number, "done_at": now, "receipts_file": name} for number, name in names.items()]
+        context.store.change(tx, boxes, done, "id")
         files_done = {outbox.box.file for outbox in outboxes.values()}
         still_open = sa.select(boxes.c.file).where(boxes.c.file.in_(files_done), boxes.c.done_at.is_(None)).distinct()
         files_done -= set(tx.execute(still_open).scalars())

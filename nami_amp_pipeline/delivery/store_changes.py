@@ -26,11 +26,6 @@ _DELIVERED = "delivered"
 
 # Made once: making and compiling a statement takes longer than SQLite takes to carry it out.
 _INSERT_REQUEST = sa.insert(tables.requests)
-_MOVE_LANE = (
-    sa.update(tables.lanes)
-    .where(tables.lanes.c.id == sa.bindparam("lane"))
-    .values(next_row=sa.bindparam("next"), attempt_end=sa.bindparam("end"), unknown_since=sa.bindparam("since"))
-)
 
 
 @dataclass(frozen=True)
@@ -169,12 +164,11 @@ def write(store: Store, tx: Transaction, changes: Sequence[StoreChanges]) -> Non
     if plain:
         tx.execute(_INSERT_REQUEST, plain)
     lanes = [
-        {"lane": lane, "next": next_row, "end": end, "since": since}
+        {"id": lane, "next_row": next_row, "attempt_end": end, "unknown_since": since}
         for each in changes
         for lane, (next_row, end, since) in each.lanes.items()
     ]
-    if lanes:
-        tx.execute(_MOVE_LANE, lanes)
+    store.change(tx, tables.lanes, lanes, "id")
     written = Written(store, tx)
     for each in changes:
         for step in each.steps:

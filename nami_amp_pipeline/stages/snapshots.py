@@ -238,16 +238,17 @@ def _one(
     context.step("snapshot.commit")
     with context.store.begin(under=[leases[app_id] for app_id in segment.app_ids]) as tx:
         move_forward(context.store, tx, computed.current)
-        for app_id, done in computed.done.items():
-            tx.execute(
-                sa.update(tables.segment_apps)
-                .where(tables.segment_apps.c.segment_id == segment.id, tables.segment_apps.c.app_id == app_id)
-                .values(
-                    snapshot_file=computed.file,
-                    truncated_arrays=done.truncated_arrays,
-                    events_without=orjson.dumps(done.without).decode() if done.without else None,
-                )
-            )
+        rows = [
+            {
+                "segment_id": segment.id,
+                "app_id": app_id,
+                "snapshot_file": computed.file,
+                "truncated_arrays": done.truncated_arrays,
+                "events_without": orjson.dumps(done.without).decode() if done.without else None,
+            }
+            for app_id, done in computed.done.items()
+        ]
+        context.store.change(tx, tables.segment_apps, rows, "segment_id", "app_id")
     context.step("snapshot.committed")
     return computed.done
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from nami_amp_pipeline.state.store import Store, Transaction
+from nami_amp_pipeline.state.upserts import as_sqlalchemy
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,7 +40,7 @@ def insert(store: Store, tx: Transaction, table: sa.Table, rows: pa.Table, *, on
     preparer = tx.dialect.identifier_preparer
     columns = ", ".join(preparer.quote(name) for name in rows.column_names)
     target = f"{preparer.format_table(table)} AS s ({columns})"
-    with _as_sqlalchemy(tx):
+    with as_sqlalchemy(tx):
         if store.is_sqlite:
             _execute_many(tx, f"INSERT INTO {target} VALUES ({{}}) {on_conflict}", rows)  # noqa: S608
         elif rows.num_rows <= FEW_ROWS:
@@ -96,13 +96,3 @@ def _parts(rows: pa.Table) -> Iterator[pa.Table]:
 
 def _tuples(rows: pa.Table) -> Iterator[tuple[object, ...]]:
     return zip(*(column.to_pylist() for column in rows.columns), strict=True)
-
-
-@contextmanager
-def _as_sqlalchemy(tx: Transaction) -> Iterator[None]:
-    """Converts the driver's errors to SQLAlchemy's, so that callers handle both alike."""
-    dbapi = tx.dialect.loaded_dbapi
-    try:
-        yield
-    except dbapi.Error as error:
-        raise sa.exc.DBAPIError.instance(None, None, error, dbapi.Error, dialect=tx.dialect) from error

@@ -305,6 +305,16 @@ class Store:
         if rows:
             upserts.write(tx, table, rows, tuple(key), tuple(update), tuple(add), is_sqlite=self.is_sqlite)
 
+    def change(self, tx: Transaction, table: sa.Table, rows: Sequence[Mapping[str, Any]], *key: str) -> None:
+        """Changes rows by their key; a row that does not exist is left out.
+
+        Args:
+            rows: all with the same columns, those of the key among them.
+            key: the columns that name a row.
+        """
+        if rows:
+            upserts.change(tx, table, rows, key, is_sqlite=self.is_sqlite)
+
     def count(self, tx: Transaction, integration_id: int, state: str, reasons: Mapping[str, int] | int) -> None:
         """Adds to the counters of an integration: ``captured``, ``delivered``, ``skipped`` or ``dead``."""
         by_reason = {"": reasons} if isinstance(reasons, int) else reasons

@@ -33,11 +33,13 @@ from nami_amp_pipeline.state.reconciliation_tables import reconciled_samples as 
 from nami_amp_pipeline.state.table_metadata import KEY
 from nami_amp_pipeline.state.table_metadata import metadata as metadata
 
-SCHEMA_VERSION = 14
+SCHEMA_VERSION = 15
 """Of all tables; each has its revision in ``migrations/versions``, which brings older stores to it."""
 
 _FAILED = text("outcome <> 'delivered'")
 _RESENT = text("resend_id IS NOT NULL")
+_OPEN = text("done_at IS NULL")
+_NEW = text("snapshot_file IS NULL")
 
 schema_version = Table("nami_amp_schema", metadata, Column("version", Integer, nullable=False))
 
@@ -173,6 +175,7 @@ segment_apps = Table(
     # By property, how many events go without it because its SQL or its enrichment failed, as JSON; null for none.
     Column("events_without", Text),
     Index("segment_apps_by_app", "app_id", "segment_id"),
+    Index("segment_apps_new", "segment_id", sqlite_where=_NEW, postgresql_where=_NEW),
 )
 
 user_property_snapshots = Table(
@@ -230,6 +233,7 @@ outboxes = Table(
     # The hour in which its events count, see hourly_counts; null if they are not counted by hour.
     Column("hour", BigInteger),
     Index("outboxes_by_integration", "integration_id", "id"),
+    Index("outboxes_open", "integration_id", "id", sqlite_where=_OPEN, postgresql_where=_OPEN),
     sqlite_autoincrement=True,
 )
 
