@@ -233,6 +233,34 @@ def test_told_to_stop_it_does_not_wait_for_an_answer_that_does_not_come(tmp_path
     assert bench.status().delivered == 1
 
 
+@pytest.mark.parametrize("kind", ["of a lane", "held"])
+def test_told_to_stop_while_a_request_is_recorded_it_does_not_post_it(tmp_path: Path, kind: str) -> None:
+    """The store may be away for a minute just then."""
+    bench = Bench(tmp_path, run_retry_seconds=5.0)
+    bench.prepare([event(number, "user1") for number in range(3)])
+    if kind == "held":
+        bench.answer = lambda _posted: HttpAnswer(429, b'{"throttled_users":{"user1":31}}')
+        bench.deliver()
+        bench.time.true += 3_600
+        bench.answer = lambda _posted: OK
+    posted = len(bench.posted)
+
+    def step(name: str) -> None:
+        bench.stop = name == "deliver.commit" or bench.stop
+
+    bench.context.step = step
+    bench.deliver()
+    assert bench.stop
+    assert len(bench.posted) == posted
+    with bench.context.store.reading() as tx:
+        for table in (tables.lanes, tables.exceptions):
+            assert set(tx.execute(sa.select(table.c.unknown_since)).scalars()) <= {None}, "none may have been posted"
+    bench.context.step, bench.stop = lambda _name: None, False
+    bench.deliver()
+    assert len(bench.posted) > posted
+    assert bench.status().delivered == 3
+
+
 def test_a_store_that_is_away_for_a_while_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(tmp_path, batch_events=5)
     bench.prepare([event(number) for number in range(50)])

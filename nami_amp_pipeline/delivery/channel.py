@@ -155,6 +155,13 @@ class Channel:
                 return attempt
         return None
 
+    def take_back(self, attempt: Attempt, now: int) -> None:
+        """A request that was begun is not posted after all: the state from before it is restored."""
+        self.in_flight -= 1
+        attempt.source.state.busy = False
+        attempt.source.settle(attempt, now, maybe_stored=False)
+        attempt.source.not_stored(attempt)
+
     # -- outcomes --------------------------------------------------------------------------------------------------
 
     def finish(self, attempt: Attempt, answer: HttpAnswer | NoAnswer, now: int) -> Verdict:

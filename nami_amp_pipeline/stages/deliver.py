@@ -361,6 +361,9 @@ class _Delivery:
             if channel.id not in self._channels:
                 self._left_unposted(channel, attempt)
                 continue
+            if self._stop():  # the store was slow to record it, or away, and meanwhile nothing is to start any more
+                self._take_back(channel, attempt)
+                continue
             try:
                 request = channel.target.request(attempt.body, self._context.clock(), channel.send_until)
             except Exception as error:  # noqa: BLE001 - the other integrations go on
@@ -373,6 +376,15 @@ class _Delivery:
 
     def _left_unposted(self, channel: Channel, attempt: Attempt) -> None:
         attempt.source.settle(attempt, self._now(), maybe_stored=False)
+        self._left(channel, attempt)
+
+    def _take_back(self, channel: Channel, attempt: Attempt) -> None:
+        channel.take_back(attempt, self._now())
+        self._left(channel, attempt)
+        self._recorder.note(channel)
+        self._enqueue(channel)  # the loop goes round once more, and records it
+
+    def _left(self, channel: Channel, attempt: Attempt) -> None:
         self._endpoints.left(channel.target.endpoint, failed=False)
         self._bytes -= len(attempt.body)
 
