@@ -12,7 +12,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from nami_amp_pipeline.contract import select_events
-from nami_amp_pipeline.operations.backfill_status import show
+from nami_amp_pipeline.operations.backfill_status import listed
 from nami_amp_pipeline.runner import run_micro_batch
 from nami_amp_pipeline.sandbox.faults import Fault
 from nami_amp_pipeline_tests.support.dagster_pages import DagsterPages, looking_at
@@ -125,10 +125,10 @@ def test_a_partition_is_sent_again_from_the_dialog_of_its_asset(pages: DagsterPa
     give_window(pages)
     pages.press("Launch 1 run")
     follow(pages, launched(pages, ASSET_JOB, before), slow, "backfill-run")
-    status = show(stage.context, 1)
+    status = listed(stage.context, limit=1)[0]
     assert (status.backfill.state, status.delivered) == ("done", sendable(stage, "fit"))
     pages.open("/assets/amplitude_deliveries?view=events&partition=fit%7Cmain")
-    pages.until("Partition fit|main materialized", "backfill 1", "2020-01-01T00:00:00Z to 2026-12-01T00:00:00Z")
+    pages.until("Partition fit|main materialized", f"backfill {status.backfill.id}", "2020-01-01T00:00:00Z to 2026-12-01T00:00:00Z")
     pages.until(f"delivered\n{status.delivered}", f"new {status.delivered - NEW_EVENTS}", f"repeat {NEW_EVENTS}")
     pages.picture("backfill-partition")
 
@@ -143,7 +143,7 @@ def test_several_partitions_are_a_backfill_of_dagsters(pages: DagsterPages, stag
     pages.press("Launch backfill")
     pages.open(f"/runs/{launched(pages, ASSET_JOB, before)}")
     pages.until("RUN_SUCCESS")
-    assert [show(stage.context, number).backfill.state for number in (2, 3)] == ["done", "done"]
+    assert [status.backfill.state for status in listed(stage.context, limit=2)] == ["done", "done"]
     assert stage.sandbox.audit.accepted == sum(sendable(stage, app) for app in APPS)
 
 
@@ -153,6 +153,6 @@ def test_the_job_sends_a_window_from_its_launchpad(pages: DagsterPages, stage: S
     pages.write_config(f"integration: radio/main\n{WINDOW.format(indent='')}")
     pages.until("integration: radio/main", "No errors")
     follow(pages, pages.launch(), slow)
-    status = show(stage.context, 4)
+    status = listed(stage.context, limit=1)[0]
     assert (status.backfill.state, status.delivered) == ("done", sendable(stage, "radio"))
     pages.until("STEP_OUTPUT")
