@@ -128,7 +128,11 @@ def test_a_partition_is_sent_again_from_the_dialog_of_its_asset(pages: DagsterPa
     status = listed(stage.context, limit=1)[0]
     assert (status.backfill.state, status.delivered) == ("done", sendable(stage, "fit"))
     pages.open("/assets/amplitude_deliveries?view=events&partition=fit%7Cmain")
-    pages.until("Partition fit|main materialized", f"backfill {status.backfill.id}", "2020-01-01T00:00:00Z to 2026-12-01T00:00:00Z")
+    pages.until(
+        "Partition fit|main materialized",
+        f"backfill {status.backfill.id}",
+        "2020-01-01T00:00:00Z to 2026-12-01T00:00:00Z",
+    )
     pages.until(f"delivered\n{status.delivered}", f"new {status.delivered - NEW_EVENTS}", f"repeat {NEW_EVENTS}")
     pages.picture("backfill-partition")
 
