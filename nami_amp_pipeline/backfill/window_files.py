@@ -7,6 +7,7 @@ import duckdb
 from nami_amp_pipeline.backfill.window_sql import in_window, is_needed, is_of, selected_types
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import WarehouseUnavailable
+from nami_amp_pipeline.stages.buckets import create_buckets
 from nami_amp_pipeline.stages.capture import candidates
 from nami_amp_pipeline.stages.captured_rows import write_rows
 from nami_amp_pipeline.state.backfills import Backfill
@@ -45,11 +46,7 @@ def write_files(context: Context, backfill: Backfill, integration: Integration) 
                     )
                     connection.execute(f"CREATE TEMP VIEW keys AS SELECT * FROM {source.keys}")  # noqa: S608
                     connection.execute(candidates("max"))
-                    ((total,),) = connection.execute("SELECT count(*) FROM fresh").fetchall()
-                    files = max(1, -(-total // context.settings.segment_rows))
-                    connection.execute(
-                        f"CREATE TEMP MACRO bucket_of(app, person) AS (hash(app, person) % {files})::INTEGER"
-                    )
+                    create_buckets(connection, source, context.settings.segment_rows)
                     written = write_rows(context, connection, source, wanted=is_needed(backfill))
                 except duckdb.IOException as error:
                     raise WarehouseUnavailable(f"cannot read {context.warehouse.name}: {one_line(error)}") from None

@@ -6,8 +6,8 @@ is older than the window, no row can appear below it any more: it is the app's *
 frontier on and skips the ids that were captured before. The frontier also stays at least a window behind the newest
 row, so that a clock that jumps forward skips nothing.
 
-A hash of the user spreads the rows of a tick over segments, so that a segment holds all rows of a user in that tick:
-order, snapshots and logins are complete within a segment, and memory is bounded by one segment.
+The rows of a tick are spread over segments by their users (see ``buckets``), so that a segment holds all rows of a
+user in that tick: order, snapshots and logins are complete within a segment, and memory is bounded by one segment.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import sqlalchemy as sa
 from nami_amp_pipeline import contract
 from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.errors import WarehouseUnavailable
+from nami_amp_pipeline.stages.buckets import create_buckets
 from nami_amp_pipeline.stages.captured_ids import KEY_COLUMNS, JustCaptured, Keys, Ledger, fold
 from nami_amp_pipeline.stages.captured_rows import write_rows
 from nami_amp_pipeline.stages.window import Window, refuse
@@ -220,9 +221,7 @@ def _find_fresh(
             f"SELECT ingested_at FROM fresh ORDER BY ingested_at LIMIT 1 OFFSET {most - 1}",  # noqa: S608
         )
         connection.execute(f"DELETE FROM fresh WHERE ingested_at > {upper}")  # noqa: S608
-        total = _scalar(connection, "SELECT count(*) FROM fresh")
-    buckets = max(1, -(-total // context.settings.segment_rows))
-    connection.execute(f"CREATE TEMP MACRO bucket_of(app, person) AS (hash(app, person) % {buckets})::INTEGER")
+    create_buckets(connection, source, context.settings.segment_rows)
     return upper
 
 

@@ -82,6 +82,8 @@ class Source:
         few: called with some of the ``rid`` of ``fresh``, not many; gives the same as ``rows`` for these, read so that
             hardly any other row is in memory. It may have a ``rid`` several times. Rows that were to come from an
             earlier call need not come any more.
+        users: what to put behind ``FROM`` for ``rid``, ``app_id`` and ``user_id`` of all rows, read without their other
+            columns; None where that would be to read the rows once more. It can be read as often as one likes.
         order: what to put behind ``ORDER BY`` for an order of ``fresh`` in which neighbours are quickly read together.
         warnings: what a person should know, one line each.
         unplaced: the rows that cannot be read, by app and reason.
@@ -93,6 +95,7 @@ class Source:
     head: int | None
     rows: Callable[[], str]
     few: Callable[[Sequence[int]], str]
+    users: str | None = None
     order: str = "ingested_at, rid"
     warnings: Sequence[str] = ()
     unplaced: Sequence[Unplaced] = ()

@@ -119,7 +119,7 @@ class DuckDBWarehouse:
                 ((head,),) = self.asked(connection, f"SELECT epoch_us(max(ingested_at)) FROM {placed}")  # noqa: S608
                 rows = placed
                 yield Source(
-                    placed, head, lambda: rows, table.few or partial(_by_number, placed), "rid",
+                    placed, head, lambda: rows, table.few or partial(_by_number, placed), placed, "rid",
                     unplaced=[Unplaced(*row) for row in unplaced],
                 )  # fmt: skip
             else:
