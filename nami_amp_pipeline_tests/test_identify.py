@@ -163,7 +163,7 @@ def test_newer_state_of_live_delivery_takes_the_place_of_an_identify(pipeline: P
     pipeline.tick()
     made = backfills.create(pipeline.context, NewIdentify(integration.key))
     lost = Answering([NoAnswer("timeout", maybe_stored=True)], for_ever=True)
-    stops = iter([False, False, True]) if is_stored else iter([False] * 3 + [True])
+    stops = iter([False] * 3 + [True])  # but for these, the first request ends it
     first = Agreeing() if is_stored else lost
     run_backfill(
         pipeline.context, made.id, Work(wire=lambda: first, stop=lambda: len(first.bodies) > 0 or next(stops, True))
