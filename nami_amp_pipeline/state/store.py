@@ -297,7 +297,7 @@ class Store:
         """Inserts rows, or updates the rows whose key exists already.
 
         Args:
-            rows: all with the same columns.
+            rows: all with the same columns, and no key twice: PostgreSQL would take that for an error.
             key: the columns of the primary key or unique constraint.
             update: columns to overwrite.
             add: columns to add to.
