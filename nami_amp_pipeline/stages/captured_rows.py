@@ -23,6 +23,13 @@ from nami_amp_pipeline.warehouse.base import one_line
 MAX_TYPE_CHARACTERS = 200
 """An event type is cut to this many characters; every selectable type is shorter."""
 
+JOINED_ROWS = 100_000
+"""So many row numbers and fewer are joined: that takes no memory to speak of."""
+
+BITS_PER_ROW = 16
+MOST_BITS = 500_000_000
+"""A bitmap has no more bits than so many for each row, and so many in all; a joined number takes a multiple."""
+
 _TOO_MUCH = (duckdb.OutOfMemoryException, heavy_rows.Heavy)
 
 
@@ -81,6 +88,7 @@ def _write_all(
         segments = stack.enter_context(SegmentWriter(context.folder, parallel=is_parallel(context.settings)))
         for table in _read(context, connection, source, wanted, is_heavy=is_heavy):
             segments.add(table)
+    pa.default_memory_pool().release_unused()  # what follows needs it
     return segments.rows
 
 
@@ -109,4 +117,24 @@ def _read(
 
     if is_heavy:
         return heavy_rows.read_heavy(connection, source, context.settings.max_payload_bytes, few)
-    return judged(f"{source.rows()} SEMI JOIN fresh USING (rid)")
+    return judged(only_fresh(connection, source.rows()))
+
+
+def only_fresh(connection: duckdb.DuckDBPyConnection, rows: str) -> str:
+    """SQL of the fresh ones of some rows.
+
+    Joined, millions of row numbers take so much memory that DuckDB writes the rows beside them to disk. Numbers that
+    lie close together are looked up in a bitmap.
+
+    Args:
+        connection: has the table ``fresh``.
+        rows: what stands behind ``FROM``, with the column ``rid``.
+    """
+    ((count, low, high),) = connection.execute("SELECT count(*), min(rid), max(rid) FROM fresh").fetchall()
+    if count <= JOINED_ROWS or high - low >= min(count * BITS_PER_ROW, MOST_BITS):
+        return f"{rows} SEMI JOIN fresh USING (rid)"
+    connection.execute(f"SET VARIABLE fresh_rows = (SELECT bitstring_agg(rid, {low}, {high}) FROM fresh)")  # noqa: S608
+    return (
+        f"(FROM {rows} WHERE CASE WHEN rid BETWEEN {low} AND {high} "
+        f"THEN get_bit(getvariable('fresh_rows'), (rid - {low})::INTEGER) = 1 ELSE false END)"
+    )
