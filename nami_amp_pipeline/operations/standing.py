@@ -21,6 +21,7 @@ from nami_amp_pipeline.operations.status import WAITING, IntegrationStatus
 from nami_amp_pipeline.operations.wording import said_of
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline.state.listed import Listed
 
 State = Literal["delivering", "idle", "waiting", "throttled", "unreachable", "halted", "off"]
 """One word for each integration.
@@ -116,7 +117,7 @@ class Standing:
 
 
 def standings(
-    context: Context, now: int | None = None, integrations: Sequence[Integration] | None = None
+    context: Context, now: int | None = None, integrations: Sequence[Integration | Listed] | None = None
 ) -> list[Standing]:
     """How integrations stand, in their order.
 
