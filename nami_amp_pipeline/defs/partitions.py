@@ -63,7 +63,10 @@ def missing_partitions(
 
 
 def orphaned_partitions(
-    instance: dg.DagsterInstance, integrations: Iterable[Integration | Listed], removed: Iterable[str], place: Place = DEFAULT
+    instance: dg.DagsterInstance,
+    integrations: Iterable[Integration | Listed],
+    removed: Iterable[str],
+    place: Place = DEFAULT,
 ) -> dict[str, list[str]]:
     """The keys of removed integrations that no other one has; names without any left out.
 
@@ -98,7 +101,9 @@ def left_behind(
     return {NAMES_BEFORE: there} if there else {}
 
 
-def add_partitions(instance: dg.DagsterInstance, integrations: Sequence[Integration | Listed], place: Place = DEFAULT) -> None:
+def add_partitions(
+    instance: dg.DagsterInstance, integrations: Sequence[Integration | Listed], place: Place = DEFAULT
+) -> None:
     """Registers what is missing, so that the pages of a partition exist before its first materialization."""
     for left in reversed(range(_ATTEMPTS)):
         try:
