@@ -138,7 +138,7 @@ class _Read:
 
 def _note_unplaced(context: Context, leases: Mapping[str, Lease], source: Source) -> None:
     """Notes rows that cannot be captured if there are no others."""
-    with context.store.begin(under=leases.values()) as tx:
+    with context.store.begin(ending=list(leases.values())) as tx:
         more = note(context.store, tx, leases, context.now(), unplaced=_unplaced(source, leases), settled=[], recent=[])
     _warn(context, more)
 
@@ -288,7 +288,7 @@ def _commit(
     captured: dict[str, Captured] = {}
     context.folder.publish(name for name, *_ in summaries)
     context.step("capture.commit")
-    with context.store.begin(under=leases.values()) as tx:
+    with context.store.begin(ending=list(leases.values())) as tx:
         for name, rows, apps in summaries:
             segment_id = tx.execute(
                 sa.insert(tables.segments).values(file=name, rows=rows, captured_at=started, run_id=context.run_id)
