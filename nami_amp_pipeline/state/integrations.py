@@ -251,7 +251,10 @@ def read_from(tx: Transaction, integration_id: int, app_id: str, start_from: int
     Rows that the ledger has forgotten are then captured again; this is noted for the app's other integrations.
     """
     apps = tables.apps
-    frontier = tx.execute(sa.select(apps.c.frontier).where(apps.c.app_id == app_id)).scalar()
+    # Locked: a reading that ends just now sees the integration, or is seen here.
+    frontier = tx.execute(
+        sa.select(apps.c.frontier).where(apps.c.app_id == app_id).with_for_update(key_share=True)
+    ).scalar()
     if frontier is not None and (start_from is None or start_from < frontier):
         # NULL would make the app begin at the earliest start of its integrations, which is now this integration's.
         tx.execute(sa.update(apps).where(apps.c.app_id == app_id).values(frontier=start_from))
