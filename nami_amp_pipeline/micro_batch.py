@@ -147,7 +147,7 @@ class MicroBatch:
         app_ids = apps_with_integrations(self.context.store)
         return app_ids if self.shard is None else [app_id for app_id in app_ids if self.shard.has(app_id)]
 
-    def _with_work(self, stage: Stage) -> Sequence[Subject]:
+    def subjects(self, stage: Stage) -> Sequence[Subject]:
         """The subjects of a stage; where it can tell who has work, only those. There may be thousands without."""
         if stage.with_work is None:
             return self._app_ids() if stage.per == "app" else self._whole({each.id for each in self.integrations()})
@@ -184,7 +184,7 @@ class MicroBatch:
             self.note(stage, type(error)(f"{called(subject)}: {error}"), partition_key(subject))
 
         try:
-            subjects = self._worked_for[stage.asset] = self._with_work(stage)
+            subjects = self._worked_for[stage.asset] = self.subjects(stage)
             done = run_stage(self.context, stage, subjects, stop=stop, failed=failed)
         except (StoreUnavailable, Misconfigured):
             raise
