@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,7 +20,9 @@ from nami_amp_pipeline.stages.pipeline import never, run_stage
 from nami_amp_pipeline.stages.stage import Stage, Stop, Subject, called, partition_key
 from nami_amp_pipeline.stages.table import DELIVER, PREPARE
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.integrations import Integration, all_integrations, apps_with_integrations, read_all
+from nami_amp_pipeline.state.integration_rows import Integration, by_id
+from nami_amp_pipeline.state.integrations import all_integrations, apps_with_integrations
+from nami_amp_pipeline.state.listed import Listed, list_all
 from nami_amp_pipeline.state.store import Transaction
 
 LEFT_TO_ANOTHER: Final = "skipped: another run holds this integration's lease and will deliver its events"
@@ -48,10 +50,11 @@ class MicroBatch:
     context: Context
     keys: Sequence[str] | None
     shard: Shard | None = None
-    began_with: list[Integration] = field(default_factory=list)
+    began_with: list[Listed] = field(default_factory=list)
     before: dict[str, IntegrationStatus] = field(default_factory=dict)
     after: dict[str, IntegrationStatus] | None = None
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _worked_for: dict[str, Sequence[Subject]] = field(default_factory=dict)
 
     @staticmethod
     def begin(context: Context, keys: Sequence[str] | None = None, shard: Shard | None = None) -> MicroBatch:
@@ -105,20 +108,19 @@ class MicroBatch:
             rows = tx.execute(query).all()
         return [(row.asset, row.partition, _kind(row.kind)(row.message)) for row in rows]
 
-    def integrations(self) -> list[Integration]:
-        """The integrations of this micro-batch, freshly read."""
+    def integrations(self) -> list[Listed]:
+        """The integrations of this micro-batch, freshly read, without what it takes to work for them."""
         with self.context.store.reading() as tx:
             return self._read(tx)
 
-    def _read(self, tx: Transaction) -> list[Integration]:
+    def _read(self, tx: Transaction) -> list[Listed]:
+        some = list_all(tx)
         if self.keys is not None:
-            known = {integration.key: integration for integration in read_all(tx)}
+            known = {integration.key: integration for integration in some}
             some = [known[key] for key in dict.fromkeys(self.keys) if key in known]
-        else:
-            some = read_all(tx)
         return some if self.shard is None else [each for each in some if self.shard.has(each.app_id)]
 
-    def _numbers(self) -> list[tuple[Integration, IntegrationStatus]]:
+    def _numbers(self) -> list[tuple[Listed, IntegrationStatus]]:
         """The integrations of this micro-batch, each with its counts."""
         with self.context.store.reading() as tx:
             some = self._read(tx)
@@ -133,14 +135,35 @@ class MicroBatch:
         mine = self.shard is None or self.shard.has(key.partition("/")[0])
         return mine and (self.keys is None or key in self.keys)
 
-    def subjects(self, stage: Stage) -> Sequence[Subject]:
-        """The subjects of a stage: the integrations, or the apps with an enabled integration."""
+    def partitions(self, stage: Stage) -> list[str]:
+        """The partition keys of a stage: of the integrations, or of the apps with an enabled integration."""
         if stage.per == "integration":
-            return self.integrations()
-        if self.keys is None:
-            app_ids = apps_with_integrations(self.context.store)
-            return app_ids if self.shard is None else [app_id for app_id in app_ids if self.shard.has(app_id)]
-        return sorted({integration.app_id for integration in self.integrations() if integration.enabled})
+            return [integration.partition_key for integration in self.integrations()]
+        return self._app_ids()
+
+    def _app_ids(self) -> list[str]:
+        if self.keys is not None:
+            return sorted({integration.app_id for integration in self.integrations() if integration.enabled})
+        app_ids = apps_with_integrations(self.context.store)
+        return app_ids if self.shard is None else [app_id for app_id in app_ids if self.shard.has(app_id)]
+
+    def subjects(self, stage: Stage) -> Sequence[Subject]:
+        """The subjects of a stage; where it can tell who has work, only those. There may be thousands without."""
+        if stage.with_work is None:
+            return self._app_ids() if stage.per == "app" else self._whole({each.id for each in self.integrations()})
+        some = stage.with_work(self.context)
+        if not some:
+            return []
+        if stage.per == "app":
+            return [app_id for app_id in self._app_ids() if app_id in some]
+        return self._whole(some)
+
+    def _whole(self, ids: Set[int]) -> list[Integration]:
+        """Those of the integrations that are of this micro-batch, freshly read, in the order of their keys."""
+        with self.context.store.reading() as tx:
+            some = by_id(tx, ids).values()
+        mine = [each for each in some if each.backfill_of is None and self.has(each.key)]
+        return sorted(mine, key=lambda integration: (integration.app_id, integration.name))
 
     def run(self, stage: Stage, stop: Stop = never) -> dict[str, Any]:
         """Runs a stage for all its subjects, and notes its errors.
@@ -161,9 +184,7 @@ class MicroBatch:
             self.note(stage, type(error)(f"{called(subject)}: {error}"), partition_key(subject))
 
         try:
-            # Nobody is read where there is nothing to do: there may be thousands.
-            is_idle = stage.with_work is not None and not stage.with_work(self.context)
-            subjects = [] if is_idle else self.subjects(stage)
+            subjects = self._worked_for[stage.asset] = self.subjects(stage)
             done = run_stage(self.context, stage, subjects, stop=stop, failed=failed)
         except (StoreUnavailable, Misconfigured):
             raise
@@ -178,7 +199,9 @@ class MicroBatch:
         if not done:
             return {}
         try:
-            return stage.describe(self.context, self.subjects(stage), done)
+            moved = [each for each in self._worked_for.get(stage.asset, ()) if partition_key(each) in done]
+            ids = {each.id for each in moved if isinstance(each, Integration)}
+            return stage.describe(self.context, self._whole(ids) if ids else moved, done)
         except NamiAmpError:
             raise
         except Exception as error:  # noqa: BLE001 - the work itself is done and committed
@@ -226,8 +249,10 @@ class MicroBatch:
 
     def error_of(self, partition: str) -> str | None:
         """Why the work for a partition is unfinished, according to the stages of this process."""
-        results = [done.get(partition) for done in self.done.values()]
-        return next((error for result in results if (error := getattr(result, "error", None))), None)
+        for done in self.done.values():
+            if partition in done and (error := getattr(done[partition], "error", None)):
+                return str(error)
+        return None
 
     def report(self) -> list[dict[str, Any]]:
         """Each integration as ``run --json`` shows it: what this process did, and the counts after it."""
@@ -251,7 +276,7 @@ class MicroBatch:
                     "error": self._shown_error(now, troubles),
                     "state": now.state,
                     "pending_by": now.pending_by,
-                    "lag_by": now.to_json()["lag_by"],
+                    "lag_by": now.shown_lags,
                 }
             )
         return rows
@@ -281,4 +306,6 @@ def _kind(name: str) -> type[NamiAmpError]:
 
 
 def _growth(was: dict[str, int], now: dict[str, int]) -> dict[str, int]:
+    if now == was:  # as in nearly every integration of thousands
+        return {}
     return {reason: events - was.get(reason, 0) for reason, events in now.items() if events != was.get(reason, 0)}

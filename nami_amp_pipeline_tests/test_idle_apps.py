@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ import sqlalchemy as sa
 
 from nami_amp_pipeline.micro_batch import LEFT_TO_ANOTHER, MicroBatch
 from nami_amp_pipeline.stages.stage import Stage
-from nami_amp_pipeline.stages.table import DELIVER, PREPARE, SNAPSHOTS, STAGES
-from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.integrations import Integration, halt, set_enabled
+from nami_amp_pipeline.stages.table import DELIVER, PREPARE, SNAPSHOTS, STAGES, delivering
+from nami_amp_pipeline.state import integration_rows, tables
+from nami_amp_pipeline.state.integrations import Integration, halt, remove, set_enabled
 from nami_amp_pipeline.state.store import Store
-from nami_amp_pipeline_tests.support.harness import START, Pipeline
+from nami_amp_pipeline_tests.support.harness import START, Agreeing, Pipeline
 
 
 @pytest.fixture
@@ -91,7 +92,76 @@ def test_a_quiet_tick_asks_as_much_for_many_apps_as_for_few(scene: Pipeline) -> 
     quiet_batch(scene)  # their leases are new
     many = quiet_batch(scene)
     assert len(many) == len(few)
-    assert sum("api_key" in statement for statement in many) <= 2, "all integrations are read at begin and end"
+    assert not any("api_key" in statement for statement in many), "nobody needs a key"
+    assert sum("FROM integrations JOIN apps" in statement for statement in many) == 2, "all are listed at begin and end"
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of the integrations that are made of whole rows meanwhile."""
+    found: list[str] = []
+    make = integration_rows._made
+
+    def note(row: Any, *more: Any) -> Integration:
+        integration: Integration = make(row, *more)
+        found.append(integration.key)
+        return integration
+
+    monkeypatch.setattr(integration_rows, "_made", note)
+    monkeypatch.setattr(integration_rows, "_KNOWN", integration_rows._Known())
+    return found
+
+
+def test_only_integrations_with_work_are_read_whole(scene: Pipeline, made: list[str]) -> None:
+    add(scene, 4)
+    made.clear()
+    quiet_batch(scene)
+    assert made == []
+    load(scene, "app-2", "a")
+    (*_, busy, _) = quiet_report(scene)
+    assert (busy["integration"], busy["delivered"], busy["pending"]) == ("app-2/main", 1, 0)
+    assert set(made) == {"app-2/main"}
+
+
+def test_what_a_tick_says_of_idle_integrations(scene: Pipeline) -> None:
+    _, off, halted, _ = integrations = add(scene, 4)
+    load(scene, "app-0", "a")
+    scene.tick()
+    set_enabled(scene.context.store, off.key, enabled=False)
+    with scene.context.store.begin() as tx:
+        halt(tx, halted.id, "invalid_api_key: no such key", scene.context.now())
+    rows = quiet_report(scene)
+    assert [row["integration"] for row in rows] == [integration.key for integration in integrations]
+    assert [row["state"] for row in rows] == ["enabled", "disabled", "halted", "enabled"]
+    assert [row["watermark"] for row in rows] == ["2026-09-01T00:00:00Z", None, None, None]
+    for row in rows:
+        assert (row["captured"], row["delivered"], row["skipped"], row["pending"], row["lag_by"]) == (0, 0, {}, 0, {})
+
+
+def test_what_is_changed_between_ticks_holds_at_the_next(scene: Pipeline) -> None:
+    paused, gone, new = (scene.add("app", name, user_id_kind="nami_user_id") for name in ("paused", "gone", "new"))
+    load(scene, "app", "a")
+    scene.tick()
+    set_enabled(scene.context.store, paused.key, enabled=False)
+    remove(scene.context.store, gone.key)
+    load(scene, "app", "b")
+    rows = {row["integration"]: row for row in quiet_report(scene)}
+    assert rows.keys() == {paused.key, new.key}
+    assert (rows[paused.key]["pending"], rows[paused.key]["delivered"], rows[paused.key]["error"]) == (1, 0, None)
+    assert (rows[new.key]["pending"], rows[new.key]["delivered"]) == (0, 1)
+
+
+def test_an_integration_that_is_removed_meanwhile_is_left_out(scene: Pipeline) -> None:
+    one, other = add(scene, 2)
+    load(scene, one.app_id, "a")
+    load(scene, other.app_id, "b")
+    tick = MicroBatch.begin(scene.context)
+    for stage in STAGES:
+        if stage is DELIVER:
+            remove(scene.context.store, one.key)
+        tick.run(agreeing(stage))
+    assert [row["integration"] for row in tick.report()] == [other.key]
+    assert tick.problems() == []
 
 
 @pytest.mark.parametrize("stage", [SNAPSHOTS, PREPARE, DELIVER], ids=lambda stage: stage.asset)
@@ -149,8 +219,13 @@ def test_waiting_events_are_given_up_though_nothing_comes(scene: Pipeline) -> No
 def quiet_report(scene: Pipeline) -> list[dict[str, Any]]:
     tick = MicroBatch.begin(scene.context)
     for stage in STAGES:
-        tick.run(stage)
+        tick.run(agreeing(stage))
     return tick.report()
+
+
+def agreeing(stage: Stage) -> Stage:
+    """The stage; what it posts stays here."""
+    return replace(stage, run=delivering(wire=Agreeing())) if stage is DELIVER else stage
 
 
 def test_what_another_process_has_is_left_to_it(scene: Pipeline) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -262,3 +265,59 @@ def test_what_was_posted_at_a_time_that_is_to_come_is_not_sent_again_by_itself(t
     bench.deliver()
     assert bench.status().dead_letters == {"outcome_unknown": 1}
     assert len(bench.posted) == 1
+
+
+def test_leases_that_end_with_a_transaction(state_url: str) -> None:
+    _, first, second = _stores(state_url)
+    mine = first.acquire(["a", "b"])
+    with suppress(ZeroDivisionError), first.begin(ending=list(mine.values())):
+        raise ZeroDivisionError
+    assert second.acquire(["a", "b"]) == {}, "nothing was committed"
+    with first.begin(ending=list(mine.values())):
+        pass
+    first.renew([])
+    with pytest.raises(LostLease):
+        first.renew(mine.values())  # as a thread may that renews them until the work is over
+    theirs = second.acquire(["a", "b"])
+    assert theirs.keys() == {"a", "b"}
+    first.release(mine.values())
+    second.renew(theirs.values())
+    with pytest.raises(LostLease), first.begin(ending=list(mine.values())):
+        raise AssertionError("must not get here")
+    second.renew(theirs.values())
+
+
+def test_leases_of_any_name(state_url: str) -> None:
+    _, first, second = _stores(state_url)
+    names = ['a"b', "a\\b", "a\\", "a,b", "{a}", "NULL", "it's", "ü 'x'", " ", "%s", ":among", "$1"]
+    mine = first.acquire(names)
+    assert mine.keys() == set(names)
+    first.renew(mine.values())
+    assert second.acquire(names) == {}
+    first.release(mine.values())
+    assert second.acquire(names).keys() == set(names)
+
+
+def test_processes_that_take_many_leases_at_once_share_them(state_url: str) -> None:
+    create_or_upgrade(Store(state_url, Time().clock, 60.0, "none"))
+    stores = [Store(state_url, Time().clock, 60.0, f"process-{number}") for number in range(4)]
+    names = [f"app:{number}" for number in range(300)]
+    held: dict[str, str] = {}
+    lock = threading.Lock()
+
+    def work(store: Store) -> None:
+        for _ in range(5):
+            taken = store.acquire(random.Random(store.owner).sample(names, 200))
+            with lock:
+                assert not held.keys() & taken.keys(), "one lease, two holders"
+                held.update(dict.fromkeys(taken, store.owner))
+            store.renew(taken.values())
+            with lock:
+                for name in taken:
+                    assert held.pop(name) == store.owner
+            store.release(taken.values())
+
+    with ThreadPoolExecutor(len(stores)) as threads:
+        for done in [threads.submit(work, store) for store in stores]:
+            done.result()
+    assert stores[0].acquire(names).keys() == set(names)

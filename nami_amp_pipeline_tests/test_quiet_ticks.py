@@ -16,6 +16,7 @@ from nami_amp_pipeline.errors import Blocked, Unexpected
 from nami_amp_pipeline.micro_batch import MicroBatch
 from nami_amp_pipeline.stages import table
 from nami_amp_pipeline.stages.table import CAPTURE, DELIVER, PREPARE, SNAPSHOTS
+from nami_amp_pipeline.state.integrations import all_integrations
 from nami_amp_pipeline.warehouse import adbc
 from nami_amp_pipeline_tests.support.harness import START, Agreeing, Pipeline
 from nami_amp_pipeline_tests.support.postgres import Postgres
@@ -124,7 +125,7 @@ def test_error_of_one_app_is_its_own(
     wire_of = scene.wires
 
     def deliver(tick: MicroBatch) -> None:
-        for one in tick.integrations():
+        for one in all_integrations(tick.context.store):
             wire = wire_of.setdefault(one.id, Agreeing())
             by_wire = dataclasses.replace(DELIVER, run=table.delivering(wire=wire))
             monkeypatch.setattr(tick, "subjects", lambda _stage, one=one: [one])

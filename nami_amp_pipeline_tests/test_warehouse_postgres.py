@@ -142,6 +142,16 @@ def test_each_app_is_read_from_its_own_position(url: str, tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
+def test_any_names_of_very_many_apps(url: str, tmp_path: Path) -> None:
+    table = PostgresEvents(url)
+    odd = ["o'dd", 'qu"ote', "back\\slash", "a,b", "{brace}", "NULL", " ", "%s", "ü", "\\'"]
+    for number, app in enumerate([*odd, "not asked for"]):
+        table.insert([row(number, app_id=app)])
+    apps = [*odd, *(f"app-{number}" for number in range(300))]
+    found = read(settings_of(url, tmp_path), dict.fromkeys(apps))
+    assert sorted(app for _, app, _, _ in found) == sorted(odd)
+
+
 def test_payloads_of_known_rows_are_not_read_again(url: str, tmp_path: Path, asked: Asked) -> None:
     table = PostgresEvents(url)
     table.fill(3 * adbc.GAP_ROWS + 1_000)

@@ -60,6 +60,7 @@ def _runner() -> Callable[..., RunReport]:
         from nami_amp_pipeline.runner import run_micro_batch
     finally:
         gc.freeze()
+        gc.set_threshold(50_000, 20, 50)  # of the thousands of integrations that a run lists, none is garbage
         gc.enable()
     return run_micro_batch
 

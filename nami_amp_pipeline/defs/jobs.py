@@ -29,7 +29,7 @@ from nami_amp_pipeline.defs.steps import Execute, Step, at_once
 from nami_amp_pipeline.micro_batch import MicroBatch
 from nami_amp_pipeline.operations.overview import unreadable
 from nami_amp_pipeline.operations.standing import Standing, standings
-from nami_amp_pipeline.stages.stage import Stage, partition_key
+from nami_amp_pipeline.stages.stage import Stage
 from nami_amp_pipeline.stages.table import STAGES
 
 AFTER: Final = "after"
@@ -161,7 +161,7 @@ def _materialized_again(
     if not failed:
         return
     in_trouble = {partition for asset, partition, _ in tick.noted() if asset == stage.asset}
-    done = {key for subject in tick.subjects(stage) if not tick.error_of(key := partition_key(subject))}
+    done = {key for key in tick.partitions(stage) if not tick.error_of(key)}
     failed &= done - in_trouble
     if not failed:
         return

@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from nami_amp_pipeline.defs.ours import DEFAULT, Place
 from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline.state.listed import Listed
 
 APPS: Final = "nami_apps"
 INTEGRATIONS: Final = "nami_app_integrations"
@@ -39,7 +40,7 @@ app_integrations = integrations_of(DEFAULT)
 """``<app_id>|<name>``, one for each integration that exists. ADR 40 says why they have one dimension."""
 
 
-def wanted_partitions(integrations: Iterable[Integration], place: Place = DEFAULT) -> dict[str, list[str]]:
+def wanted_partitions(integrations: Iterable[Integration | Listed], place: Place = DEFAULT) -> dict[str, list[str]]:
     """The keys that there should be, by the name of the dynamic partitions."""
     everyone = list(integrations)
     return {
@@ -49,7 +50,7 @@ def wanted_partitions(integrations: Iterable[Integration], place: Place = DEFAUL
 
 
 def missing_partitions(
-    instance: dg.DagsterInstance, integrations: Iterable[Integration], place: Place = DEFAULT
+    instance: dg.DagsterInstance, integrations: Iterable[Integration | Listed], place: Place = DEFAULT
 ) -> dict[str, list[str]]:
     """The keys that should be there and are not, at most :data:`MOST_CHANGES` of each; names without any left out."""
     missing = {}
@@ -62,7 +63,10 @@ def missing_partitions(
 
 
 def orphaned_partitions(
-    instance: dg.DagsterInstance, integrations: Iterable[Integration], removed: Iterable[str], place: Place = DEFAULT
+    instance: dg.DagsterInstance,
+    integrations: Iterable[Integration | Listed],
+    removed: Iterable[str],
+    place: Place = DEFAULT,
 ) -> dict[str, list[str]]:
     """The keys of removed integrations that no other one has; names without any left out.
 
@@ -89,7 +93,7 @@ def orphaned_partitions(
 
 
 def left_behind(
-    instance: dg.DagsterInstance, integrations: Iterable[Integration], removed: Iterable[str]
+    instance: dg.DagsterInstance, integrations: Iterable[Integration | Listed], removed: Iterable[str]
 ) -> dict[str, list[str]]:
     """What an older version added to Dagster for these integrations, and nothing reads any more."""
     names = {integration.name for integration in integrations} | {key.split("/", 1)[1] for key in removed}
@@ -97,7 +101,9 @@ def left_behind(
     return {NAMES_BEFORE: there} if there else {}
 
 
-def add_partitions(instance: dg.DagsterInstance, integrations: Sequence[Integration], place: Place = DEFAULT) -> None:
+def add_partitions(
+    instance: dg.DagsterInstance, integrations: Sequence[Integration | Listed], place: Place = DEFAULT
+) -> None:
     """Registers what is missing, so that the pages of a partition exist before its first materialization."""
     for left in reversed(range(_ATTEMPTS)):
         try:

@@ -18,7 +18,7 @@ from nami_amp_pipeline.operations.backlog import DueWork, due
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state.heartbeat import beats, forget, lost_runs
 from nami_amp_pipeline.state.integration_history import removed_since
-from nami_amp_pipeline.state.integrations import all_integrations
+from nami_amp_pipeline.state.listed import everything
 from nami_amp_pipeline.state.store import Store
 
 _PAIRS: Final = "pairs:"
@@ -66,7 +66,7 @@ def _compare_partitions(
         of, _, number = (context.cursor or "").removeprefix(_PAIRS).partition(":")
         seen = int(number) if of == label else 0  # the number of another store means nothing
         store = pipeline.store_if_any()
-        integrations = all_integrations(store) if store is not None else []
+        integrations = everything(store) if store is not None else []
         removed, last = removed_since(store, seen, MOST_CHANGES) if store is not None else ([], seen)
     except NamiAmpError as error:
         return dg.SkipReason(str(error))

@@ -21,6 +21,7 @@ from nami_amp_pipeline.operations.status import WAITING, IntegrationStatus
 from nami_amp_pipeline.operations.wording import said_of
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state.integrations import Integration
+from nami_amp_pipeline.state.listed import Listed
 
 State = Literal["delivering", "idle", "waiting", "throttled", "unreachable", "halted", "off"]
 """One word for each integration.
@@ -116,7 +117,7 @@ class Standing:
 
 
 def standings(
-    context: Context, now: int | None = None, integrations: Sequence[Integration] | None = None
+    context: Context, now: int | None = None, integrations: Sequence[Integration | Listed] | None = None
 ) -> list[Standing]:
     """How integrations stand, in their order.
 
@@ -140,7 +141,8 @@ def stand(facts: Facts, settings: Settings, now: int) -> Standing:
         settings: what counts as late, and when micro-batches run.
         now: in µs since the epoch.
     """
-    main = next(found for rule in _RULES if (found := rule(facts, settings, now)) is not None)
+    rules = _RULES if facts.numbers.pending else _WITHOUT_PENDING
+    main = next(found for rule in rules if (found := rule(facts, settings, now)) is not None)
     found = _with_rejected(_with_lag(main, settings), facts)
     where = facts.integration.destination
     if where == DEFAULT:
@@ -153,28 +155,35 @@ def stand(facts: Facts, settings: Settings, now: int) -> Standing:
     )
 
 
-def _plain(facts: Facts, state: State, **more: Any) -> Standing:
+def _plain(
+    facts: Facts,
+    state: State,
+    *,
+    needs_you: bool = False,
+    since: datetime | None = None,
+    why: str = "",
+    next_try: datetime | None = None,
+    what_to_do: str | None = None,
+    code: str = "",
+) -> Standing:
     numbers = facts.numbers
     return Standing(
-        **{
-            "integration": numbers.integration,
-            "state": state,
-            "needs_you": False,
-            "since": None,
-            "why": "",
-            "next_try": None,
-            "what_to_do": None,
-            "pending": numbers.pending,
-            "whose": facts.whose,
-            "whose_is_all": facts.whose_is_all,
-            "rejected": facts.rejected,
-            "dismissed": facts.dismissed,
-            "also": _for_a_login(numbers),
-            "code": "",
-            "lag_seconds": numbers.lag_seconds,
-            "numbers": numbers,
-            **more,
-        }
+        integration=numbers.integration,
+        state=state,
+        needs_you=needs_you,
+        since=since,
+        why=why,
+        next_try=next_try,
+        what_to_do=what_to_do,
+        pending=numbers.pending,
+        whose=facts.whose,
+        whose_is_all=facts.whose_is_all,
+        rejected=facts.rejected,
+        dismissed=facts.dismissed,
+        also=_for_a_login(numbers),
+        code=code,
+        lag_seconds=numbers.lag_seconds,
+        numbers=numbers,
     )
 
 
@@ -311,11 +320,14 @@ def _well(facts: Facts, settings: Settings, now: int) -> Standing | None:
 _RULES: Final = (_off, _halted, _failed, _unreachable, _throttled_project, _throttled_users, _waiting, _well)
 """The first that has something to say decides the state."""
 
+_WITHOUT_PENDING: Final = (_off, _halted, _failed, _well)
+"""Those of them that say something where no event waits, as of nearly all integrations where there are thousands."""
+
 
 def is_late(numbers: IntegrationStatus, settings: Settings) -> bool:
     """Whether the oldest event that is to be posted has waited longer than alerts allow."""
     limit = settings.alert_lag_seconds
-    return bool(limit and numbers.to_post and numbers.lag_seconds > limit)
+    return bool(limit and numbers.pending and numbers.to_post and numbers.lag_seconds > limit)
 
 
 def _with_lag(standing: Standing, settings: Settings) -> Standing:

@@ -16,8 +16,8 @@ from nami_amp_pipeline.operations.dead_letters import is_dismissed
 from nami_amp_pipeline.operations.named_fields import error_of, named_fields
 from nami_amp_pipeline.operations.status import IntegrationStatus, numbers_of
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.integration_rows import only_of
-from nami_amp_pipeline.state.integrations import Integration, read_all, refreshed
+from nami_amp_pipeline.state.integration_rows import Integration, by_id, only_of
+from nami_amp_pipeline.state.listed import Listed, list_all, listed
 from nami_amp_pipeline.state.store import Transaction
 
 _WINDOW: Final = int(contract.DEDUPLICATION_WINDOW.total_seconds()) * 1_000_000
@@ -46,7 +46,7 @@ class Facts:
     """What is known of an integration; times in µs since the epoch.
 
     Attributes:
-        integration: its settings.
+        integration: the integration.
         numbers: its counts.
         off_at: when a person switched it off; None if that is not recorded.
         off_by: who did.
@@ -66,7 +66,7 @@ class Facts:
         last_sign: when any micro-batch last did or read anything.
     """
 
-    integration: Integration
+    integration: Listed
     numbers: IntegrationStatus
     off_at: int | None = None
     off_by: str = ""
@@ -87,10 +87,10 @@ class Facts:
     @property
     def rejected(self) -> int:
         """Dead letters of the last 7 days that can be posted again, and that nobody dismissed."""
-        return sum(self.rejected_by.values())
+        return sum(self.rejected_by.values()) if self.rejected_by else 0
 
 
-def facts_of(context: Context, integrations: Sequence[Integration] | None, now: int) -> list[Facts]:
+def facts_of(context: Context, integrations: Sequence[Integration | Listed] | None, now: int) -> list[Facts]:
     """The facts of some integrations, or of all; those that were removed meanwhile are left out.
 
     Raises:
@@ -98,8 +98,8 @@ def facts_of(context: Context, integrations: Sequence[Integration] | None, now: 
     """
     with context.store.reading() as tx:
         # As they are now: a run that halted one still has it as it was.
-        there = read_all(tx) if integrations is None else refreshed(tx, integrations)
-        numbers = {count.integration: count for count in numbers_of(context, tx, there)}
+        there = list_all(tx) if integrations is None else listed(tx, integrations)
+        numbers = dict(zip([each.id for each in there], numbers_of(context, tx, there), strict=True))
         sign = last_sign(tx)
         off = _switched_off(tx, there)
         ids = [integration.id for integration in there]
@@ -107,16 +107,20 @@ def facts_of(context: Context, integrations: Sequence[Integration] | None, now: 
         held = _held(tx, ids)
         rejected = _rejected(tx, now, ids)
         dismissed = _dismissed(tx, ids)
-        unanswered = _unanswered(tx, [integration for integration in there if numbers[integration.key].to_post])
+        unanswered = _unanswered(tx, [number for number, count in numbers.items() if count.pending and count.to_post])
         troubles = _troubles(tx, there, numbers)
+        special = {*paused, *held, *rejected, *dismissed, *unanswered, *troubles}
         found = []
         for integration in there:
+            if integration.enabled and integration.id not in special and not numbers[integration.id].pending:
+                found.append(Facts(integration, numbers[integration.id], last_sign=sign))  # as nearly all are
+                continue
             waits, dead = held.get(integration.id, _Held()), rejected.get(integration.id, _NONE)
             at, by = off.get(integration.key, (None, ""))
             found.append(
                 Facts(
                     integration,
-                    numbers[integration.key],
+                    numbers[integration.id],
                     off_at=at,
                     off_by=by,
                     unanswered=unanswered.get(integration.id),
@@ -126,7 +130,7 @@ def facts_of(context: Context, integrations: Sequence[Integration] | None, now: 
                     held_users=waits.users,
                     whose=waits.some,
                     whose_is_all=waits.users == len(waits.some)
-                    and not numbers[integration.key].pending_by.get("queued"),
+                    and not numbers[integration.id].pending_by.get("queued"),
                     rejected_by=dead.by,
                     rejected_since=dead.since,
                     rejected_for=dead.named,
@@ -137,23 +141,36 @@ def facts_of(context: Context, integrations: Sequence[Integration] | None, now: 
             )
     nameless = [facts for facts in found if _lacks_users(facts, now)]
     nameless.sort(key=lambda facts: (-facts.numbers.lag_seconds, facts.integration.id))
-    named = {facts.integration.id for facts in nameless[:MOST_NAMED]}
-    return [_with_users(context, facts) if facts.integration.id in named else facts for facts in found]
+    named = _whole(context, [facts.integration.id for facts in nameless[:MOST_NAMED]])
+    if not named:
+        return found
+    whole = ((facts, named.get(facts.integration.id)) for facts in found)
+    return [facts if integration is None else _with_users(context, facts, integration) for facts, integration in whole]
+
+
+def _whole(context: Context, ids: Sequence[int]) -> dict[int, Integration]:
+    """The integrations with all their settings."""
+    if not ids:
+        return {}
+    with context.store.reading() as tx:
+        return by_id(tx, ids)
 
 
 def _lacks_users(facts: Facts, now: int) -> bool:
     """Whether events are queued and do not go, and it is not known yet whose they are, but for a few that are held."""
     integration, count = facts.integration, facts.numbers
+    if not count.pending:
+        return False
     stands = integration.halted_reason or not integration.enabled or facts.unanswered or facts.trouble
     late = count.lag_seconds > _LATE_SECONDS or (facts.project_until or 0) > now
     return bool(len(facts.whose) < SHOWN_USERS and count.pending_by.get("queued") and (stands or late))
 
 
-def _with_users(context: Context, facts: Facts) -> Facts:
+def _with_users(context: Context, facts: Facts, integration: Integration) -> Facts:
     """Names some users, which takes the reading of a file."""
     from nami_amp_pipeline.operations.queued_users import some_users  # here: it brings Arrow
 
-    queued, is_all = some_users(context, facts.integration, SHOWN_USERS)
+    queued, is_all = some_users(context, integration, SHOWN_USERS)
     names = tuple(dict.fromkeys((*facts.whose, *queued)))
     is_all = is_all and facts.held_users == len(facts.whose) and len(names) <= SHOWN_USERS
     return replace(facts, whose=names[:SHOWN_USERS], whose_is_all=is_all)
@@ -173,7 +190,7 @@ def last_sign(tx: Transaction) -> int | None:
     return max((at for at in newest if at is not None), default=None)
 
 
-def _switched_off(tx: Transaction, integrations: Sequence[Integration]) -> dict[str, tuple[int | None, str]]:
+def _switched_off(tx: Transaction, integrations: Sequence[Listed]) -> dict[str, tuple[int | None, str]]:
     table = tables.integration_changes
     off = [integration.key for integration in integrations if not integration.enabled]
     found: dict[str, tuple[int | None, str]] = {}
@@ -298,7 +315,7 @@ def _dismissed(tx: Transaction, ids: Sequence[int]) -> dict[int, int]:
     return dict(tx.execute(query).tuples().all())
 
 
-def _unanswered(tx: Transaction, integrations: Sequence[Integration]) -> dict[int, tuple[str, int]]:
+def _unanswered(tx: Transaction, integration_ids: Sequence[int]) -> dict[int, tuple[str, int]]:
     """By integration: the outcome of the newest request and since when none was answered; without the others."""
     found: dict[int, tuple[str, int]] = {}
     ids, table, request = tables.integrations.c.id, tables.requests, tables.requests.alias("request")
@@ -315,7 +332,7 @@ def _unanswered(tx: Transaction, integrations: Sequence[Integration]) -> dict[in
         table.c.sent_at > sa.func.coalesce(answered.correlate(tables.integrations).scalar_subquery(), -1),
     )
     last = newest.correlate(tables.integrations).scalar_subquery()
-    for some in _parts([integration.id for integration in integrations]):
+    for some in _parts(integration_ids):
         both = tables.integrations.join(table, table.c.id == last)
         query = sa.select(ids, table.c.outcome).select_from(both).where(ids.in_(some))
         outcomes = dict(tx.execute(query).tuples().all())
@@ -327,12 +344,14 @@ def _unanswered(tx: Transaction, integrations: Sequence[Integration]) -> dict[in
 
 
 def _troubles(
-    tx: Transaction, integrations: Sequence[Integration], numbers: Mapping[str, IntegrationStatus]
+    tx: Transaction, integrations: Sequence[Listed], numbers: Mapping[int, IntegrationStatus]
 ) -> dict[int, tuple[str, int]]:
     """By integration: what a stage could not do for it or its app, if nothing has moved since."""
     table, apps = tables.run_troubles, tables.apps
     last = sa.select(sa.func.max(table.c.id)).where(table.c.kind.not_in(_PASSING)).group_by(table.c.partition)
     newest = {row.partition: row for row in tx.execute(sa.select(table).where(table.c.id.in_(last)))}
+    if not newest:
+        return {}
     rows = {}
     for integration in integrations:
         own = [newest[name] for name in (integration.app_id, integration.partition_key) if name in newest]
@@ -349,7 +368,7 @@ def _troubles(
             continue
         at = captured.get(integration.app_id) if row.asset == _CAPTURE else moved.get(integration.id)
         is_over = at is not None and at > row.at
-        if not is_over and (row.asset == _CAPTURE or numbers[integration.key].to_post):
+        if not is_over and (row.asset == _CAPTURE or numbers[integration.id].to_post):
             found[integration.id] = (row.message, row.at)
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
@@ -16,8 +16,8 @@ from nami_amp_pipeline.context import Context
 from nami_amp_pipeline.operations.dead_letters import RETRIED
 from nami_amp_pipeline.reconciliation import MISSING
 from nami_amp_pipeline.state import tables
-from nami_amp_pipeline.state.integration_rows import only_of
-from nami_amp_pipeline.state.integrations import Integration, refreshed
+from nami_amp_pipeline.state.integration_rows import Integration, by_id, only_of
+from nami_amp_pipeline.state.listed import Listed, listed
 from nami_amp_pipeline.state.store import Transaction
 
 WAITING: Final = "waiting_for_login"
@@ -89,7 +89,14 @@ class IntegrationStatus:
 
         What waits for a login is not behind, however long it does: ``lag_by`` has how long that is.
         """
+        if not self.lag_by:
+            return 0.0
         return max((seconds for why, seconds in self.lag_by.items() if why != WAITING), default=0.0)
+
+    @property
+    def shown_lags(self) -> dict[str, float]:
+        """``lag_by`` in whole milliseconds, as it is shown."""
+        return {why: round(seconds, 3) for why, seconds in self.lag_by.items()}
 
     def to_json(self) -> dict[str, Any]:
         """The object of ``status --json``."""
@@ -105,68 +112,107 @@ class IntegrationStatus:
             "error": self.error,
             "state": self.state,
             "pending_by": self.pending_by,
-            "lag_by": {why: round(seconds, 3) for why, seconds in self.lag_by.items()},
+            "lag_by": self.shown_lags,
         }
 
 
-def status(context: Context, integrations: Sequence[Integration]) -> list[IntegrationStatus]:
+def status(context: Context, integrations: Sequence[Integration | Listed]) -> list[IntegrationStatus]:
     """The numbers of these integrations, read in one transaction; removed ones are left out."""
     with context.store.reading() as tx:
-        return numbers_of(context, tx, refreshed(tx, integrations))
+        return numbers_of(context, tx, listed(tx, integrations))
 
 
-def numbers_of(context: Context, tx: Transaction, integrations: Sequence[Integration]) -> list[IntegrationStatus]:
+def numbers_of(context: Context, tx: Transaction, integrations: Sequence[Listed]) -> list[IntegrationStatus]:
     """The numbers of integrations that were read in this transaction, in their order."""
-    ids = [integration.id for integration in integrations]
-    counts = _counts(tx, ids)
-    queued = _queued(tx, ids)
-    excepted = _exceptions(tx, ids)
-    unprepared, oldest = _unprepared(context, tx, integrations)
-    watermarks = dict(tx.execute(sa.select(tables.apps.c.app_id, tables.apps.c.watermark)).tuples().all())
-    in_outboxes = _oldest_in_outboxes(tx, ids)
-    oldest_excepted = _oldest_exceptions(tx, ids) if excepted else {}
-    found, now = [], context.now()
+    counts = _counts(tx, [integration.id for integration in integrations])
+    pending = _pending(context, tx, integrations)
+    found = []
     for integration in integrations:
-        mine = counts.get(integration.id, {})
-        pending_by = {
-            "queued": queued.get(integration.id, 0) + unprepared.get(integration.id, 0),
-            **excepted.get(integration.id, {}),
-        }
-        since = dict(oldest_excepted.get(integration.id, {}))
-        queued_since = [at for at in (oldest.get(integration.id), in_outboxes.get(integration.id)) if at is not None]
-        if pending_by["queued"] and queued_since:
-            since["queued"] = min(queued_since)
-        found.append(
-            IntegrationStatus(
-                integration=integration.key,
-                state="halted" if integration.halted_reason else "enabled" if integration.enabled else "disabled",
-                captured=mine.get(("captured", ""), 0) + unprepared.get(integration.id, 0),
-                delivered=mine.get(("delivered", ""), 0),
-                skipped=_reasons(mine, "skipped"),
-                dead_letters=_reasons(mine, "dead"),
-                pending=sum(pending_by.values()),
-                pending_by={reason: events for reason, events in pending_by.items() if events},
-                watermark=watermarks.get(integration.app_id),
-                lag_by={why: max(0.0, (now - at) / 1e6) for why, at in since.items()},
-                error=integration.halted_reason or integration.last_error,
-                halted_at=integration.halted_at if integration.halted_reason else None,
-                destination=integration.destination,
-                enabled=integration.enabled,
-            )
+        mine, reason = counts.get(integration.id, _NO_COUNTS), integration.halted_reason
+        waits = pending.get(integration.id)
+        numbers = IntegrationStatus(
+            integration.key,
+            "halted" if reason else "enabled" if integration.enabled else "disabled",
+            mine.captured,
+            mine.delivered,
+            _sorted(mine.skipped),
+            _sorted(mine.dead),
+            watermark=integration.watermark,
+            error=reason or integration.last_error,
+            halted_at=integration.halted_at if reason else None,
+            destination=integration.destination,
+            enabled=integration.enabled,
         )
+        if waits is not None:
+            numbers.captured += waits.unprepared
+            numbers.pending = sum(waits.by.values())
+            numbers.pending_by = {why: events for why, events in waits.by.items() if events}
+            numbers.lag_by = waits.lag_by
+        found.append(numbers)
     return found
 
 
-def _reasons(counts: dict[tuple[str, str], int], state: str) -> dict[str, int]:
-    return {reason: events for (kind, reason), events in sorted(counts.items()) if kind == state and events}
+@dataclass(frozen=True)
+class _Pending:
+    """What waits of one integration: events by why, those that are in no outbox yet, and how long the oldest do."""
+
+    by: dict[str, int]
+    unprepared: int
+    lag_by: dict[str, float]
 
 
-def _counts(tx: Transaction, ids: Sequence[int]) -> dict[int, dict[tuple[str, str], int]]:
-    counts: dict[int, dict[tuple[str, str], int]] = defaultdict(dict)
+def _pending(context: Context, tx: Transaction, integrations: Sequence[Listed]) -> dict[int, _Pending]:
+    """By integration; those without events that wait are left out."""
+    ids = [integration.id for integration in integrations]
+    queued = _queued(tx, ids)
+    excepted = _exceptions(tx, ids)
+    unprepared, oldest = _unprepared(context, tx, ids)
+    in_outboxes = _oldest_in_outboxes(tx, ids)
+    oldest_excepted = _oldest_exceptions(tx, ids) if excepted else {}
+    found, now = {}, context.now()
+    for number in queued.keys() | excepted.keys() | unprepared.keys():
+        by = {"queued": queued.get(number, 0) + unprepared.get(number, 0), **excepted.get(number, {})}
+        since = dict(oldest_excepted.get(number, {}))
+        queued_since = [at for at in (oldest.get(number), in_outboxes.get(number)) if at is not None]
+        if by["queued"] and queued_since:
+            since["queued"] = min(queued_since)
+        lag_by = {why: max(0.0, (now - at) / 1e6) for why, at in since.items()}
+        found[number] = _Pending(by, unprepared.get(number, 0), lag_by)
+    return found
+
+
+class _Counts:
+    """What has come and ended of one integration."""
+
+    __slots__ = ("captured", "dead", "delivered", "skipped")
+
+    def __init__(self) -> None:
+        self.captured = self.delivered = 0
+        self.skipped: dict[str, int] = {}
+        self.dead: dict[str, int] = {}
+
+
+_NO_COUNTS: Final = _Counts()
+
+
+def _sorted(counts: Mapping[str, int]) -> dict[str, int]:
+    return {reason: events for reason, events in sorted(counts.items()) if events} if counts else {}
+
+
+def _counts(tx: Transaction, ids: Sequence[int]) -> dict[int, _Counts]:
+    counts: dict[int, _Counts] = defaultdict(_Counts)
     table = tables.counts
     columns = sa.select(table.c.integration_id, table.c.state, table.c.reason, table.c.events)
     for integration_id, state, reason, events in tx.execute(columns.where(only_of(table.c.integration_id, ids))):
-        counts[integration_id][(state, reason)] = events
+        mine = counts[integration_id]
+        if state == "captured":
+            mine.captured = events
+        elif state == "delivered":
+            mine.delivered = events
+        elif state == "skipped":
+            mine.skipped[reason] = events
+        elif state == "dead":
+            mine.dead[reason] = events
     return counts
 
 
@@ -238,22 +284,20 @@ def _oldest_exceptions(tx: Transaction, ids: Sequence[int]) -> dict[int, dict[st
     return found
 
 
-def _unprepared(
-    context: Context, tx: Transaction, integrations: Iterable[Integration]
-) -> tuple[dict[int, int], dict[int, int]]:
+def _unprepared(context: Context, tx: Transaction, ids: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
     """Selected events of segments that are in no outbox yet, and the oldest ``ingested_at`` of those segments."""
-    by_id = {integration.id: integration for integration in integrations}
     table, parts, segments = tables.integrations, tables.segment_apps, tables.segments
     rows = tx.execute(
         sa.select(table.c.id.label("integration_id"), parts, segments.c.file)
         .join(parts, parts.c.app_id == table.c.app_id)
         .join(segments, segments.c.id == parts.c.segment_id)
-        .where(parts.c.segment_id > table.c.prepared_through, only_of(table.c.id, list(by_id)))
+        .where(parts.c.segment_id > table.c.prepared_through, only_of(table.c.id, ids))
     ).all()
+    integrations = by_id(tx, {row.integration_id for row in rows}.intersection(ids)) if rows else {}
     events: dict[int, int] = defaultdict(int)
     oldest: dict[int, int] = {}
     for row in rows:
-        integration = by_id.get(row.integration_id)
+        integration = integrations.get(row.integration_id)
         if integration is None:
             continue
         count = sum(selected_types(context, integration, row).values())

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Literal
 
 import duckdb
 import orjson
@@ -27,22 +27,15 @@ from nami_amp_pipeline.errors import WarehouseUnavailable
 from nami_amp_pipeline.stages.buckets import create_buckets
 from nami_amp_pipeline.stages.captured_ids import KEY_COLUMNS, JustCaptured, Keys, Ledger, fold
 from nami_amp_pipeline.stages.captured_rows import write_rows
+from nami_amp_pipeline.stages.frontiers import Frontiers, advance, frontiers_of
 from nami_amp_pipeline.stages.window import Window, refuse
-from nami_amp_pipeline.state import bulk, tables
-from nami_amp_pipeline.state.store import Lease, Store, Transaction
+from nami_amp_pipeline.state import tables
+from nami_amp_pipeline.state.store import Lease
 from nami_amp_pipeline.state.unreadable import Unreadable, note
 from nami_amp_pipeline.storage.duckdb_engine import compute, read_files, sql
 from nami_amp_pipeline.storage.segment_writer import SEGMENT_SCHEMA
 from nami_amp_pipeline.warehouse import Source
 from nami_amp_pipeline.warehouse.base import one_line
-
-_ADVANCED: Final = """
-ON CONFLICT (app_id) DO UPDATE SET
-    captured_at = excluded.captured_at,
-    frontier = coalesce(excluded.frontier, s.frontier),
-    watermark = CASE WHEN s.watermark >= excluded.watermark THEN s.watermark
-        ELSE coalesce(excluded.watermark, s.watermark) END
-"""
 
 
 @dataclass
@@ -87,7 +80,9 @@ def capture(context: Context, leases: Mapping[str, Lease], *, window: Window | N
     if not leases:
         return {}
     fold(context)
-    frontiers = _frontiers(context, leases)
+    with context.store.reading() as tx:
+        read_from = frontiers_of(context.store, tx, leases.keys())
+    frontiers = read_from.starts
     began = context.now()
     ledger = Ledger(context)
     # Half of the memory: what is read once need not be kept, and the rows on their way to the segments take the rest.
@@ -109,7 +104,7 @@ def capture(context: Context, leases: Mapping[str, Lease], *, window: Window | N
         # What became visible while the warehouse was being opened may not have been seen: the window must be over then.
         reached = _reached(frontiers, min(_settled(context, began, source.head), upper))
         nameless = _nameless(connection, reached)
-    read = _Read(frontiers, reached, source, nameless, started)
+    read = _Read(read_from, reached, source, nameless, started)
     captured = _commit(context, leases, read, summaries)
     segments = frozenset(number for part in captured.values() for number in part.segments)
     fold(context, JustCaptured(segments, keys) if keys is not None and segments else None)
@@ -121,7 +116,7 @@ class _Read:
     """One reading of the warehouse: its positions and findings, without the rows.
 
     Attributes:
-        frontiers: where each app was read from.
+        read_from: where each app was read from.
         reached: where each app is read from next; None if that is not known yet.
         source: the events table.
         nameless: the rows that cannot be captured: those that the frontier passed, and those that the next reading sees
@@ -129,7 +124,7 @@ class _Read:
         started: when it began, in µs since the epoch.
     """
 
-    frontiers: Mapping[str, int | None]
+    read_from: Frontiers
     reached: Mapping[str, int | None]
     source: Source
     nameless: tuple[list[Unreadable], list[Unreadable]]
@@ -138,7 +133,7 @@ class _Read:
 
 def _note_unplaced(context: Context, leases: Mapping[str, Lease], source: Source) -> None:
     """Notes rows that cannot be captured if there are no others."""
-    with context.store.begin(under=leases.values()) as tx:
+    with context.store.begin(ending=list(leases.values())) as tx:
         more = note(context.store, tx, leases, context.now(), unplaced=_unplaced(source, leases), settled=[], recent=[])
     _warn(context, more)
 
@@ -170,25 +165,6 @@ def _nameless(
     ).fetchall():
         parts[is_recent].append(Unreadable(*rest))
     return parts
-
-
-def _frontiers(context: Context, app_ids: Iterable[str]) -> dict[str, int | None]:
-    """The position from which each app is read; at first the earliest start of its integrations (None: any)."""
-    wanted = set(app_ids)
-    with context.store.begin() as tx:
-        begun = {row.app_id: row.frontier for row in tx.execute(sa.select(tables.apps)) if row.app_id in wanted}
-        starts: dict[str, list[int | None]] = {}
-        integrations = tables.integrations
-        live = integrations.c.backfill_of.is_(None)
-        for row in tx.execute(sa.select(integrations.c.app_id, integrations.c.start_from).where(live)):
-            starts.setdefault(row.app_id, []).append(row.start_from)
-    frontiers: dict[str, int | None] = {}
-    for app_id in wanted:
-        frontier = begun.get(app_id)
-        if frontier is None and None not in starts.get(app_id, [None]):
-            frontier = min(start for start in starts[app_id] if start is not None)
-        frontiers[app_id] = frontier
-    return frontiers
 
 
 def _find_fresh(
@@ -288,7 +264,7 @@ def _commit(
     captured: dict[str, Captured] = {}
     context.folder.publish(name for name, *_ in summaries)
     context.step("capture.commit")
-    with context.store.begin(under=leases.values()) as tx:
+    with context.store.begin(ending=list(leases.values())) as tx:
         for name, rows, apps in summaries:
             segment_id = tx.execute(
                 sa.insert(tables.segments).values(file=name, rows=rows, captured_at=started, run_id=context.run_id)
@@ -311,7 +287,8 @@ def _commit(
                 tx.execute(sa.insert(tables.segment_apps), of_apps)
             for app_id, part in apps.items():
                 _add(captured.setdefault(app_id, Captured()), part, segment_id)
-        _advance(context.store, tx, read.reached, captured, started)
+        newest = {app_id: part.max_ingested_at for app_id, part in captured.items()}
+        advance(context.store, tx, read.read_from, read.reached, newest, started)
         settled, recent = read.nameless
         more = note(
             context.store, tx, leases, started,
@@ -323,33 +300,14 @@ def _commit(
             update=["max_ingested_at"],
         )  # fmt: skip
         # Of the notes that are old enough only the newest matters from here on.
-        newest = sa.select(sa.func.max(observations.c.observed_at)).where(
-            observations.c.observed_at <= started - window
-        )
-        tx.execute(sa.delete(observations).where(observations.c.observed_at < newest.scalar_subquery()))
+        last = sa.select(sa.func.max(observations.c.observed_at)).where(observations.c.observed_at <= started - window)
+        tx.execute(sa.delete(observations).where(observations.c.observed_at < last.scalar_subquery()))
     context.step("capture.committed")
     _warn(context, more)
     halves = sum(part.half_characters for part in captured.values())
     if halves:
         context.log.warning("%s", f"{halves:,} events had half of a surrogate pair, replaced by U+FFFD")
     return captured
-
-
-def _advance(
-    store: Store, tx: Transaction, reached: Mapping[str, int | None], captured: Mapping[str, Captured], started: int
-) -> None:
-    """Notes of all apps how far they are read; many have nothing new, and one statement is enough for all."""
-    seen = {app_id: part.max_ingested_at for app_id, part in captured.items()}
-    app_ids = sorted(reached)
-    rows = pa.table(
-        {
-            "app_id": pa.array(app_ids, pa.string()),
-            "frontier": pa.array([reached[app_id] for app_id in app_ids], pa.int64()),
-            "watermark": pa.array([seen.get(app_id) for app_id in app_ids], pa.int64()),
-            "captured_at": pa.array([started] * len(app_ids), pa.int64()),
-        }
-    )
-    bulk.insert(store, tx, tables.apps, rows, on_conflict=_ADVANCED)
 
 
 def _add(total: Captured, part: Captured, segment_id: int) -> None:

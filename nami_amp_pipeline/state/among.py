@@ -32,13 +32,18 @@ def is_among(column: sa.Column[Any], *, is_sqlite: bool, given: object = None) -
         given: what :func:`together` made of the values; None where they come later.
     """
     of = sa.Text() if isinstance(column.type, sa.Text) else sa.BigInteger()
-    kind: Any = sa.Text() if is_sqlite else sa.ARRAY(of)
-    values: sa.BindParameter[Any] = sa.bindparam("among", given, type_=kind, required=given is None)
+    values: sa.BindParameter[Any] = sa.bindparam("among", given, type_=sa.Text(), required=given is None)
     if is_sqlite:
         return column.in_(sa.text("SELECT value FROM json_each(:among)").bindparams(values))
-    return column == sa.func.any(values)
+    return column == sa.func.any(sa.cast(values, sa.ARRAY(of)))
 
 
-def together(values: Iterable[str] | Iterable[int], *, is_sqlite: bool) -> object:
-    """Values as the parameter ``among``."""
-    return orjson.dumps(list(values)).decode() if is_sqlite else list(values)
+def together(values: Iterable[str] | Iterable[int], *, is_sqlite: bool) -> str:
+    """Values as the parameter ``among``: one text, which both databases read faster than thousands of literals."""
+    if is_sqlite:
+        return orjson.dumps(list(values)).decode()
+    texts = [
+        '"{}"'.format(value.replace("\\", "\\\\").replace('"', '\\"')) if isinstance(value, str) else str(value)
+        for value in values
+    ]
+    return f"{{{','.join(texts)}}}"

@@ -221,14 +221,21 @@ def find(tx: Transaction, key: str, *, lock: bool = False) -> Integration | None
 
 def refreshed(tx: Transaction, integrations: Sequence[Integration]) -> list[Integration]:
     """The same integrations, read again; removed ones are left out."""
-    table = tables.integrations
-    ids = [integration.id for integration in integrations]
-    rows = {row.id: row for row in tx.execute(sa.select(table).where(only_of(table.c.id, ids)))}
+    found = by_id(tx, [integration.id for integration in integrations])
+    return [found[integration.id] for integration in integrations if integration.id in found]
+
+
+def by_id(tx: Transaction, ids: Collection[int]) -> dict[int, Integration]:
+    """The integrations of these ids, by id; those that do not exist are left out."""
+    if not ids:
+        return {}
+    table, wanted = tables.integrations, set(ids)
+    rows = tx.execute(sa.select(table).where(only_of(table.c.id, ids))).all()
     rereads = _rereads(tx)
-    return [_from_row(rows[integration.id], rereads) for integration in integrations if integration.id in rows]
+    return {row.id: _from_row(row, rereads) for row in rows if row.id in wanted}
 
 
-def only_of(column: sa.ColumnElement[int], ids: Sequence[int]) -> sa.ColumnElement[bool]:
+def only_of(column: sa.ColumnElement[int], ids: Collection[int]) -> sa.ColumnElement[bool]:
     """The condition that rows are of these integrations; where these are many, none: who reads leaves the others out.
 
     Args:

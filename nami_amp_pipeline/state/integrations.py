@@ -251,7 +251,11 @@ def read_from(tx: Transaction, integration_id: int, app_id: str, start_from: int
     Rows that the ledger has forgotten are then captured again; this is noted for the app's other integrations.
     """
     apps = tables.apps
-    frontier = tx.execute(sa.select(apps.c.frontier).where(apps.c.app_id == app_id)).scalar()
+    query = sa.select(apps.c.frontier).where(apps.c.app_id == app_id)
+    frontier = tx.execute(query).scalar()
+    if frontier is None:
+        # A first reading that ends just now either sees this integration, or is waited for and seen here.
+        frontier = tx.execute(query.with_for_update(key_share=True)).scalar()
     if frontier is not None and (start_from is None or start_from < frontier):
         # NULL would make the app begin at the earliest start of its integrations, which is now this integration's.
         tx.execute(sa.update(apps).where(apps.c.app_id == app_id).values(frontier=start_from))

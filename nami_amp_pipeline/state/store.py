@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,8 +18,8 @@ from nami_amp_pipeline.state.among import together
 from nami_amp_pipeline.state.kept_engines import KeptEngines
 from nami_amp_pipeline.state.lease_statements import LeaseStatements, lease_statements
 from nami_amp_pipeline.state.owners import has_ended, lease_seconds_of, new_owner
+from nami_amp_pipeline.state.sqlite import LOCK_SECONDS, begin, prepare
 
-_LOCK_SECONDS = 30
 _CLOCK_MARGIN = 30_000_000
 _INSUFFICIENT_PRIVILEGE = "42501"
 _MOST_KEPT = 4
@@ -84,15 +82,15 @@ class Store:
                 raise StoreUnavailable(f"cannot create the folder of {self.name}: {error.strerror}") from None
         make = self._sqlite_engine if self.is_sqlite else self._postgres_engine
         self.engine = make() if _kept is None else _kept.get((self.url, self.lease_seconds), make)
-        self._leases: dict[str, Lease] = {}
+        self._ended: set[Lease] = set()
 
     def _sqlite_engine(self) -> sa.Engine:
         try:
             engine = sa.create_engine(self.url, connect_args={"timeout": 30, "check_same_thread": False})
         except sa.exc.ArgumentError:
             raise Misconfigured("NAMI_AMP_STATE_URL must be sqlite:///PATH, with three slashes") from None
-        sa.event.listen(engine, "connect", _prepare_sqlite)
-        sa.event.listen(engine, "begin", _begin)
+        sa.event.listen(engine, "connect", prepare)
+        sa.event.listen(engine, "begin", begin)
         return engine
 
     def _postgres_engine(self) -> sa.Engine:
@@ -103,7 +101,7 @@ class Store:
                 connect_args={
                     "connect_timeout": 10,
                     # A process that is stopped in a transaction must not block the others for ever.
-                    "options": f"-c lock_timeout={_LOCK_SECONDS * 1_000} "
+                    "options": f"-c lock_timeout={LOCK_SECONDS * 1_000} "
                     f"-c idle_in_transaction_session_timeout={int(self.lease_seconds * 1_000)}",
                 },
             )
@@ -125,11 +123,12 @@ class Store:
             return read_schema_version(tx)
 
     @contextmanager
-    def begin(self, *, under: Iterable[Lease] = ()) -> Iterator[Transaction]:
+    def begin(self, *, under: Iterable[Lease] = (), ending: Sequence[Lease] = ()) -> Iterator[Transaction]:
         """A transaction; it commits at the end of the block, and is rolled back after an exception.
 
         Args:
             under: leases that must still be ours for the transaction to commit.
+            ending: the same, and they are given back with it: for the last transaction under many leases.
 
         Raises:
             LostLease: one of the leases belongs to another process now.
@@ -137,7 +136,9 @@ class Store:
         """
         with plainly(self.name), self.engine.begin() as tx:
             self.confirm(tx, under)
+            self._end(tx, ending)
             yield tx
+        self._ended.update(ending)
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
@@ -212,10 +213,21 @@ class Store:
 
         A lease is also free if its holder was a process of this machine that has ended.
         """
-        now = micros(self.clock)
-        until = now + int(self.lease_seconds * 1e6)
         if not names:
             return {}
+        now = micros(self.clock)
+        until = now + int(self.lease_seconds * 1e6)
+        with self.begin() as tx:
+            taken = self._about.taken_if_free.execute(tx, self._named(names, now=now, until=until))
+        found = {name: Lease(name, fence) for name, fence in taken.items()}
+        # Not in the same transaction, which would lock in the order of the names twice.
+        others = [name for name in names if name not in found]
+        return found | self._acquire_others(others) if others else found
+
+    def _acquire_others(self, names: Sequence[str]) -> dict[str, Lease]:
+        """The same for leases that are new, or that somebody holds who may have ended."""
+        now = micros(self.clock)
+        until = now + int(self.lease_seconds * 1e6)
         table = tables.leases
         with self.begin() as tx:
             # Existing rows can be locked: if two processes take a new lease at once, the second waits for the first.
@@ -276,13 +288,28 @@ class Store:
 
     def release(self, leases: Iterable[Lease]) -> None:
         """Releases leases; lost leases are left alone."""
-        given = list(leases)
-        if not given:
+        given = set(leases)
+        held = list(given - self._ended)
+        self._ended -= given
+        if not held:
             return
         with self.begin() as tx:
-            ours = self._still_ours(tx, given)
+            ours = self._still_ours(tx, held)
             if ours:
-                tx.execute(self._about.given_back, self._named([lease.name for lease in ours]))
+                self._about.given_back.execute(tx, self._named([lease.name for lease in ours]))
+
+    def _end(self, tx: Transaction, leases: Sequence[Lease]) -> None:
+        """Ends leases inside a transaction.
+
+        Raises:
+            LostLease: one of them belongs to another process now.
+        """
+        if not leases:
+            return
+        ended = self._about.given_back.execute(tx, self._named([lease.name for lease in leases]))
+        for lease in leases:
+            if ended.get(lease.name) != lease.fence:
+                raise _lost(lease)
 
     def upsert(
         self,
@@ -379,35 +406,6 @@ def read_schema_version(tx: Transaction) -> int:
 
 def _lost(lease: Lease) -> LostLease:
     return LostLease(f"lease lost: another process now holds {lease.name}")
-
-
-def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    connection.isolation_level = None  # SQLAlchemy's begin event starts the transactions
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA busy_timeout=30000")
-    _switch_to_wal(cursor)
-    cursor.execute(
-        "PRAGMA synchronous=FULL"
-    )  # an event whose commit is lost in a power cut could be posted differently
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()
-
-
-def _switch_to_wal(cursor: sqlite3.Cursor) -> None:
-    """Switches a new file to a write-ahead log; SQLite does not wait for other processes here."""
-    until = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
-                raise
-            time.sleep(0.01)
-
-
-def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reading") else "BEGIN IMMEDIATE")
 
 
 def _one_line(error: sa.exc.DBAPIError) -> str:

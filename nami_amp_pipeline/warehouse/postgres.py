@@ -51,6 +51,9 @@ _DEFAULTS = {
     "fallback_application_name": ("nami-amp-pipeline", ""),
 }
 
+_FEW = 100
+"""More values than this are one literal of an array: parsing and planning with thousands takes longer than reading."""
+
 _LONG = 100_000.0
 """What the planner says of reading some 700 MB."""
 
@@ -260,6 +263,14 @@ class PostgresWarehouse(AdbcWarehouse):
     def may_be_null(self, column: str) -> bool:
         """See :class:`AdbcWarehouse`."""
         return self._columns[column].is_null
+
+    def among(self, column: str, values: Iterable[str]) -> str:
+        """See :class:`AdbcWarehouse`."""
+        found, some = self._columns[column], list(values)
+        if len(some) <= _FEW or found.type not in _AS_THEY_ARE or found.is_domain:
+            return super().among(column, some)
+        quoted = ('"{}"'.format(value.replace("\\", "\\\\").replace('"', '\\"')) for value in some)
+        return f"{column} = ANY ({self.text('{' + ','.join(quoted) + '}')})"
 
     def literals(self, column: str, values: Iterable[str]) -> list[str]:
         """See :class:`AdbcWarehouse`; the server refuses to compare an enum or a number with what is none."""
