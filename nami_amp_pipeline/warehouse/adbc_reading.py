@@ -189,7 +189,7 @@ def _numbered(batches: Iterable[pa.RecordBatch], people: list[pa.RecordBatch]) -
         batches: with the user of some rows, or without that column.
         people: gets the numbers and the users of these rows.
     """
-    first = 0
+    first = 1
     for batch in batches:
         numbers = pa.array(np.arange(first, first + batch.num_rows))
         first += batch.num_rows
