@@ -67,6 +67,28 @@ def test_every_text_comes_back_as_it_was(store: Store, more: int) -> None:
     assert found == {"second": {"app_id": "radio", "user_id": "second"}}
 
 
+@pytest.mark.parametrize("is_sorted", [True, False])
+@pytest.mark.parametrize("known", [0, 1, 700])
+def test_many_users_some_of_whom_are_known(store: Store, known: int, is_sorted: bool) -> None:
+    """Also where they only seem to be new, as rows are in another order than that of the store."""
+    old = {f"m{number:06}": {"as_of_date": 5, "as_of_event": "old"} for number in range(known)}
+    users = {f"m{number:06}": {"as_of_date": 4 + number % 3, "as_of_event": "e"} for number in range(MANY)}
+    rows = snapshots(users)
+    middle = rows.num_rows // 2
+    with store.begin() as tx:
+        if old:
+            move_forward(store, tx, snapshots(old))
+        move_forward(store, tx, rows if is_sorted else pa.concat_tables([rows.slice(middle), rows.slice(0, middle)]))
+        move_forward(store, tx, snapshots({"last": {}}))  # the transaction goes on
+    found = stored(store)
+    assert found.pop("last")["user_id"] == "last"
+    assert found.keys() == users.keys()
+    for user, values in users.items():
+        newest = old[user] if user in old and values["as_of_date"] < 6 else values
+        assert found[user]["as_of_date"] == newest["as_of_date"]
+        assert found[user]["as_of_event"] == newest["as_of_event"]
+
+
 @pytest.mark.parametrize("more", [0, bulk.FEW_ROWS], ids=["few", "many"])
 def test_snapshots_only_move_forward_group_by_group(store: Store, more: int) -> None:
     padding = {f"p{number}": {"as_of_date": 1, "as_of_event": "p"} for number in range(more)}

@@ -17,7 +17,7 @@ from nami_amp_pipeline.micro_batch import MicroBatch
 from nami_amp_pipeline.stages import table
 from nami_amp_pipeline.stages.table import CAPTURE, DELIVER, PREPARE, SNAPSHOTS
 from nami_amp_pipeline.state.integrations import all_integrations
-from nami_amp_pipeline.warehouse import adbc
+from nami_amp_pipeline.warehouse import adbc_reading
 from nami_amp_pipeline_tests.support.harness import START, Agreeing, Pipeline
 from nami_amp_pipeline_tests.support.postgres import Postgres
 
@@ -70,7 +70,7 @@ def test_any_mix_of_quiet_ticks_and_bursts(
     seed: int, tmp_path: Path, warehouse: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(seed)
-    monkeypatch.setattr(adbc, "GAP_ROWS", rng.choice([0, 1, 3, 20]))
+    monkeypatch.setattr(adbc_reading, "GAP_ROWS", rng.choice([0, 1, 3, 20]))
     window = rng.choice(["0", "60", "600", "86400"])
     scene = Pipeline(tmp_path, {**warehouse, "NAMI_AMP_LATE_COMMIT_WINDOW_SECONDS": window})
     apps = {app: scene.add(app, user_id_kind="nami_user_id") for app in ("app", "other", "third")}

@@ -23,7 +23,7 @@ from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.stages import pipeline as stages
 from nami_amp_pipeline.state.unreadable import unreadable
 from nami_amp_pipeline.storage.duckdb_engine import compute, sql
-from nami_amp_pipeline.warehouse import Finding, adbc, open_warehouse
+from nami_amp_pipeline.warehouse import Finding, adbc_reading, open_warehouse
 from nami_amp_pipeline.warehouse.adbc_session import Session
 from nami_amp_pipeline.warehouse.base import COLUMNS, Places
 from nami_amp_pipeline_tests.support.command_line import add, invoke, one_line
@@ -154,8 +154,8 @@ def test_any_names_of_very_many_apps(url: str, tmp_path: Path) -> None:
 
 def test_payloads_of_known_rows_are_not_read_again(url: str, tmp_path: Path, asked: Asked) -> None:
     table = PostgresEvents(url)
-    table.fill(3 * adbc.GAP_ROWS + 1_000)
-    first, last = 500, 3 * adbc.GAP_ROWS + 600
+    table.fill(3 * adbc_reading.GAP_ROWS + 1_000)
+    first, last = 500, 3 * adbc_reading.GAP_ROWS + 600
     fresh = f"epoch_us(ingested_at) IN ({FIRST + first * SECOND}, {FIRST + last * SECOND})"
     found = read(settings_of(url, tmp_path), {"app": FIRST}, known=f"NOT {fresh}")
     assert [one[0] for one in found] == [f"app-{first}", f"app-{last}"]

@@ -18,6 +18,9 @@ from nami_amp_pipeline.warehouse import Source
 SAMPLED_ROWS: Final = 2_000
 """About so many rows of each segment decide where it ends, so that segments differ in size by a few percent."""
 
+_FEWEST_ROWS: Final = 100
+"""A sample that has fewer rows of each segment would make them differ too much."""
+
 _BOUND_CHARACTERS: Final = 100
 
 Bound = tuple[str, str]
@@ -39,17 +42,17 @@ def create_buckets(connection: duckdb.DuckDBPyConnection, source: Source, segmen
 
 
 def _of_users(connection: duckdb.DuckDBPyConnection, source: Source, rows: int, many: int) -> str:
-    """SQL of a row's segment, by a sample of the users; empty where these are not to be had."""
+    """SQL of a row's segment, by a sample of the users; empty where these are not to be had, or too few."""
     if source.users is None:
         return ""
-    every = max(1, rows // (many * SAMPLED_ROWS))
+    every = max(1, rows // (many * SAMPLED_ROWS * source.users_of))
     try:
         found = connection.execute(
             "WITH sampled AS ("  # noqa: S608
             f"SELECT app_id, replace(coalesce(user_id, ''), chr(0), '')[:{_BOUND_CHARACTERS}] AS user_id "
             f"FROM {source.users} SEMI JOIN (FROM fresh WHERE hash(rid) % {every} = 0) USING (rid)"
             f"), placed AS (SELECT *, ntile({many}) OVER (ORDER BY app_id, user_id) AS part FROM sampled) "
-            "SELECT DISTINCT app_id, user_id FROM ("
+            "SELECT DISTINCT app_id, user_id, (SELECT count(*) FROM sampled) FROM ("
             "SELECT part, unnest(min({'app_id': app_id, 'user_id': user_id})) FROM placed WHERE part > 1 GROUP BY part"
             ") ORDER BY ALL"
         ).fetchall()
@@ -57,7 +60,10 @@ def _of_users(connection: duckdb.DuckDBPyConnection, source: Source, rows: int, 
         if not may_be_a_rows(error):
             raise
         return ""  # whoever reads the rows finds it
-    return _between(found, [str(number) for number in range(len(found) + 1)])
+    if source.users_of > 1 and (not found or found[0][2] < many * _FEWEST_ROWS):
+        return ""
+    bounds = [(app_id, user_id) for app_id, user_id, _ in found]
+    return _between(bounds, [str(number) for number in range(len(bounds) + 1)])
 
 
 def _of_apps(connection: duckdb.DuckDBPyConnection, segment_rows: int) -> str:

@@ -10,21 +10,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 
 from nami_amp_pipeline.errors import WarehouseUnavailable
+from nami_amp_pipeline.warehouse.adbc_reading import FIRST, LAST, ROWS, USERS_OF, Reading
 from nami_amp_pipeline.warehouse.adbc_session import Session, answered
 from nami_amp_pipeline.warehouse.base import (
     COLUMNS,
     EventRow,
     Finding,
-    Kind,
     Lookup,
     Places,
     Source,
@@ -37,20 +36,10 @@ from nami_amp_pipeline.warehouse.base import (
 if TYPE_CHECKING:
     from adbc_driver_manager.dbapi import Connection
 
-GAP_ROWS = 2_000
-"""So many rows that are not wanted are read along rather than asked around."""
-
-_MOST_SPANS = 50
-_REPEATS_AT_A_TIME = 1_000
-
 _SOME_ROWS = 100_000
 """The rows that are asked which apps there are."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 and 9999: PostgreSQL knows infinity too
-_ARROW: Mapping[Kind, pa.DataType] = {"text": pa.string(), "time": pa.timestamp("us", tz="UTC"), "json": pa.string()}
-_ROWS = pa.schema([(column, _ARROW[kind]) for column, kind in COLUMNS.items()])
-_KEYS = pa.schema([("part", pa.int32()), *((name, _ROWS.field(name).type) for name in ("app_id", "id", "ingested_at"))])
 
 
 class AdbcWarehouse(ABC):
@@ -99,7 +88,7 @@ class AdbcWarehouse(ABC):
 
     def time(self, micros: int) -> str:
         """Microseconds since the epoch as a literal."""
-        moment = _EPOCH + timedelta(microseconds=min(max(micros, _FIRST), _LAST))
+        moment = _EPOCH + timedelta(microseconds=min(max(micros, FIRST), LAST))
         return f"TIMESTAMP WITH TIME ZONE '{moment.isoformat()}'"
 
     def within(self, first: int, last: int) -> str:
@@ -117,13 +106,14 @@ class AdbcWarehouse(ABC):
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
         with self._session() as session:
             warnings = self.begin(session)
-            reading = _Reading(self, session, connection)
+            reading = Reading(self, session, connection)
             try:
                 unplaced = self.unplaced(session, connection, list(positions))
                 head = reading.read_keys(together(positions))
                 yield Source(
-                    "warehouse_keys", head, reading.rows, reading.few, warnings=warnings, unplaced=unplaced,
-                    broke=lambda: session.failure is not None, is_heavy=lambda: session.is_heavy,
+                    "warehouse_keys", head, reading.rows, reading.few, reading.users, warnings=warnings,
+                    unplaced=unplaced, broke=lambda: session.failure is not None, is_heavy=lambda: session.is_heavy,
+                    users_of=USERS_OF,
                 )  # fmt: skip
             finally:
                 session.close()
@@ -137,7 +127,7 @@ class AdbcWarehouse(ABC):
             query = (
                 f"SELECT {self.selected(['app_id'])}, min(ingested_at) AS ingested_at FROM {self.table} "  # noqa: S608
                 f"WHERE {self.among('app_id', app_ids)} AND ingested_at > {self.time(after)} "
-                f"AND ingested_at <= {self.time(_LAST)} GROUP BY app_id"
+                f"AND ingested_at <= {self.time(LAST)} GROUP BY app_id"
             )
             return dict(answered(session, connection, [query], _schema("app_id", "ingested_at"), local))
 
@@ -145,15 +135,15 @@ class AdbcWarehouse(ABC):
         self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int | None]
     ) -> dict[str, tuple[int, int]]:
         """See :class:`~nami_amp_pipeline.warehouse.base.Warehouse`."""
-        schema = pa.schema([_ROWS.field("app_id"), pa.field("row_count", pa.int64()), _ROWS.field("ingested_at")])
+        schema = pa.schema([ROWS.field("app_id"), pa.field("row_count", pa.int64()), ROWS.field("ingested_at")])
         local = "SELECT app_id, row_count, epoch_us(ingested_at) FROM warehouse_stream"
         with self._session() as session:
             self.begin(session)
             queries = [
                 f"SELECT {self.selected(['app_id'])}, count(*) AS row_count, min(ingested_at) AS ingested_at "  # noqa: S608
                 f"FROM {self.table} WHERE {self.among('app_id', apps)} "
-                f"AND ingested_at > {self.time(_FIRST if since is None else since)} "
-                f"AND ingested_at <= {self.time(_LAST)} GROUP BY app_id"
+                f"AND ingested_at > {self.time(FIRST if since is None else since)} "
+                f"AND ingested_at <= {self.time(LAST)} GROUP BY app_id"
                 for since, apps in by_position(positions).items()
             ]
             rows = answered(session, connection, queries, schema, local) if queries else []
@@ -180,7 +170,7 @@ class AdbcWarehouse(ABC):
             self.begin(session)
             query = (
                 f"SELECT {self.selected(columns)} FROM {self.table} WHERE {self.among('id', [event_id])} "  # noqa: S608
-                f"AND ingested_at BETWEEN {self.time(_FIRST)} AND {self.time(_LAST)}"
+                f"AND ingested_at BETWEEN {self.time(FIRST)} AND {self.time(LAST)}"
             )
             queries = [query]
             if places is not None and self.takes_long(session, query):
@@ -192,7 +182,7 @@ class AdbcWarehouse(ABC):
         """Each place once, as the index that every run needs can look it up."""
         unread = together(places.unread)
         for since, app_ids in unread:
-            yield f"{self.among('app_id', app_ids)} AND ingested_at >= {self.time(_FIRST if since is None else since)}"
+            yield f"{self.among('app_id', app_ids)} AND ingested_at >= {self.time(FIRST if since is None else since)}"
         for app_id, at in sorted(set(places.captured)):
             if not any(app_id in app_ids and (since is None or since <= at) for since, app_ids in unread):
                 yield f"{self.among('app_id', [app_id])} AND ingested_at = {self.time(at)}"
@@ -240,6 +230,10 @@ class AdbcWarehouse(ABC):
         """A column as it is selected where it is a text or a time."""
         return name
 
+    def is_sampled(self, one_of: int) -> str | None:
+        """A condition that about one row of so many meets, by a hash of its id; None where that would be dear."""
+        return None
+
     def may_be_null(self, column: str) -> bool:
         """Whether a column may be null, as far as the database says."""
         return True
@@ -255,8 +249,8 @@ class AdbcWarehouse(ABC):
                 spelled.append(f"{self.as_text(column)} AS {column}")
             elif column == "created_date":
                 spelled.append(
-                    f"CASE WHEN created_date BETWEEN {self.time(_FIRST)} AND {self.time(_LAST)} "
-                    f"THEN {self.column(column)} WHEN created_date IS NOT NULL THEN {self.time(_LAST)} END "
+                    f"CASE WHEN created_date BETWEEN {self.time(FIRST)} AND {self.time(LAST)} "
+                    f"THEN {self.column(column)} WHEN created_date IS NOT NULL THEN {self.time(LAST)} END "
                     "AS created_date"
                 )
             else:
@@ -275,10 +269,10 @@ class AdbcWarehouse(ABC):
             app_ids: whose rows; None for all, and those without an id too.
         """
         mine = self.among("app_id", app_ids) if app_ids is not None else "app_id IS NOT NULL"
-        placed = f"ingested_at BETWEEN {self.time(_FIRST)} AND {self.time(_LAST)}"
+        placed = f"ingested_at BETWEEN {self.time(FIRST)} AND {self.time(LAST)}"
         conditions = [
-            ("bad_ingested_at", f"{mine} AND ingested_at > {self.time(_LAST)}"),
-            ("bad_ingested_at", f"{mine} AND ingested_at < {self.time(_FIRST)}"),
+            ("bad_ingested_at", f"{mine} AND ingested_at > {self.time(LAST)}"),
+            ("bad_ingested_at", f"{mine} AND ingested_at < {self.time(FIRST)}"),
         ]
         if self.may_be_null("ingested_at"):
             conditions.append(("no_ingested_at", f"{mine} AND ingested_at IS NULL"))
@@ -303,137 +297,5 @@ class AdbcWarehouse(ABC):
         return list(found.values())
 
 
-class _Reading:
-    """One reading: what it leaves in DuckDB while it lasts, and its queries."""
-
-    def __init__(self, warehouse: AdbcWarehouse, session: Session, duck: duckdb.DuckDBPyConnection) -> None:
-        self._warehouse = warehouse
-        self._session = session
-        self._duck = duck
-
-    def read_keys(self, parts: Sequence[tuple[int | None, Sequence[str]]]) -> int | None:
-        """Fills the table ``warehouse_keys``; returns the newest ``ingested_at`` in it."""
-        to, table = self._warehouse, self._warehouse.table
-        queries = []
-        for number, (position, app_ids) in enumerate(parts):
-            since = _FIRST if position is None else position
-            queries.append(
-                f"SELECT {number} AS part, {to.selected(('app_id', 'id', 'ingested_at'))} FROM {table} "  # noqa: S608
-                f"WHERE {to.among('app_id', app_ids)} "
-                f"AND ingested_at >= {to.time(since)} AND ingested_at <= {to.time(_LAST)}"
-            )
-        self._read(queries, _KEYS)
-        self._duck.execute(
-            "CREATE TEMP TABLE warehouse_keys AS SELECT *, row_number() OVER () AS rid FROM warehouse_stream"
-        )
-        ((head,),) = self._duck.execute("SELECT epoch_us(max(ingested_at)) FROM warehouse_keys").fetchall()
-        return None if head is None else int(head)
-
-    def rows(self) -> str:
-        """A relation with the rows of the table ``fresh``, as :class:`Source` has it."""
-        columns = ", ".join(COLUMNS)
-        # Keep the stream on the probe side: DuckDB cannot estimate it and would build a hash table of payloads.
-        self._duck.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
-        self._duck.execute(
-            "CREATE OR REPLACE TEMP TABLE warehouse_wanted AS FROM warehouse_keys WHERE rid IN (SELECT rid FROM fresh)"
-        )
-        again = self._read_repeated(columns)
-        self._read(self._queries(self._spans()), _ROWS, until_heavy=True)
-        relation = f"SELECT {columns}, rid FROM warehouse_stream JOIN warehouse_wanted USING (app_id, id, ingested_at)"  # noqa: S608
-        if again:
-            relation += f" UNION ALL SELECT {columns}, rid FROM warehouse_repeated"  # noqa: S608
-        return f"({relation})"
-
-    def few(self, numbers: Sequence[int]) -> str:
-        """The same with the rows of some numbers, each perhaps several times."""
-        self._session.close()  # nobody reads on in what was under way
-        self._duck.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
-        self._duck.execute(
-            "CREATE OR REPLACE TEMP TABLE warehouse_few AS FROM warehouse_keys "
-            f"WHERE rid IN (SELECT unnest({list(numbers)}))"
-        )
-        spans = self._duck.execute(
-            "SELECT part, epoch_us(min(ingested_at)), epoch_us(max(ingested_at)), list(DISTINCT app_id), list(id) "
-            "FROM warehouse_few GROUP BY part"
-        ).fetchall()
-        self._read(self._queries(spans), _ROWS)
-        return (
-            f"(SELECT {', '.join(COLUMNS)}, rid FROM warehouse_stream "  # noqa: S608
-            "JOIN warehouse_few USING (app_id, id, ingested_at))"
-        )
-
-    def _read_repeated(self, columns: str) -> bool:
-        """Reads the rows of which there are several with the same app, id and time, and keeps one of each."""
-        key = "hash(app_id, id, ingested_at)"
-        self._duck.execute(
-            "CREATE OR REPLACE TEMP TABLE warehouse_repeats AS FROM warehouse_wanted "  # noqa: S608
-            f"WHERE {key} IN (SELECT {key} FROM warehouse_keys GROUP BY 1 HAVING count(*) > 1)"
-        )
-        spans = self._duck.execute(
-            "SELECT part, epoch_us(min(ingested_at)), epoch_us(max(ingested_at)), list(DISTINCT app_id), list(id) "  # noqa: S608
-            f"FROM (SELECT *, row_number() OVER (ORDER BY part, ingested_at) // {_REPEATS_AT_A_TIME} AS turn "
-            "FROM warehouse_repeats) GROUP BY part, turn"
-        ).fetchall()
-        if not spans:
-            return False
-        self._read(self._queries(spans), _ROWS, until_heavy=True)
-        self._duck.execute(
-            f"CREATE OR REPLACE TEMP TABLE warehouse_repeated AS SELECT {columns}, rid "  # noqa: S608
-            "FROM warehouse_stream JOIN warehouse_repeats USING (app_id, id, ingested_at) "
-            "QUALIFY row_number() OVER (PARTITION BY rid) = 1"
-        )
-        self._duck.execute("DELETE FROM warehouse_wanted WHERE rid IN (SELECT rid FROM warehouse_repeats)")
-        return True
-
-    def _spans(self) -> list[tuple[Any, ...]]:
-        ((keys, wanted),) = self._duck.execute(
-            "SELECT (SELECT count(*) FROM warehouse_keys), (SELECT count(*) FROM warehouse_wanted)"
-        ).fetchall()
-        if not wanted:  # a quiet tick: all that is in the window is known
-            return []
-        if keys - wanted <= GAP_ROWS:  # as always when a backlog is read
-            return self._duck.execute(
-                "SELECT part, epoch_us(min(ingested_at)), epoch_us(max(ingested_at)), list(DISTINCT app_id) "
-                "FROM warehouse_wanted GROUP BY part ORDER BY part"
-            ).fetchall()
-        moments = self._duck.sql(
-            "SELECT part, epoch_us(ingested_at) AS moment, bool_or(w) AS wanted, count(*) FILTER (NOT w) AS others "
-            "FROM (SELECT *, rid IN (SELECT rid FROM warehouse_wanted) AS w FROM warehouse_keys) "
-            "GROUP BY ALL ORDER BY part, moment"
-        ).to_arrow_table()
-        apps = dict(
-            self._duck.execute("SELECT part, list(DISTINCT app_id) FROM warehouse_wanted GROUP BY part").fetchall()
-        )
-        gap = max(GAP_ROWS, (keys - wanted) // _MOST_SPANS)
-        # Not in SQL: the time of DuckDB's windows grows with the square of the rows.
-        part, at, is_wanted, others = (moments[name].to_numpy() for name in ("part", "moment", "wanted", "others"))
-        passed = np.cumsum(others)[is_wanted]
-        part, at = part[is_wanted], at[is_wanted]
-        starts = np.flatnonzero(np.concatenate([[True], (np.diff(part) != 0) | (np.diff(passed) >= gap)]))
-        ends = np.concatenate([starts[1:], [len(at)]]) - 1
-        spans = [(int(at[a]), int(at[b]), int(part[a])) for a, b in zip(starts, ends, strict=True)]
-        return [(number, first, last, apps[number]) for first, last, number in sorted(spans)]
-
-    def _queries(self, spans: Iterable[tuple[Any, ...]]) -> list[str]:
-        to, queries = self._warehouse, []
-        for _part, first, last, app_ids, *ids in spans:
-            queries.append(
-                f"SELECT {to.selected(COLUMNS)} FROM {to.table} WHERE {to.among('app_id', sorted(app_ids))} "  # noqa: S608
-                f"AND {to.within(first, last)}"
-                # An id that had to be mended is not found by what it was mended to.
-                + "".join(f" AND {to.among('id', some)}" for some in ids if not self._session.any_bytes)
-            )
-        return queries
-
-    def _read(self, queries: Sequence[str], schema: pa.Schema, *, until_heavy: bool = False) -> None:
-        self._duck.register("warehouse_stream", self._session.stream(queries, schema, until_heavy=until_heavy))
-
-    def close(self) -> None:
-        """Leaves DuckDB as it was."""
-        with suppress(duckdb.Error):  # must not hide the original error; closing the connection does the same
-            self._duck.execute("RESET disabled_optimizers")
-            self._duck.unregister("warehouse_stream")
-
-
 def _schema(*columns: str) -> pa.Schema:
-    return pa.schema([_ROWS.field(column) for column in columns])
+    return pa.schema([ROWS.field(column) for column in columns])

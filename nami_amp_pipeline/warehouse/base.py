@@ -82,13 +82,15 @@ class Source:
         few: called with some of the ``rid`` of ``fresh``, not many; gives the same as ``rows`` for these, read so that
             hardly any other row is in memory. It may have a ``rid`` several times. Rows that were to come from an
             earlier call need not come any more.
-        users: what to put behind ``FROM`` for ``rid``, ``app_id`` and ``user_id`` of all rows, read without their other
-            columns; None where that would be to read the rows once more. It can be read as often as one likes.
+        users: what to put behind ``FROM`` for ``rid``, ``app_id`` and ``user_id`` of all rows, or of a sample of them,
+            read without their other columns; None where that would be to read the rows once more. It can be read as
+            often as one likes. Of a sample, a long ``user_id`` may be only its beginning.
         order: what to put behind ``ORDER BY`` for an order of ``fresh`` in which neighbours are quickly read together.
         warnings: what a person should know, one line each.
         unplaced: the rows that cannot be read, by app and reason.
         broke: whether a reading that ended with an error did so because the warehouse failed, not because of a row.
         is_heavy: whether ``rows`` ended with an error because they are so large that they have to be read by ``few``.
+        users_of: of about so many rows one is in ``users``; 1 if all are.
     """
 
     keys: str
@@ -101,6 +103,7 @@ class Source:
     unplaced: Sequence[Unplaced] = ()
     broke: Callable[[], bool] = lambda: False
     is_heavy: Callable[[], bool] = lambda: False
+    users_of: int = 1
 
 
 class EventRow(NamedTuple):

@@ -260,6 +260,10 @@ class PostgresWarehouse(AdbcWarehouse):
             return name
         return f"CAST({name} AS {'text' if COLUMNS[name] == 'text' else found.type})"
 
+    def is_sampled(self, one_of: int) -> str:
+        """See :class:`AdbcWarehouse`; the hash that PostgreSQL itself has texts in its hash tables by."""
+        return f"hashtext({self.column('id')}) % {one_of} = 0"
+
     def may_be_null(self, column: str) -> bool:
         """See :class:`AdbcWarehouse`."""
         return self._columns[column].is_null

@@ -126,6 +126,10 @@ class SnowflakeWarehouse(HostedWarehouse):
         """See :class:`AdbcWarehouse`."""
         return f"TO_JSON({column})" if self.kind_of(column) in ("VARIANT", "OBJECT") else column
 
+    def is_sampled(self, one_of: int) -> str:
+        """See :class:`AdbcWarehouse`; of what is read, the time counts."""
+        return f"MOD(HASH(id), {one_of}) = 0"
+
     def column(self, name: str) -> str:
         """See :class:`AdbcWarehouse`."""
         return f"DATE_TRUNC('MICROSECOND', {name})" if COLUMNS[name] == "time" else name
