@@ -6,7 +6,8 @@ that. ``ps`` shows the command line and the environment of the nursery.
 
 ``python -m nami_amp_pipeline_tests.support.nursery`` reads one JSON object a line and answers each with one:
 ``{"run": […], "out": …, "err": …, "environ": {…}, "cwd": …}`` runs ``nami-amp`` with those arguments; with
-``"stop": ["deliver.post", 3]`` it stops itself there, with ``"fsize": …`` it can write no larger files.
+``"stop": ["deliver.post", 3]`` it stops itself there, with ``"fsize": …`` it can write no larger files, with
+``"program": "package.module:main"`` it is another program.
 ``{"hold": "sqlite", "path": …, "out": …, "seconds": …}`` locks a file; ``{"amplitude": 30, "out": …}``
 serves a local Amplitude that takes so many milliseconds. All are answered with ``{"pid": …}``.
 ``{"poll": pid}`` is answered with ``{"status": …}``, which is null as long as it runs.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import importlib
 import json
 import os
 import resource
@@ -41,6 +43,8 @@ from nami_amp_pipeline.state.store import Lease, Store, Transaction
 
 IN_TRANSACTION = "transaction"
 """A step of this module: all of a transaction is done but its commit, so that the store is locked."""
+
+NAMI_AMP = "nami_amp_pipeline.cli:main"
 
 _ROOT = Path(__file__).parents[2]
 
@@ -82,20 +86,23 @@ def nursery() -> Nursery:
 
 
 class Started:
-    """A process of ``nami-amp`` from the nursery, with the methods of :class:`subprocess.Popen` that tests use.
+    """A process from the nursery, with the methods of :class:`subprocess.Popen` that tests use.
 
     Args:
         arguments: of the command.
         cwd: its working directory.
         environ: its whole environment.
         typed: what is on its standard input.
+        program: the function that is its entry point, ``nami-amp`` by default.
 
     Attributes:
         pid: its number, which is nobody else's until :meth:`poll` has said that it ended.
         returncode: its exit status, once :meth:`poll` has said that it ended.
     """
 
-    def __init__(self, arguments: Iterable[str], cwd: Path, environ: Mapping[str, str], typed: str = "") -> None:
+    def __init__(
+        self, arguments: Iterable[str], cwd: Path, environ: Mapping[str, str], typed: str = "", program: str = NAMI_AMP
+    ) -> None:
         self._files = tempfile.TemporaryDirectory()
         self._input, self._out, self._err = (Path(self._files.name) / name for name in ("in", "out", "err"))
         self._input.write_text(typed, encoding="utf-8")
@@ -103,7 +110,7 @@ class Started:
         self.pid: int = nursery().ask(
             {
                 "run": list(arguments), "cwd": str(cwd), "environ": dict(environ), "input": str(self._input),
-                "out": str(self._out), "err": str(self._err),
+                "out": str(self._out), "err": str(self._err), "program": program,
             }
         )["pid"]  # fmt: skip
 
@@ -122,6 +129,12 @@ class Started:
         said, complained = self._out.read_text("utf-8"), self._err.read_text("utf-8")
         self._files.cleanup()
         return said, complained
+
+    def ended(self, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Waits for its end; returns what :func:`subprocess.run` would."""
+        said, complained = self.communicate(timeout)
+        assert self.returncode is not None
+        return subprocess.CompletedProcess([], self.returncode, said, complained)
 
     def send_signal(self, number: int) -> None:
         """Sends it a signal, unless it has ended."""
@@ -164,16 +177,15 @@ def stop_at(name: str, time_of_many: int) -> None:
 
 
 def run(order: dict[str, Any]) -> int:
-    """``nami-amp``; returns its exit status."""
-    from nami_amp_pipeline import cli
-
+    """A program; returns its exit status."""
     if order.get("stop"):
         stop_at(*order["stop"])
     if order.get("fsize"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["fsize"], order["fsize"]))
-    sys.argv = ["nami-amp", *order["run"]]
+    module, _, function = order.get("program", NAMI_AMP).partition(":")
+    sys.argv = [module.partition(".")[0], *order["run"]]
     try:
-        cli.main()
+        getattr(importlib.import_module(module), function)()
     except SystemExit as end:
         return int(end.code or 0)
     return 0
