@@ -66,7 +66,7 @@ def make(tmp_path: Path, warehouse_url: str, state_url: str, request: pytest.Fix
 
 
 def mostly_in_duckdb(names: str, cases: Sequence[Any]) -> pytest.MarkDecorator:
-    """All cases with DuckDB, every third one with PostgreSQL: of what comes as it was written, stages know no origin."""
+    """All cases with DuckDB, every third one with PostgreSQL: stages know no origin of what comes as it was written."""
     rows = [case if isinstance(case, tuple) else (case,) for case in cases]
     both = [*((*row, "duckdb") for row in rows), *((*row, "postgresql") for row in rows[::3])]
     return pytest.mark.parametrize(f"{names}, warehouse_url", both, indirect=["warehouse_url"])

@@ -25,5 +25,5 @@ def forks_from_here() -> Iterator[None]:
 
 
 def _stop() -> None:
-    server: forkserver.ForkServer = forkserver._forkserver  # type: ignore[attr-defined]
+    server: forkserver.ForkServer = forkserver._forkserver
     server._stop()  # type: ignore[attr-defined]
