@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 _servers: list[Postgres] = []
 
+_FIRST = (
+    "test_service.py", "test_service_broken_runs.py", "test_celery.py", "test_clean_environment.py",
+    "test_right_to_send.py", "test_adversity.py", "test_shutdown.py", "test_dev.py", "test_dev_processes.py",
+)  # fmt: skip
+"""Files whose tests wait for other processes most of the time."""
+
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
@@ -105,10 +111,12 @@ def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses, and in the order of the files
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks cases as slow that a test has many of, so that ``make quick`` runs some.
+    """Puts those first that wait, and marks cases as slow that a test has many of, so that ``make quick`` runs some.
 
-    That is the first case of a test with ``slow_cases``, and otherwise all without PostgreSQL and the first with it.
+    The worker that begins with the first ones waits while others compute, and none is left for the end. Slow are all
+    but the first case of a test with ``slow_cases``; of other tests all with PostgreSQL, but for the first.
     """
+    items.sort(key=lambda item: _FIRST.index(item.path.name) if item.path.name in _FIRST else len(_FIRST))
     seen: set[tuple[str, bool]] = set()
     for item in items:
         chosen = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +16,8 @@ import pytest
 from nami_amp_pipeline.operations.backfill_status import show
 from nami_amp_pipeline.sandbox import Fault
 from nami_amp_pipeline.stages import pipeline
-from nami_amp_pipeline_tests.support.command_line import PROGRAM, environment
+from nami_amp_pipeline_tests.support.command_line import environment
+from nami_amp_pipeline_tests.support.nursery import Started
 from nami_amp_pipeline_tests.support.scene import Scene, scene
 
 pytestmark = pytest.mark.slow
@@ -32,16 +31,13 @@ def stage(tmp_path: Path) -> Iterator[Scene]:
         yield made
 
 
-def start(stage: Scene, *arguments: str) -> subprocess.Popen[str]:
+def start(stage: Scene, *arguments: str) -> Started:
     environ = environment(
         stage.home.parent,
         NAMI_AMP_HOME=str(stage.home),
         **{f"NAMI_AMP_{name.upper()}": value for name, value in SETTINGS.items()},
     )
-    return subprocess.Popen(
-        [str(PROGRAM), *arguments], cwd=stage.home.parent, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
+    return Started(arguments, stage.home.parent, environ)
 
 
 def wait_until(truth: Any, seconds: float = 60) -> None:
@@ -112,7 +108,7 @@ def test_live_delivery_goes_first(stage: Scene) -> None:
         said, complained = process.communicate(timeout=120)
     finally:
         if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
+            process.send_signal(signal.SIGKILL)
     assert process.returncode == 0, complained
     assert json.loads(said)["state"] == "done"
     for name in ("accepted_more_than_once", "concurrent_same_user"):

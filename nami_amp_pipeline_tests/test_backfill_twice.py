@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -13,18 +10,19 @@ import pytest
 from nami_amp_pipeline.dagster_support.instance import dagster_instance
 from nami_amp_pipeline.defs.partitions import add_partitions
 from nami_amp_pipeline.state.integrations import all_integrations
-from nami_amp_pipeline_tests.support.command_line import PROGRAM, environment
+from nami_amp_pipeline_tests.support.command_line import environment
+from nami_amp_pipeline_tests.support.nursery import NAMI_AMP, Started
 from nami_amp_pipeline_tests.support.scene import WARNINGS, scene
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(WARNINGS)]
 
-DAGSTER = Path(sys.executable).with_name("dagster")
+DAGSTER = "dagster._cli:main"
 
 
-def materialize(assets: str, first: str, last: str) -> list[str | Path]:
+def materialize(assets: str, first: str, last: str) -> list[str]:
     """The command that materializes a range of partitions in one run."""
     module = ["-m", "nami_amp_pipeline.definitions"]
-    return [DAGSTER, "asset", "materialize", "--select", assets, "--partition-range", f"{first}...{last}", *module]
+    return ["asset", "materialize", "--select", assets, "--partition-range", f"{first}...{last}", *module]
 
 
 def test_each_event_once_and_no_run_red_for_nothing(tmp_path: Path) -> None:
@@ -41,18 +39,12 @@ def test_each_event_once_and_no_run_red_for_nothing(tmp_path: Path) -> None:
         )
         apps = materialize("nami_events,user_property_snapshots", "fit", "radio")
         ones = materialize("amplitude_events,amplitude_deliveries", "fit|main", "radio|main")
-        rounds: list[list[Sequence[str | Path]]] = [[apps, apps], [ones, ones, [PROGRAM, "run"]]]
+        rounds = [[(DAGSTER, apps), (DAGSTER, apps)], [(DAGSTER, ones), (DAGSTER, ones), (NAMI_AMP, ["run"])]]
         for commands in rounds:
-            together = [
-                subprocess.Popen(
-                    list(map(str, command)), cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-                )
-                for command in commands
-            ]
-            said = [(process.communicate(timeout=300)[0].decode(), process.returncode) for process in together]
-            for text, status in said[:2]:
-                assert status == 0, text[-4_000:]
-        after = subprocess.run([PROGRAM, "run"], cwd=tmp_path, env=environ, check=False, capture_output=True, text=True)
+            together = [Started(words, tmp_path, environ, program=program) for program, words in commands]
+            for done in [process.ended(300) for process in together][:2]:
+                assert done.returncode == 0, (done.stdout + done.stderr)[-4_000:]
+        after = Started(["run"], tmp_path, environ).ended(300)
         assert after.returncode == 0, after.stderr
         found = stage.status(*all_integrations(stage.context.store)).values()
         assert [one.pending for one in found] == [0, 0]

@@ -104,6 +104,7 @@ def environment(folder: Path) -> dict[str, str]:
         "PATH": f"{tools}:{BIN}:{os.environ['PATH']}",
         "HOME": str(folder),
         "VIRTUAL_ENV": str(BIN.parent),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "PYTHONPATH": f"{ROOT}:{site}:{folder}",
         "PYTHONDONTWRITEBYTECODE": "1",
         "TMPDIR": str(folder),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,8 @@ from nami_amp_pipeline.operations.backfill_status import show
 from nami_amp_pipeline.operations.backfills import SAYS, NewIdentify
 from nami_amp_pipeline.sandbox import Fault
 from nami_amp_pipeline.stages import pipeline
-from nami_amp_pipeline_tests.support.command_line import PROGRAM, environment
+from nami_amp_pipeline_tests.support.command_line import environment
+from nami_amp_pipeline_tests.support.nursery import Started
 from nami_amp_pipeline_tests.support.scene import WARNINGS, Scene, scene
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(WARNINGS)]
@@ -41,19 +41,16 @@ def stage(tmp_path: Path) -> Iterator[Scene]:
         yield made
 
 
-def start(stage: Scene, *arguments: str) -> subprocess.Popen[str]:
+def start(stage: Scene, *arguments: str) -> Started:
     environ = environment(
         stage.home.parent,
         NAMI_AMP_HOME=str(stage.home),
         **{f"NAMI_AMP_{name.upper()}": value for name, value in SETTINGS.items()},
     )
-    return subprocess.Popen(
-        [str(PROGRAM), *arguments], cwd=stage.home.parent, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
+    return Started(arguments, stage.home.parent, environ)
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
+def ended(process: Started) -> tuple[dict[str, Any], str]:
     said, complained = process.communicate(timeout=120)
     return json.loads(said), complained
 

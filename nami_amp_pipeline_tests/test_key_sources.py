@@ -14,6 +14,7 @@ from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import Store
 from nami_amp_pipeline.state.integrations import get, halt
 from nami_amp_pipeline_tests.support.command_line import API_KEY, PROGRAM, environment, invoke, one_line, working_in
+from nami_amp_pipeline_tests.support.nursery import Started
 
 ADD = ("integrations", "add", "radio", "prod", "--endpoint", "us")
 SECRET = "a-secret-key-9876543210"
@@ -102,9 +103,9 @@ def test_a_key_is_seen_nowhere(tmp_path: Path, source: str) -> None:
 def test_what_is_no_key_is_one_line(tmp_path: Path, arguments: tuple[str, ...], stdin: str, message: str) -> None:
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    process = start(tmp_path, *ADD, *arguments)
-    output, _ = process.communicate(stdin, timeout=60)
-    assert process.returncode == 2
+    done = Started([*ADD, *arguments], tmp_path, environment(tmp_path, SECRET=SECRET), stdin).ended()
+    output = done.stdout + done.stderr
+    assert done.returncode == 2
     assert message in one_line(output)
     assert API_KEY not in output
 

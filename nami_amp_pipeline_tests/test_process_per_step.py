@@ -17,6 +17,7 @@ from nami_amp_pipeline.micro_batch import MicroBatch
 from nami_amp_pipeline.retention import retain
 from nami_amp_pipeline.stages.table import CAPTURE, DELIVER, PREPARE, SNAPSHOTS
 from nami_amp_pipeline.state import tables
+from nami_amp_pipeline_tests.support.forked_steps import FORKED, forks_from_here
 from nami_amp_pipeline_tests.support.postgres import Postgres
 from nami_amp_pipeline_tests.support.scene import WARNINGS, Scene, scene
 
@@ -25,7 +26,7 @@ pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
 
 def stepwise() -> dg.JobDefinition:
     return micro_batch.graph.to_job(
-        name="stepwise", executor_def=dg.multiprocess_executor, resource_defs={"pipeline": PipelineResource()}
+        name="stepwise", executor_def=FORKED, resource_defs={"pipeline": PipelineResource()}
     )
 
 
@@ -37,7 +38,7 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         more["state_url"] = server.fresh_database()
         monkeypatch.setenv("NAMI_AMP_STATE_URL", more["state_url"])
     monkeypatch.setenv("NAMI_AMP_HOME", str(tmp_path))
-    with scene(tmp_path, **more) as made:
+    with forks_from_here(), scene(tmp_path, **more) as made:
         yield made
 
 

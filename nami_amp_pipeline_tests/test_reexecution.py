@@ -13,6 +13,7 @@ from nami_amp_pipeline.defs.resources import PipelineResource
 from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.state.integration_changes import IntegrationChange, change
 from nami_amp_pipeline.state.integrations import set_enabled
+from nami_amp_pipeline_tests.support.forked_steps import FORKED, forks_from_here
 from nami_amp_pipeline_tests.support.scene import BAD_KEY, GOOD_KEY, WARNINGS, Scene, scene
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)
@@ -29,7 +30,7 @@ def in_one_process() -> dg.JobDefinition:
 
 
 def in_a_process_each() -> dg.JobDefinition:
-    return _job(dg.multiprocess_executor)
+    return _job(FORKED)
 
 
 EXECUTORS = [in_one_process, pytest.param(in_a_process_each, marks=pytest.mark.slow)]
@@ -38,7 +39,7 @@ EXECUTORS = [in_one_process, pytest.param(in_a_process_each, marks=pytest.mark.s
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     monkeypatch.setenv("NAMI_AMP_HOME", str(tmp_path))
-    with scene(tmp_path) as made:
+    with forks_from_here(), scene(tmp_path) as made:
         made.load()
         yield made
 

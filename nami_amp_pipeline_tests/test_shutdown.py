@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ from nami_amp_pipeline.dagster_support.shutdown import graceful, guarded, prompt
 from nami_amp_pipeline.runner import run_micro_batch
 from nami_amp_pipeline.state.integrations import all_integrations
 from nami_amp_pipeline_tests.support.command_line import environment
+from nami_amp_pipeline_tests.support.nursery import Started
 from nami_amp_pipeline_tests.support.scene import WARNINGS, Scene, scene
 
 pytestmark = [pytest.mark.slow_cases, pytest.mark.filterwarnings(WARNINGS)]
@@ -35,7 +34,7 @@ def stage(tmp_path: Path) -> Iterator[Scene]:
         yield made
 
 
-def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def wait_for(what: Callable[[], object], process: Started) -> None:
     until = time.monotonic() + 60
     while not what():
         assert process.poll() is None, process.communicate()
@@ -50,18 +49,15 @@ def stopped(stage: Scene, number: signal.Signals, ready: Callable[[], object], a
     """
     folder = stage.home.parent
     environ = environment(folder, STOP_AT=at, STOP_BUSY=busy, STOP_FILE=str(folder / "busy"))
-    with subprocess.Popen(
-        [sys.executable, "-m", "nami_amp_pipeline_tests.support.slow_command", "run"],
-        cwd=folder,
-        env={**environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    process = Started(["run"], folder, environ, program="nami_amp_pipeline_tests.support.slow_command:run")
+    try:
         wait_for(ready, process)
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
+    finally:
+        process.send_signal(signal.SIGKILL)
     assert said == "", said
+    assert process.returncode is not None
     return process.returncode
 
 

@@ -7,8 +7,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from collections import Counter
@@ -26,6 +24,7 @@ from nami_amp_pipeline.secrets import Secret
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.state import integrations as registry
 from nami_amp_pipeline.state.integrations import NewIntegration
+from nami_amp_pipeline_tests.support.nursery import nursery
 from nami_amp_pipeline_tests.support.warehouses import append
 
 BATCH = 20
@@ -106,11 +105,9 @@ class Scene:
         self.store_file = Path(self.settings.state_url.removeprefix("sqlite:///"))
 
     def __enter__(self) -> Scene:
-        latency = str(self.rng.choice((1, 5, 30)))
-        self._sandbox = self._popen("amplitude", latency)
+        latency = self.rng.choice((1, 5, 30))
+        self._sandbox = self._spawn({"amplitude": latency})
         self._url = self._line(self._sandbox)
-        self._nursery = self._popen("worker")
-        assert self._line(self._nursery) == "ready"
         # Who only looks must not lose its session for standing still as long as a worker's lease lasts.
         self.context = Context.open(self.settings.replace(lease_seconds=300))
         for number in range(PROJECTS):
@@ -125,30 +122,17 @@ class Scene:
     ) -> None:
         for process in self._alive:
             os.kill(process.pid, signal.SIGKILL)  # not reaped yet, so the number is nobody else's
-        for one in (self._nursery, self._sandbox):
-            one.communicate()
+        for process in list(self._alive):
+            self.end(process)
         if hasattr(self, "context"):
             self.context.store.close()
 
-    def _popen(self, module: str, *arguments: str) -> subprocess.Popen[str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("NAMI_AMP_", "DAGSTER_"))}
-        return subprocess.Popen(
-            [sys.executable, "-m", f"nami_amp_pipeline_tests.adversity.{module}", *arguments],
-            env={**kept, **self._environ},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def _line(self, process: subprocess.Popen[str]) -> str:
-        assert process.stdout is not None
-        return process.stdout.readline().strip()
-
-    def _ask(self, order: dict[str, Any]) -> Any:
-        assert self._nursery.stdin is not None
-        self._nursery.stdin.write(json.dumps(order) + "\n")
-        self._nursery.stdin.flush()
-        return json.loads(self._line(self._nursery))
+    def _line(self, process: Process) -> str:
+        """What a process says first, in one line."""
+        while not (said := process.out.read_text()).endswith("\n"):
+            assert self.poll(process) is None, process.err.read_text()
+            time.sleep(0.01)
+        return said.strip()
 
     # -- processes -------------------------------------------------------------------------------------------------
 
@@ -159,16 +143,16 @@ class Scene:
     def hold(self, what: str, path: Path, seconds: float) -> Process:
         """Locks a ``sqlite`` or ``duckdb`` file from another process; returns once it has it."""
         process = self._spawn({"hold": what, "path": str(path), "seconds": seconds})
-        while "locked" not in process.out.read_text():
-            assert self.poll(process) is None, "the lock could not be had"
-            time.sleep(0.01)
+        assert self._line(process) == "locked"
         return process
 
     def _spawn(self, order: dict[str, Any]) -> Process:
         self._number += 1
         out, err = (self.folder / f"{self._number}.{end}" for end in ("out", "err"))
         out.touch()
-        process = Process(self._ask({**order, "out": str(out), "err": str(err)})["pid"], out, err)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("NAMI_AMP_", "DAGSTER_"))}
+        order |= {"environ": {**kept, **self._environ}, "out": str(out), "err": str(err)}
+        process = Process(nursery().ask(order)["pid"], out, err)
         self._alive.append(process)
         return process
 
@@ -176,7 +160,7 @@ class Scene:
         """The exit status of a process that has ended."""
         if process not in self._alive:
             raise ValueError("it was waited for")
-        code: int | None = self._ask({"poll": process.pid})["status"]
+        code: int | None = nursery().ask({"poll": process.pid})["status"]
         if code is not None:
             self._alive.remove(process)
         return code
@@ -216,7 +200,7 @@ class Scene:
         return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
     def end(self, process: Process) -> None:
-        """Waits for one that only held a lock."""
+        """Waits for one that only held a lock, or is killed."""
         while self.poll(process) is None:
             time.sleep(0.02)
 

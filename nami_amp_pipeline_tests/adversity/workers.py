@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from nami_amp_pipeline_tests.adversity.scene import LEASE_SECONDS, Process, Scene
-from nami_amp_pipeline_tests.adversity.worker import IN_TRANSACTION
+from nami_amp_pipeline_tests.support.nursery import IN_TRANSACTION
 from nami_amp_pipeline_tests.support.stopping import PLACES
 
 NAMED = (

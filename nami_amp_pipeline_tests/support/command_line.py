@@ -1,4 +1,4 @@
-"""Runs ``nami-amp`` for the tests: the installed program, or the same in this process."""
+"""Runs ``nami-amp`` for the tests: in a process of its own, or in this one."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from nami_amp_pipeline.operations.status import IntegrationStatus, status
 from nami_amp_pipeline.settings import Settings
 from nami_amp_pipeline.stages import pipeline
 from nami_amp_pipeline.state.integrations import all_integrations
+from nami_amp_pipeline_tests.support.nursery import Started
 
 API_KEY = "a-secret-api-key-0123456789"
 PROGRAM = Path(sys.executable).with_name("nami-amp")
@@ -31,17 +32,8 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
 
 
 def nami_amp(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Runs the installed program with ``folder`` as working directory and home."""
-    return subprocess.run(
-        [PROGRAM, *arguments],
-        cwd=folder,
-        env=environment(folder, **settings),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    """Runs the program in a process of its own, with ``folder`` as working directory and home."""
+    return Started(arguments, folder, environment(folder, **settings)).ended()
 
 
 @contextmanager

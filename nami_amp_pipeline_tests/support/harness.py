@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
 from nami_amp_pipeline.clock import from_datetime
@@ -130,12 +129,16 @@ class Pipeline:
 
     def allow_nulls(self) -> None:
         """Lets every column of the events table be null, as a table may that somebody else made."""
-        for column in ("id", "app_id", "event_type", "user_id", "created_date", "ingested_at"):
-            if self.postgres is not None:
-                self.postgres.run(f"ALTER TABLE nami_events ALTER {column} DROP NOT NULL")
-            else:
-                with duckdb.connect(str(self.warehouse)) as connection:
-                    connection.execute(f"ALTER TABLE nami_events ALTER {column} DROP NOT NULL")
+        changes = [
+            f"ALTER {column} DROP NOT NULL"
+            for column in ("id", "app_id", "event_type", "user_id", "created_date", "ingested_at")
+        ]
+        if self.postgres is not None:
+            self.postgres.run(f"ALTER TABLE nami_events {', '.join(changes)}")
+            return
+        with events_file(self.warehouse) as connection:
+            for change in changes:
+                connection.execute(f"ALTER TABLE events.nami_events {change}")
 
     def add(self, app_id: str, name: str = "main", **settings: Any) -> Integration:
         """Adds an integration from the beginning, with a key of no meaning."""

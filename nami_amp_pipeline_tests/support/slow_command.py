@@ -1,6 +1,6 @@
 """``nami-amp`` that is busy for a long time at a step of our choice.
 
-Started as ``python -m nami_amp_pipeline_tests.support.slow_command run``.
+Started from the nursery, by :func:`run`.
 
 ``STOP_AT`` names the step, ``STOP_BUSY`` what it is busy with there: ``computing`` in DuckDB, ``sleeping`` in Python,
 or ``deaf`` in a call during which Python cannot handle a signal. The file ``STOP_FILE`` is made when it begins.
@@ -40,7 +40,8 @@ def step(name: str) -> None:
         busy(os.environ["STOP_BUSY"])
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """``nami-amp``, with the hook."""
     opened = Context.open
 
     def open_with_the_hook(*args: Any, **more: Any) -> Context:
