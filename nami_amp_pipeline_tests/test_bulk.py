@@ -71,7 +71,9 @@ def test_every_text_comes_back_as_it_was(store: Store, more: int) -> None:
 @pytest.mark.parametrize("known", [0, 1, 700])
 def test_many_users_some_of_whom_are_known(store: Store, known: int, is_sorted: bool) -> None:
     """Also where they only seem to be new, as rows are in another order than that of the store."""
-    old = {f"m{number:06}": {"as_of_date": 5, "as_of_event": "old"} for number in range(known)}
+    old: dict[str, dict[str, Any]] = {
+        f"m{number:06}": {"as_of_date": 5, "as_of_event": "old"} for number in range(known)
+    }
     users: dict[str, dict[str, Any]] = {
         f"m{number:06}": {"as_of_date": 4 + number % 3, "as_of_event": "e"} for number in range(MANY)
     }
