@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -150,11 +151,14 @@ def test_what_cannot_be_accounted_for_is_an_unknown_outcome(sent: bytes, tls: Pa
 
 @pytest.mark.parametrize("stray", [GOOD, REFUSED, b"x", HINTS, b"\r\n"])
 def test_an_unsolicited_answer_on_an_idle_connection_is_nobodys(stray: bytes, tls: Path | None) -> None:
+    strayed = threading.Event()
+
     def behave(connection: socket.socket, number: int) -> None:
         connection.sendall(answer(200, b"%d" % number))
         if number == 1:
             time.sleep(0.05)
             connection.sendall(stray)
+            strayed.set()
 
     with raw_server(behave, tls=tls) as (url, requests):
         transport = HttpTransport(2.0)
@@ -162,7 +166,8 @@ def test_an_unsolicited_answer_on_an_idle_connection_is_nobodys(stray: bytes, tl
             got = post(transport, url)
             assert isinstance(got, HttpAnswer)
             assert got.body == b"%d" % number
-            time.sleep(0.15)
+            assert strayed.wait(30), "it was never sent"
+            time.sleep(0.1)
         transport.close()
     assert len(requests) == 2
 
