@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,7 +78,7 @@ class MortalStore(Store):
             yield tx
 
     @contextmanager
-    def begin(self, *, under: Iterable[Lease] = ()) -> Iterator[Transaction]:
+    def begin(self, *, under: Iterable[Lease] = (), ending: Sequence[Lease] = ()) -> Iterator[Transaction]:
         if self.dead:
             raise Crash
         if threading.get_ident() != self._thread:  # who renews leases does so by the time of the machine
@@ -87,7 +87,7 @@ class MortalStore(Store):
         fate = self._rng.choice(("before", "rolled back", "committed")) if fails else ""
         if fate == "before":
             raise StoreUnavailable("state store: simulated")
-        with super().begin(under=under) as tx:
+        with super().begin(under=under, ending=ending) as tx:
             yield tx
             if fate == "rolled back":
                 raise StoreUnavailable("state store: simulated")
