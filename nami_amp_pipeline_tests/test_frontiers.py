@@ -40,7 +40,7 @@ def noted(scene: Pipeline) -> dict[str, tuple[int | None, int | None, int | None
     apps = tables.apps
     with scene.context.store.reading() as tx:
         rows = tx.execute(sa.select(apps.c.app_id, apps.c.frontier, apps.c.watermark, apps.c.captured_at))
-        return {app_id: tuple(more) for app_id, *more in rows}  # type: ignore[misc]
+        return {app_id: tuple(more) for app_id, *more in rows}
 
 
 def put(scene: Pipeline, positions: dict[str, int]) -> None:
