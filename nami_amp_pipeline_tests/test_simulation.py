@@ -16,7 +16,7 @@ import pytest
 from nami_amp_pipeline_tests.simulation import backfills, delivery, identifies, repairs, whole
 from nami_amp_pipeline_tests.simulation.network import KINDS
 
-_DELIVERIES, _WHOLES, _BACKFILLS, _IDENTIFIES, _REPAIRS = 200, 40, 30, 30, 25
+_DELIVERIES, _WHOLES, _BACKFILLS, _IDENTIFIES, _REPAIRS = 200, 60, 50, 50, 40
 _SIMULATE: dict[str, Callable[[int], Any]] = {
     "delivery": delivery.simulate,
     "whole": whole.simulate,

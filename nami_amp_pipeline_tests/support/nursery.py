@@ -30,7 +30,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -167,8 +167,8 @@ def stop_at(name: str, time_of_many: int) -> None:
         return context
 
     @contextmanager
-    def begun(self: Store, *, under: Iterable[Lease] = ()) -> Iterator[Transaction]:
-        with begin(self, under=under) as tx:
+    def begun(self: Store, *, under: Iterable[Lease] = (), ending: Sequence[Lease] = ()) -> Iterator[Transaction]:
+        with begin(self, under=under, ending=ending) as tx:
             yield tx
             step(IN_TRANSACTION)
 
